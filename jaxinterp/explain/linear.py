@@ -1,0 +1,281 @@
+"""Exact decomposition of an output into the contributions of an input or of any activation.
+
+A network whose coefficients are frozen at x is affine there (the freeze contract), so
+
+    f(x) = W(x) x + b(x)          W(x)ᵀe_k: one vjp, all k by vmap        W(x) x: one jvp with tangent x
+    contributions_k = x ⊙ W(x)ᵀe_k        b = f − W(x) x        residual_k = f_k − Σ contributions_k − b_k
+
+The two sides of the residual come from different passes, forward and backward; it is float noise, and it is
+returned with every explanation.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+Targets = None | int | Sequence[int] | Int[Array, "..."] | np.ndarray
+
+
+class Decomposition(NamedTuple):
+    """What `decompose` returns; T is the number of targets, `...` the shape of one input or activation.
+
+    Attributes:
+        logits: f_k(x), (batch, T).
+        weights: W(x)ᵀe_k, (batch, T, ...).
+        contributions: x ⊙ W(x)ᵀe_k, (batch, T, ...).
+        bias: b_k(x), the part that no input entry explains, (batch, T).
+        residual: f_k − Σ contributions_k − b_k, signed, (batch, T); zero up to rounding.
+    """
+
+    logits: Float[Array, "batch t"]
+    weights: Float[Array, "batch t *shape"]
+    contributions: Float[Array, "batch t *shape"]
+    bias: Float[Array, "batch t"]
+    residual: Float[Array, "batch t"]
+
+
+def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "batch t"]:
+    """Classes to explain, one row per example.
+
+    Args:
+        targets: None (all classes), one int (for every example), (batch,) ints (one each) or (batch, T) ints.
+        batch: number of examples.
+        classes: number of classes; targets lie in [0, classes).
+
+    Returns:
+        (batch, T) int32.
+
+    Raises:
+        ValueError: a shape or a class is out of range.
+
+    Example:
+        >>> select_targets(None, 2, 3).tolist(), select_targets([2, 0], 2, 3).tolist()
+        ([[0, 1, 2], [0, 1, 2]], [[2], [0]])
+    """
+    if targets is None:
+        return jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32), (batch, classes))
+    if not isinstance(targets, jax.core.Tracer):
+        values = np.asarray(targets)
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"targets: got {values.dtype}, expected integers in [0, {classes})")
+        if values.size and not (values.min() >= 0 and values.max() < classes):
+            raise ValueError(f"targets: got {values.min()}..{values.max()}, expected classes in [0, {classes})")
+    rows = jnp.asarray(targets, dtype=jnp.int32)
+    if rows.ndim == 0:
+        return jnp.broadcast_to(rows, (batch, 1))
+    if rows.ndim > 2 or rows.shape[0] != batch:
+        raise ValueError(f"targets: got shape {rows.shape}, expected (), ({batch},) or ({batch}, T)")
+    return rows[:, None] if rows.ndim == 1 else rows
+
+
+def decompose(
+    apply_frozen: Callable[..., Float[Array, "batch classes"]],
+    x: Array,
+    targets: Targets = None,
+    at: str | None = None,
+    *,
+    variables: Any = None,
+    memory: int = 2 << 30,
+    check: bool = True,
+) -> Decomposition:
+    """Decompose logits exactly into contributions of the input, or of any named activation, for all classes at once.
+
+    f_k(x) = Σ_i x_i [W(x)]_{ki} + b_k(x), see this file's head. Works on every function that is affine around `x`
+    once its input-dependent coefficients are held constant: a frozen CoDA Net, any ReLU network as it is, any Flax,
+    NNX, equinox or hand-written model of the user's own. Runs at the highest matrix-product precision.
+
+    Args:
+        apply_frozen: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits
+            where `variables` is given. With `variables` the computation is compiled once and reused for as long as
+            the same function object is passed; a closure runs operation by operation, so that its parameters are
+            not baked into a program.
+        x: input, (batch, ...), floating.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`.
+        variables: the model's variables, any pytree.
+        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        check: refuse a function that is not affine at `x` (one that forgot to freeze).
+
+    Returns:
+        A `Decomposition`, on the shape of `x` or of the activation.
+
+    Raises:
+        ValueError: unknown `at`, unfit `targets`, `x` not floating, or a function that is not affine at `x`.
+
+    Example:
+        >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
+        >>> parts = decompose(relu_net, jnp.array([[1.0, 3.0]]))
+        >>> parts.contributions.tolist(), parts.bias.tolist()
+        ([[[1.0, 6.0], [-1.0, 3.0]]], [[0.5, 0.5]])
+
+    Source: CVPR 2021 (CoDA Nets), Eq. 5–8; the same identity for every piecewise affine network.
+    """
+    x = jnp.asarray(x)
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...)")
+    compiled = variables is not None
+    if at is not None and hasattr(apply_frozen, "lower"):
+        apply_frozen = apply_frozen.__wrapped__  # modules are addressed while tracing, so not through a jitted cache
+    apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
+    with jax.default_matmul_precision("highest"):
+        logits = jax.eval_shape(apply, x)
+        if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
+            raise ValueError(f"apply_frozen: got output {logits.shape}, expected ({x.shape[0]}, classes)")
+        if at is not None:
+            _find(apply, x, at)
+        rows = select_targets(targets, *logits.shape)
+        if check:
+            _require_affine(apply, x, compiled)
+        one_pass = _pass_compiled if compiled else _pass
+        return in_chunks(partial(one_pass, apply, at), (x, rows), _bytes_per_example(apply, x, rows.shape[1]), memory)
+
+
+def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, memory: int) -> Any:
+    """Apply a per-example function to equal chunks along the first axis, each within a memory budget.
+
+    Args:
+        function: (chunk of each array) ↦ pytree of arrays with the examples first.
+        arrays: arrays with a common first axis, (batch, ...).
+        bytes_each: estimate of the bytes that one example takes.
+        memory: budget in bytes.
+
+    Returns:
+        The pytree for the whole batch.
+    """
+    batch = arrays[0].shape[0]
+    count = min(batch, max(1, math.ceil(batch * bytes_each / memory)))
+    if count == 1:
+        return function(*arrays)
+    size = math.ceil(batch / count)
+    # The last chunk reaches back, so that every chunk has one shape and one compiled program serves all.
+    starts = [min(i * size, batch - size) for i in range(math.ceil(batch / size))]
+    parts = [function(*(a[s : s + size] for a in arrays)) for s in starts]
+    overlap = starts[-2] + size - starts[-1] if len(starts) > 1 else 0
+    parts[-1] = jax.tree.map(lambda a: a[overlap:], parts[-1])
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array) -> Decomposition:
+    """Decompose one chunk: one forward pass, one jvp, one vjp mapped over one-hot cotangents."""
+    value, function = (x, apply) if at is None else _activation(apply, x, at)
+    logits, pullback = jax.vjp(function, value)
+    linear = jax.jvp(function, (value,), (value,))[1]
+    cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
+    weights = jnp.moveaxis(jax.vmap(lambda c: pullback(c)[0])(cotangents), 0, 1)
+    contributions = weights * value[:, None]
+    chosen = jnp.take_along_axis(logits, rows, axis=1)
+    bias = jnp.take_along_axis(logits - linear, rows, axis=1)
+    explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
+    return Decomposition(chosen, weights, contributions, bias, chosen - explained - bias)
+
+
+_pass_compiled = jax.jit(_pass, static_argnums=1)
+
+
+def _bytes_per_example(apply: Callable[[Array], Array], x: Array, targets: int) -> int:
+    """Upper estimate of one example's bytes: every value of the forward pass, and its largest once per target."""
+    sizes = [
+        math.prod(v.aval.shape) * v.aval.dtype.itemsize
+        for equation in jax.make_jaxpr(apply)(x).eqns
+        for v in equation.outvars
+        if v.aval.shape[:1] == x.shape[:1]
+    ]
+    return (sum(sizes) + targets * max(sizes, default=0)) // x.shape[0]
+
+
+def _slopes(apply: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """First and second derivative of t ↦ f(t x) at t = 1."""
+
+    def slope(t: Array) -> Array:
+        return jax.jvp(apply, (x * t,), (x,))[1]
+
+    one = jnp.ones((), x.dtype)
+    return jax.jvp(slope, (one,), (one,))
+
+
+_slopes_compiled = jax.jit(_slopes)
+
+
+def _require_affine(apply: Callable[[Array], Array], x: Array, compiled: bool) -> None:
+    """Refuse a function with curvature along x; a properly frozen one has a second derivative of exactly zero."""
+    if isinstance(x, jax.core.Tracer):
+        return
+    first, second = (_slopes_compiled if compiled else _slopes)(apply, x[:1])
+    curvature, size = float(jnp.abs(second).max()), float(jnp.abs(first).max())
+    if curvature > 1e-3 * size:
+        raise ValueError(
+            f"apply_frozen: second derivative along x is {curvature:.2e} (slope {size:.2e}), expected 0: "
+            "the function is not affine at x; freeze its input-dependent coefficients"
+        )
+
+
+def _activation(apply: Callable[[Array], Array], x: Array, at: str) -> tuple[Array, Callable[[Array], Array]]:
+    """The output of a named Flax submodule, and the function from it to the logits."""
+    seen: list[Array] = []
+
+    def keep(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        out = run(*args, **kwargs)
+        if _is_call(context, at):
+            seen.append(out)
+        return out
+
+    with nn.intercept_methods(keep):
+        apply(x)
+
+    if not seen:
+        raise ValueError(f"at: {at!r} was traced before and cannot be addressed; pass a function that is not jitted")
+
+    def from_activation(value: Array) -> Array:
+        def put(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            out = run(*args, **kwargs)
+            return value if _is_call(context, at) else out
+
+        with nn.intercept_methods(put):
+            return apply(x)
+
+    return seen[0], from_activation
+
+
+def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tuple[int, ...]]:
+    """Paths and output shapes of all Flax submodules whose output is one array with the batch first.
+
+    Args:
+        apply: x ↦ logits, calling a Flax model.
+        x: input, (batch, ...).
+
+    Returns:
+        {path: shape} in the order of the calls; a path is what `decompose(..., at=path)` takes.
+    """
+    names: dict[str, tuple[int, ...]] = {}
+    repeated: set[str] = set()
+
+    def note(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        out = run(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and path and isinstance(out, jax.Array):
+            repeated.update({path} & names.keys())
+            names[path] = out.shape
+        return out
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda value: apply(value), x)  # a new function: a cached trace would not be intercepted
+    return {name: shape for name, shape in names.items() if name not in repeated and shape[:1] == x.shape[:1]}
+
+
+def _find(apply: Callable[[Array], Array], x: Array, at: str) -> None:
+    names = activation_names(apply, x)
+    if at not in names:
+        near = difflib.get_close_matches(at, names, n=3) or list(names)[:8]
+        raise ValueError(f"at: got {at!r}, expected a Flax submodule called once, such as {', '.join(near) or 'none'}")
+
+
+def _is_call(context: nn.module.InterceptorContext, at: str) -> bool:
+    return context.method_name == "__call__" and "/".join(context.module.path) == at

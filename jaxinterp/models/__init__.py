@@ -1,0 +1,1 @@
+"""Networks that can be read, one file per family."""

@@ -1,0 +1,19 @@
+"""One process-wide setting of JAX for all tests: CPU, 8 simulated devices, strict promotion, one compilation cache."""
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+_build = f"{version('jaxlib')}-{platform.machine()}-{platform.processor()}-{platform.python_version()}"
+_cache = Path(__file__).parent.parent / ".jax_cache" / hashlib.sha256(_build.encode()).hexdigest()[:12]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
