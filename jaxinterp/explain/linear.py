@@ -10,6 +10,7 @@ returned with every explanation.
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -123,7 +124,7 @@ def decompose(
         raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...)")
     compiled = variables is not None
     if at is not None and hasattr(apply_frozen, "lower"):
-        apply_frozen = apply_frozen.__wrapped__  # modules are addressed while tracing, so not through a jitted cache
+        apply_frozen = inspect.unwrap(apply_frozen)  # modules are addressed while tracing, so not through a jitted cache
     apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
     with jax.default_matmul_precision("highest"):
         logits = jax.eval_shape(apply, x)

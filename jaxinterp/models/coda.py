@@ -16,7 +16,7 @@ which is one matrix product over the patches and one small one over h̃.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -31,6 +31,8 @@ Rescale = Literal["squash", "l2"]
 # Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); 1e-24 is below float64's
 # resolution of the published figures and keeps ||w|| exact to 1e-12.
 TINY = 1e-24
+
+CACHE = 4 << 20  # bytes of a chunk's largest intermediate on a CPU
 
 LOGIT_BIAS = math.log(0.1 / 0.9)  # the prior probability 0.1 of the authors' configurations
 
@@ -88,30 +90,92 @@ def widened(dtype: DTypeLike) -> DTypeLike:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
-def generate(
-    x: Float[Array, "*batch d"], B: Float[Array, "d r"], generator: Float[Array, "r1 j d"], rescale: Rescale
-) -> tuple[Float[Array, "*batch r1"], Float[Array, "*batch j"]]:
+def _times(h: Float[Array, "m k"], gram: Float[Array, "k l j"]) -> Float[Array, "m l j"]:
+    return jnp.matmul(h, gram.reshape(gram.shape[0], -1)).reshape(-1, *gram.shape[1:])
+
+
+@jax.custom_jvp
+def quadratic_form(h: Float[Array, "m k"], gram: Float[Array, "k k j"]) -> Float[Array, "m j"]:
+    """hᵀ G_j h for symmetric positive semidefinite G_j, clipped at 0, as a product and a multiply-and-sum.
+
+    Its derivative 2 (G_j h)ᵀ dh + hᵀ dG_j h reuses the product, which autodiff would form twice.
+    """
+    return jnp.maximum((_times(h, gram) * h[:, :, None]).sum(1), 0)
+
+
+@quadratic_form.defjvp
+def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (h, gram), (dh, dgram) = primals, tangents
+    gram_h = _times(h, gram)
+    value = jnp.maximum((gram_h * h[:, :, None]).sum(1), 0)
+    return value, 2 * (gram_h * dh[:, :, None]).sum(1) + (_times(h, dgram) * h[:, :, None]).sum(1)
+
+
+def coefficients(
+    p: Float[Array, "m d"], B: Float[Array, "d r"], gram: Float[Array, "r1 r1 j"], rescale: Rescale
+) -> tuple[Float[Array, "m r1"], Float[Array, "m j"]]:
     """What a layer's dynamic weights are made of at each patch: w_j = scale_j · Σ_k h̃_k Ã_jk.
 
     Args:
-        x: patches, (..., D).
+        p: patches, (M, D).
         B: (D, r), the shared projection.
-        generator: Ã, (r + 1, J, D); the last row is b.
+        gram: Ã_jᵀ Ã_j for every unit, (r + 1, r + 1, J), float32 or wider.
         rescale: "squash", scale = ||v|| / (1 + ||v||²), or "l2", scale = 1 / ||v||.
 
     Returns:
-        h̃, (..., r + 1), and scale, (..., J), in float32 or wider.
+        h̃, (M, r + 1), of p's type, and scale, (M, J), of gram's.
 
     Source: CVPR 2021, Eq. 2–4 and Sec. 3.4; ||v_j||² = h̃ᵀ(Ã_jᵀÃ_j)h̃.
     """
-    h = jnp.matmul(x, B)
-    h = jnp.concatenate([h, jnp.ones_like(h[..., :1])], axis=-1)
-    wide = widened(h.dtype)
-    gram = jnp.einsum("kjd,ljd->klj", generator, generator, preferred_element_type=wide)
-    gram_h = jnp.matmul(h.astype(wide), gram.reshape(gram.shape[0], -1)).reshape(*h.shape[:-1], *gram.shape[1:])
-    square = jnp.maximum((gram_h * h.astype(wide)[..., None]).sum(-2), 0)
+    h = jnp.matmul(p, B)
+    h = jnp.concatenate([h, jnp.ones_like(h[:, :1])], axis=-1)
+    square = quadratic_form(h.astype(gram.dtype), gram)
     norm = jnp.sqrt(square + TINY)
     return h, norm / (1 + square) if rescale == "squash" else 1 / norm
+
+
+def align(
+    p: Float[Array, "m d"], generator: Float[Array, "r1 j d"], h: Float[Array, "m r1"], scale: Float[Array, "m j"]
+) -> Float[Array, "m j"]:
+    """<w_j, p> without forming w: scale_j · Σ_k h̃_k <Ã_jk, p> (CVPR 2021, Eq. 1, factored)."""
+    u = jnp.matmul(p, generator.reshape(-1, generator.shape[-1]).T).reshape(-1, *generator.shape[:2])
+    return ((u * h[:, :, None]).sum(1).astype(scale.dtype) * scale).astype(p.dtype)
+
+
+def align_explicitly(
+    p: Float[Array, "m d"], generator: Float[Array, "r1 j d"], h: Float[Array, "m r1"], scale: Float[Array, "m j"]
+) -> Float[Array, "m j"]:
+    """<w_j, p> through w itself, so that the transpose for many classes shares one w.
+
+    Forming w once costs as much as one factored pass; each class then costs J·D per position instead of
+    (r + 1)·J·D. Only one chunk's w is alive at any time.
+    """
+    w = jnp.matmul(h, generator.reshape(generator.shape[0], -1)).reshape(-1, *generator.shape[1:])
+    return jnp.einsum("mjd,md->mj", (w.astype(scale.dtype) * scale[..., None]).astype(p.dtype), p)
+
+
+def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array, "m _"]) -> Any:
+    """Apply a per-row function to chunks of rows whose largest intermediate stays in a CPU core's cache.
+
+    The chunks are computed again in the backward pass, so that nothing of theirs is stored. On an accelerator the
+    function is applied at once.
+
+    Args:
+        function: (rows of each array) ↦ pytree of arrays with the same rows.
+        row_bytes: size of the largest intermediate, bytes per row.
+        arrays: arrays with a common first axis, (M, ...).
+
+    Returns:
+        The pytree for all rows.
+    """
+    rows = arrays[0].shape[0]
+    chunks = math.ceil(rows / max(64, CACHE // row_bytes))
+    if chunks == 1 or jax.default_backend() != "cpu":
+        return function(*arrays)
+    size = math.ceil(rows / chunks)
+    padded = (jnp.pad(a, ((0, chunks * size - rows), (0, 0))).reshape(chunks, size, -1) for a in arrays)
+    out = lax.map(lambda chunk: jax.checkpoint(function)(*chunk), tuple(padded))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:rows], out)
 
 
 class DynamicAlignmentConv(nn.Module):
@@ -164,49 +228,35 @@ class DynamicAlignmentConv(nn.Module):
             pad = ((ky - 1) // 2, (kx - 1) // 2)
         geometry = (self.kernel_size, self.strides, (pad, pad) if isinstance(pad, int) else pad)
         p = patches(x, *geometry)
-        d, r, j = p.shape[-1], self.rank, self.features
+        positions, d, r, j = p.shape[:-1], p.shape[-1], self.rank, self.features
         B = self.param("B", _uniform(d), (d, r), self.param_dtype)
         A = self.param("A", _uniform(r), (r, j, d), self.param_dtype)
         b = self.param("b", _uniform(r), (j, d), self.param_dtype)
-        p, B, A, b = nn.dtypes.promote_dtype(p, B, A, b, dtype=self.dtype)
+        p, B, A, b = nn.dtypes.promote_dtype(p.reshape(-1, d), B, A, b, dtype=self.dtype)
         generator = jnp.concatenate([A, b[None]])
 
-        h, scale = generate(lax.stop_gradient(p) if frozen else p, B, generator, self.rescale)
-        if frozen:
-            return align_frozen(p, lax.stop_gradient(generator), lax.stop_gradient(h), lax.stop_gradient(scale))
-        y = align(p, generator, h, scale)
-        if through is None:
-            return y
-        u = patches(through, *geometry).astype(p.dtype)
-        return y, align_frozen(u, generator, h, scale)
+        gram = jnp.einsum("kjd,ljd->klj", generator, generator, preferred_element_type=widened(p.dtype))
 
+        # One flat axis of positions: XLA's CPU compiler (jaxlib 0.10.2) fuses these reductions wrongly where a
+        # spatial axis has length 1.
+        def respond(p: Array) -> Array:
+            return align(p, generator, *coefficients(p, B, gram, self.rescale))
 
-def align(
-    p: Float[Array, "*batch d"],
-    generator: Float[Array, "r1 j d"],
-    h: Float[Array, "*batch r1"],
-    scale: Float[Array, "*batch j"],
-) -> Float[Array, "*batch j"]:
-    """<w_j, p> without forming w: scale_j · Σ_k h̃_k <Ã_jk, p> (CVPR 2021, Eq. 1, factored)."""
-    u = jnp.matmul(p, generator.reshape(-1, generator.shape[-1]).T).reshape(*p.shape[:-1], *generator.shape[:2])
-    return ((u * h[..., None]).sum(-2).astype(scale.dtype) * scale).astype(p.dtype)
+        def respond_frozen(p: Array) -> Array:
+            held = coefficients(lax.stop_gradient(p), B, gram, self.rescale)
+            return align_explicitly(p, *lax.stop_gradient((generator, *held)))
 
+        def respond_through(p: Array, u: Array) -> tuple[Array, Array]:
+            h, scale = coefficients(p, B, gram, self.rescale)
+            return align(p, generator, h, scale), align_explicitly(u, generator, h, scale)
 
-@jax.checkpoint
-def align_frozen(
-    p: Float[Array, "*batch d"],
-    generator: Float[Array, "r1 j d"],
-    h: Float[Array, "*batch r1"],
-    scale: Float[Array, "*batch j"],
-) -> Float[Array, "*batch j"]:
-    """<w_j, p> through w itself, so that the transpose for all classes shares one w.
-
-    Forming w once costs as much as one factored pass; each further class then costs J·D per position instead of
-    (r + 1)·J·D. It is formed again in the backward pass, so that only one layer's w is alive at any time.
-    """
-    w = jnp.matmul(h, generator.reshape(generator.shape[0], -1)).reshape(*h.shape[:-1], *generator.shape[1:])
-    w = (w.astype(scale.dtype) * scale[..., None]).astype(p.dtype)
-    return (w * p[..., None, :]).sum(-1)
+        width = j * p.dtype.itemsize  # bytes of one position's row, times r + 1 for U = Ãx or D for w
+        if through is not None:
+            u = patches(through, *geometry).reshape(-1, d).astype(p.dtype)
+            y, wu = in_cache(respond_through, width * max(d, r + 1), p, u)
+            return y.reshape(*positions, j), wu.reshape(*positions, j)
+        y = in_cache(respond_frozen, width * d, p) if frozen else in_cache(respond, width * (r + 1), p)
+        return y.reshape(*positions, j)
 
 
 class CoDANet(nn.Module):

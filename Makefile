@@ -1,0 +1,44 @@
+# Two commands on a bare machine with Python and pip: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+CONSTRAINTS := requirements/constraints-$(VERSION).txt
+
+.PHONY: demo test slow check bench lock readme clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/jaxinterp demo
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest
+
+slow: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m slow
+
+check: $(VENV)/.installed
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet -c $(CONSTRAINTS) torch captum
+	$(VENV)/bin/python -m benchmarks.coda
+
+readme: $(VENV)/.installed
+	$(VENV)/bin/python -m jaxinterp.report README.md
+
+# What was tested, one file per supported Python; every other version is refused here by its missing file.
+lock: $(VENV)/.installed
+	for v in 3.11 3.12 3.13; do \
+	  $(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version $$v --universal --quiet \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	    --output-file requirements/constraints-py$$(echo $$v | tr -d .).txt; \
+	done
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .jax_cache runs

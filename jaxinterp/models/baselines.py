@@ -1,0 +1,288 @@
+"""Conventional image classifiers to compare with: CIFAR ResNets with option-A shortcuts, VGG with BatchNorm.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, Sec. 4.2; Simonyan, Zisserman,
+"Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, Table 1.
+
+Convolution, BatchNorm in evaluation statistics, pooling, addition and the classifier are affine, and a ReLU
+is linear where its gate does not switch: at each input such a network *is* an affine map already, f(x) = W(x)
+x + b(x). So freezing leaves nothing to hold but the BatchNorm statistics, and `frozen=True` only forces the
+evaluation ones, whatever `train` says. Unlike a CoDA net's, b(x) depends on the input.
+
+Every network is a `trunk` (its sub-modules `stem`, `block_0`, … or `conv_0`, … are activations to be named),
+global average pooling and a linear `classifier`; the two commute, so the logits are the mean of per-position
+class maps. Weights start from N(0, 2 / fan-in) (He et al., ICCV 2015), biases from 0; BatchNorm has ε = 1e-5
+and keeps 0.9 of its running statistics per step, PyTorch's `momentum=0.1`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+class _Layer(nn.Module, kw_only=True):
+    """What every layer and network here can be told, by keyword.
+
+    Attributes:
+        dtype: type of the convolutions, e.g. bfloat16; None keeps the input's. BatchNorm is float32 or wider.
+        param_dtype: type of the parameters.
+        axis_name: the mapped axis over which `jax.pmap` shares the batch statistics; None under `jit`.
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The same, for the layers inside."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype, "axis_name": self.axis_name}
+
+
+class _Network(_Layer, kw_only=True):
+    """A network that may centre and scale its images itself.
+
+    Attributes:
+        mean: per-channel mean that is subtracted from images in [0, 1], or None for 0.
+        std: per-channel standard deviation by which they are divided, or None for 1.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def standardise(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """(x − mean) / std."""
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and len(value) != x.shape[-1]:
+                raise ValueError(f"{name} has {len(value)} numbers, expected {x.shape[-1]}, one for each channel")
+        if self.mean is not None:
+            x = x - jnp.asarray(self.mean, x.dtype).reshape(1, 1, 1, -1)
+        return x if self.std is None else x / jnp.asarray(self.std, x.dtype).reshape(1, 1, 1, -1)
+
+    def classify(self, x: Float[Array, "n h w c"], classes: int) -> Float[Array, "n classes"]:
+        """Global average pooling and the linear classifier, in float32 or wider."""
+        pooled = x.astype(np.promote_types(np.float32, x.dtype)).mean((1, 2))
+        init, dtype = nn.initializers.he_normal(), self.param_dtype
+        return nn.Dense(classes, kernel_init=init, param_dtype=dtype, name="classifier")(pooled)
+
+
+class ConvNorm(_Layer):
+    """3×3 convolution without bias, BatchNorm, ReLU.
+
+    Attributes:
+        features: output channels.
+        strides: step in pixels, in both directions; the padding is 1.
+        relu: whether the ReLU is there.
+    """
+
+    features: int
+    strides: int = 1
+    relu: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Convolve, normalise with the batch's statistics (train) or the running ones, rectify."""
+        y = nn.Conv(
+            self.features,
+            (3, 3),
+            (self.strides, self.strides),
+            padding=((1, 1), (1, 1)),
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+        wide = np.promote_types(np.float32, self.param_dtype)
+        z = nn.BatchNorm(
+            use_running_average=frozen or not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            param_dtype=wide,
+            axis_name=self.axis_name,
+            force_float32_reductions=False,
+            name="norm",
+        )(y.astype(np.promote_types(wide, y.dtype)))
+        return (nn.relu(z) if self.relu else z).astype(y.dtype)
+
+
+def option_a(x: Float[Array, "n h w c"], features: int, strides: int) -> Float[Array, "n h2 w2 features"]:
+    """The parameter-free shortcut: every `strides`-th pixel, zero channels on both sides.
+
+    Args:
+        x: (N, H, W, C).
+        features: output channels, ≥ C.
+        strides: step in pixels.
+
+    Returns:
+        (N, ⌈H / strides⌉, ⌈W / strides⌉, features).
+
+    Example:
+        >>> option_a(jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1), 3, 2).tolist()
+        [[[[0.0, 1.0, 0.0]]]]
+
+    Source: He et al. 2016, Sec. 3.3, option A.
+    """
+    extra = features - x.shape[-1]
+    return jnp.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+
+
+class BasicBlock(_Layer):
+    """Residual block, ReLU(option_a(x) + norm(conv(ReLU(norm(conv(x)))))); attributes as in `ConvNorm`.
+
+    Source: He et al. 2016, Eq. 1 and Sec. 4.2.
+    """
+
+    features: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Two convolutions, and the shortcut around them."""
+        y = ConvNorm(self.features, self.strides, name="conv_0", **self.shared)(x, train, frozen)
+        y = ConvNorm(self.features, relu=False, name="conv_1", **self.shared)(y, train, frozen)
+        return nn.relu(y + option_a(x, self.features, self.strides).astype(y.dtype))
+
+
+class ResNetTrunk(_Network):
+    """The convolutional part of a CIFAR ResNet, or its first blocks.
+
+    Attributes:
+        depth: 6n + 2 of the whole network (20, 32, 44, 56, 110): three stages of n blocks.
+        blocks: how many blocks to keep, 0 (stem only) to 3n; None for all.
+        width: channels of the first stage; the next two have twice and four times as many at half the
+            resolution.
+
+    Source: He et al. 2016, Sec. 4.2.
+    """
+
+    depth: int = 20
+    blocks: int | None = None
+    width: int = 16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Features of images in [0, 1]; ValueError if `depth` or `blocks` does not name a CIFAR ResNet."""
+        per_stage, rest = divmod(self.depth - 2, 6)
+        if rest or per_stage < 1:
+            raise ValueError(f"depth = {self.depth}, expected 6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, ...")
+        blocks = 3 * per_stage if self.blocks is None else self.blocks
+        if not 0 <= blocks <= 3 * per_stage:
+            raise ValueError(f"blocks = {blocks}, expected 0 to {3 * per_stage} for depth {self.depth}")
+        x = self.standardise(x)
+        x = ConvNorm(self.width, name="stem", **self.shared)(x, train, frozen)
+        for i in range(blocks):
+            stage, position = divmod(i, per_stage)
+            strides = 2 if stage > 0 and position == 0 else 1
+            x = BasicBlock(self.width * 2**stage, strides, name=f"block_{i}", **self.shared)(x, train, frozen)
+        return x
+
+
+class VGGTrunk(_Network):
+    """The convolutional part of a VGG network: five stages of 3×3 ConvNorm, each followed by 2×2 max pooling.
+
+    The pooling takes the maximum of a reshaped array, floor(H / 2) × floor(W / 2), and shares its derivative
+    among equal maxima, so that forward and reverse differentiation give the same W(x).
+
+    Attributes:
+        depth: 11, 13, 16 or 19 layers with weights, as the paper's configurations A, B, D, E (whose three
+            dense layers are here one, as is usual for 32×32 images).
+        width: channels of the first stage; then 2, 4, 8, 8 times as many.
+
+    Source: Simonyan and Zisserman 2015, Table 1, with BatchNorm after every convolution.
+    """
+
+    depth: int = 16
+    width: int = 64
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Features of images in [0, 1]; ValueError for an unknown depth or an image smaller than 32×32."""
+        if self.depth not in VGG_STAGES:
+            raise ValueError(f"depth = {self.depth}, expected one of {', '.join(map(str, VGG_STAGES))}")
+        if min(x.shape[1:3]) < 32:
+            raise ValueError(f"x has {x.shape[1]}x{x.shape[2]} pixels, expected at least 32x32: five poolings")
+        x = self.standardise(x)
+        first = 0
+        for stage, convolutions in enumerate(VGG_STAGES[self.depth]):
+            features = self.width * 2 ** min(stage, 3)
+            for i in range(first, first + convolutions):
+                x = ConvNorm(features, name=f"conv_{i}", **self.shared)(x, train, frozen)
+            x = _max_pool(x)
+            first += convolutions
+        return x
+
+
+def _max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """2×2 maxima, stride 2; an odd last row or column is dropped."""
+    n, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    return x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels).max((2, 4))
+
+
+class CifarResNet(_Network):
+    """ResNet-20, -32, -44, -56, … for small images, with option-A shortcuts.
+
+    269,722 parameters at depth 20 and 853,018 at depth 56 (width 16, RGB, 10 classes). Fully convolutional:
+    any image size. Activations: `trunk`, `trunk/stem`, `trunk/block_0` … `trunk/block_{3n−1}`.
+
+    Attributes:
+        depth: 6n + 2.
+        classes: number of classes.
+        width: see `ResNetTrunk`, as the others.
+
+    Source: He et al. 2016, Sec. 4.2.
+    """
+
+    depth: int = 20
+    classes: int = 10
+    width: int = 16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n classes"]:
+        """Logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
+        own = {"mean": self.mean, "std": self.std, **self.shared}
+        trunk = ResNetTrunk(self.depth, width=self.width, name="trunk", **own)
+        return self.classify(trunk(x, train, frozen), self.classes)
+
+
+class VGG(_Network):
+    """VGG-11, -13, -16 or -19 for small images (32×32 or larger), with BatchNorm and one linear layer.
+
+    Activations: `trunk`, `trunk/conv_0` … (after the ReLU). Attributes as in `VGGTrunk`, and `classes`. At
+    depth 16: 14,724,042 parameters (RGB, 10 classes; the convolutions have no bias, which BatchNorm would
+    cancel).
+
+    Source: Simonyan and Zisserman 2015, Table 1.
+    """
+
+    depth: int = 16
+    classes: int = 10
+    width: int = 64
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n classes"]:
+        """Logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
+        own = {"mean": self.mean, "std": self.std, **self.shared}
+        trunk = VGGTrunk(self.depth, width=self.width, name="trunk", **own)
+        return self.classify(trunk(x, train, frozen), self.classes)

@@ -1,0 +1,168 @@
+"""Weights of the authors' PyTorch CoDA nets, from and to the parameters of `CoDANet`.
+
+The published networks are an `nn.Sequential` whose layer i owns three arrays (pooling, temperature and logit
+bias own none):
+
+    i.weight_mod.weighting_f.0.weight   (r, C, k, k)        the projection B
+    i.weight_mod.weighting_f.1.weight   (D·J, r, 1, 1)      the generators A_j, at channel d·J + j
+    i.weight_mod.weighting_f.1.bias     (D·J,)              the b_j, in the same order
+
+with patch entry d = (c, k_y, k_x) in row-major order and D = C·k². Here the patch is ordered (k_y, k_x, c): B
+is (D, r), A is (r, J, D) and b is (J, D).
+"""
+
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxinterp.errors import CheckpointError, ConfigError
+
+PROJECTION = "weight_mod.weighting_f.0.weight"
+GENERATOR = "weight_mod.weighting_f.1.weight"
+BIAS = "weight_mod.weighting_f.1.bias"
+_NAME = re.compile(rf"(?:module\.|model\.)*(\d+)\.({'|'.join(map(re.escape, (PROJECTION, GENERATOR, BIAS)))})")
+
+Params = dict[str, dict[str, Array]]
+
+
+def from_torch(state_dict: Mapping[str, Any]) -> Params:
+    """Convert the authors' parameters of a CoDA net; PyTorch is not needed.
+
+    Args:
+        state_dict: the authors' names, with or without the prefixes `module.` and `model.` that wrappers
+            leave, to arrays or tensors in their layouts (module docstring), of any floating type.
+
+    Returns:
+        {"layer_0": {"B": (D, r), "A": (r, J, D), "b": (J, D)}, …}, the `params` of a `CoDANet` with the same
+        layers, of the same type (float64 is kept under `jax.enable_x64` only).
+
+    Raises:
+        ConfigError: in one line, which names are unknown, missing, given twice, or of a wrong shape.
+
+    Example:
+        >>> shapes = {"0.weight": (5, 6, 3, 3), "1.weight": (54 * 4, 5, 1, 1), "1.bias": (54 * 4,)}
+        >>> state_dict = {f"module.0.weight_mod.weighting_f.{n}": np.zeros(s, "f") for n, s in shapes.items()}
+        >>> params = from_torch(state_dict)
+        >>> {name: array.shape for name, array in params["layer_0"].items()}
+        {'B': (54, 5), 'A': (5, 4, 54), 'b': (4, 54)}
+
+    Source: parameter names and layouts of the authors' release (github.com/moboehle/CoDA-Nets,
+    `modules/DAUs.py`).
+    """
+    layers: dict[int, dict[str, np.ndarray]] = {}
+    unknown, twice = [], []
+    for name, value in state_dict.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            unknown.append(name)
+            continue
+        layer = layers.setdefault(int(match[1]), {})
+        if match[2] in layer:
+            twice.append(name)
+        layer[match[2]] = np.asarray(value)
+    missing = [
+        f"{i}.{part}"
+        for i in range(max(len(layers), 1))
+        for part in (PROJECTION, GENERATOR, BIAS)
+        if part not in layers.get(i, {})
+    ]
+    problems = [
+        f"{kind} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for kind, names in (("unknown", unknown), ("missing", missing), ("given twice", twice))
+        if names
+    ]
+    if problems:
+        raise ConfigError(f"not the parameters of a CoDA net: {'; '.join(problems)}")
+
+    params, channels = {}, None
+    for i in range(len(layers)):
+        params[f"layer_{i}"], channels = _layer(i, layers[i], channels)
+    return params
+
+
+def _layer(i: int, arrays: Mapping[str, np.ndarray], channels: int | None) -> tuple[dict[str, Array], int]:
+    """Layer i's parameters and its number of units, after a layer with `channels` units."""
+    B, A, b = arrays[PROJECTION], arrays[GENERATOR], arrays[BIAS]
+
+    def check(part: str, array: np.ndarray, good: bool, expected: str) -> None:
+        if not good:
+            raise ConfigError(f"{i}.{part} has shape {array.shape}, expected {expected}")
+
+    square = B.ndim == 4 and B.shape[2] == B.shape[3] and channels in (None, B.shape[1])
+    check(PROJECTION, B, square, f"(r, {'C' if channels is None else channels}, k, k)")
+    rank, in_channels, kernel, _ = B.shape
+    d = in_channels * kernel**2
+    check(BIAS, b, b.ndim == 1 and b.size > 0 and b.size % d == 0, f"(D·J,) with D = {d}")
+    check(GENERATOR, A, A.shape == (b.size, rank, 1, 1), f"({b.size}, {rank}, 1, 1)")
+    units, patch = b.size // d, (in_channels, kernel, kernel)
+    return {
+        "B": jnp.asarray(B.transpose(2, 3, 1, 0).reshape(d, rank)),
+        "A": jnp.asarray(A.reshape(*patch, units, rank).transpose(4, 3, 1, 2, 0).reshape(rank, units, d)),
+        "b": jnp.asarray(b.reshape(*patch, units).transpose(3, 1, 2, 0).reshape(units, d)),
+    }, units
+
+
+def to_torch(params: Mapping[str, Mapping[str, Array]], in_channels: int = 6) -> dict[str, np.ndarray]:
+    """Convert the parameters of a `CoDANet` to the authors' names and layouts, the inverse of `from_torch`.
+
+    Args:
+        params: {"layer_0": {"B": (D, r), "A": (r, J, D), "b": (J, D)}, …}.
+        in_channels: channels C of the first layer's input, 6 for encoded colour images.
+
+    Returns:
+        The authors' names to arrays in their layouts (module docstring), kernels square.
+
+    Raises:
+        ConfigError: if a layer is not there, or its D is not C·k² for any k.
+    """
+    state_dict: dict[str, np.ndarray] = {}
+    for i in range(len(params)):
+        if f"layer_{i}" not in params:
+            raise ConfigError(f"params has {', '.join(params)}, expected layer_0 to layer_{len(params) - 1}")
+        B, A, b = (np.asarray(params[f"layer_{i}"][part]) for part in ("B", "A", "b"))
+        (d, rank), units = B.shape, b.shape[0]
+        kernel = round((d / in_channels) ** 0.5)
+        if in_channels * kernel**2 != d:
+            raise ConfigError(f"layer_{i}: B has {d} rows, expected C·k² for {in_channels} input channels C")
+        patch = (kernel, kernel, in_channels)
+        state_dict[f"{i}.{PROJECTION}"] = B.reshape(*patch, rank).transpose(3, 2, 0, 1)
+        generators = A.reshape(rank, units, *patch).transpose(4, 2, 3, 1, 0)
+        state_dict[f"{i}.{GENERATOR}"] = generators.reshape(-1, rank, 1, 1)
+        state_dict[f"{i}.{BIAS}"] = b.reshape(units, *patch).transpose(3, 1, 2, 0).reshape(-1)
+        in_channels = units
+    return state_dict
+
+
+def load_torch(path: str | PathLike[str]) -> Params:
+    """Read a checkpoint of the authors and convert it; only tensors are read, nothing in the file is executed.
+
+    Args:
+        path: a file written by `torch.save`, holding a state dict or a dict with one under "state_dict".
+
+    Returns:
+        As `from_torch`.
+
+    Raises:
+        ConfigError: if PyTorch is not installed, or the names or shapes are not a CoDA net's.
+        CheckpointError: if the file is not there or cannot be read as tensors.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError("a PyTorch checkpoint needs torch: pip install 'jaxinterp[bench]'") from None
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged or foreign file: RuntimeError, EOFError, UnpicklingError, …
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint of tensors ({type(error).__name__})") from None
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    if state_dict is None or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise CheckpointError(f"{path}: expected a dict of tensors, or one under 'state_dict'")
+    return from_torch(state_dict)
