@@ -1,0 +1,1 @@
+"""Benchmarks beside PyTorch; each is a program that writes benchmarks/results/<benchmark>-<machine>.json."""

@@ -1,0 +1,31 @@
+"""Data: where images come from, how they are augmented, and how they reach the device.
+
+A small set is loaded whole (`load`), put on the device once (`to_device`) and drawn from there
+(`epoch_order`, `draw_batch`); a large one is streamed from the host (`stream`). Images are float32 NHWC in
+[0, 1], labels int32; the order of examples and every random draw are functions of (seed, epoch, index).
+"""
+
+from jaxinterp.data.augment import Augment, compose, crop, flip, identity
+from jaxinterp.data.pipeline import draw_batch, epoch_order, eval_batches, to_device
+from jaxinterp.data.randaugment import rand_augment, timm_rand_augment
+from jaxinterp.data.sources import NAMES, Dataset, hold_out, load
+from jaxinterp.data.stream import stream
+
+__all__ = [
+    "NAMES",
+    "Augment",
+    "Dataset",
+    "compose",
+    "crop",
+    "draw_batch",
+    "epoch_order",
+    "eval_batches",
+    "flip",
+    "hold_out",
+    "identity",
+    "load",
+    "rand_augment",
+    "stream",
+    "timm_rand_augment",
+    "to_device",
+]

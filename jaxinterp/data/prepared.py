@@ -1,0 +1,155 @@
+"""Data sets prepared by tensorflow-datasets, read from their array_record shards without TensorFlow."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxinterp.errors import DataError
+
+_CHUNK = 4096  # records fetched at once
+_SPLITS = {"imagenet2012": {"train": "train", "test": "validation"}}  # its published test labels do not exist
+
+
+def preparation_command(name: str, data_dir: Path) -> str:
+    """The shell command that downloads and prepares a data set; it needs TensorFlow, reading does not."""
+    manual = " --manual_dir=FOLDER_OF_THE_IMAGENET_TAR_FILES" if name == "imagenet2012" else ""
+    build = f"tfds build {name} --file_format=array_record --data_dir={data_dir}{manual}"
+    return f"pip install 'jaxinterp[tfds]' && {build}"
+
+
+class Prepared(NamedTuple):
+    """An opened split: random access to encoded records, its shards with their lengths, and its provenance."""
+
+    source: Any
+    shards: list[Path]
+    lengths: list[int]
+    provenance: dict[str, str]
+
+    def fetch(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Read records {"image": encoded bytes, "label": int, ...}; `DataError` names a damaged shard."""
+        try:
+            if len(indices) == 1:  # array_record starts a thread for every call of __getitems__
+                return [self.source[int(indices[0])]]
+            return self.source.__getitems__([int(index) for index in indices])
+        except RuntimeError as error:
+            if len(indices) > 1:
+                return [self.fetch([index])[0] for index in indices]
+            shard = self.shards[int(np.searchsorted(np.cumsum(self.lengths), indices[0], side="right"))]
+            raise DataError(f"{shard}: damaged array_record shard ({_line(error)})") from error
+
+
+def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
+    """Open the shards of a prepared split.
+
+    Args:
+        name: the data set's name in tensorflow-datasets.
+        split: "train" or "test" (for imagenet2012 the validation images).
+        data_dir: the data folder; the newest `name/version` in it that holds the split is taken.
+
+    Returns:
+        The opened split; None if no shard of it is there.
+
+    Raises:
+        DataError: a shard is missing, truncated or damaged, or the set was prepared in another format.
+    """
+    split = _SPLITS.get(name, {}).get(split, split)
+    found = sorted((data_dir / name).glob("*/dataset_info.json"), key=lambda path: _version(path.parent.name))
+    folders = [path.parent for path in found if any(path.parent.glob(f"{name}-{split}.*-of-*"))]
+    if not folders:
+        return None
+    folder = folders[-1]
+
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        shards = [Path(path) for path in builder.info.splits[split].filepaths]
+        lengths = builder.info.splits[split].shard_lengths
+        file_format = builder.info.file_format.value
+    except Exception as error:  # tfds has no exception of its own for damaged metadata
+        raise DataError(f"{folder}: damaged or foreign dataset_info.json ({_line(error)})") from error
+    if file_format != "array_record":
+        command = preparation_command(name, data_dir)
+        raise DataError(f"{folder}: prepared as {file_format}, expected array_record; mend it by: {command}")
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]} is missing, {len(missing)} of {len(shards)} shards in all")
+    for shard, expected in zip(shards, lengths, strict=True):
+        held = _records(shard)
+        if held != expected:
+            raise DataError(f"{shard}: {held} records, but dataset_info.json has {expected}")
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    provenance = {
+        "source": "tensorflow-datasets, array_record",
+        "path": str(folder),
+        "version": str(builder.info.version),
+        "md5": "not published; record hashes checked by array_record",
+    }
+    return Prepared(source, shards, lengths, provenance)
+
+
+def read_prepared(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]] | None:
+    """Read a whole prepared split of images of one size into memory.
+
+    Args:
+        name: the data set's name in tensorflow-datasets.
+        split: "train" or "test".
+        data_dir: the data folder.
+
+    Returns:
+        images uint8 (N, H, W, C), labels int32 (N,) and the provenance; None if the split has not been
+        prepared.
+
+    Raises:
+        DataError: a shard is missing, truncated or damaged, or an image cannot be decoded.
+    """
+    opened = open_prepared(name, split, data_dir)
+    if opened is None:
+        return None
+    images: list[UInt8[np.ndarray, "h w c"]] = []
+    labels: list[int] = []
+    total = sum(opened.lengths)
+    for start in range(0, total, _CHUNK):
+        records = opened.fetch(range(start, min(start + _CHUNK, total)))
+        images += [decode(record["image"], opened.provenance) for record in records]
+        labels += [int(record["label"]) for record in records]
+    if len({image.shape for image in images}) != 1:
+        raise DataError(f"{opened.provenance['path']}: images of different sizes, or none")
+    return np.stack(images), np.asarray(labels, np.int32), opened.provenance
+
+
+def decode(encoded: bytes, provenance: dict[str, str]) -> UInt8[np.ndarray, "h w c"]:
+    """Decode a PNG or JPEG as it is stored: one channel for grey images, three for all others."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{provenance['path']}: a record holds no readable image ({_line(error)})") from error
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _records(shard: Path) -> int:
+    """How many records a shard holds; opening it reads its footer, which a truncated file has lost."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(str(shard))
+        records = int(reader.num_records())
+        reader.close()
+    except RuntimeError as error:
+        raise DataError(f"{shard}: truncated, damaged or foreign array_record shard ({_line(error)})") from error
+    return records
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in text.split("."))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,118 @@
+"""Large data sets, streamed from their shards by grain: decoded, resized and cropped on the host."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxinterp.data.prepared import decode, open_prepared
+from jaxinterp.data.sources import data_folder, missing
+
+
+def stream(
+    name: str,
+    split: str,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    epoch: int,
+    data_dir: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    shorter_side: int | None = None,
+    num_threads: int = 16,
+) -> Iterator[dict[str, np.ndarray]]:
+    """One epoch of a data set prepared by tensorflow-datasets, in batches of square 8-bit images.
+
+    Each image is resized (bilinear) until its shorter side is `shorter_side`, then cut to `image_size`:
+    anywhere for "train", in the centre for "test". "train" is shuffled and every shard yields equally many
+    full batches; "test" comes in order and its last batch may be smaller. The order is a function of (seed,
+    epoch) and each random window of (seed, epoch, index): not of the batch size, the number of shards or
+    threads.
+
+    Args:
+        name: the data set's name in tensorflow-datasets, for example imagenet2012.
+        split: "train" or "test" (for imagenet2012 the 50,000 validation images).
+        batch_size: images per batch and shard.
+        image_size: side of the yielded images, in pixels.
+        seed: the run's seed.
+        epoch: number of the epoch.
+        data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        shard: (index, count): which of how many hosts this is.
+        shorter_side: in pixels, at least `image_size`; default image_size * 256 / 224, rounded.
+        num_threads: reading and decoding ahead.
+
+    Returns:
+        Iterator of {"image": uint8 (B, S, S, 3), "label": int32 (B,), "index": int32 (B,)}.
+
+    Raises:
+        ValueError: an argument is out of range.
+        DataError: the data are missing, truncated or damaged.
+    """
+    index, count = shard
+    side = shorter_side if shorter_side is not None else round(image_size * 256 / 224)
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}, expected 'train' or 'test'")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 1 <= image_size <= side:
+        raise ValueError(f"image_size must be between 1 and shorter_side = {side}, got {image_size}")
+    if not 0 <= index < count:
+        raise ValueError(f"shard must be (index, count) with 0 <= index < count, got {shard}")
+    folder = data_folder(data_dir)
+    opened = open_prepared(name, split, folder)
+    if opened is None:
+        raise missing(name, split, folder)
+    total = sum(opened.lengths)
+    train = split == "train"
+
+    import grain
+
+    def example(record_index: Any) -> dict[str, np.ndarray]:
+        record = opened.fetch([record_index])[0]
+        draw = np.random.default_rng((seed, epoch, int(record_index))) if train else None
+        return {
+            "image": resize_and_crop(decode(record["image"], opened.provenance), side, image_size, draw),
+            "label": np.asarray(record["label"], np.int32),
+            "index": np.asarray(record_index, np.int32),
+        }
+
+    indices = grain.MapDataset.range(total)
+    if train:
+        steps = total // (count * batch_size)
+        if not steps:
+            raise ValueError(f"batch_size {batch_size} on {count} shards exceeds the {total} records of {name}")
+        mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+        indices = indices.shuffle(seed=mixed).slice(slice(0, steps * count * batch_size))
+    examples = indices.slice(slice(index, None, count)).map(example)
+    buffer = max(num_threads, 2 * batch_size)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer)
+    return iter(examples.to_iter_dataset(options).batch(batch_size, drop_remainder=train))
+
+
+def resize_and_crop(
+    image: UInt8[np.ndarray, "h w c"], shorter_side: int, image_size: int, draw: np.random.Generator | None
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resize (bilinear, with Pillow) until the shorter side fits, then cut out a square window.
+
+    Args:
+        image: the decoded image; one channel is repeated three times.
+        shorter_side: of the resized image, in pixels; the longer side is rounded down.
+        image_size: side of the window.
+        draw: where its corner comes from, uniformly; None for the centre.
+
+    Returns:
+        The window.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    width, height = (shorter_side * size // min(picture.size) for size in picture.size)
+    if draw is None:
+        left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    else:
+        left, top = (int(draw.integers(size - image_size + 1)) for size in (width, height))
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))

@@ -1,0 +1,118 @@
+"""Loss and accuracy of a classifier on a data set, and its logits on images."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from jaxinterp.data.pipeline import to_device
+from jaxinterp.data.sources import Dataset
+from jaxinterp.train.losses import LogitsLoss
+from jaxinterp.train.state import AXIS
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(model: nn.Module, variables: Any, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+    logits: Any = model.apply(variables, images)
+    return logits
+
+
+class Evaluation:
+    """Loss and accuracy on a data set that lies on the devices, each example counted once."""
+
+    def __init__(
+        self, model: nn.Module, loss: LogitsLoss | None, dataset: Dataset, batch_size: int, mesh: Mesh
+    ) -> None:
+        """Send the data to the devices.
+
+        Args:
+            model: Called as `model.apply(variables, image)`.
+            loss: Mean loss over a batch of (logits, labels); None for the accuracy alone.
+            dataset: The data.
+            batch_size: Examples per batch; rounded up to a multiple of the number of devices.
+            mesh: The devices, over which each batch is split.
+        """
+        size = len(dataset.labels)
+        batch_size = -(-min(batch_size, size) // mesh.size) * mesh.size
+        rows = -(-size // batch_size)
+        index = np.arange(rows * batch_size, dtype=np.int32).reshape(rows, batch_size)
+        replicated = NamedSharding(mesh, P())
+        self._rows, self._size, self._names = rows, size, ["accuracy"] if loss is None else ["loss", "accuracy"]
+        self._inputs = {
+            "data": to_device(dataset, replicated),
+            "index": jax.device_put(index, NamedSharding(mesh, P(None, AXIS))),
+        }
+        self._zero = jax.device_put(np.float32(0), replicated), jax.device_put(np.int32(0), replicated)
+
+        def add(totals: dict[str, Array], variables: Any, inputs: Any) -> dict[str, Array]:
+            index = jnp.take(inputs["index"], totals["row"], axis=0)
+            mask = (index < size).astype(jnp.float32)
+            index = jnp.minimum(index, size - 1)
+            image = jnp.take(inputs["data"]["image"], index, axis=0).astype(jnp.float32) / dataset.maximum
+            label = jnp.take(inputs["data"]["label"], index, axis=0)
+            image, label = lax.with_sharding_constraint((image, label), NamedSharding(mesh, P(AXIS)))
+            logits = _apply(model, variables, image)
+            new = {"row": totals["row"] + 1}
+            new["accuracy"] = totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)
+            if loss is not None:
+                each = jax.vmap(lambda logit, one: loss(logit[None], one[None]))(logits, label)
+                new["loss"] = totals["loss"] + mask @ each.astype(jnp.float32)
+            return new
+
+        self._add: Any = jax.jit(add, out_shardings=replicated)
+
+    def _totals(self) -> dict[str, Array]:
+        zero, row = self._zero
+        return {"row": row, **dict.fromkeys(self._names, zero)}
+
+    def compile(self, variables: Any) -> "Evaluation":
+        """Compile for variables, or for their shapes, dtypes and shardings (`jax.ShapeDtypeStruct`)."""
+        self._add = self._add.lower(self._totals(), variables, self._inputs).compile()
+        return self
+
+    def __call__(self, variables: Any) -> dict[str, float]:
+        """Mean loss (if one was given) and accuracy, in [0, 1], of the given variables."""
+        totals = self._totals()
+        for _ in range(self._rows):
+            totals = self._add(totals, variables, self._inputs)
+        host = jax.device_get(totals)
+        return {name: float(host[name]) / self._size for name in self._names}
+
+
+def predict(
+    model: nn.Module, variables: Mapping[str, Any], images: np.ndarray | Array, batch_size: int = 256
+) -> np.ndarray:
+    """Logits of images, batch by batch; the last batch is padded, so that one compilation serves them all.
+
+    Args:
+        model: Called as `model.apply(variables, images)`.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        images: Float (N, H, W, C) in [0, 1], any N.
+        batch_size: Images per batch.
+
+    Returns:
+        Logits (N, classes), in the model's dtype.
+
+    Raises:
+        ValueError: Images are not floats of four axes, there are none, or `batch_size` is less than 1.
+    """
+    if images.ndim != 4 or len(images) == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be float (N > 0, H, W, C) in [0, 1], got {images.dtype} {images.shape}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = min(batch_size, len(images))
+    logits = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
+        padded = np.pad(batch, padding) if isinstance(batch, np.ndarray) else jnp.pad(batch, padding)
+        logits.append(np.asarray(_apply(model, dict(variables), jnp.asarray(padded)))[: len(batch)])
+    return np.concatenate(logits)

@@ -1,0 +1,132 @@
+"""What a step trains on: a data set that lies on the devices, or a stream that is sent to them one batch ahead."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int32, PRNGKeyArray
+
+from jaxinterp.data.augment import Augment
+from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
+from jaxinterp.data.sources import Dataset
+from jaxinterp.train.losses import Batch
+from jaxinterp.train.state import AXIS
+from jaxinterp.train.step import Mode
+
+
+class Resident:
+    """A data set in the devices' memory: order, gathering and augmentation happen there, nothing is copied per step."""
+
+    def __init__(
+        self, dataset: Dataset, augment: Augment, batch_size: int, key: PRNGKeyArray, mesh: Mesh, mode: Mode
+    ) -> None:
+        """Send the data set to the devices.
+
+        Args:
+            dataset: The data.
+            augment: Applied to each image, with a key that depends on seed, epoch and index alone.
+            batch_size: Examples of a step, over all devices.
+            key: Key of the run, replicated over the mesh.
+            mesh: The devices.
+            mode: How the step is compiled.
+        """
+        self.steps = len(dataset.labels) // batch_size
+        self.axes = {"data": None, "order": 1}
+        self._augment, self._maximum = augment, dataset.maximum
+        self._replicated = NamedSharding(mesh, P())
+        self._data, self._key = to_device(dataset, self._replicated), key
+
+        def order(key: PRNGKeyArray, number: Int32[Array, ""]) -> Int32[Array, "steps ..."]:
+            key = jax.random.fold_in(key, 0)  # the key that compile_step hands to draw
+            rows = epoch_order(key, number, len(dataset.labels), batch_size)
+            return rows.reshape(self.steps, mesh.size, -1) if mode == "pmap" else rows
+
+        self._order = jax.jit(order, out_shardings=NamedSharding(mesh, P(None, AXIS)))
+
+    def draw(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
+        """Gather and augment the batch of a step."""
+        epoch, row = jnp.divmod(step, jnp.int32(self.steps))
+        return draw_batch(inputs["data"], inputs["order"], row, key, epoch, self._augment, self._maximum)
+
+    def epoch(self, number: int, start: int) -> Iterator[Any]:
+        """The same inputs for every step of an epoch: the data, and the order of the epoch."""
+        order = self._order(self._key, jax.device_put(np.int32(number), self._replicated))
+        for _ in range(start, self.steps):
+            yield {"data": self._data, "order": order}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Training data too large for the devices: host batches of this process, epoch by epoch.
+
+    Attributes:
+        name: Name of the data set.
+        steps: Steps per epoch.
+        image_shape: (H, W, C).
+        batches: `epoch -> iterator of {"image": uint8 (b, H, W, C), "label": int32 (b,), "index": int32 (b,)}`, a
+            function of the epoch alone; b is the global batch divided by the number of processes.
+        maximum: A float image is `image / maximum`.
+    """
+
+    name: str
+    steps: int
+    image_shape: tuple[int, int, int]
+    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+    maximum: int = 255
+
+
+class Streamed:
+    """A `Stream` whose next batch travels to the devices while they work on the present one."""
+
+    def __init__(self, stream: Stream, augment: Augment, mesh: Mesh, mode: Mode) -> None:
+        """Wrap a stream.
+
+        Args:
+            stream: The data.
+            augment: Applied on the devices to each image, with a key of seed, epoch and index alone.
+            mesh: The devices.
+            mode: How the step is compiled.
+        """
+        self.steps, self.axes = stream.steps, 0
+        self._stream, self._augment = stream, augment
+        self._sharding, self._local = NamedSharding(mesh, P(AXIS)), None
+        if mode == "pmap":
+            self._local = len([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+
+    def draw(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
+        """Scale and augment a batch of bytes."""
+        key = jax.random.fold_in(key, step // jnp.int32(self.steps))
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(inputs["index"])
+        image = inputs["image"].astype(jnp.float32) / self._stream.maximum
+        return {**inputs, "image": jax.vmap(self._augment)(keys, image)}
+
+    def _send(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        sent = {}
+        for name in ("image", "label", "index"):
+            leaf = batch[name]
+            if self._local is not None:
+                leaf = leaf.reshape(self._local, -1, *leaf.shape[1:])
+            sent[name] = jax.make_array_from_process_local_data(self._sharding, leaf)
+        return sent
+
+    def epoch(self, number: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch, the next one always under way."""
+        batches = islice(self._stream.batches(number), start, self.steps)
+        ahead = None
+        for batch in batches:
+            sent = self._send(batch)
+            if ahead is not None:
+                yield ahead
+            ahead = sent
+        if ahead is not None:
+            yield ahead
+
+
+Feed = Resident | Streamed
+"""A source of a step's inputs: `steps` per epoch, `axes` of the inputs under `pmap`, `draw` and `epoch`."""

@@ -1,0 +1,114 @@
+"""What a run leaves to read: run.json, metrics.jsonl and TensorBoard events."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+PACKAGES = ("jaxinterp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole: it is there as it was, or as it is to be."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of this package's checkout, with `+` if files in it have changed; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        changed = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain", "."],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout else "")
+
+
+class RunLog:
+    """Writes the logs of a run; every process but the first writes nothing."""
+
+    def __init__(self, run_dir: Path, history: Sequence[Mapping[str, Any]], *, seed: int, step: int) -> None:
+        """Open the logs at a step: what was logged after it is dropped, what is missing is written again.
+
+        Args:
+            run_dir: The run folder.
+            history: The records of the epochs finished so far.
+            seed: Seed of the run.
+            step: Step at which the run goes on.
+        """
+        self._metrics, self._info, self._board = run_dir / "metrics.jsonl", run_dir / "run.json", None
+        if jax.process_index() != 0:
+            return
+        from tensorboardX import SummaryWriter
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write(self._metrics, "".join(json.dumps(record) + "\n" for record in history))
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        info: dict[str, Any] = {"started": now, "resumed": []}
+        if step and self._info.exists():
+            info = json.loads(self._info.read_text())
+        if step:
+            info["resumed"].append({"step": step, "at": now})
+        devices = jax.devices()
+        info |= {
+            "seed": seed,
+            "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+            "processes": jax.process_count(),
+            "commit": commit(),
+            "versions": versions(),
+        }
+        _write(self._info, json.dumps(info, indent=2) + "\n")
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Log an epoch: one line of metrics.jsonl, on disk when this returns, and scalars for TensorBoard."""
+        if self._board is None:
+            return
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in record.items():
+            if name not in ("step", "epoch"):
+                self._board.add_scalar(name, value, record["step"])
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Add the summary of the finished run to run.json."""
+        if self._board is not None:
+            info = json.loads(self._info.read_text()) | {"summary": summary}
+            _write(self._info, json.dumps(info, indent=2) + "\n")
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()

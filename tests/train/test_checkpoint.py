@@ -1,0 +1,239 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxinterp.errors import CheckpointError
+from jaxinterp.train import Checkpoints, TrainState, device_mesh, load_variables
+
+# Reads that orbax leaves behind when another one fails may end, and complain, after the error has been raised.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+TX = optax.adam(1e-3)
+CONFIG = {"seed": 0, "model": "Tiny(features=4)", "batch": [2, 3]}
+
+
+def state_of(step, *, width=5, dtype=jnp.float32, seed=0, extra=()):
+    rng = np.random.default_rng(seed + step)
+    params = {"w": jnp.asarray(rng.normal(size=(7, width)), dtype), "half": jnp.ones(3, jnp.bfloat16) * step}
+    opt_state = TX.init(params), {"key": jax.random.key(step)}, *extra
+    return TrainState(jnp.int32(step), params, {}, opt_state, {"loss": jnp.float32(step)}, jnp.int32(-1))
+
+
+def shapes(state, sharding=None):
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+
+
+def assert_same(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def save(folder, *steps, keep=2):
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(state_of(step), {"config": CONFIG, "history": [{"loss": 0.1 + step}]})
+
+
+def refused(folder, message, target=None, config=CONFIG, **options):
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=message) as error:
+        checkpoints.restore(shapes(state_of(0)) if target is None else target, config=config, **options)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_a_state_comes_back_bit_for_bit_with_its_meta_typed_keys_and_sharding(tmp_path):
+    save(tmp_path, 3, 5, 7)
+    replicated = NamedSharding(device_mesh(), P())
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [7, 5]
+        assert checkpoints.steps("best") == []
+        state, meta, passed = checkpoints.restore(shapes(state_of(0), replicated), config=CONFIG)
+    assert_same(state, state_of(7))
+    assert all(leaf.sharding.is_equivalent_to(replicated, leaf.ndim) for leaf in jax.tree.leaves(state))
+    assert (meta["step"], meta["history"], passed) == (7, [{"loss": 7.1}], [])
+
+
+def test_saving_returns_before_it_is_done_and_the_state_may_be_donated(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        state = state_of(4)
+        checkpoints.save(state, {})
+        jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(state.params)
+        checkpoints.wait("last")
+        with pytest.raises(ValueError, match="step 4 is already saved"):
+            checkpoints.save(state_of(4), {})
+        checkpoints.save(state_of(4), {}, best=True)
+    for which in ("last", "best"):
+        with Checkpoints(tmp_path) as checkpoints:
+            assert_same(checkpoints.restore(shapes(state_of(0)), which=which)[0], state_of(4))
+
+
+def test_no_checkpoint_is_none_and_newer_ones_can_be_forgotten(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(shapes(state_of(0))) is None
+    save(tmp_path, 1, 2, 3, keep=3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.forget_after(1)
+        assert checkpoints.steps() == [1]
+
+
+def test_another_model_type_or_configuration_is_refused_in_one_line(tmp_path):
+    save(tmp_path, 3)
+    wide = shapes(state_of(0, width=6))
+    refused(tmp_path, r"another model: .*\['w'\] is float32 \(7, 5\) in it, expected float32 \(7, 6\)", wide)
+    half = shapes(state_of(0, dtype=jnp.float16))
+    refused(tmp_path, r"another model: .*is float32 \(7, 5\) in it, expected float16 \(7, 5\)", half)
+    more = shapes(state_of(0, extra=({"new": jnp.ones(2)},)))
+    refused(
+        tmp_path, r"another model: .*\['new'\] is no such leaf in it, expected float32 \(2,\)", more, allow_older=True
+    )
+    refused(tmp_path, "another configuration: seed was 0, now it is 1", config={**CONFIG, "seed": 1}, allow_older=True)
+    long = {**CONFIG, "model": "x" * 200 + "Tiny(features=8)" + "x" * 200}
+    refused(tmp_path, r"configuration: model was Tiny\(features=4\), now it is ...x{80}\.\.\.", config=long)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(shapes(state_of(0)), config=json.loads(json.dumps(CONFIG))) is not None
+
+
+def test_an_older_one_is_used_only_on_request_and_said(tmp_path):
+    save(tmp_path, 3, 5)
+    for path in (tmp_path / "checkpoints/last/5").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:-7])
+    refused(tmp_path, r"last/5 is damaged \(.*Allow older ones to use the last intact one")
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _, passed = checkpoints.restore(shapes(state_of(0)), config=CONFIG, allow_older=True)
+    assert_same(state, state_of(3))
+    assert len(passed) == 1
+    assert "last/5 is damaged" in passed[0]
+    shutil.rmtree(tmp_path / "checkpoints/last/3/meta")
+    refused(tmp_path, r"last/5 is damaged \(.*No older one is intact", allow_older=True)
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "remove"])
+def test_truncated_and_missing_files_never_restore_another_state(tmp_path, damage):
+    save(tmp_path, 3)
+    folder, noticed = tmp_path / "checkpoints/last/3", 0
+    for path in files_of(folder):
+        whole = path.read_bytes()
+        if damage == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(whole[: len(whole) // 2] if damage == "truncate" else b"")
+        noticed += not restores_the_same(tmp_path)
+        path.write_bytes(whole)
+    assert noticed >= 4
+    assert restores_the_same(tmp_path)
+
+
+def restores_the_same(run_dir):
+    """True if the very state comes back, False if it is refused in one line."""
+    with Checkpoints(run_dir) as checkpoints:
+        try:
+            state, meta, _ = checkpoints.restore(shapes(state_of(0)), config=CONFIG)
+        except CheckpointError as error:
+            return "\n" in str(error)
+    assert_same(state, state_of(3))
+    assert (meta["step"], meta["history"], meta["config"]) == (3, [{"loss": 3.1}], CONFIG)
+    return True
+
+
+def flip_and_restore(tmp_path, count, seed):
+    rng = np.random.default_rng(seed)
+    files = [path for path in files_of(tmp_path / "checkpoints/last/3") if path.stat().st_size]
+    outcomes = {}
+    for number in range(count):
+        path = files[number % len(files)]
+        whole = bytearray(path.read_bytes())
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        outcomes.setdefault("/".join(path.parts[-2:]), []).append(restores_the_same(tmp_path))
+        path.write_bytes(whole)
+    return outcomes
+
+
+def test_a_flipped_bit_anywhere_never_restores_another_state(tmp_path):
+    save(tmp_path, 3)
+    outcomes = flip_and_restore(tmp_path, 60, seed=0)
+    assert not any(outcomes["meta/metadata"])
+    assert not all(same for found in outcomes.values() for same in found)
+
+
+@pytest.mark.slow
+def test_many_flipped_bits_never_restore_another_state(tmp_path):
+    save(tmp_path, 3)
+    flip_and_restore(tmp_path, 1500, seed=1)
+
+
+def test_every_value_of_a_wrong_array_is_noticed_by_its_checksum(tmp_path):
+    """A checkpoint whose arrays are another run's, with its own meta: well-formed, and foreign."""
+    save(tmp_path / "a", 3)
+    with Checkpoints(tmp_path / "b") as checkpoints:
+        checkpoints.save(state_of(3, seed=9), {"config": CONFIG})
+    for item in ("variables", "training"):
+        target = tmp_path / "a/checkpoints/last/3" / item
+        shutil.rmtree(target)
+        shutil.copytree(tmp_path / "b/checkpoints/last/3" / item, target)
+    refused(tmp_path / "a", r"the checksum of \['variables'\]\['params'\]\['w'\] does not match")
+
+
+def test_the_seal_covers_history_configuration_and_step(tmp_path):
+    save(tmp_path, 3)
+    folder = tmp_path / "checkpoints/last/3"
+    (path,) = (file for file in files_of(folder / "meta") if b"crc32" in file.read_bytes())
+    meta = json.loads(path.read_text())
+    for change in ({"history": []}, {"step": 4}, {"config": {}}, {"crc32": {}}, {"seal": 0}):
+        path.write_text(json.dumps(meta | change))
+        refused(tmp_path, r"damaged \(meta: its checksum does not match\)")
+    path.write_text(json.dumps(meta))
+    folder.rename(folder.with_name("4"))
+    refused(tmp_path, r"last/4 is damaged \(meta")
+
+
+def test_load_variables_notices_damage_and_a_foreign_model(tmp_path, tiny):
+    model = tiny()
+    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))
+    state = state_of(6).replace(params=variables["params"], batch_stats=variables["batch_stats"])
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_variables(tmp_path, model, (4, 4, 1))
+    for step in (5, 6):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state.replace(step=jnp.int32(step)), {})
+    assert_same(load_variables(tmp_path, model, (4, 4, 1)), dict(variables))
+    assert_same(load_variables(tmp_path, tiny(dtype=jnp.bfloat16), (1, 4, 4, 1)), dict(variables))
+    with pytest.raises(CheckpointError, match=r"another model: .* \(4,\) in it, expected float32 \(8,\)"):
+        load_variables(tmp_path, tiny(features=8), (4, 4, 1))
+    with pytest.raises(CheckpointError, match=r"BatchNorm_0.* in it, expected no such leaf"):
+        load_variables(tmp_path, tiny(norm=False), (4, 4, 1))
+    for path in files_of(tmp_path / "checkpoints/last/6/variables/d"):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="6 is damaged"):
+        load_variables(tmp_path, model, (4, 4, 1))
+    assert_same(load_variables(tmp_path, model, (4, 4, 1), allow_older=True), dict(variables))
+
+
+@pytest.mark.parametrize("left", ["", "variables/manifest.ocdbt", "_CHECKPOINT_METADATA"])
+def test_an_old_checkpoint_half_deleted_by_a_kill_does_not_stand_in_the_way(tmp_path, left):
+    save(tmp_path, 3, 5)
+    for path in files_of(tmp_path / "checkpoints/last/3"):
+        if not str(path).endswith(left or "nothing"):
+            path.unlink()
+    (tmp_path / "checkpoints/last/7.orbax-checkpoint-tmp-1").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(shapes(state_of(0)), config=CONFIG)[0], state_of(5))
+        checkpoints.save(state_of(7), {"config": CONFIG})
+    assert sorted(path.name for path in (tmp_path / "checkpoints/last").iterdir()) == ["5", "7"]
