@@ -1,0 +1,262 @@
+"""Localisation: how much of a class' positive evidence lies on its own image in a grid of images.
+
+The grid pointing game of the CoDA Nets paper: n × n images of distinct classes are tiled at full resolution, the
+network runs on the whole, and the score of cell i is the part of the positive attribution of its class that it holds,
+
+    L_i = Σ_{p ∈ cell i} A⁺(p) / Σ_p A⁺(p)        A⁺ = max(0, channel-summed attribution)        (Eq. 11)
+
+1 is perfect, 1/n² is what a uniform map scores, and a map without positive evidence scores 0.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from jaxinterp.explain.linear import in_chunks
+from jaxinterp.explain.posthoc.attribution import MEMORY
+
+
+class Grids(NamedTuple):
+    """Which images make up each grid; cell k of a grid lies in row k mod n, column k div n.
+
+    Attributes:
+        images: indices into the images, (grids, n²) int32.
+        classes: their labels, distinct in each grid, (grids, n²) int32.
+        eligible: number of images that were predicted right and with enough confidence.
+    """
+
+    images: Int[np.ndarray, "grids cells"]
+    classes: Int[np.ndarray, "grids cells"]
+    eligible: int
+
+
+class Localisation(NamedTuple):
+    """What `localisation` answers; the scores count positive attribution only.
+
+    Attributes:
+        scores: in [0, 1], (grids, n²).
+        mean: mean of all scores.
+        quartiles: 25, 50 and 75 % of all scores.
+        eligible: number of images that the grids could draw from.
+    """
+
+    scores: Float[np.ndarray, "grids cells"]
+    mean: float
+    quartiles: tuple[float, float, float]
+    eligible: int
+
+
+def sample_grids(
+    logits: Float[np.ndarray, "images classes"] | Float[Array, "images classes"],
+    labels: Int[np.ndarray, " images"] | Int[Array, " images"],
+    *,
+    n: int = 3,
+    count: int = 500,
+    sampler: Literal["aligned", "compat"] = "aligned",
+    key: PRNGKeyArray | None = None,
+    confidence: float = 0.5,
+) -> Grids:
+    """Draw grids of the most confident right predictions, each image at most once.
+
+    Eligible are images whose label has the largest logit and sigmoid(logit) > `confidence`. For each grid n² classes
+    are drawn without replacement among those with images left, and each gives its most confident unused image.
+
+    Args:
+        logits: of all images, (images, classes).
+        labels: (images,), in [0, classes).
+        n: images along one side of a grid.
+        count: grids wanted; fewer come where the images run out.
+        sampler: "aligned", each grid one draw; or "compat", the authors' code: NumPy's RandomState(42), drawing only
+            while *more* than n² classes have images left, and reading the drawn list with a step one too long, so that
+            after the first grid a grid straddles two draws, skips classes it already has and loses one image.
+        key: key of the "aligned" draws; "compat" has its own seed and takes none.
+        confidence: probability that an eligible image's label must exceed, in [0, 1).
+
+    Returns:
+        `Grids`, the most confident first.
+
+    Raises:
+        ValueError: a key missing or too many, shapes that do not fit, or too few eligible images for one grid.
+
+    Example:
+        >>> grids = sample_grids(5 * np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1]), n=2, key=jax.random.key(0))
+        >>> sorted(grids.images[0].tolist()), grids.eligible
+        ([0, 1, 2, 3], 4)
+
+    Source: CVPR 2021 (CoDA Nets), Sec. 5.2, and the released evaluation code for "compat".
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels: got {labels.shape} for logits {logits.shape}, expected (images,)")
+    if n < 1 or count < 1:
+        raise ValueError(f"n, count: got {n} and {count}, expected at least 1 each")
+    if sampler not in ("aligned", "compat") or (sampler == "aligned") != (key is not None):
+        raise ValueError(f"sampler, key: got {sampler!r} and {key}, expected 'aligned' with a key, or 'compat' without")
+    queues = _queues(logits, labels, confidence)
+    if key is None:
+        drawn = _draws(queues, n * n, np.random.RandomState(42), spare=1)
+        chosen = _read_straddling(drawn, labels, n * n, count)
+    else:
+        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
+        chosen = _draws(queues, n * n, rng, spare=0)[:count]
+    eligible = sum(map(len, queues))
+    if not chosen:
+        sure = sum(len(queue) > 0 for queue in queues)
+        raise ValueError(
+            f"logits: {eligible} images of {sure} classes are predicted right with p > {confidence}, "
+            f"too few for one {n}x{n} grid by the {sampler!r} sampler"
+        )
+    images = np.array(chosen, np.int32)
+    return Grids(images, labels[images].astype(np.int32), eligible)
+
+
+def _queues(logits: np.ndarray, labels: np.ndarray, confidence: float) -> list[np.ndarray]:
+    """Each class' eligible images, the most confident first, ties in file order."""
+    right = logits.argmax(1) == labels
+    own = logits[np.arange(len(labels)), labels]
+    sure = right & (np.asarray(jax.nn.sigmoid(own)) > confidence)
+    queues = [np.flatnonzero(sure & (labels == c)) for c in range(logits.shape[1])]
+    return [queue[np.argsort(-own[queue], kind="stable")] for queue in queues]
+
+
+def _draws(
+    queues: list[np.ndarray], cells: int, rng: np.random.Generator | np.random.RandomState, spare: int
+) -> list[list[int]]:
+    """Draw blocks of the next images of distinct classes while at least `cells + spare` classes have images left."""
+    used = np.zeros(len(queues), int)
+    lengths = np.array([len(queue) for queue in queues])
+    blocks: list[list[int]] = []
+    while (used < lengths).sum() >= cells + spare:
+        classes = rng.choice(np.flatnonzero(used < lengths), size=cells, replace=False)
+        blocks.append([int(queues[c][used[c]]) for c in classes])
+        used[classes] += 1
+    return blocks
+
+
+def _read_straddling(blocks: list[list[int]], labels: np.ndarray, cells: int, count: int) -> list[list[int]]:
+    """Read a list of blocks as the authors' code does: classes already in the grid are skipped, then one entry is."""
+    entries = [image for block in blocks for image in block]
+    grids: list[list[int]] = []
+    position = 0
+    while len(grids) < count:
+        grid: dict[int, int] = {}
+        while len(grid) < cells and position < len(entries):
+            grid.setdefault(int(labels[entries[position]]), entries[position])
+            position += 1
+        if len(grid) < cells:
+            break
+        grids.append(list(grid.values()))
+        position += 1
+    return grids
+
+
+def tile(images: Float[Array, "grids cells height width channels"]) -> Float[Array, "grids tall wide channels"]:
+    """Tile images into square grids at full resolution, without gaps, column by column.
+
+    Args:
+        images: (grids, n², H, W, C).
+
+    Returns:
+        (grids, n·H, n·W, C); image k lies in row k mod n, column k div n.
+
+    Example:
+        >>> tile(jnp.arange(4.0).reshape(1, 4, 1, 1, 1))[0, :, :, 0].tolist()
+        [[0.0, 2.0], [1.0, 3.0]]
+    """
+    grids, cells, height, width, channels = images.shape
+    n = _side(cells)
+    cube = images.reshape(grids, n, n, height, width, channels).transpose(0, 2, 3, 1, 4, 5)
+    return cube.reshape(grids, n * height, n * width, channels)
+
+
+def localisation_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Array, "grids cells"]:
+    """Score each cell's own map: the part of its positive attribution that falls into the cell, Eq. 11.
+
+    Args:
+        maps: channel-summed signed attribution of cell k's class over the whole grid, (grids, n², n·H, n·W).
+
+    Returns:
+        (grids, n²), in [0, 1]; 0 where a map has no positive part.
+
+    Raises:
+        ValueError: the maps do not divide into n × n cells.
+
+    Example:
+        >>> localisation_scores(jnp.ones((1, 4, 2, 2))).tolist()
+        [[0.25, 0.25, 0.25, 0.25]]
+    """
+    grids, cells, tall, wide = maps.shape
+    n = _side(cells)
+    if tall % n or wide % n:
+        raise ValueError(f"maps: got {tall}x{wide} pixels, expected multiples of {n} for {n}x{n} cells")
+    positive = jax.nn.relu(maps).reshape(grids, cells, n, tall // n, n, wide // n).sum((3, 5))
+    held = positive.transpose(0, 1, 3, 2).reshape(grids, cells, cells)
+    own, total = jnp.diagonal(held, axis1=1, axis2=2), held.sum(-1)
+    return jnp.where(total > 0, own / jnp.where(total > 0, total, 1), 0)
+
+
+def localisation(
+    attribute: Callable[[Float[Array, "g tall wide c"], Int[Array, "g cells"]], Float[Array, "g cells h w"]],
+    images: Float[Array, "images height width channels"] | UInt8[Array, "images height width channels"],
+    grids: Grids,
+    *,
+    upsample: Literal["nearest", "linear"] = "nearest",
+    memory: int = MEMORY,
+) -> Localisation:
+    """Score an attribution method on grids of images, all n² classes of a grid in one pass.
+
+    Args:
+        attribute: (grid images (g, n·H, n·W, C), classes (g, n²)) ↦ channel-summed signed maps (g, n², H', W'); any
+            resolution, for example `lambda x, t: gradient(apply, x, t, variables=v).contributions.sum(-1)`.
+        images: (images, H, W, C), in the unit that `attribute` takes.
+        grids: from `sample_grids`, drawn once and used for every method.
+        upsample: how maps of another resolution are brought to the grid's, "nearest" or "linear" (bilinear).
+        memory: bytes for the attributions of one pass by estimate; the grids run in equal chunks.
+
+    Returns:
+        A `Localisation`, on the host.
+
+    Raises:
+        ValueError: `attribute` does not answer (g, n², H', W').
+
+    Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
+    """
+    pool = jnp.asarray(images)
+
+    def score(members: Array, classes: Array) -> Array:
+        mosaic = _gather(pool, members)
+        maps = attribute(mosaic, classes)
+        if maps.ndim != 4 or maps.shape[:2] != classes.shape:
+            raise ValueError(f"attribute: got maps {maps.shape}, expected {(*classes.shape, 'height', 'width')}")
+        return _score(maps, mosaic.shape[1:3], upsample)
+
+    cells = grids.images.shape[1]
+    # Of every grid and class: weights, contributions and their encoded double, in float32.
+    bytes_each = 4 * 4 * cells * cells * int(np.prod(images.shape[1:]))
+    arrays = (jnp.asarray(grids.images), jnp.asarray(grids.classes))
+    scores = np.asarray(in_chunks(score, arrays, bytes_each, memory))
+    low, middle, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
+    return Localisation(scores, float(scores.mean()), (low, middle, high), grids.eligible)
+
+
+@jax.jit
+def _gather(pool: Array, members: Int[Array, "grids cells"]) -> Array:
+    return tile(pool[members])
+
+
+def _resize_and_score(maps: Array, shape: tuple[int, int], upsample: str) -> Array:
+    return localisation_scores(jax.image.resize(maps, (*maps.shape[:2], *shape), upsample))
+
+
+_score = jax.jit(_resize_and_score, static_argnums=(1, 2))
+
+
+def _side(cells: int) -> int:
+    n = int(np.sqrt(cells))
+    if n * n != cells:
+        raise ValueError(f"cells: got {cells}, expected a square number of images")
+    return n

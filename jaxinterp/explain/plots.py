@@ -1,0 +1,205 @@
+"""Plots of what was measured of explanations and of training, as matplotlib figures.
+
+matplotlib is imported where a figure is made, and no window or global state of it is touched.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Numbers = float | Sequence[Any] | np.ndarray | Array
+
+# Labels and the paper's colours of the methods, in its box plots and removal curves.
+METHODS: dict[str, tuple[str, str]] = {
+    "decomposition": ("Decomposition", "#42cafd"),
+    "grad_cam": ("Grad-CAM", "#ffd23f"),
+    "occlusion_5": ("Occlusion 5", "#8a8a8a"),
+    "occlusion_9": ("Occlusion 9", "#1a1a1a"),
+    "deep_lift": ("DeepLIFT", "#f28c28"),
+    "integrated_gradients": ("Integrated Gradients", "#8e5ea2"),
+    "input_x_gradient": ("Input × Gradient", "#d2b48c"),
+    "gradient": ("Gradient", "#ffffff"),
+}
+OTHERS = ("#4daf7c", "#e15759", "#4e79a7", "#b07aa1", "#9c755f")
+INK, FAINT, ORACLE, UNIFORM = "#333333", "#dddddd", "#1f5fbf", "#e69f00"
+
+
+def localisation_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
+    """Box plot of localisation scores, the best mean on top, between what is uniform and what is perfect.
+
+    Args:
+        scores: method → scores in [0, 1], any shape; they count positive attribution only.
+        cells: images in a grid, n².
+
+    Returns:
+        A matplotlib figure; boxes are quartiles with the median, whiskers reach 1.5 quartile ranges, outliers are
+        not drawn, a diamond marks the mean.
+    """
+    from matplotlib.figure import Figure
+
+    order = sorted(scores, key=lambda name: float(np.mean(np.asarray(scores[name]))))
+    values = [np.ravel(np.asarray(scores[name])) for name in order]
+    figure = Figure(figsize=(7, 0.42 * len(order) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    boxes = axes.boxplot(
+        values,
+        orientation="horizontal",
+        widths=0.62,
+        showfliers=False,
+        patch_artist=True,
+        tick_labels=[method_style(name)[0] for name in order],
+        showmeans=True,
+        meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": INK},
+        medianprops={"color": INK, "linewidth": 1.6},
+    )
+    for name, box, median in zip(order, boxes["boxes"], boxes["medians"], strict=True):
+        box.set(facecolor=method_style(name)[1], edgecolor=INK)
+        median.set_color("white" if method_style(name)[1] == METHODS["occlusion_9"][1] else INK)
+    axes.axvline(1, color=ORACLE, linestyle="--", linewidth=1.2, zorder=0.5)
+    axes.axvline(1 / cells, color=UNIFORM, linestyle="--", linewidth=1.2, zorder=0.5)
+    for x, text, colour in ((1, "oracle", ORACLE), (1 / cells, "uniform", UNIFORM)):
+        axes.annotate(text, (x, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      ha="center", fontsize=9, color=colour)  # fmt: skip
+    side = round(np.sqrt(cells))
+    axes.set(xlim=(-0.02, 1.04), xlabel=f"positive evidence in the right cell, {side}×{side} grids")
+    _plain(axes, grid="x")
+    return figure
+
+
+def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "Figure":
+    """Label probability against the part of the pixels removed, one line per method.
+
+    Args:
+        curves: method → mean label probability, (points,).
+        fractions: part of the pixels removed, in [0, 1], (points,).
+        order: which pixels go first, "least" or "most" important.
+
+    Returns:
+        A matplotlib figure; the legend gives each curve's mean.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    percent = 100 * np.asarray(fractions)
+    for name, curve in sorted(curves.items(), key=lambda item: -float(np.mean(np.asarray(item[1])))):
+        label, colour = method_style(name)
+        every = 15 if len(percent) > 60 else max(1, len(percent) // 6)
+        axes.plot(percent, np.asarray(curve), color=INK, linewidth=2.8)
+        axes.plot(percent, np.asarray(curve), color=colour, linewidth=2, marker="o", markersize=5.5,
+                  markevery=every, markeredgecolor=INK, markeredgewidth=0.7,
+                  label=f"{label} ({float(np.mean(np.asarray(curve))):.3f})")  # fmt: skip
+    axes.set(xlabel=f"pixels removed, {order} important first (%)", ylabel="mean probability of the label")
+    axes.margins(x=0.02)
+    _plain(axes, grid="y")
+    axes.legend(title="mean of the curve", fontsize=8, title_fontsize=8, frameon=False, loc="center left",
+                bbox_to_anchor=(1, 0.5))  # fmt: skip
+    return figure
+
+
+def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "Figure":
+    """Histogram of |relative residual| on a logarithmic axis: how far contributions are from summing to the logit.
+
+    Args:
+        residuals: signed or not, relative to the logit's change, any shape; exact zeros are counted in the title.
+        tolerance: a line to stay below; None for none.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    sizes = np.abs(np.ravel(np.asarray(residuals, float)))
+    positive = sizes[sizes > 0]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    if len(positive):
+        low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+        edges = np.logspace(low, max(high, low + 1), 10 * int(max(high - low, 1)) + 1)
+        axes.hist(positive, bins=edges.tolist(), color=METHODS["decomposition"][1], edgecolor="white", linewidth=0.5)
+    axes.set_xscale("log")
+    if tolerance is not None:
+        axes.axvline(tolerance, color=UNIFORM, linestyle="--", linewidth=1.2)
+        axes.annotate(f"tolerance {tolerance:g}", (tolerance, 1), (0, 3), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha="center", fontsize=9, color=UNIFORM)  # fmt: skip
+    zeros = f", {len(sizes) - len(positive)} of them exactly zero" if len(positive) < len(sizes) else ""
+    axes.set(xlabel="|logit − bias − Σ contributions|, relative", ylabel="logits")
+    axes.set_title(f"{len(sizes)} logits{zeros}; largest {sizes.max(initial=0):.1e}", fontsize=10, loc="left", pad=16)
+    _plain(axes, grid="y")
+    return figure
+
+
+def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Loss and accuracy over the epochs, as far as the records hold them; a loss that falls far on a logarithmic axis.
+
+    Args:
+        history: one record per epoch with "epoch" and any of "loss", "val_loss", "test_loss", "accuracy", … .
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: no record holds a loss or an accuracy.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    found = {
+        measure: sorted({key for record in history for key in record if re.fullmatch(rf"(\w+_)?{measure}", key)})
+        for measure in ("loss", "accuracy")
+    }
+    shown = [measure for measure, keys in found.items() if keys]
+    if not shown:
+        raise ValueError("history: got no loss and no accuracy, expected one record per epoch")
+    figure = Figure(figsize=(4.2 * len(shown), 3), layout="constrained")
+    colours = {"": "#8a8a8a", "train": "#8a8a8a", "val": UNIFORM, "test": ORACLE}
+    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for key in found[measure]:
+            points = [(record["epoch"], record[key]) for record in history if key in record]
+            part = key.removesuffix(measure).rstrip("_")
+            label = {"": "train", "val": "validation"}.get(part, part)
+            axes.plot(*zip(*points, strict=True), label=label, color=colours.get(part, OTHERS[0]), linewidth=1.8,
+                      marker="o" if len(points) < 3 else None)  # fmt: skip
+        values = [record[key] for record in history for key in found[measure] if key in record]
+        if measure == "loss" and max(values) > 5 * min(values) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.set(xlabel="epoch", ylabel=measure)
+        axes.legend(fontsize=9, frameon=False)
+        _plain(axes, grid="y")
+    return figure
+
+
+def method_style(name: str) -> tuple[str, str]:
+    """Label and colour of a method's name, such as "grad_cam" or "occlusion_3".
+
+    Args:
+        name: a name of `METHODS`, or any other.
+
+    Returns:
+        What a figure prints, and a colour that depends on the name only.
+
+    Example:
+        >>> method_style("occlusion_9"), method_style("occlusion_3")[0]
+        (('Occlusion 9', '#1a1a1a'), 'Occlusion 3')
+    """
+    other = OTHERS[sum(map(ord, name)) % len(OTHERS)]
+    return METHODS.get(name, (name.replace("_", " ").capitalize(), other))
+
+
+def _plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
+    """Leave out what says nothing."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.grid(axis=grid, color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,183 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.explain.metrics import Grids, localisation, localisation_scores, sample_grids, tile
+from jaxinterp.explain.posthoc import input_x_gradient
+
+
+@pytest.fixture
+def predictions():
+    """600 images of 10 classes, some predicted wrong, some right without confidence."""
+    rng = np.random.RandomState(0)
+    labels = rng.randint(0, 10, 600)
+    logits = rng.normal(-3, 1, (600, 10)).astype(np.float32)
+    logits[np.arange(600), labels] += rng.normal(4, 2, 600)
+    return logits, labels
+
+
+def cell_maps(n, height, width, value):
+    """For each cell of a grid, a map that is `value(is own cell)` at every pixel."""
+    maps = np.zeros((1, n * n, n * height, n * width), np.float32)
+    for k in range(n * n):
+        row, column = k % n, k // n
+        own = np.zeros(maps.shape[2:], bool)
+        own[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+        maps[0, k] = np.where(own, *value)
+    return jnp.asarray(maps)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [((1, 0), 1.0), ((0, 1), 0.0), ((1, 1), None), ((-1, -2), 0.0), ((3, -5), 1.0), ((0, 0), 0.0)],
+)
+def test_closed_forms(n, value, expected):
+    scores = localisation_scores(cell_maps(n, 4, 5, value))
+    np.testing.assert_allclose(scores, np.full((1, n * n), 1 / n**2 if expected is None else expected), rtol=1e-6)
+
+
+def test_random_maps_score_chance():
+    maps = jax.random.normal(jax.random.key(0), (4, 9, 30, 30))
+    assert float(localisation_scores(maps).mean()) == pytest.approx(1 / 9, rel=0.02)
+
+
+def test_tiling_is_column_major_at_full_resolution():
+    images = jax.random.uniform(jax.random.key(0), (2, 9, 4, 5, 3))
+    mosaic = tile(images)
+    assert mosaic.shape == (2, 12, 15, 3)
+    for k in range(9):
+        row, column = k % 3, k // 3
+        cell = mosaic[:, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
+        np.testing.assert_array_equal(cell, images[:, k])
+
+
+def confident(logits, labels):
+    own = logits[np.arange(len(labels)), labels]
+    return (logits.argmax(1) == labels) & (own > 0), own
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_aligned_grids_hold_the_most_confident_right_images_once(predictions, n):
+    logits, labels = predictions
+    grids = sample_grids(logits, labels, n=n, key=jax.random.key(3))
+    eligible, own = confident(logits, labels)
+    assert grids.eligible == eligible.sum()
+    assert eligible[grids.images].all()
+    assert len(np.unique(grids.images)) == grids.images.size
+    np.testing.assert_array_equal(labels[grids.images], grids.classes)
+    assert all(len(set(row)) == n * n for row in grids.classes)
+    for c in range(10):  # each class in the order of its confidence, from the top
+        used = grids.images[grids.classes == c]
+        best = np.flatnonzero(eligible & (labels == c))
+        np.testing.assert_array_equal(used, best[np.argsort(-own[best])][: len(used)])
+    # The draw ends only when fewer than n² classes have images left.
+    left = [(eligible & (labels == c)).sum() - (grids.classes == c).sum() for c in range(10)]
+    assert sum(count > 0 for count in left) < n * n
+
+
+def test_draws_depend_on_the_key_only(predictions):
+    one, same, other = (sample_grids(*predictions, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.images, same.images)
+    assert (one.images[:3] != other.images[:3]).any()
+    few = sample_grids(*predictions, count=4, key=jax.random.key(1))
+    np.testing.assert_array_equal(few.images, one.images[:4])
+
+
+def naive_compat(logits, labels, cells, count):
+    """The authors' procedure as their text and code have it: queues, a list of draws, an offset one too long."""
+    queues = {c: [] for c in range(10)}
+    for i, (row, label) in enumerate(zip(logits, labels, strict=True)):
+        if row.argmax() == label:
+            queues[label].append((i, row[label]))
+    queues = {c: sorted(queue, key=lambda item: item[1], reverse=True) for c, queue in queues.items()}
+    position, entries = dict.fromkeys(range(10), 0), []
+    rng = np.random.RandomState(42)
+
+    def alive():
+        return np.array([position[c] < len(q) and q[position[c]][1] > 0 for c, q in queues.items()])
+
+    while alive().sum() > cells:
+        for c in rng.choice(np.arange(10)[alive()], size=cells, replace=False):
+            entries.append(queues[c][position[c]][0])
+            position[c] += 1
+    grids, offset = [], 0
+    while len(grids) < count:
+        grid, classes, i = [], [], 0
+        while len(grid) < cells:
+            if offset + i == len(entries):
+                return grids
+            image = entries[offset + i]
+            i += 1
+            if labels[image] not in classes:
+                grid.append(image)
+                classes.append(labels[image])
+        grids.append(grid)
+        offset += i + 1
+    return grids
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_compat_grids_are_the_authors_procedure(predictions, n):
+    logits, labels = predictions
+    grids = sample_grids(logits, labels, n=n, count=20, sampler="compat")
+    np.testing.assert_array_equal(grids.images, naive_compat(logits, labels, n * n, 20))
+    assert all(len(set(row)) == n * n for row in grids.classes)
+    aligned = sample_grids(logits, labels, n=n, count=len(grids.images), key=jax.random.key(0))
+    own = confident(logits, labels)[1]
+    # The skipped entries reach further into less confident images.
+    assert own[grids.images].mean() < own[aligned.images].mean()
+
+
+def test_a_linear_network_localises_perfectly_and_the_score_uses_raw_sums():
+    images = jnp.eye(4)[:, None, None, :] * jnp.ones((4, 2, 2, 4))  # class c lights channel c only
+    grids = Grids(np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32), np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32), 4)
+
+    def apply(scale, x):
+        return scale * x.sum((1, 2))
+
+    def attribute(x, targets):
+        return input_x_gradient(apply, x, targets, variables=jnp.float32(2)).contributions.sum(-1)
+
+    found = localisation(attribute, images, grids)
+    np.testing.assert_array_equal(found.scores, np.ones((2, 4)))
+    assert (found.mean, found.quartiles, found.eligible) == (1.0, (1.0, 1.0, 1.0), 4)
+    np.testing.assert_array_equal(localisation(attribute, images, grids, memory=1).scores, found.scores)
+
+
+def test_the_second_call_compiles_nothing(compilations):
+    images = jax.random.uniform(jax.random.key(0), (8, 2, 3, 1))
+    first, second = (np.arange(8, dtype=np.int32).reshape(2, 4)[::step] for step in (1, -1))
+
+    def attribute(x, targets):
+        return jnp.tile(x[..., 0][:, None], (1, 4, 1, 1))
+
+    with compilations() as programs:
+        localisation(attribute, images, Grids(first, first % 4, 8), memory=1)
+    assert programs != []
+    with compilations() as programs:
+        localisation(attribute, images, Grids(second, second % 4, 8), memory=1)
+    assert programs == []
+
+
+def test_low_resolution_maps_are_upsampled():
+    grids = Grids(np.array([[0, 1, 2, 3]], np.int32), np.array([[0, 1, 2, 3]], np.int32), 4)
+    coarse = jnp.zeros((1, 4, 2, 2)).at[0, jnp.arange(4), jnp.array([0, 1, 0, 1]), jnp.array([0, 0, 1, 1])].set(1)
+    images = jnp.ones((4, 8, 8, 1))
+    sharp = localisation(lambda x, t: coarse, images, grids)
+    np.testing.assert_allclose(sharp.scores, np.ones((1, 4)))
+    smooth = localisation(lambda x, t: coarse, images, grids, upsample="linear")
+    assert 0.25 < smooth.mean < 1
+
+
+def test_bad_input_is_one_clear_line(predictions):
+    logits, labels = predictions
+    with pytest.raises(ValueError, match="0 images of 0 classes"):
+        sample_grids(logits - 100, labels, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="expected 'aligned' with a key"):
+        sample_grids(logits, labels)
+    with pytest.raises(ValueError, match="expected a square number"):
+        tile(jnp.ones((1, 3, 2, 2, 1)))
+    with pytest.raises(ValueError, match="expected multiples of 2"):
+        localisation_scores(jnp.ones((1, 4, 3, 4)))
