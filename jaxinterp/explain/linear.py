@@ -124,19 +124,20 @@ def decompose(
         raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...)")
     compiled = variables is not None
     if at is not None and hasattr(apply_frozen, "lower"):
-        apply_frozen = inspect.unwrap(apply_frozen)  # modules are addressed while tracing, so not through a jitted cache
+        # Modules are addressed while tracing, which a jitted function's cache would skip.
+        apply_frozen = inspect.unwrap(apply_frozen)
     apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
     with jax.default_matmul_precision("highest"):
         logits = jax.eval_shape(apply, x)
         if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
             raise ValueError(f"apply_frozen: got output {logits.shape}, expected ({x.shape[0]}, classes)")
         if at is not None:
-            _find(apply, x, at)
+            require_activation(apply, x, at)
         rows = select_targets(targets, *logits.shape)
         if check:
             _require_affine(apply, x, compiled)
         one_pass = _pass_compiled if compiled else _pass
-        return in_chunks(partial(one_pass, apply, at), (x, rows), _bytes_per_example(apply, x, rows.shape[1]), memory)
+        return in_chunks(partial(one_pass, apply, at), (x, rows), bytes_per_example(apply, x, rows.shape[1]), memory)
 
 
 def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, memory: int) -> Any:
@@ -166,7 +167,7 @@ def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_eac
 
 def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array) -> Decomposition:
     """Decompose one chunk: one forward pass, one jvp, one vjp mapped over one-hot cotangents."""
-    value, function = (x, apply) if at is None else _activation(apply, x, at)
+    value, function = (x, apply) if at is None else split_at(apply, x, at)
     logits, pullback = jax.vjp(function, value)
     linear = jax.jvp(function, (value,), (value,))[1]
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
@@ -181,8 +182,17 @@ def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array) ->
 _pass_compiled = jax.jit(_pass, static_argnums=1)
 
 
-def _bytes_per_example(apply: Callable[[Array], Array], x: Array, targets: int) -> int:
-    """Upper estimate of one example's bytes: every value of the forward pass, and its largest once per target."""
+def bytes_per_example(apply: Callable[[Array], Array], x: Array, targets: int) -> int:
+    """Upper estimate of one example's bytes: every value of the forward pass, and its largest once per target.
+
+    Args:
+        apply: x ↦ output, (batch, ...).
+        x: input, (batch, ...).
+        targets: cotangents that are pulled back at once.
+
+    Returns:
+        Bytes; the estimate comes from the traced program, nothing is computed.
+    """
     sizes = [
         math.prod(v.aval.shape) * v.aval.dtype.itemsize
         for equation in jax.make_jaxpr(apply)(x).eqns
@@ -218,8 +228,20 @@ def _require_affine(apply: Callable[[Array], Array], x: Array, compiled: bool) -
         )
 
 
-def _activation(apply: Callable[[Array], Array], x: Array, at: str) -> tuple[Array, Callable[[Array], Array]]:
-    """The output of a named Flax submodule, and the function from it to the logits."""
+def split_at(apply: Callable[[Array], Array], x: Array, at: str) -> tuple[Array, Callable[[Array], Array]]:
+    """The output of a named Flax submodule, and the function from it to the logits.
+
+    Args:
+        apply: x ↦ logits, calling a Flax model, not jitted.
+        x: input, (batch, ...).
+        at: path of the submodule.
+
+    Returns:
+        The activation, (batch, ...), and activation ↦ logits with everything else computed from `x`.
+
+    Raises:
+        ValueError: the submodule cannot be reached because its call was traced before.
+    """
     seen: list[Array] = []
 
     def keep(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -271,7 +293,8 @@ def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tup
     return {name: shape for name, shape in names.items() if name not in repeated and shape[:1] == x.shape[:1]}
 
 
-def _find(apply: Callable[[Array], Array], x: Array, at: str) -> None:
+def require_activation(apply: Callable[[Array], Array], x: Array, at: str) -> None:
+    """Refuse, with near matches, a path that is not one of `activation_names`."""
     names = activation_names(apply, x)
     if at not in names:
         near = difflib.get_close_matches(at, names, n=3) or list(names)[:8]

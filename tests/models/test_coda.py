@@ -118,7 +118,8 @@ def test_layer_equals_explicit_weights(rescale, kernel, stride, padding):
             np.asarray(x), *(np.asarray(variables["params"][k]) for k in "BAb"), kernel, stride, padding, rescale
         )
         np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(jax.jit(partial(layer.apply, frozen=True))(variables, x), want, rtol=1e-10, atol=1e-12)
+        frozen = jax.jit(partial(layer.apply, frozen=True))(variables, x)
+        np.testing.assert_allclose(frozen, want, rtol=1e-10, atol=1e-12)
         assert norms.max() < 1 if rescale == "squash" else np.allclose(norms, 1)
 
 

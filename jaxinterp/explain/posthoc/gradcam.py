@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.linear import Targets, _activation, _bytes_per_example, _find, in_chunks
+from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks, require_activation, split_at
 from jaxinterp.explain.posthoc.attribution import MEMORY, Attribution, bind, pull_targets
 
 Split = tuple[Callable[..., Array], Callable[..., Array]]
@@ -66,7 +66,7 @@ def grad_cam(
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(whole, x, targets, variables)
         if at is not None:
-            _find(bound, x, at)
+            require_activation(bound, x, at)
         given = () if variables is None else (variables,)
         parts = [jax.tree_util.Partial(f, *given) for f in (apply if isinstance(apply, tuple) else (apply,))]
         compiled = variables is not None
@@ -76,7 +76,7 @@ def grad_cam(
             slopes = pull_targets(logits, pullback, rows, compiled)
             return Attribution(_combine(maps, slopes, x.shape[1:3], upsample))
 
-        return in_chunks(explain, (x, rows), _bytes_per_example(bound, x, rows.shape[1]), memory)
+        return in_chunks(explain, (x, rows), bytes_per_example(bound, x, rows.shape[1]), memory)
 
 
 def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: Any) -> Array:
@@ -88,7 +88,7 @@ def _split(
     at: str | None, parts: Sequence[Callable[[Array], Array]], x: Float[Array, "batch height width channels"]
 ) -> tuple[Array, Array, Callable[[Array], tuple[Array]]]:
     """The feature maps, the logits, and the pullback from these to those."""
-    maps, head = _activation(parts[0], x, at) if at is not None else (parts[0](x), parts[1])
+    maps, head = split_at(parts[0], x, at) if at is not None else (parts[0](x), parts[1])
     if maps.ndim != 4:
         raise ValueError(f"at: got activations {maps.shape}, expected (batch, height, width, features)")
     return maps, *jax.vjp(head, maps)

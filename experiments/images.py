@@ -1,0 +1,79 @@
+"""Images of any size as the input of a network: whole data sets, and files."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxinterp.data import Dataset
+from jaxinterp.errors import ConfigError, DataError
+
+
+def resized(dataset: Dataset, side: int | None, channels: int) -> Dataset:
+    """A data set enlarged or reduced to square images (nearest pixel), grey images repeated over the channels.
+
+    Args:
+        dataset: the data.
+        side: of the new images, in pixels; None keeps the data set's own.
+        channels: of the new images.
+
+    Raises:
+        ConfigError: colour images are asked for with fewer channels.
+    """
+    height, width, own = dataset.images.shape[1:]
+    if own not in (1, channels):
+        raise ConfigError(f"channels: got {channels}, {dataset.name} has {own}")
+    rows = np.arange(side or height) * height // (side or height)
+    columns = np.arange(side or width) * width // (side or width)
+    images = dataset.images[:, rows][:, :, columns]
+    return replace(dataset, images=np.repeat(images, channels // own, axis=-1))
+
+
+def first(dataset: Dataset, count: int | None) -> Dataset:
+    """The first images of a data set; all where `count` is None."""
+    return replace(dataset, images=dataset.images[:count], labels=dataset.labels[:count])
+
+
+def read_images(
+    paths: Sequence[Path], height: int, width: int, channels: int
+) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
+    """Read image files, converted to the network's channels and resized to its input.
+
+    Args:
+        paths: files that Pillow reads.
+        height: of the network's input, in pixels.
+        width: of the network's input, in pixels.
+        channels: 1 (grey) or 3 (RGB); transparent parts become black.
+
+    Returns:
+        Images float32 (N, H, W, C) in [0, 1], and for every file a line that says what was done to it.
+
+    Raises:
+        ConfigError: no path.
+        DataError: a file that is missing or is not an image; the line names it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not paths:
+        raise ConfigError("expected at least one image file")
+    mode = {1: "L", 3: "RGB"}[channels]
+    images, lines = [], []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                original = f"{file.width}x{file.height} {file.mode}"
+                image = file.convert("RGBA") if file.mode in ("P", "LA", "PA") else file.copy()
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: not an image that can be read ({error})") from error
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        image = image.convert(mode)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        images.append(np.asarray(image, np.float32).reshape(height, width, channels) / 255)
+        lines.append(f"{path}: {original} -> {width}x{height} {mode}")
+    return np.stack(images), lines

@@ -1,0 +1,285 @@
+"""The report of a trained run: what it learned, its maps, and its explanations measured against their rivals."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+
+from experiments.run import shown
+from experiments.subject import Subject
+from jaxinterp.explain.draw import colour_weights, panel
+from jaxinterp.explain.metrics import tile
+from jaxinterp.explain.plots import (
+    localisation_boxes,
+    method_style,
+    removal_curves,
+    residual_histogram,
+    training_curves,
+)
+from jaxinterp.report.page import Page, Picture, Section, Table, picture
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page is made of.
+
+    Attributes:
+        name: the run's name.
+        source: where in the paper it stands.
+        config: its configuration, a dataclass.
+        subject: the trained network.
+        images: test images, (N, H, W, C) in [0, 1].
+        labels: their classes, (N,).
+        logits: of all of them, (N, classes).
+        classes: the classes' names.
+        found: what `experiments.evaluation.measure` returned.
+        history: the records of metrics.jsonl.
+        info: run.json.
+        paper: metric → the paper's number for this configuration.
+        reference: metric → the paper's numbers for `reference_name`, for orientation.
+        reference_name: the configuration that `reference` is about.
+    """
+
+    name: str
+    source: str
+    config: Any
+    subject: Subject
+    images: Float[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"]
+    classes: Sequence[str]
+    found: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    info: Mapping[str, Any]
+    paper: Mapping[str, float]
+    reference: Mapping[str, float]
+    reference_name: str
+
+
+def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+    """Indices of the first image of each of the first `count` classes that occur.
+
+    Example:
+        >>> first_of_each_class(np.array([3, 3, 1, 0, 1]), 2).tolist()
+        [0, 2]
+    """
+    return np.sort(np.unique(labels, return_index=True)[1])[:count]
+
+
+def top_maps(
+    subject: Subject,
+    images: Float[np.ndarray, "n h w c"],
+    names: Sequence[str],
+    logits: Float[np.ndarray, "n classes"],
+    classes: Sequence[str],
+    count: int = 3,
+) -> Figure:
+    """Images under their names, and beside each its contribution maps for the classes with the largest logits."""
+    top = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    chance = 1 / (1 + np.exp(-np.take_along_axis(logits, top, 1).astype(float)))
+    titles = [
+        [f"{classes[k]}: p {p:.3f}" for k, p in zip(row, ps, strict=True)] for row, ps in zip(top, chance, strict=True)
+    ]
+    return panel(images, np.asarray(subject.maps(images, top)), titles, names)
+
+
+def compose_page(report: Report) -> Page:
+    """The page."""
+    metrics, last = report.found["metrics"], report.history[-1] if report.history else {}
+    size = next(iter(report.found["localisation"]))
+    key = f"localisation_{size}_median"
+    rival = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
+    residual = metrics["completeness_residual"]
+    return Page(
+        title=report.name,
+        subtitle=f"{report.source} · data set {report.config.dataset} · {len(report.labels)} test images · "
+        f"seed {report.config.seed} · {last.get('epoch', '?')} epochs",
+        exact="Exact: at every level the contributions of a class sum to its logit minus the constant "
+        f"{report.subject.bias:.3f}; the largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
+        "and removal are measurements on test images, and post-hoc maps are approximations.",
+        tiles={
+            "test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}",
+            f"localisation {size}, median": f"{metrics[key]:.3f}",
+            f"best rival: {method_style(rival.removeprefix(f'{key}_'))[0]}": f"{metrics[rival]:.3f}",
+            "removal, mean of the curve": f"{metrics['removal_curve_mean']:.3f}",
+            "largest residual": f"{residual:.1e}",
+        },
+        sections=[
+            _explanations(report),
+            _levels(report),
+            _localisation(report),
+            _removal(report),
+            _completeness(report),
+            _training(report),
+            _beside_the_paper(report),
+            _provenance(report),
+        ],
+    )
+
+
+def _explanations(report: Report) -> Section:
+    """The first test images, the first wrong ones, and the weights in colour where images have colours."""
+    chosen = first_of_each_class(report.labels, 5)
+    wrong = np.flatnonzero(report.logits.argmax(1) != report.labels)[:5]
+
+    def maps(index: Int[np.ndarray, " m"], caption: str, alt: str) -> Picture:
+        names = [f"label {report.classes[label]}" for label in report.labels[index]]
+        figure = top_maps(report.subject, report.images[index], names, report.logits[index], report.classes)
+        return picture(figure, caption, alt, 495)
+
+    pictures = [
+        maps(
+            chosen,
+            "The first test images of five classes, and what their pixels contribute to the three likeliest classes.",
+            "Test images and their contribution maps, blue against and red for the class",
+        )
+    ]
+    if len(wrong):
+        caption = f"The first of {np.sum(report.logits.argmax(1) != report.labels)} test images that are misread."
+        pictures.append(maps(wrong, caption, "Misread test images and their contribution maps"))
+    if report.images.shape[-1] == 3 and report.subject.at is None:
+        pictures.append(_colours(report, chosen))
+    return Section(
+        "What speaks for and against each class",
+        [
+            "Each map splits a logit, without remainder, into contributions of the pixels: red adds to the class, blue "
+            "takes away. Maps in a row share their scale; p is the sigmoid of the logit."
+        ],
+        pictures,
+    )
+
+
+def _colours(report: Report, chosen: Int[np.ndarray, " m"]) -> Picture:
+    """The weights of the likeliest class, in the colours that they look for."""
+    images, top = report.images[chosen], report.logits[chosen].argmax(1)
+    parts = report.subject.decompose(images, top)
+    drawn = colour_weights(np.asarray(parts.weights), np.asarray(parts.contributions.sum(-1)))
+    titles = [[f"{report.classes[k]}: weights"] for k in top]
+    return picture(
+        panel(images, drawn, titles),
+        "The dynamic weights of the likeliest class, in the colours that they look for; opaque where they matter.",
+        "Test images and colour renderings of their weights",
+        300,
+    )
+
+
+def _levels(report: Report) -> Section:
+    """The predicted class' contributions at the network's own level and at every layer above it."""
+    chosen = first_of_each_class(report.labels, 4)
+    images, top = report.images[chosen], report.logits[chosen].argmax(1)
+    levels: list[str | None] = [None, *report.subject.layers]
+    maps = np.concatenate([np.asarray(report.subject.maps(images, top, at)) for at in levels], axis=1)
+    names = [level or report.subject.at or "input" for level in levels]
+    titles = [[name.replace("layer_", "after layer ") for name in names]] * len(chosen)
+    predicted = [f"as {report.classes[k]}" for k in top]
+    figure = panel(images, maps, titles, predicted, scale="map")
+    return Section(
+        "The same decision at every level",
+        ["The logit of the predicted class, split over the input and over each layer's output: the sums are equal."],
+        [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(levels) + 1))],
+    )
+
+
+def _localisation(report: Report) -> Section:
+    pictures = []
+    for size, scores in report.found["localisation"].items():
+        grids = report.found["grids"][size]
+        caption = (
+            f"{size}: {grids['grids']} grids, {int(size[0]) ** 2} scores each, from {grids['eligible_images']} "
+            "eligible images. Diamonds are means."
+        )
+        pictures.append(picture(localisation_boxes(scores, int(size[0]) ** 2), caption, f"Box plot, {size} grids", 495))
+    return Section(
+        "Localisation: is the evidence where the object is?",
+        [
+            "Confidently recognised test images of different classes are tiled into a grid. For every class in it, "
+            "the score is the share of its positive evidence that lies on its own image: 1 is perfect, a uniform map "
+            "scores 1/9 or 1/4. Only positive evidence counts. The rivals explain the same network."
+        ],
+        [*pictures, _one_grid(report)],
+    )
+
+
+def _one_grid(report: Report) -> Picture:
+    """The first grid, and every method's map of three of its classes."""
+    size, grids = next(iter(report.found["grids"].items()))
+    members, classes = np.array(grids["first_images"]), np.array(grids["first_classes"])
+    cells = np.arange(len(classes))[: int(size[0])]
+    mosaic = np.asarray(tile(jnp.asarray(report.images[members])[None]))
+    methods = report.subject.methods()
+    maps = np.stack([np.asarray(method(mosaic, classes[None, cells]))[0] for method in methods.values()], axis=1)
+    titles = [[method_style(name)[0] for name in methods]] * len(cells)
+    names = [f"{report.classes[classes[k]]} (row {k % int(size[0]) + 1}, column 1)" for k in cells]
+    images = np.repeat(mosaic, len(cells), axis=0)
+    figure = panel(images, maps, titles, names, scale="map")
+    caption = f"The first {size} grid: maps of the classes in its first column, by every method, each on its own scale."
+    return picture(figure, caption, "A grid of test images and the maps of all methods", 1040)
+
+
+def _removal(report: Report) -> Section:
+    figure = removal_curves(report.found["removal"], report.found["fractions"])
+    count = min(report.config.removal_images, len(report.labels))
+    return Section(
+        "Pixel removal: do unimportant pixels matter?",
+        [
+            "The pixels that a method calls least important are taken out first (all channels of the encoding become "
+            "zero, which is not black). A map that knows what matters keeps the label's probability high."
+        ],
+        [picture(figure, f"Mean over the first {count} test images.", "Pixel removal curves", 700)],
+    )
+
+
+def _completeness(report: Report) -> Section:
+    figure = residual_histogram(report.found["residuals"])
+    return Section(
+        "Completeness: what the contributions miss",
+        [
+            "For every class of every image: logit minus bias minus the sum of all contributions, relative to the "
+            "image's largest |logit minus bias|."
+        ],
+        [picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)],
+    )
+
+
+def _training(report: Report) -> Section:
+    metrics = report.found["metrics"]
+    text = f"Test accuracy {metrics['test_accuracy']:.2%} with the last epoch"
+    if "test_accuracy_best" in metrics:
+        text += f", {metrics['test_accuracy_best']:.2%} with the epoch best on a held-out part of the training data"
+    curves = picture(training_curves(report.history), "One point per epoch.", "Loss and accuracy by epoch", 840)
+    return Section("Training", [f"{text}."], [curves])
+
+
+def _beside_the_paper(report: Report) -> Section:
+    metrics = report.found["metrics"]
+    paper = report.paper or report.reference
+    rows = [
+        [name.replace("_", " "), f"{value:.4g}", f"{paper[name]:.4g}" if name in paper else "–"]
+        for name, value in metrics.items()
+    ]
+    text = "The paper's numbers for this configuration."
+    if not report.paper:
+        text = (
+            f"The paper reports nothing for this run. For orientation only, its numbers for {report.reference_name}: "
+            "another data set and another network."
+        )
+    return Section("Ours beside the paper's", [text], [], [Table(["metric", "ours", "paper"], rows)])
+
+
+def _provenance(report: Report) -> Section:
+    config = [[f.name, shown(getattr(report.config, f.name))] for f in dataclasses.fields(report.config)]
+    device = report.info.get("device", {})
+    facts = [["device", f"{device.get('count', '?')} x {device.get('kind', '?')}"]]
+    facts += [[key, str(report.info.get(key))] for key in ("started", "commit")]
+    facts += [[name, version] for name, version in report.info.get("versions", {}).items()]
+    return Section(
+        "Configuration and versions",
+        [],
+        [],
+        [Table(["field", "value"], config), Table(["made with", ""], facts)],
+    )

@@ -1,0 +1,33 @@
+"""`python -m experiments.picture RUN_DIR FILE.png`: the picture of the README, made from a trained run."""
+
+import sys
+from pathlib import Path
+
+from experiments.page import first_of_each_class, top_maps
+from experiments.stages import class_names, logits_of, test_images, trained
+from jaxinterp.errors import JaxInterpError
+from jaxinterp.report.page import picture
+from jaxinterp.report.tables import write_bytes
+
+
+def main(arguments: list[str]) -> int:
+    """Draw the first test images of four classes and their contribution maps; 2 where the run cannot be read."""
+    if len(arguments) != 2:
+        print("usage: python -m experiments.picture RUN_DIR FILE.png", file=sys.stderr)
+        return 2
+    try:
+        _, config, subject = trained(Path(arguments[0]))
+        images, labels = test_images(config, None)
+    except JaxInterpError as error:
+        print(f"experiments.picture: {error}", file=sys.stderr)
+        return 2
+    chosen = first_of_each_class(labels, 4)
+    classes = class_names(config)
+    names = [f"label {classes[label]}" for label in labels[chosen]]
+    figure = top_maps(subject, images[chosen], names, logits_of(subject, images[chosen], 4), classes)
+    write_bytes(Path(arguments[1]), picture(figure, "", "").png)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

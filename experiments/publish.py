@@ -1,0 +1,93 @@
+"""From the run folders of one run, one per seed, to its published results."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from experiments import paper_of
+from experiments.run import read_config, read_json, read_name, shown
+from jaxinterp.errors import ConfigError
+from jaxinterp.report.tables import Results, summarise, write_results
+
+
+def machine() -> str:
+    """The machine in words: accelerator if there is one, processor, cores, memory."""
+    import jax
+
+    device = jax.devices()[0]
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    parts = [] if device.platform == "cpu" else [f"{jax.device_count()} x {device.device_kind}"]
+    parts += [model, f"{len(os.sched_getaffinity(0))} cores"] if hasattr(os, "sched_getaffinity") else [model]
+    if hasattr(os, "sysconf"):
+        parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    return ", ".join(parts)
+
+
+def gather(run_dirs: Sequence[Path]) -> Results:
+    """The metrics of one run over its seeds.
+
+    Args:
+        run_dirs: evaluated run folders of the same configuration and different seeds.
+
+    Returns:
+        Mean and spread of every metric, with the paper's number where the configuration is the paper's.
+
+    Raises:
+        ConfigError: no folder, folders of different configurations, the same seed twice, or a missing evaluation.
+    """
+    if not run_dirs:
+        raise ConfigError("expected at least one run folder")
+    name = read_name(run_dirs[0])
+    experiment = paper_of(name).RUNS[name]
+    configs = []
+    for run_dir in run_dirs:
+        other, config = read_config(run_dir, type(experiment.config))
+        configs.append(config)
+        if other != name or dataclasses.replace(config, seed=configs[0].seed) != configs[0]:
+            raise ConfigError(f"{run_dir} holds another run or configuration than {run_dirs[0]}")
+    seeds = tuple(config.seed for config in configs)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"expected different seeds, got {', '.join(map(str, seeds))}")
+    measured = [read_json(d / "evaluation.json", f"jaxinterp evaluate {d}")["metrics"] for d in run_dirs]
+    values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
+    changed = [
+        f"{field.name}={shown(getattr(configs[0], field.name))}"
+        for field in dataclasses.fields(configs[0])
+        if field.name != "seed" and getattr(configs[0], field.name) != getattr(experiment.config, field.name)
+    ]
+    folders = f"runs/{name.replace('/', '-')}-seed-"
+    train = " ".join(["jaxinterp train", name, *changed, "--seeds", ",".join(map(str, seeds))])
+    evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds), "--results experiments/results"])
+    return Results(
+        run=name,
+        command=f"{train} && {evaluate}",
+        machine=machine(),
+        versions=read_json(run_dirs[0] / "run.json", f"jaxinterp train {name}")["versions"],
+        seeds=seeds,
+        metrics=summarise(values, {} if changed else experiment.paper),
+    )
+
+
+def publish(results: Results, folder: Path) -> Path:
+    """Write <run>.json (/ and - as _) into a folder; returns its path."""
+    path = folder / f"{results.run.replace('/', '_').replace('-', '_')}.json"
+    write_results(path, results)
+    return path
+
+
+def metrics_table(results: Results) -> Table:
+    """The metrics of a run for the terminal, ours beside the paper's."""
+    table = Table("metric", "ours", "± (seeds)", "paper", title=results.run, title_justify="left", box=None)
+    for name, metric in results.metrics.items():
+        spread = f"{metric.std:.2g} ({metric.n})" if metric.n > 1 else f"({metric.n})"
+        paper = "" if metric.paper is None else f"{metric.paper:.4g}"
+        table.add_row(name, f"{metric.mean:.4g}", spread, paper)
+    return table

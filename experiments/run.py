@@ -1,0 +1,241 @@
+"""What the files of all papers share: a named run, typed overrides, and the folder in which a run lives."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_type_hints
+
+from jaxinterp.errors import ConfigError
+from jaxinterp.report.tables import write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+AnyRun = TypeVar("AnyRun", bound="Run")
+SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[Config]):
+    """A named run: where it stands in the paper, how long it took, and metric → the paper's number."""
+
+    config: Config
+    source: str
+    time: str = "not measured"
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the runs of all papers have: data, optimiser, evaluation; the defaults are for CIFAR-10.
+
+    Attributes:
+        dataset: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
+        image_size: side of the square images in pixels; the data set's own where None.
+        channels: channels of the images.
+        images: use only so many images of each split; all where None.
+        flip: mirror training images with probability 1/2.
+        crop: random crop of the training images after zero padding of so many pixels.
+        rand_augment: (n, m) of RandAugment; none where empty.
+        dtype: type of the large products in training; what is measured and explained runs in float32.
+        learning_rate: Adam's peak rate.
+        epsilon: Adam's ε.
+        schedule: staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet) or cosine.
+        epochs: passes over the training images.
+        batch_size: images of one optimiser step.
+        accumulate: micro-batches in which they are computed.
+        validation: share of the training images held out to choose the best epoch.
+        seed: seed of initialisation, order and augmentation.
+        grid_sizes: images along one side of the grids on which localisation is measured.
+        grids: most grids of each size; fewer where images are not enough.
+        eligible: images of the grids: those predicted right with p > 0.5, or all (for tests).
+        removal_images: first so many test images are used for pixel removal and completeness.
+        occlusion: window sizes of the occlusion rivals in pixels.
+        occlusion_stride: step of their windows in pixels.
+        eval_batch: images of one evaluation batch.
+    """
+
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"] = "cifar10"
+    image_size: int | None = None
+    channels: int = 3
+    images: int | None = None
+    flip: bool = True
+    crop: int = 4
+    rand_augment: tuple[int, ...] = ()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    learning_rate: float = 1e-3
+    epsilon: float = 1e-8
+    schedule: Literal["staircase", "warmup", "cosine"] = "cosine"
+    epochs: int = 100
+    batch_size: int = 64
+    accumulate: int = 1
+    validation: float = 0.02
+    seed: int = 0
+    grid_sizes: tuple[int, ...] = (3, 2)
+    grids: int = 500
+    eligible: Literal["right", "all"] = "right"
+    removal_images: int = 1024
+    occlusion: tuple[int, ...] = (5, 9)
+    occlusion_stride: int = 2
+    eval_batch: int = 256
+
+
+def small(config: AnyRun) -> AnyRun:
+    """The same run in seconds: one epoch on 64 embedded digits, enlarged to the run's images, and least evaluation."""
+    sides = {**SIDES, "digits": None, "imagenet2012": 48}
+    return dataclasses.replace(
+        config,
+        dataset="digits",
+        image_size=sides[config.dataset],
+        images=64,
+        rand_augment=(),
+        epochs=1,
+        batch_size=16,
+        accumulate=min(config.accumulate, 2),
+        validation=0.25,
+        grid_sizes=(2,),
+        grids=1,
+        eligible="all",
+        removal_images=4,
+        occlusion=config.occlusion[:1],
+        occlusion_stride=8,
+        eval_batch=16,
+    )
+
+
+def nearest(kind: str, wrong: str, known: Iterable[str]) -> ConfigError:
+    """The error for an unknown name, with the known names closest to it.
+
+    Example:
+        >>> print(nearest("key", "temprature", ["temperature", "features"]))
+        unknown key 'temprature'; did you mean temperature?
+    """
+    names = list(known)
+    close = " or ".join(difflib.get_close_matches(wrong, names, n=3, cutoff=0.7))
+    hint = f"did you mean {close}?" if close else f"known: {', '.join(names)}"
+    return ConfigError(f"unknown {kind} {wrong!r}; {hint}")
+
+
+def shown(value: Any) -> str:
+    """A field's value as an override writes it: the entries of a tuple separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """A run's configuration with fields replaced by typed key=value assignments.
+
+    Args:
+        config: a frozen dataclass.
+        assignments: "key=value" each; the entries of a tuple are separated by commas.
+
+    Returns:
+        The new configuration; `config` is left as it is.
+
+    Raises:
+        ConfigError: not of the form key=value, an unknown key, or a value that is not of the field's type.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> Net = make_dataclass("Net", [("width", int, 8), ("ranks", tuple[int, ...], (4,))], frozen=True)
+        >>> override(Net(), ["ranks=2,3", "width=16"])
+        Net(width=16, ranks=(2, 3))
+    """
+    import tyro
+
+    fields = [f.name for f in dataclasses.fields(config)]
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, got {assignment!r}")
+        if key not in fields:
+            raise nearest("key", key, fields)
+        values = value.split(",") if isinstance(getattr(config, key), tuple) else [value]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # tyro says it in a box of many lines
+                config = tyro.cli(
+                    type(config),
+                    args=[f"--{key}", *values],
+                    default=config,
+                    config=(tyro.conf.FlagConversionOff,),
+                )
+        except SystemExit:
+            hint = get_type_hints(type(config))[key]
+            kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+            such = shown(getattr(config, key))
+            raise ConfigError(f"{key}: expected {kind} (such as {such}), got {value!r}") from None
+    return config
+
+
+def write_config(run_dir: Path, name: str, config: Any) -> None:
+    """Write the run's name and resolved configuration to `run_dir`/config.json.
+
+    Raises:
+        ConfigError: the folder holds a run of another name or configuration; the line names what differs.
+    """
+    path = run_dir / "config.json"
+    values = dataclasses.asdict(config)
+    if path.exists():
+        old_name, old = read_config(run_dir, type(config))
+        if old_name != name:
+            raise ConfigError(f"{run_dir} holds the run {old_name}, not {name}; choose another --run-dir")
+        differing = [k for k, v in values.items() if getattr(old, k) != v]
+        if differing:
+            had, asked = (", ".join(f"{k}={shown(getattr(c, k))}" for k in differing) for c in (old, config))
+            raise ConfigError(f"{run_dir} holds the run with {had}, not {asked}; choose another --run-dir")
+        return
+    write_text(path, json.dumps({"run": name, "config": values}, indent=2) + "\n")
+
+
+def read_name(run_dir: Path) -> str:
+    """The name of the run that a folder holds.
+
+    Raises:
+        ConfigError: there is no config.json, or it is damaged.
+    """
+    path = run_dir / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a run's configuration ({error})") from None
+
+
+def read_config(run_dir: Path, kind: type[Config]) -> tuple[str, Config]:
+    """The name and configuration that `write_config` wrote.
+
+    Args:
+        run_dir: a run folder.
+        kind: the run's dataclass.
+
+    Raises:
+        ConfigError: there is no config.json, it is damaged, or its fields are not those of `kind`.
+    """
+    name = read_name(run_dir)
+    path = run_dir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+        return name, kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a configuration of {kind.__name__} ({error})") from None
+
+
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """A JSON object of a run folder.
+
+    Raises:
+        ConfigError: it is missing or damaged; the line says which command makes it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a JSON object; it is made by `{made_by}`")
+    return content

@@ -1,0 +1,289 @@
+"""The stages of every run: train, evaluate, explain, report. A paper's file says what is trained and examined."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, Int
+
+from experiments import paper_of, runs
+from experiments.evaluation import Say, measure
+from experiments.imagenet import held_images, training_stream
+from experiments.images import first, read_images, resized
+from experiments.page import Report, compose_page, top_maps
+from experiments.run import SIDES, Run, read_config, read_json, read_name, write_config
+from experiments.subject import Subject
+from jaxinterp.data import Augment, Dataset, compose, crop, flip, load, rand_augment
+from jaxinterp.data.classes import CLASSES
+from jaxinterp.errors import ConfigError
+from jaxinterp.report.page import picture, write
+from jaxinterp.report.tables import write_bytes, write_text
+from jaxinterp.train import (
+    FitResult,
+    Stream,
+    TrainConfig,
+    coda_imagenet,
+    fit,
+    load_variables,
+    staircase_decay,
+    warmup_cosine,
+)
+
+
+def schedule_of(config: Run, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, with so many steps in an epoch."""
+    schedule = {
+        "cosine": partial(warmup_cosine, config.learning_rate, config.epochs, steps),
+        "warmup": partial(coda_imagenet, steps, config.learning_rate / 4, config.learning_rate),
+        "staircase": partial(staircase_decay, config.learning_rate, 1.5, 30, steps),
+    }[config.schedule]()
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))  # optax mixes integer steps with floats
+
+
+def augmentation(config: Run) -> Augment:
+    """Flip, then crop, then RandAugment (spec of the authors' code)."""
+    operations = [flip()] if config.flip else []
+    operations += [crop(config.crop)] if config.crop else []
+    if config.rand_augment:
+        count, magnitude = config.rand_augment
+        operations.append(rand_augment(count, magnitude, "uda"))
+    return compose(*operations)
+
+
+def split(config: Run, which: Literal["train", "test"], data_dir: Path | None) -> Dataset:
+    """A split of the run's data set, at the run's size and number of images.
+
+    Raises:
+        DataError: the data are missing or damaged.
+        ConfigError: colour images are asked for with fewer channels.
+    """
+    return first(resized(load(config.dataset, which, data_dir), config.image_size, config.channels), config.images)
+
+
+def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, allow_older: bool = False) -> FitResult:
+    """Train a run, or go on with it.
+
+    Args:
+        name: the run's name, among those of `experiments.runs`.
+        config: its configuration.
+        run_dir: its folder.
+        data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
+        allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
+
+    Raises:
+        JaxInterpError: see `jaxinterp.train.fit`, `split` and `write_config`.
+    """
+    paper = paper_of(name)
+    model = paper.build(config)
+    loss = paper.loss_of(config, model)
+    data: Dataset | Stream
+    if config.dataset == "imagenet2012":
+        data = training_stream(config, config.classes, data_dir)
+        test, steps = held_images(config, config.classes, data_dir), data.steps
+    else:
+        data, test = split(config, "train", data_dir), split(config, "test", data_dir)
+        steps = (len(data) - round(config.validation * len(data))) // config.batch_size
+    check_fits(config, test)
+    if steps < 1:
+        raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
+    schedule = schedule_of(config, steps)
+    write_config(run_dir, name, config)
+    return fit(
+        run_dir,
+        model,
+        loss,
+        optax.adam(schedule, eps=config.epsilon),
+        data,
+        test,
+        augmentation(config),
+        TrainConfig(
+            config.epochs,
+            config.batch_size,
+            config.seed,
+            config.accumulate,
+            validation=config.validation,
+            eval_batch=config.eval_batch,
+        ),
+        allow_older=allow_older,
+        schedule=schedule,
+        identity=json.loads(json.dumps(asdict(config))),
+    )
+
+
+def check_fits(config: Any, data: Dataset) -> None:
+    """Refuse a network with fewer outputs than the data set has classes.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if len(data.classes) > config.classes:
+        raise ConfigError(f"features: the last is {config.classes}, {data.name} has {len(data.classes)} classes")
+
+
+def trained(
+    run_dir: Path, which: Literal["last", "best"] = "last", dtype: Literal["float32"] = "float32"
+) -> tuple[str, Any, Subject]:
+    """The name, configuration and network of a run folder; what is examined runs in float32.
+
+    Raises:
+        ConfigError: the folder holds no run.
+        CheckpointError: it holds no intact checkpoint of this network.
+    """
+    paper = paper_of(read_name(run_dir))
+    name, config = read_config(run_dir, type(next(iter(paper.RUNS.values())).config))
+    model = paper.build(replace(config, dtype=dtype))
+    side = config.image_size or SIDES[config.dataset]
+    variables = load_variables(run_dir, model, (side, side, config.channels), which)
+    return name, config, paper.subject(config, model, variables)
+
+
+def test_images(config: Any, data_dir: Path | None) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    """Test images in [0, 1] and their labels."""
+    held = config.dataset == "imagenet2012"
+    test = held_images(config, config.classes, data_dir) if held else split(config, "test", data_dir)
+    return test.images.astype(np.float32) / np.float32(test.maximum), test.labels
+
+
+def class_names(config: Any) -> tuple[str, ...]:
+    """A name for every output of the network: the data set's, then numbers."""
+    names = CLASSES.get(config.dataset, ())
+    return (*names, *map(str, range(len(names), config.classes)))
+
+
+def logits_of(subject: Subject, images: Float[np.ndarray, "n h w c"], batch: int) -> Float[np.ndarray, "n classes"]:
+    """Logits, batch by batch."""
+    apply = jax.jit(subject.apply)
+    return np.concatenate(
+        [np.asarray(apply(subject.variables, images[i : i + batch])) for i in range(0, len(images), batch)]
+    )
+
+
+def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> dict[str, Any]:
+    """Measure a trained run on the test split and write evaluation.json into its folder.
+
+    Args:
+        run_dir: the run's folder.
+        data_dir: the data folder.
+        say: told about each measurement as it is made.
+
+    Returns:
+        What `experiments.evaluation.measure` returns.
+    """
+    _, config, last = trained(run_dir)
+    epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
+    images, labels = test_images(config, data_dir)
+    found = measure(
+        last,
+        images,
+        labels,
+        {which: logits_of(subject, images, config.eval_batch) for which, subject in epochs.items()},
+        sizes=config.grid_sizes,
+        grids=config.grids,
+        eligible=config.eligible,
+        removal_images=config.removal_images,
+        batch=config.eval_batch,
+        seed=config.seed,
+        say=say,
+    )
+    write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")
+    return found
+
+
+def explain(
+    run_dir: Path, paths: Sequence[Path], out: Path, which: Literal["last", "best"] = "last", top: int = 3
+) -> Iterator[str]:
+    """Explain a trained run's predictions on image files.
+
+    For every image <out>/<stem>.png holds the contribution maps of the likeliest classes, and <out>/<stem>.json for
+    every class the logit, the sum of the contributions, the bias and the residual.
+
+    Args:
+        run_dir: the run's folder.
+        paths: image files of any size.
+        out: folder to write to; nothing is written unless all images can be read.
+        which: the last epoch, or the one that was best on the validation part.
+        top: how many classes get a map.
+
+    Yields:
+        A line for every image: how it was converted, the prediction, and what was written.
+
+    Raises:
+        DataError: a file is missing or is not an image.
+    """
+    name, config, subject = trained(run_dir, which)
+    side = config.image_size or SIDES[config.dataset]
+    images, lines = read_images(paths, side, side, config.channels)
+    classes = class_names(config)
+    used: set[str] = set()
+    for path, image, line in zip(paths, images, lines, strict=True):
+        parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), subject.decompose(image[None]))
+        stem = next(s for i in count(1) if (s := path.stem if i == 1 else f"{path.stem}-{i}") not in used)
+        used.add(stem)
+        entries = [
+            {
+                "class": label,
+                "logit": float(parts.logits[k]),
+                "probability": float(1 / (1 + np.exp(-parts.logits[k]))),
+                "contributions": float(parts.contributions[k].sum()),
+                "bias": float(parts.bias[k]),
+                "residual": float(parts.residual[k]),
+            }
+            for k, label in enumerate(classes)
+        ]
+        figure = top_maps(subject, image[None], [path.name], parts.logits[None], classes, top)
+        write_bytes(out / f"{stem}.png", picture(figure, "", "").png)
+        content = {
+            "image": str(path),
+            "run": name,
+            "checkpoint": which,
+            "level": subject.at or "input",
+            "classes": entries,
+        }
+        write_text(out / f"{stem}.json", json.dumps(content, indent=2) + "\n")
+        best = entries[int(parts.logits.argmax())]
+        yield (
+            f"{line}: {best['class']} (p {best['probability']:.3f}, logit {best['logit']:.4f} = contributions "
+            f"{best['contributions']:.4f} + bias {best['bias']:.4f}) -> {out / stem}.png, .json"
+        )
+
+
+def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Path:
+    """Write report.html into a trained run's folder; it is evaluated first where it was not.
+
+    Returns:
+        The page's path.
+    """
+    name, config, subject = trained(run_dir)
+    path = run_dir / "evaluation.json"
+    found = read_json(path, f"jaxinterp evaluate {run_dir}") if path.exists() else evaluate(run_dir, data_dir, say)
+    images, labels = test_images(config, data_dir)
+    paper, experiment = paper_of(name), runs()[name]
+    history = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    page = compose_page(
+        Report(
+            name=name,
+            source=experiment.source,
+            config=config,
+            subject=subject,
+            images=images,
+            labels=labels,
+            logits=logits_of(subject, images, config.eval_batch),
+            classes=class_names(config),
+            found=found,
+            history=[json.loads(line) for line in history],
+            info=read_json(run_dir / "run.json", f"jaxinterp train {name}"),
+            paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
+            reference=paper.REFERENCE,
+            reference_name=paper.REFERENCE_NAME,
+        )
+    )
+    write(page, run_dir / "report.html")
+    return run_dir / "report.html"

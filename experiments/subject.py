@@ -1,0 +1,89 @@
+"""A trained network under examination: its exact explanation, and post-hoc rivals on the same network."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxinterp.explain.linear import Decomposition, Targets, decompose
+from jaxinterp.explain.posthoc.gradcam import grad_cam
+from jaxinterp.explain.posthoc.gradient import gradient, input_x_gradient
+from jaxinterp.explain.posthoc.integrated import integrated_gradients
+from jaxinterp.explain.posthoc.occlusion import occlusion
+
+Images = Float[Array | np.ndarray, "batch height width channels"]
+Maps = Float[Array, "batch targets height width"]
+Apply = Callable[[Any, Array], Any]
+Method = Callable[[Images, Targets], Maps]
+
+OURS = "decomposition"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with its variables; its functions take (variables, x), so that they are compiled once.
+
+    Attributes:
+        variables: the network's variables.
+        apply: (variables, images) ↦ logits.
+        predict: (variables, input) ↦ logits, on what `encode` makes of images.
+        frozen: the same with every coefficient held constant.
+        encode: images ↦ the input that is explained.
+        bias: the constant that contributions leave out of every logit.
+        at: activation at which the network is decomposed; its input where None.
+        layers: further activations at which it can be decomposed exactly, from the input up.
+        pooled: the activation whose maps are pooled into logits, for Grad-CAM.
+        occlusions: window sizes of the occlusion rivals in pixels.
+        stride: step of their windows in pixels.
+    """
+
+    variables: Any
+    apply: Apply
+    predict: Apply
+    frozen: Apply
+    encode: Callable[[Array], Array]
+    bias: float
+    at: str | None
+    layers: tuple[str, ...]
+    pooled: str
+    occlusions: tuple[int, ...]
+    stride: int
+
+    def decompose(self, images: Images, targets: Targets = None, at: str | None = None) -> Decomposition:
+        """The exact decomposition of the targets' logits, at the network's own level or at another layer."""
+        x = self.encode(jnp.asarray(images))
+        return decompose(self.frozen, x, targets, at or self.at, variables=self.variables, check=False)
+
+    def maps(self, images: Images, targets: Targets = None, at: str | None = None) -> Maps:
+        """Contributions summed over channels and, above the input, enlarged to the images (nearest pixel)."""
+        sums = self.decompose(images, targets, at).contributions.sum(-1)
+        return jax.image.resize(sums, (*sums.shape[:2], *images.shape[1:3]), "nearest")
+
+    def methods(self) -> Mapping[str, Method]:
+        """The decomposition, and post-hoc methods on the same network with the paper's settings (Sec. 5.2)."""
+        given = {"variables": self.variables}
+        methods: dict[str, Callable[..., Any]] = {
+            "gradient": partial(gradient, self.apply, **given),
+            "input_x_gradient": partial(input_x_gradient, self.apply, **given),
+            "integrated_gradients": partial(integrated_gradients, self.apply, steps=20, **given),
+            **{
+                f"occlusion_{k}": partial(occlusion, self.apply, window=k, stride=self.stride, **given)
+                for k in self.occlusions
+            },
+            "grad_cam": partial(grad_cam, self.apply, at=self.pooled, **given),
+        }
+        return {OURS: self.maps, **{name: _summed(method) for name, method in methods.items()}}
+
+
+def _summed(method: Callable[..., Any]) -> Method:
+    """A method's contributions, summed over channels."""
+
+    def maps(images: Images, targets: Targets = None) -> Maps:
+        return method(jnp.asarray(images), targets).contributions.sum(-1)
+
+    return maps

@@ -1,0 +1,248 @@
+"""The command `jaxinterp`: demo, train, explain, evaluate, list, report."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg, subcommand
+from tyro.constructors import PrimitiveConstructorSpec
+
+from jaxinterp.errors import JaxInterpError
+
+Seeds = Annotated[
+    tuple[int, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT,INT,...",
+        instance_from_str=lambda words: tuple(int(seed) for seed in words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda seeds: [",".join(map(str, seeds))] if seeds else ["that-of-the-run"],
+    ),
+]
+DataDir = Annotated[Path | None, arg(metavar="DIR")]
+RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train coda/digits, explain it exactly, measure it against post-hoc methods, and write report.html."""
+
+    run_dir: Path = Path("runs/demo")
+    """Folder of the run."""
+    smoke: bool = False
+    """Every stage in seconds, on a fraction of the images."""
+
+    def __call__(self, console: Console) -> None:
+        """Run the whole of it, and say where the report lies."""
+        # Quicker than evaluating all.
+        overrides = () if self.smoke else ("grid_sizes=3", "grids=20", "removal_images=120")
+        Train("coda/digits", overrides, run_dir=self.run_dir, smoke=self.smoke)(console)
+        Evaluate((self.run_dir,))(console)
+        Report(self.run_dir)(console)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a named run; the same command resumes it."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Name of the run, see `jaxinterp list`."""
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Fields of the run to replace, such as temperature=500 or ranks=4,4,8."""
+    run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of the run; default runs/<run name, / as ->, with -seed-<seed> where --seeds is given."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    seeds: Seeds = ()
+    """Train once with each of these seeds, each in a folder of its own."""
+    smoke: bool = False
+    """Every stage in seconds: few images, one epoch, low ranks."""
+    allow_older: bool = False
+    """If the newest checkpoint is damaged, go on from the newest intact one."""
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None
+    """Where process 0 listens, for a run on many machines."""
+    processes: Annotated[int | None, arg(metavar="INT")] = None
+    """Number of processes."""
+    process_id: Annotated[int | None, arg(metavar="INT")] = None
+    """Number of this process, from 0."""
+
+    def __call__(self, console: Console) -> None:
+        """Train with every seed."""
+        from experiments import paper_of, stages
+        from experiments.run import override
+
+        if self.coordinator is not None or self.processes is not None or self.process_id is not None:
+            from jaxinterp.train import initialize
+
+            initialize(self.coordinator, self.processes, self.process_id)
+        paper = paper_of(self.run)
+        config = paper.RUNS[self.run].config
+        if self.smoke:
+            config = paper.smoke(config)
+        config = override(config, self.overrides)
+        folder = self.run_dir or Path("runs") / self.run.replace("/", "-")
+        for seed in self.seeds or (config.seed,):
+            run_dir = folder.with_name(f"{folder.name}-seed-{seed}") if self.seeds else folder
+            result = stages.train(
+                self.run, replace(config, seed=seed), run_dir, data_dir=self.data_dir, allow_older=self.allow_older
+            )
+            if result.interrupted:
+                console.print(f"interrupted; the same command resumes {run_dir}", highlight=False, soft_wrap=True)
+                raise SystemExit(143)
+            console.print(outcome(run_dir, result.summary), highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Explain a trained run's predictions on images: contribution maps as PNG, sums and residuals as JSON."""
+
+    run_dir: RunDir
+    """Folder of a trained run."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")]
+    """Image files of any size; each is converted and resized to the network's input."""
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder to write to; default <RUN_DIR>/explanations."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last epoch, or the one that was best on the validation part."""
+
+    def __call__(self, console: Console) -> None:
+        """Explain every image; nothing is written unless all can be read."""
+        from experiments import stages
+
+        out = self.out or self.run_dir / "explanations"
+        for line in stages.explain(self.run_dir, self.images, out, which=self.checkpoint):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure trained runs on the test split: accuracy, localisation, pixel removal, completeness."""
+
+    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
+    """Folders of one run, trained with several seeds."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    results: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder in which to write <run>.json, the mean and spread over the seeds, such as experiments/results."""
+
+    def __call__(self, console: Console) -> None:
+        """Write evaluation.json into every folder, and print the means."""
+        from experiments import stages
+        from experiments.publish import gather, metrics_table, publish
+
+        for run_dir in self.run_dirs:
+            stages.evaluate(run_dir, data_dir=self.data_dir)
+        summary = gather(self.run_dirs)
+        console.print(metrics_table(summary))
+        if self.results is not None:
+            console.print(f"results: {publish(summary, self.results)}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List the named runs."""
+
+    def __call__(self, console: Console) -> None:
+        """Print a table: name, where in the paper, measured time, the paper's numbers."""
+        from experiments import runs
+        from jaxinterp.report.tables import HEADLINES
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        for title in ("source", "time", "the paper's numbers"):
+            table.add_column(title, overflow="fold")
+        for name, run in runs().items():
+            numbers = ", ".join(f"{key} {run.paper[key]:g}" for key in HEADLINES if key in run.paper)
+            table.add_row(name, run.source, run.time, numbers)
+        console.print(table)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html, one self-contained page about a trained run; it is measured first where it was not."""
+
+    run_dir: RunDir
+    """Folder of a trained run."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+
+    def __call__(self, console: Console) -> None:
+        """Write the page and say where it lies."""
+        from experiments import stages
+
+        path = stages.report(self.run_dir, data_dir=self.data_dir)
+        console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Explain, subcommand("explain")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Runs, subcommand("list")]
+    | Annotated[Report, subcommand("report")]
+)
+
+
+def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """A finished training in a line: test accuracy of the last epoch, and of the best on the validation part."""
+    parts = [
+        f"{which} (epoch {int(numbers['epoch'])}) {numbers['test_accuracy']:.2%}"
+        for which, numbers in summary.items()
+        if "test_accuracy" in numbers
+    ]
+    return f"{run_dir}: test accuracy {', '.join(parts)}" if parts else f"{run_dir}: trained"
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that the arguments ask for.
+
+    Raises:
+        SystemExit: after help (status 0), or after one line on stderr about what was wrong (status 2).
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Command,  # type: ignore[arg-type]
+                prog="jaxinterp",
+                description=__doc__,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(f"jaxinterp: {in_one_line(said.getvalue())}", file=sys.stderr)
+        raise
+
+
+def in_one_line(box: str) -> str:
+    r"""What a parser said in a framed box, as one line: its first paragraph and its hint, without title and frame.
+
+    Example:
+        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps b │\n╰───────╯")
+        'a is wrong; Perhaps b'
+    """
+    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
+    _, *said = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
+    return "; ".join(text for i, text in enumerate(said) if i == 0 or text.startswith(("Perhaps", "Available")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a mistake that the user can mend is one line on stderr and status 2, never a traceback."""
+    try:
+        parse(sys.argv[1:] if arguments is None else arguments)(Console())
+    except JaxInterpError as error:
+        print(f"jaxinterp: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxinterp: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,1 @@
+"""Results files, the tables made from them, and the page that shows a run."""

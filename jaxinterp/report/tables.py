@@ -1,0 +1,209 @@
+"""Published results: one JSON file per run, and the table of the README that is made from them."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinterp.errors import ConfigError
+
+BEGIN, END = "<!-- results: begin (python -m jaxinterp.report README.md) -->", "<!-- results: end -->"
+LOCALISATION = "localisation_3x3_median"
+HEADLINES: dict[str, tuple[str, str]] = {  # metric: (column title, number format)
+    "test_accuracy": ("test accuracy", ".2%"),
+    LOCALISATION: ("localisation 3×3", ".3f"),
+    "removal_curve_mean": ("removal curve", ".3f"),
+    "completeness_residual": ("residual", ".0e"),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number measured with n seeds: mean, sample deviation (0 where n = 1), and the paper's number."""
+
+    n: int
+    mean: float
+    std: float
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run gave: its command, where and with what it was made, and its metrics."""
+
+    run: str
+    command: str
+    machine: str
+    versions: Mapping[str, str]
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Metric]
+
+
+def summarise(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float] | None = None) -> dict[str, Metric]:
+    """Mean and spread of every metric over seeds.
+
+    Args:
+        measured: metric name → one finite number per seed.
+        paper: metric name → the number that the paper reports, where it reports one.
+
+    Returns:
+        metric name → Metric, in the order of `measured`; std has n − 1 in its denominator.
+
+    Raises:
+        ConfigError: a metric has no number.
+
+    Example:
+        >>> summarise({"test_accuracy": [0.96, 0.98]}, {"test_accuracy": 0.9})["test_accuracy"].mean
+        0.97
+    """
+    metrics = {}
+    for name, numbers in measured.items():
+        if not len(numbers):
+            raise ConfigError(f"metric {name}: no number to summarise")
+        spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
+        metrics[name] = Metric(len(numbers), float(np.mean(numbers)), spread, (paper or {}).get(name))
+    return metrics
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file or none, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none: to a neighbour first, then over the old one in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write results as JSON; a metric without a number in the paper has no key `paper`.
+
+    Args:
+        path: experiments/results/<run, / as _>.json.
+        results: what was measured.
+    """
+    content = asdict(results)
+    content["seeds"] = list(results.seeds)
+    for metric in content["metrics"].values():
+        if metric["paper"] is None:
+            del metric["paper"]
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read what `write_results` wrote.
+
+    Raises:
+        ConfigError: the file is not JSON of that form; the line names the file and the fault.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        metrics = {}
+        for name, m in content.pop("metrics").items():
+            paper = float(m["paper"]) if "paper" in m else None
+            metrics[name] = Metric(int(m["n"]), float(m["mean"]), float(m["std"]), paper)
+        return Results(**{**content, "seeds": tuple(content["seeds"]), "metrics": metrics})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a results file ({error})") from error
+
+
+def _number(metric: Metric | None, form: str) -> str:
+    if metric is None:
+        return "–"
+    spread = f" ± {metric.std:{form}}" if metric.n > 1 and "e" not in form else ""
+    paper = f" (paper {metric.paper:{form}})" if metric.paper is not None else ""
+    return f"{metric.mean:{form}}{spread}{paper}"
+
+
+def results_table(results: Iterable[Results]) -> str:
+    """The headline metrics of runs as a Markdown table, one row per run.
+
+    Returns:
+        The table. "best rival" is the highest localisation of a post-hoc method on the same model.
+    """
+    titles = [title for title, _ in HEADLINES.values()]
+    lines = ["| run | " + " | ".join([*titles, "best rival's localisation", "seeds"]) + " |"]
+    lines.append("|---" * (len(titles) + 3) + "|")
+    for result in results:
+        cells = [_number(result.metrics.get(name), form) for name, (_, form) in HEADLINES.items()]
+        rivals = {k: m for k, m in result.metrics.items() if k.startswith(f"{LOCALISATION}_")}
+        best = max(rivals, key=lambda name: rivals[name].mean, default=None)
+        rival = "–"
+        if best is not None:
+            name = best.removeprefix(f"{LOCALISATION}_").replace("_", " ")
+            rival = f"{rivals[best].mean:.3f} ({name})"
+        lines.append("| " + " | ".join([f"`{result.run}`", *cells, rival, str(len(result.seeds))]) + " |")
+    return "\n".join(lines)
+
+
+def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The ratios of benchmark files as a Markdown table: how many times faster or smaller ours is.
+
+    Args:
+        benchmarks: file stem → its content, with a mapping "ratios" of name → number.
+    """
+    lines = ["| benchmark | ratio | ours against PyTorch |", "|---|---|---|"]
+    for stem, content in benchmarks.items():
+        for name, ratio in content["ratios"].items():
+            lines.append(f"| `{stem}` | {name.replace('_', ' ')} | {float(ratio):.3g} |")
+    return "\n".join(lines)
+
+
+def readme_block(root: Path) -> str:
+    """What stands between the markers of the README: the tables of all committed results.
+
+    Args:
+        root: the repository, with experiments/results/*.json and benchmarks/results/*.json.
+
+    Raises:
+        ConfigError: a results file is damaged.
+    """
+    results = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
+    benchmarks = {}
+    for path in sorted((root / "benchmarks" / "results").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("ratios"), dict):
+            raise ConfigError(f'{path}: a benchmark file has an object "ratios"')
+        benchmarks[path.stem] = content
+    tables = [results_table(results)] if results else []
+    tables += [ratios_table(benchmarks)] if benchmarks else []
+    return "\n\n".join(tables) or "No results are committed yet."
+
+
+def with_results(readme: str, block: str) -> str:
+    """The README with what stands between its two markers replaced by `block`.
+
+    Raises:
+        ConfigError: the markers are not there exactly once each, in order.
+
+    Example:
+        >>> with_results(f"a {BEGIN} old {END} b", "new").splitlines()[1]
+        'new'
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise ConfigError(f"README: expected the markers {BEGIN} and {END} once each, in this order")
+    head, tail = readme.split(BEGIN)[0], readme.split(END)[1]
+    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+
+
+def rewrite(readme: Path) -> bool:
+    """Bring the results in a README up to date with the results files beside it.
+
+    Returns:
+        Whether the file changed.
+    """
+    old = readme.read_text(encoding="utf-8")
+    new = with_results(old, readme_block(readme.resolve().parent))
+    if new != old:
+        write_text(readme, new)
+    return new != old

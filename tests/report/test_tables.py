@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxinterp.errors import ConfigError
+from jaxinterp.report import __main__ as command
+from jaxinterp.report import tables
+
+ROOT = Path(__file__).parents[2]
+
+
+def results(**metrics: tables.Metric) -> tables.Results:
+    return tables.Results("coda/x", "jaxinterp train coda/x", "a machine", {"jax": "1"}, (0, 1), metrics)
+
+
+def test_summarise_is_mean_and_sample_deviation() -> None:
+    summary = tables.summarise({"a": [1.0, 2.0, 3.0], "b": [5.0]}, {"b": 6.0})
+    assert summary == {"a": tables.Metric(3, 2.0, 1.0), "b": tables.Metric(1, 5.0, 0.0, 6.0)}
+    with pytest.raises(ConfigError, match="metric a"):
+        tables.summarise({"a": []})
+
+
+def test_results_files_have_the_published_form_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "coda_x.json"
+    written = results(test_accuracy=tables.Metric(2, 0.97, 0.01), other=tables.Metric(2, 1.0, 0.5, 0.9))
+    tables.write_results(path, written)
+    content = json.loads(path.read_text())
+    assert list(content) == ["run", "command", "machine", "versions", "seeds", "metrics"]
+    assert content["seeds"] == [0, 1]
+    assert content["metrics"]["test_accuracy"] == {"n": 2, "mean": 0.97, "std": 0.01}
+    assert content["metrics"]["other"] == {"n": 2, "mean": 1.0, "std": 0.5, "paper": 0.9}
+    assert tables.read_results(path) == written
+    assert [p.name for p in path.parent.iterdir()] == ["coda_x.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"metrics": {"a": {"n": 1}}, "seeds": [0]}'])
+def test_a_damaged_results_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.json: not a results file"):
+        tables.read_results(path)
+
+
+def test_results_table_shows_spread_paper_and_best_rival() -> None:
+    row = tables.results_table(
+        [
+            results(
+                test_accuracy=tables.Metric(2, 0.9312, 0.002, 0.932),
+                localisation_3x3_median=tables.Metric(2, 0.94, 0.01),
+                localisation_3x3_median_gradient=tables.Metric(2, 0.14, 0.01),
+                localisation_3x3_median_grad_cam=tables.Metric(2, 0.74, 0.01),
+                completeness_residual=tables.Metric(2, 1.2e-6, 1e-7),
+            )
+        ]
+    ).splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["`coda/x`", "93.12% ± 0.20% (paper 93.20%)", "0.940 ± 0.010"]
+    assert cells[3:] == ["–", "1e-06", "0.740 (grad cam)", "2"]
+
+
+def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    published = results(test_accuracy=tables.Metric(1, 0.5, 0.0))
+    tables.write_results(tmp_path / "experiments/results/coda_x.json", published)
+    benchmark = tmp_path / "benchmarks/results/coda-cpu.json"
+    benchmark.parent.mkdir(parents=True)
+    benchmark.write_text(json.dumps({"ratios": {"forward_vs_torch": 12.345}}))
+    assert tables.rewrite(readme)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{tables.BEGIN}\n| run |")
+    assert text.endswith(f"{tables.END}\nafter\n")
+    assert "| `coda/x` | 50.00% |" in text
+    assert "| `coda-cpu` | forward vs torch | 12.3 |" in text
+    assert not tables.rewrite(readme)
+    benchmark.write_text("[]")
+    with pytest.raises(ConfigError, match=r"coda-cpu\.json"):
+        tables.rewrite(readme)
+
+
+def test_markers_must_be_there_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    assert command.main([str(readme)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert readme.read_text() == "no markers"
+    assert command.main([]) == 2
+
+
+def test_the_committed_readme_is_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.with_results(readme, tables.readme_block(ROOT)) == readme

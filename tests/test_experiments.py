@@ -1,0 +1,276 @@
+import ast
+import doctest
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+from PIL import Image
+
+from experiments import coda_nets, imagenet, page, paper_of, run, runs, stages
+from experiments.evaluation import relative_residuals
+from experiments.images import read_images, resized
+from experiments.publish import gather, publish
+from experiments.run import override, read_config, shown, write_config
+from jaxinterp.data import load
+from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.report.tables import read_results
+
+ROOT = Path(__file__).parents[1]
+
+
+def parameters(config: coda_nets.CoDARun) -> int:
+    image = jax.ShapeDtypeStruct((1, 32, 32, config.channels), jnp.float32)
+    shapes = jax.eval_shape(coda_nets.build(config).init, jax.random.key(0), image)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("coda/cifar10-s", 7_782_816),
+        ("coda/cifar10-s-l2", 7_782_816),
+        ("coda/cifar10-s-lambda0.25", 7_782_816),
+        ("coda/cifar10-s-rank4", 1_076_984),
+        ("coda/cifar10-s-rank8", 2_034_960),
+        ("coda/cifar10-s-rank16", 3_950_912),
+        ("coda/cifar10-s-rank144", 34_606_144),
+        ("coda/imagenet100-l", 47_517_408),
+    ],
+)
+def test_published_configurations_have_the_published_parameter_counts(name: str, count: int) -> None:
+    assert parameters(coda_nets.RUNS[name].config) == count
+
+
+def test_the_published_recipe() -> None:
+    s = coda_nets.RUNS["coda/cifar10-s"].config
+    assert (s.temperature, s.batch_size, s.accumulate, s.epsilon, s.epochs) == (1000.0, 16, 2, 1e-8, 200)
+    rate = stages.schedule_of(s, 10)
+    assert float(rate(0)) == pytest.approx(2.5e-4)
+    assert float(rate(300)) == pytest.approx(2.5e-4 / 1.5)
+    assert float(rate(1999)) == pytest.approx(2.195e-5, rel=1e-3)
+    large = coda_nets.RUNS["coda/imagenet100-l"].config
+    assert (large.batch_size, large.accumulate, large.epochs, large.image_size) == (64, 16, 60, 240)
+    rate = stages.schedule_of(large, 10)
+    assert [float(rate(epoch * 10)) for epoch in (0, 14, 19, 20, 40)] == pytest.approx(
+        [2.5e-4, 1e-3, 1e-3, 5e-4, 2.5e-4]
+    )
+
+
+def test_every_published_temperature_rank_and_lambda_is_a_run() -> None:
+    names = set(runs())
+    assert {f"coda/cifar10-s-t{t}" for t in (10, 50, 100, 500, 5000, 10000)} <= names
+    assert {f"coda/cifar10-s-rank{r}" for r in (4, 8, 16, 144)} <= names
+    assert {f"coda/cifar10-s-lambda{x}" for x in ("0", "0.1", "0.25", "0.5", "1")} <= names
+    assert coda_nets.RUNS["coda/cifar10-s-t10"].config.temperature == 10
+    assert coda_nets.RUNS["coda/cifar10-s-lambda0.5"].config.regulariser == 0.5
+    assert coda_nets.RUNS["coda/cifar10-s-lambda0.5"].config.temperature == 64
+    assert paper_of("coda/digits") is coda_nets
+
+
+def test_override_is_typed_and_leaves_the_run_alone() -> None:
+    old = coda_nets.RUNS["coda/cifar10-s"].config
+    new = override(old, ["ranks=4,4,8", "temperature=500", "image_size=16", "dtype=bfloat16", "flip=False"])
+    assert (new.ranks, new.temperature, new.image_size, new.dtype, new.flip) == (
+        (4, 4, 8),
+        500.0,
+        16,
+        "bfloat16",
+        False,
+    )
+    assert old.temperature == 1000.0
+    assert override(new, [f"ranks={shown(old.ranks)}"]).ranks == old.ranks
+    for wrong in ("temperature=", "ranks=4,x", "flip=maybe", "epochs=1.5"):
+        with pytest.raises(ConfigError, match=wrong.split("=")[0]):
+            override(old, [wrong])
+
+
+def test_config_files_read_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    config = replace(coda_nets.DIGITS, seed=7)
+    write_config(tmp_path, "coda/digits", config)
+    assert read_config(tmp_path, coda_nets.CoDARun) == ("coda/digits", config)
+    for text in ("{", "[]", '{"run": "coda/digits"}', '{"run": "coda/digits", "config": {"colour": 1}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.json"):
+            read_config(tmp_path, coda_nets.CoDARun)
+
+
+def test_regularised_loss_adds_lambda_times_the_penalty() -> None:
+    config = replace(coda_nets.smoke(coda_nets.DIGITS), regulariser=2.0)
+    model = coda_nets.build(config)
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    batch = {"image": images, "label": jnp.array([1, 2], jnp.int32)}
+    params = model.init(jax.random.key(1), images)["params"]
+    plain, _ = coda_nets.loss_of(replace(config, regulariser=0.0), model)(params, {}, batch, jax.random.key(2))
+    total, (_, metrics) = coda_nets.loss_of(config, model)(params, {}, batch, jax.random.key(2))
+    jacobian = jax.jacobian(lambda e: model.apply({"params": params}, e, encoded=True, frozen=True))(
+        coda_nets.encode(images)
+    )
+    weights = config.temperature * jacobian[jnp.arange(2), :, jnp.arange(2)]
+    assert float(total - plain) == pytest.approx(2.0 * float(jnp.abs(weights).mean()), rel=1e-3)
+    assert float(metrics["loss"]) == float(total)
+    with pytest.raises(ConfigError, match="regulariser"):
+        coda_nets.loss_of(replace(coda_nets.HYBRID, regulariser=1.0), model)
+
+
+def test_resized_repeats_pixels_and_channels() -> None:
+    digits = load("digits", "test")
+    large = resized(digits, 32, 3)
+    assert large.images.shape == (360, 32, 32, 3)
+    np.testing.assert_array_equal(large.images[:, ::4, ::4, 1], digits.images[..., 0])
+    np.testing.assert_array_equal(large.images[:, 3::4, 3::4, 2], digits.images[..., 0])
+    with pytest.raises((ConfigError, TypeCheckError), match="channels"):
+        resized(large, None, 1)
+
+
+def test_images_are_converted_and_scaled(tmp_path: Path) -> None:
+    Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (8, 8), 51).save(tmp_path / "grey.png")
+    images, lines = read_images([tmp_path / "clear.png", tmp_path / "grey.png"], 8, 8, 3)
+    assert images.shape == (2, 8, 8, 3)
+    assert images[0].max() == 0
+    np.testing.assert_allclose(images[1], 0.2)
+    assert lines[0].endswith("clear.png: 6x4 RGBA -> 8x8 RGB")
+    with pytest.raises(DataError, match=r"no\.png: no such file"):
+        read_images([tmp_path / "no.png"], 8, 8, 3)
+    with pytest.raises(ConfigError, match="at least one"):
+        read_images([], 8, 8, 3)
+
+
+def test_imagenet_keeps_the_first_classes_and_refills_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def one_pass(name: str, split: str, *, batch_size: int, epoch: int, seed: int, **options: object) -> Iterator[dict]:
+        assert (name, options["image_size"], options["shorter_side"]) == ("imagenet2012", 240, 256)
+        asked.append((seed, epoch))
+        labels = np.arange(epoch, epoch + 12 * batch_size, dtype=np.int32) % 4
+        for part in labels.reshape(12, batch_size):
+            yield {"label": part, "index": part, "image": np.zeros((batch_size, 1, 1, 3), np.uint8)}
+
+    monkeypatch.setattr(imagenet, "stream", one_pass)
+    config = replace(coda_nets.L, batch_size=8, seed=5)
+    stream = imagenet.training_stream(config, 2, None)
+    assert (stream.steps, stream.image_shape) == (2 * 1280 // 8, (240, 240, 3))
+    asked.clear()
+    batches = list(islice(stream.batches(3), 10))
+    assert asked == [(5, 3000), (5, 3001)]
+    assert all(batch["label"].shape == (8,) and batch["label"].max() < 2 for batch in batches)
+    assert imagenet.held_images(replace(config, image_size=240), 3, None).labels.tolist() == [0, 1, 2] * 256 * 3
+
+
+@pytest.mark.parametrize("module", [run, imagenet, page])
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=len(doctest_lines(module)))
+
+
+def doctest_lines(module: ModuleType) -> list[str]:
+    """Examples found by a search of the source for their prompt."""
+    return re.findall(r"^ *>>> ", Path(str(module.__file__)).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """coda/digits in smoke mode with two seeds, trained and evaluated."""
+    folders = []
+    for seed in (0, 1):
+        folders.append(tmp_path_factory.mktemp("runs") / f"coda-digits-seed-{seed}")
+        stages.train("coda/digits", replace(coda_nets.smoke(coda_nets.DIGITS), seed=seed), folders[-1])
+        stages.evaluate(folders[-1], say=lambda line: None)
+    return folders
+
+
+@pytest.mark.slow
+def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
+    found = json.loads((seeds[0] / "evaluation.json").read_text())
+    methods = ["decomposition", "gradient", "input_x_gradient", "integrated_gradients", "occlusion_3", "grad_cam"]
+    assert list(found["localisation"]["2x2"]) == methods
+    assert list(found["removal"]) == methods
+    for name in methods:
+        suffix = "" if name == "decomposition" else f"_{name}"
+        scores, curve = found["localisation"]["2x2"][name], found["removal"][name]
+        assert found["metrics"][f"localisation_2x2_median{suffix}"] == pytest.approx(np.median(scores), abs=1e-5)
+        assert found["metrics"][f"removal_curve_mean{suffix}"] == pytest.approx(np.mean(curve), abs=1e-5)
+    assert found["metrics"]["completeness_residual"] == pytest.approx(np.abs(found["residuals"]).max())
+    assert 0 < found["metrics"]["completeness_residual"] < 1e-4
+    summary = json.loads((seeds[0] / "run.json").read_text())["summary"]
+    assert found["metrics"]["test_accuracy"] == pytest.approx(summary["last"]["test_accuracy"])
+    assert found["metrics"]["test_accuracy_best"] == pytest.approx(summary["best"]["test_accuracy"])
+
+
+@pytest.mark.slow
+def test_seeds_are_gathered_into_published_results(seeds: list[Path], tmp_path: Path) -> None:
+    results = gather(seeds)
+    assert results.seeds == (0, 1)
+    each = [json.loads((d / "evaluation.json").read_text())["metrics"]["removal_curve_mean"] for d in seeds]
+    metric = results.metrics["removal_curve_mean"]
+    assert (metric.n, metric.paper) == (2, None)
+    assert metric.mean == pytest.approx(np.mean(each))
+    assert metric.std == pytest.approx(np.std(each, ddof=1))
+    assert "--seeds 0,1 && jaxinterp evaluate" in results.command
+    assert "epochs=1" in results.command
+    assert {"python", "jax", "flax"} <= set(results.versions)
+    assert read_results(publish(results, tmp_path)) == results
+    assert [p.name for p in tmp_path.iterdir()] == ["coda_digits.json"]
+    with pytest.raises(ConfigError, match="different seeds"):
+        gather([seeds[0], seeds[0]])
+
+
+@pytest.mark.slow
+def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
+    html = stages.report(seeds[0]).read_text(encoding="utf-8")
+    assert html.count('src="data:image/png;base64,') == html.count("<img") >= 7
+    assert "http" not in html
+    for text in ("coda/digits", "Localisation", "Pixel removal", "Completeness", "Training", "paper", "temperature"):
+        assert text in html
+
+
+def test_residuals_are_those_of_the_identity() -> None:
+    model = coda_nets.build(coda_nets.DIGITS)
+    images = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
+    subject = coda_nets.subject(coda_nets.DIGITS, model, model.init(jax.random.key(1), images))
+    assert np.abs(relative_residuals(subject, np.asarray(images))).max() < 1e-4
+    wrong = relative_residuals(replace(subject, bias=subject.bias + 1e-3), np.asarray(images))
+    assert np.abs(wrong).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(runs()))
+def test_every_run_trains_and_explains_in_smoke_mode(name: str, tmp_path: Path) -> None:
+    config = paper_of(name).smoke(runs()[name].config)
+    assert stages.train(name, config, tmp_path).summary["last"]["epoch"] == 1
+    _, _, subject = stages.trained(tmp_path)
+    images, _ = stages.test_images(config, None)
+    residuals = relative_residuals(subject, images[:2])
+    assert residuals.shape == (2, config.classes)
+    assert np.abs(residuals).max() < 1e-4
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_readme_snippets_run_and_print_what_the_readme_says(snippet: str) -> None:
+    ast.parse(snippet)
+    ran = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=ROOT, check=True)
+    difference = float(ran.stdout.split()[-1])
+    assert difference < 1e-5
+    assert len(snippet.strip().splitlines()) <= 12
+
+
+def test_readme_is_short_and_its_picture_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        with Image.open(ROOT / link) as picture:
+            assert picture.format == "PNG"
