@@ -34,12 +34,11 @@ class ExplicitCoDA(torch.nn.Module):
         for i, (features, _, kernel, stride) in enumerate(self.layers):
             B, A, b = self.parts[3 * i : 3 * i + 3]
             padding = (kernel - 1) // 2
-            v = F.conv2d(F.conv2d(x, B, stride=stride, padding=padding), A, b)
-            n, _, height, width = v.shape
-            v = v.reshape(n, -1, features, height, width)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                v = F.conv2d(F.conv2d(x, B, stride=stride, padding=padding), A, b)
+                n, _, height, width = v.shape
+                v = v.reshape(n, -1, features, height, width)
+                norm = v.norm(dim=1)
             patches = F.unfold(x, kernel, padding=padding, stride=stride).reshape(n, -1, 1, height, width)
-            norm = v.norm(dim=1)
-            if self.frozen:
-                v, norm = v.detach(), norm.detach()
             x = (patches * v).sum(1) * norm / (1 + norm**2)
         return x.sum((2, 3)) / self.temperature + self.logit_bias

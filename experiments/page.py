@@ -100,7 +100,8 @@ def compose_page(report: Report) -> Page:
         subtitle=f"{report.source} · data set {report.config.dataset} · {len(report.labels)} test images · "
         f"seed {report.config.seed} · {last.get('epoch', '?')} epochs",
         exact="Exact: at every level the contributions of a class sum to its logit minus the constant "
-        f"{report.subject.bias:.3f}; the largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
+        f"{report.subject.bias:.3f}; "
+        f"the largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
         "and removal are measurements on test images, and post-hoc maps are approximations.",
         tiles={
             "test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}",

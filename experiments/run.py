@@ -85,6 +85,25 @@ class Run:
     occlusion_stride: int = 2
     eval_batch: int = 256
 
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have.
+
+        Raises:
+            ConfigError: in one line, which field, what came and what was expected.
+        """
+        least = {"crop": 0, "seed": 0} | dict.fromkeys(
+            ("epochs", "batch_size", "accumulate", "grids", "removal_images", "occlusion_stride", "eval_batch"), 1
+        )
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least {bound}")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation: got {self.validation}, expected a share in [0, 1)")
+        if self.learning_rate <= 0 or self.epsilon <= 0:
+            raise ConfigError(f"learning_rate, epsilon: got {self.learning_rate}, {self.epsilon}, expected positive")
+        if len(self.rand_augment) not in (0, 2):
+            raise ConfigError(f"rand_augment: got {shown(self.rand_augment)}, expected n,m or nothing")
+
 
 def small(config: AnyRun) -> AnyRun:
     """The same run in seconds: one epoch on 64 embedded digits, enlarged to the run's images, and least evaluation."""

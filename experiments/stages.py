@@ -36,6 +36,7 @@ from jaxinterp.train import (
     staircase_decay,
     warmup_cosine,
 )
+from jaxinterp.train.config import check
 
 
 def schedule_of(config: Run, steps: int) -> optax.Schedule:
@@ -84,6 +85,14 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     paper = paper_of(name)
     model = paper.build(config)
     loss = paper.loss_of(config, model)
+    settings = TrainConfig(
+        config.epochs,
+        config.batch_size,
+        config.seed,
+        config.accumulate,
+        validation=config.validation,
+        eval_batch=config.eval_batch,
+    )
     data: Dataset | Stream
     if config.dataset == "imagenet2012":
         data = training_stream(config, config.classes, data_dir)
@@ -94,7 +103,8 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     check_fits(config, test)
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
-    schedule = schedule_of(config, steps)
+    check(settings, None, jax.device_count())
+    schedule, augment = schedule_of(config, steps), augmentation(config)
     write_config(run_dir, name, config)
     return fit(
         run_dir,
@@ -103,15 +113,8 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         optax.adam(schedule, eps=config.epsilon),
         data,
         test,
-        augmentation(config),
-        TrainConfig(
-            config.epochs,
-            config.batch_size,
-            config.seed,
-            config.accumulate,
-            validation=config.validation,
-            eval_batch=config.eval_batch,
-        ),
+        augment,
+        settings,
         allow_older=allow_older,
         schedule=schedule,
         identity=json.loads(json.dumps(asdict(config))),

@@ -12,7 +12,7 @@ returned with every explanation.
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def decompose(
         at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`.
         variables: the model's variables, any pytree.
         memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
-        check: refuse a function that is not affine at `x` (one that forgot to freeze).
+        check: refuse a function that has curvature at the first example (one that forgot to freeze).
 
     Returns:
         A `Decomposition`, on the shape of `x` or of the activation.
@@ -191,40 +191,50 @@ def bytes_per_example(apply: Callable[[Array], Array], x: Array, targets: int) -
         targets: cotangents that are pulled back at once.
 
     Returns:
-        Bytes; the estimate comes from the traced program, nothing is computed.
+        Bytes, from the traced programs for two examples and for one; nothing is computed.
     """
-    sizes = [
-        math.prod(v.aval.shape) * v.aval.dtype.itemsize
-        for equation in jax.make_jaxpr(apply)(x).eqns
-        for v in equation.outvars
-        if v.aval.shape[:1] == x.shape[:1]
-    ]
-    return (sum(sizes) + targets * max(sizes, default=0)) // x.shape[0]
+    one, two = (
+        list(_sizes(jax.make_jaxpr(lambda v: apply(v))(jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)).jaxpr))
+        for n in (1, 2)
+    )
+    return sum(two) - sum(one) + targets * (max(two, default=0) - max(one, default=0))
 
 
-def _slopes(apply: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    """First and second derivative of t ↦ f(t x) at t = 1."""
+def _sizes(jaxpr: Any) -> Iterator[int]:
+    """Bytes of every intermediate value, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars)
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, tuple | list) else (parameter,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _sizes(inner)
+
+
+def _slopes(apply: Callable[[Array], Array], x: Array, direction: Array) -> tuple[Array, Array]:
+    """First and second derivative of t ↦ f(x + t v) at t = 0."""
 
     def slope(t: Array) -> Array:
-        return jax.jvp(apply, (x * t,), (x,))[1]
+        return jax.jvp(apply, (x + direction * t,), (direction,))[1]
 
-    one = jnp.ones((), x.dtype)
-    return jax.jvp(slope, (one,), (one,))
+    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    return jax.jvp(slope, (zero,), (one,))
 
 
 _slopes_compiled = jax.jit(_slopes)
 
 
 def _require_affine(apply: Callable[[Array], Array], x: Array, compiled: bool) -> None:
-    """Refuse a function with curvature along x; a properly frozen one has a second derivative of exactly zero."""
+    """Refuse a function with curvature along a fixed random direction; frozen properly, it is exactly zero there."""
     if isinstance(x, jax.core.Tracer):
         return
-    first, second = (_slopes_compiled if compiled else _slopes)(apply, x[:1])
+    direction = jax.random.normal(jax.random.key(0), (1, *x.shape[1:]), x.dtype)
+    first, second = (_slopes_compiled if compiled else _slopes)(apply, x[:1], direction)
     curvature, size = float(jnp.abs(second).max()), float(jnp.abs(first).max())
     if curvature > 1e-3 * size:
         raise ValueError(
-            f"apply_frozen: second derivative along x is {curvature:.2e} (slope {size:.2e}), expected 0: "
-            "the function is not affine at x; freeze its input-dependent coefficients"
+            f"apply_frozen: second derivative in a random direction is {curvature:.2e} (slope {size:.2e}), expected "
+            "0: the function is not affine at x; freeze its input-dependent coefficients"
         )
 
 

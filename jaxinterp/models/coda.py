@@ -17,7 +17,7 @@ which is one matrix product over the patches and one small one over h̃.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,17 @@ def encode(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch two_chann
     Returns:
         (..., 2C), in [0, 1], of the same dtype.
 
+    Raises:
+        ValueError: `x` holds integers, of which 1 − x would wrap around.
+
     Example:
         >>> encode(jnp.array([0.25, 0.5, 1.0])).tolist()
         [0.25, 0.5, 1.0, 0.75, 0.5, 0.0]
 
     Source: CVPR 2021, Sec. 4 (input encoding).
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: got {x.dtype}, expected a floating image in [0, 1]")
     return jnp.concatenate([x, 1 - x], axis=-1)
 
 
@@ -207,6 +212,13 @@ class DynamicAlignmentConv(nn.Module):
     rescale: Rescale = "squash"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rescale not in get_args(Rescale):
+            raise ValueError(f"rescale: got {self.rescale!r}, expected one of {', '.join(get_args(Rescale))}")
+        if self.rank < 1 or self.features < 1:
+            raise ValueError(f"features, rank: got {self.features}, {self.rank}, expected positive numbers")
 
     @nn.compact
     def __call__(
@@ -422,6 +434,8 @@ def alignment_penalty(
 
     Source: CVPR 2021, Sec. 3.3 (loss with λ⟨|W_{0→L}|⟩).
     """
+    if power not in (1, 2):
+        raise ValueError(f"power: got {power}, expected 1 or 2")
     e = encode(images)
 
     def linear_part(u: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -64,8 +64,10 @@ class _Run:
         return means
 
     def save(self, state: TrainState, *, best: bool = False) -> None:
-        """Save a state that `look` has found finite, unless it is there already."""
-        if self.step not in self.checkpoints.steps("best" if best else "last"):
+        """Save a state that `look` has found finite, unless it is there already or on its way there."""
+        which: Literal["last", "best"] = "best" if best else "last"
+        self.checkpoints.wait(which)
+        if self.step not in self.checkpoints.steps(which):
             meta = {"config": self.identity, "history": self.history, "seconds": self.clock.seconds}
             self.checkpoints.save(state, meta, best=best)
 

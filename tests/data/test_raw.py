@@ -107,7 +107,7 @@ def test_wrong_sums_are_refused_and_foreign_files_recognised(tmp_path, publish, 
 
 
 def test_images_without_labels_are_refused(tmp_path, publish):
-    publish("mnist", tmp_path / "mnist" / "train-images-idx3-ubyte.gz", gzip.compress(idx(DIGITS)))
+    publish("mnist", tmp_path / "mnist" / "train-images-idx3-ubyte.gz", gzip.compress(idx(DIGITS), mtime=0))
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz is missing beside train-images"):
         load("mnist", "train", tmp_path)
 
@@ -120,7 +120,7 @@ def test_images_without_labels_are_refused(tmp_path, publish):
         (b"", "not an idx file of bytes .it starts with nothing"),
         (b"\x89PNG....", "not an idx file of bytes .it starts with 89 50 4e 47"),
         (bytes([0, 0, 8, 3, 0, 0]), "not an idx file"),
-        (gzip.compress(idx(LABELS))[:-4], "truncated or damaged gzip file"),
+        (gzip.compress(idx(LABELS), mtime=0)[:-4], "truncated or damaged gzip file"),
     ],
 )
 def test_damaged_idx_files_are_named(content, message):
