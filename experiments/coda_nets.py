@@ -79,14 +79,14 @@ DIGITS = replace(
     ranks=(8, 16, 16, 16),
     kernel_sizes=(3, 3, 3, 1),
     strides=(1, 1, 2, 1),
-    temperature=100.0,
+    temperature=200.0,
     learning_rate=5e-3,
     schedule="cosine",
-    epochs=30,
+    epochs=50,
     batch_size=16,
     accumulate=1,
     validation=0.1,
-    removal_images=360,
+    removal_images=120,
     occlusion=(3, 5),
 )
 MNIST = replace(
@@ -105,7 +105,8 @@ MNIST = replace(
     epochs=8,
     batch_size=64,
     accumulate=1,
-    grids=100,
+    grids=20,
+    removal_images=200,
     occlusion_stride=4,
 )
 L = replace(

@@ -40,6 +40,7 @@ class Report:
         found: what `experiments.evaluation.measure` returned.
         history: the records of metrics.jsonl.
         info: run.json.
+        sources: data.json, where the data came from and which checksums were verified.
         paper: metric → the paper's number for this configuration.
         reference: metric → the paper's numbers for `reference_name`, for orientation.
         reference_name: the configuration that `reference` is about.
@@ -56,6 +57,7 @@ class Report:
     found: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     info: Mapping[str, Any]
+    sources: Mapping[str, Mapping[str, str]]
     paper: Mapping[str, float]
     reference: Mapping[str, float]
     reference_name: str
@@ -277,6 +279,9 @@ def _provenance(report: Report) -> Section:
     device = report.info.get("device", {})
     facts = [["device", f"{device.get('count', '?')} x {device.get('kind', '?')}"]]
     facts += [[key, str(report.info.get(key))] for key in ("started", "commit")]
+    facts += [
+        [f"{part} images, {key}", text] for part, source in report.sources.items() for key, text in source.items()
+    ]
     facts += [[name, version] for name, version in report.info.get("versions", {}).items()]
     return Section(
         "Configuration and versions",

@@ -106,6 +106,9 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     check(settings, None, jax.device_count())
     schedule, augment = schedule_of(config, steps), augmentation(config)
     write_config(run_dir, name, config)
+    if isinstance(data, Dataset):
+        sources = {part.split: dict(part.provenance) for part in (data, test)}
+        write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
     return fit(
         run_dir,
         model,
@@ -283,6 +286,9 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
             found=found,
             history=[json.loads(line) for line in history],
             info=read_json(run_dir / "run.json", f"jaxinterp train {name}"),
+            sources=read_json(run_dir / "data.json", f"jaxinterp train {name}")
+            if (run_dir / "data.json").exists()
+            else {},
             paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
             reference=paper.REFERENCE,
             reference_name=paper.REFERENCE_NAME,
