@@ -31,7 +31,7 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
     [
         ("train coda/digit", "unknown run 'coda/digit'; did you mean coda/digits"),
         ("train coda/digits temprature=3", "unknown key 'temprature'; did you mean temperature?"),
-        ("train coda/digits temperature=warm", "temperature: expected float (such as 100.0), got 'warm'"),
+        ("train coda/digits temperature=warm", "temperature: expected float (such as 200.0), got 'warm'"),
         ("train coda/digits rescale=l3", "rescale: expected Literal['squash', 'l2'] (such as squash), got 'l3'"),
         ("train coda/digits temperature", "expected key=value, got 'temperature'"),
         ("train coda/digits temperature=-1", "temperature: got -1.0, expected a positive number"),
@@ -93,7 +93,7 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
     before = (run_dir / "config.json").read_text()
     status, _, err = run(f"train coda/digits temperature=7 --smoke --run-dir {run_dir}", capsys)
     assert status == 2
-    assert "temperature=100.0, not temperature=7.0" in err
+    assert "temperature=200.0, not temperature=7.0" in err
     status, _, err = run(f"train coda/cifar10-s --smoke --run-dir {run_dir}", capsys)
     assert status == 2
     assert "holds the run coda/digits, not coda/cifar10-s" in err
