@@ -12,7 +12,7 @@ The dynamic weights are never formed. With h̃ = [h; 1] and Ã_j = [A_j | b_j],
 
     <v_j, x> = Σ_k h̃_k <Ã_jk, x>          ||v_j||² = h̃ᵀ (Ã_jᵀ Ã_j) h̃
 
-which is one matrix product over the patches and one small one over h̃.
+which is one matrix product over the patches and one small one over h̃ (b's column is kept apart in the code).
 """
 
 import math
@@ -111,7 +111,7 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
         b: (J, D).
 
     Returns:
-        A_jᵀ A_j, (r, r, J); A_jᵀ b_j, (r, J); ||b_j||², (J,).
+        A_jᵀ A_j, (r, r, J); A_jᵀ b_j, (r, J); ||b_j||², (1, J).
     """
     wide = widened(A.dtype)
     # Unit by unit: the batched product copies A twice on a CPU and takes three times as long.
@@ -119,7 +119,7 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
     return (
         jnp.stack([jnp.matmul(a, a.T, preferred_element_type=wide) for a in units], -1),
         jnp.einsum("kjd,jd->kj", A, b, preferred_element_type=wide),
-        (b.astype(wide) ** 2).sum(-1),
+        (b.astype(wide) ** 2).sum(-1)[None],
     )
 
 
@@ -171,7 +171,7 @@ def align_explicitly(
     Forming w once costs as much as one factored pass; each class then costs J·D per position instead of
     (r + 1)·J·D. Only one chunk's w is alive at any time.
     """
-    w = jnp.matmul(h, A.reshape(A.shape[0], -1)).reshape(-1, *A.shape[1:]) + b
+    w = jnp.matmul(h, A.reshape(A.shape[0], -1)).reshape(-1, *A.shape[1:]) + b[None]
     return jnp.einsum("mjd,md->mj", (w.astype(scale.dtype) * scale[..., None]).astype(p.dtype), p)
 
 
