@@ -13,7 +13,6 @@ again backwards), the floor of what this formulation can reach here.
 import ctypes
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -38,6 +37,7 @@ from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose
 from jaxinterp.models.coda import encode, s_coda
 from jaxinterp.models.convert import to_torch
+from jaxinterp.train.log import machine as machine_in_words
 
 RESULTS = Path(__file__).parent / "results"
 # The temperature, with no bias: at initialisation 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
@@ -53,7 +53,7 @@ class Options:
     rounds: int = 7
     dtype: Literal["float32", "bfloat16"] = "float32"
     compiled: bool = True  # state the ratio to torch.compile beside the eager one
-    machine: str = ""  # name in the file of results; default: the processor's or GPU's
+    machine: str = ""  # in the results, and their file's name; default: GPU, processor, cores, memory
     probe: Literal["", "jax", "torch"] = ""  # internal: measure one side's memory and print it
 
 
@@ -204,16 +204,6 @@ def probe(options: Options) -> int:
     return resident("VmHWM") - before
 
 
-def machine_name() -> str:
-    """A short name of the processor, or of the GPU where one is used."""
-    if jax.default_backend() != "cpu":
-        name = jax.devices()[0].device_kind
-    else:
-        lines = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = f"{lines[0] if lines else platform.machine()}-{len(lines)}-cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def main(options: Options) -> None:
     """Measure, print and write the results."""
     if options.probe:
@@ -265,7 +255,8 @@ def main(options: Options) -> None:
     call = [sys.executable, "-m", "benchmarks.coda", "--batch", str(options.batch), "--dtype", options.dtype, "--probe"]
     memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
     ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
-    machine = options.machine or machine_name()
+    machine = options.machine or machine_in_words()
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine).lower()).strip("-")
     result = {
         "benchmark": "coda",
         "command": " ".join(["python -m benchmarks.coda", *sys.argv[1:]]),
@@ -281,7 +272,7 @@ def main(options: Options) -> None:
     }
     suffix = "" if options.dtype == "float32" else f"-{options.dtype}"
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"coda-{machine}{suffix}.json"
+    path = RESULTS / f"coda-{slug}{suffix}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     medians = {name: round(times["median"], 4) for name, times in seconds.items()}
     shown = {"ratios": ratios, "medians": medians, "peak_bytes": memory, "relative_difference": difference}

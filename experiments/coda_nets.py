@@ -9,7 +9,8 @@ Böhle, Fritz, Schiele, CVPR 2021 (arXiv 2104.00032); hybrids after TPAMI 2022 (
 `jaxinterp list` shows for each run where it stands in the paper, how long it took, and the paper's numbers: they are
 the fields of `RUNS` below. Optimiser, schedule, batch and augmentation are those of the authors' code, with three
 deviations: a small part of the training images is held out to choose the best epoch (the authors chose on the test
-images), every run has a seed, and the regulariser, whose published code cannot run, follows the paper's formula.
+images; on ImageNet, which is streamed, no epoch is chosen), every run has a seed, and the regulariser, whose published
+code cannot run, follows the paper's formula.
 Adam's ε = 1e-8 is part of the recipe: gradients scale with 1/T, and at T = 1000 they start near ε. No configuration of
 the M and XL nets was published.
 """
@@ -26,7 +27,7 @@ from experiments.run import Experiment, Run, small
 from experiments.subject import Subject
 from jaxinterp.errors import ConfigError
 from jaxinterp.models.baselines import ResNetTrunk
-from jaxinterp.models.coda import LOGIT_BIAS, CoDANet, alignment_penalty, encode
+from jaxinterp.models.coda import LOGIT_BIAS, CoDANet, alignment_penalty, encode, l_coda, s_coda
 from jaxinterp.models.hybrid import Hybrid
 from jaxinterp.train import LossFn, classification_loss, sigmoid_bce
 
@@ -47,11 +48,11 @@ class CoDARun(Run):
         trunk_blocks: how many of its blocks.
     """
 
-    features: tuple[int, ...] = (16, 16, 32, 32, 32, 64, 64, 64, 10)
-    ranks: tuple[int, ...] = (32, 32, 64, 64, 64, 64, 64, 64, 64)
-    kernel_sizes: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 3, 1)
-    strides: tuple[int, ...] = (1, 1, 2, 1, 1, 2, 1, 1, 1)
-    temperature: float = 1000.0
+    features: tuple[int, ...] = s_coda().features
+    ranks: tuple[int, ...] = s_coda().ranks
+    kernel_sizes: tuple[int, ...] = s_coda().kernel_sizes
+    strides: tuple[int, ...] = s_coda().strides
+    temperature: float = s_coda().temperature
     rescale: Literal["squash", "l2"] = "squash"
     regulariser: float = 0.0
     trunk_depth: int = 0
@@ -115,11 +116,11 @@ L = replace(
     image_size=240,
     rand_augment=(2, 10),
     crop=0,
-    features=(16, 32, 32, 64, 64, 64, 64, 64, 100),
-    ranks=(64, 64, 64, 128, 128, 128, 256, 256, 256),
-    kernel_sizes=(7, 3, 3, 3, 3, 3, 3, 3, 3),
-    strides=(3, 1, 1, 2, 1, 1, 2, 1, 1),
-    temperature=100_000.0,
+    features=l_coda().features,
+    ranks=l_coda().ranks,
+    kernel_sizes=l_coda().kernel_sizes,
+    strides=l_coda().strides,
+    temperature=l_coda().temperature,
     learning_rate=1e-3,
     schedule="warmup",
     epochs=60,
@@ -185,7 +186,7 @@ RUNS: dict[str, Experiment[CoDARun]] = {
     "coda/cifar10-s-l2": Experiment(replace(S, rescale="l2"), "S-L2, T: Table 1", paper={"test_accuracy": 0.930}),
     **{
         f"coda/cifar10-s-rank{r}": Experiment(
-            replace(S, ranks=(r, r) + (2 * r,) * 7), f"rank ablation of the authors' code, f={r}"
+            replace(S, ranks=s_coda(rank=r).ranks), f"rank ablation of the authors' code, f={r}"
         )
         for r in (4, 8, 16, 144)
     },

@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from experiments.page import first_of_each_class, top_maps
-from experiments.stages import class_names, logits_of, test_images, trained
+from experiments.stages import class_names, test_images, trained
 from jaxinterp.errors import JaxInterpError
+from jaxinterp.files import write_bytes
 from jaxinterp.report.page import picture
-from jaxinterp.report.tables import write_bytes
+from jaxinterp.train import predict
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +24,9 @@ def main(arguments: list[str]) -> int:
         return 2
     chosen = first_of_each_class(labels, 4)
     classes = class_names(config)
+    logits = predict(subject.apply, subject.variables, images[chosen])
     names = [f"label {classes[label]}" for label in labels[chosen]]
-    figure = top_maps(subject, images[chosen], names, logits_of(subject, images[chosen], 4), classes)
+    figure = top_maps(subject, images[chosen], names, logits, classes)
     write_bytes(Path(arguments[1]), picture(figure, "", "").png)
     return 0
 

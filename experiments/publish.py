@@ -1,8 +1,6 @@
 """From the run folders of one run, one per seed, to its published results."""
 
 import dataclasses
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,23 +10,6 @@ from experiments import paper_of
 from experiments.run import read_config, read_json, read_name, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.report.tables import Results, summarise, write_results
-
-
-def machine() -> str:
-    """The machine in words: accelerator if there is one, processor, cores, memory."""
-    import jax
-
-    device = jax.devices()[0]
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    parts = [] if device.platform == "cpu" else [f"{jax.device_count()} x {device.device_kind}"]
-    parts += [model, f"{len(os.sched_getaffinity(0))} cores"] if hasattr(os, "sched_getaffinity") else [model]
-    if hasattr(os, "sysconf"):
-        parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
-    return ", ".join(parts)
 
 
 def gather(run_dirs: Sequence[Path]) -> Results:
@@ -41,7 +22,8 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
 
     Raises:
-        ConfigError: no folder, folders of different configurations, the same seed twice, or a missing evaluation.
+        ConfigError: no folder, folders of different configurations, the same seed twice, a run that has not ended, or
+            an evaluation that is missing or of another checkpoint than the run's last.
     """
     if not run_dirs:
         raise ConfigError("expected at least one run folder")
@@ -56,7 +38,14 @@ def gather(run_dirs: Sequence[Path]) -> Results:
     seeds = tuple(config.seed for config in configs)
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"expected different seeds, got {', '.join(map(str, seeds))}")
-    measured = [read_json(d / "evaluation.json", f"jaxinterp evaluate {d}")["metrics"] for d in run_dirs]
+    infos = [read_json(run_dir / "run.json", f"jaxinterp train {name}") for run_dir in run_dirs]
+    found = [read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}") for run_dir in run_dirs]
+    for run_dir, info, evaluation in zip(run_dirs, infos, found, strict=True):
+        if "summary" not in info:
+            raise ConfigError(f"{run_dir} has not ended; go on with `jaxinterp train {name}`")
+        if evaluation["step"] != info["summary"]["last"]["step"]:
+            raise ConfigError(f"{run_dir}: evaluation.json is of step {evaluation['step']}; `jaxinterp evaluate` it")
+    measured = [evaluation["metrics"] for evaluation in found]
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     changed = [
         f"{field.name}={shown(getattr(configs[0], field.name))}"
@@ -69,8 +58,8 @@ def gather(run_dirs: Sequence[Path]) -> Results:
     return Results(
         run=name,
         command=f"{train} && {evaluate}",
-        machine=machine(),
-        versions=read_json(run_dirs[0] / "run.json", f"jaxinterp train {name}")["versions"],
+        machine=infos[0]["machine"],
+        versions=infos[0]["versions"],
         seeds=seeds,
         metrics=summarise(values, {} if changed else experiment.paper),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_type_hints
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.report.tables import write_text
+from jaxinterp.files import write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

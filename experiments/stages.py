@@ -21,18 +21,20 @@ from experiments.images import first, read_images, resized
 from experiments.page import Report, compose_page, top_maps
 from experiments.run import SIDES, Run, read_config, read_json, read_name, write_config
 from experiments.subject import Subject
-from jaxinterp.data import Augment, Dataset, compose, crop, flip, load, rand_augment
+from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
+from jaxinterp.files import write_bytes, write_text
 from jaxinterp.report.page import picture, write
-from jaxinterp.report.tables import write_bytes, write_text
 from jaxinterp.train import (
+    Checkpoints,
     FitResult,
     Stream,
     TrainConfig,
     coda_imagenet,
     fit,
     load_variables,
+    predict,
     staircase_decay,
     warmup_cosine,
 )
@@ -99,7 +101,8 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         test, steps = held_images(config, config.classes, data_dir), data.steps
     else:
         data, test = split(config, "train", data_dir), split(config, "test", data_dir)
-        steps = (len(data) - round(config.validation * len(data))) // config.batch_size
+        rest = hold_out(data, config.validation, config.seed)[0] if config.validation else data
+        steps = len(rest) // config.batch_size
     check_fits(config, test)
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
@@ -151,6 +154,12 @@ def trained(
     return name, config, paper.subject(config, model, variables)
 
 
+def last_step(run_dir: Path) -> int:
+    """The step of a run folder's newest checkpoint."""
+    with Checkpoints(run_dir) as checkpoints:
+        return max(checkpoints.steps())
+
+
 def test_images(config: Any, data_dir: Path | None) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
     """Test images in [0, 1] and their labels."""
     held = config.dataset == "imagenet2012"
@@ -164,14 +173,6 @@ def class_names(config: Any) -> tuple[str, ...]:
     return (*names, *map(str, range(len(names), config.classes)))
 
 
-def logits_of(subject: Subject, images: Float[np.ndarray, "n h w c"], batch: int) -> Float[np.ndarray, "n classes"]:
-    """Logits, batch by batch."""
-    apply = jax.jit(subject.apply)
-    return np.concatenate(
-        [np.asarray(apply(subject.variables, images[i : i + batch])) for i in range(0, len(images), batch)]
-    )
-
-
 def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> dict[str, Any]:
     """Measure a trained run on the test split and write evaluation.json into its folder.
 
@@ -181,16 +182,17 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         say: told about each measurement as it is made.
 
     Returns:
-        What `experiments.evaluation.measure` returns.
+        What `experiments.evaluation.measure` returns, and the `step` of the checkpoint that was measured.
     """
     _, config, last = trained(run_dir)
+    step = last_step(run_dir)
     epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
     images, labels = test_images(config, data_dir)
     found = measure(
         last,
         images,
         labels,
-        {which: logits_of(subject, images, config.eval_batch) for which, subject in epochs.items()},
+        {which: predict(one.apply, one.variables, images, config.eval_batch) for which, one in epochs.items()},
         sizes=config.grid_sizes,
         grids=config.grids,
         eligible=config.eligible,
@@ -199,6 +201,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         seed=config.seed,
         say=say,
     )
+    found["step"] = step
     write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")
     return found
 
@@ -262,14 +265,16 @@ def explain(
 
 
 def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Path:
-    """Write report.html into a trained run's folder; it is evaluated first where it was not.
+    """Write report.html into a trained run's folder; it is evaluated first where its last checkpoint was not.
 
     Returns:
         The page's path.
     """
     name, config, subject = trained(run_dir)
     path = run_dir / "evaluation.json"
-    found = read_json(path, f"jaxinterp evaluate {run_dir}") if path.exists() else evaluate(run_dir, data_dir, say)
+    found = read_json(path, f"jaxinterp evaluate {run_dir}") if path.exists() else {}
+    if found.get("step") != last_step(run_dir):
+        found = evaluate(run_dir, data_dir, say)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
     history = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -281,7 +286,7 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
             subject=subject,
             images=images,
             labels=labels,
-            logits=logits_of(subject, images, config.eval_batch),
+            logits=predict(subject.apply, subject.variables, images, config.eval_batch),
             classes=class_names(config),
             found=found,
             history=[json.loads(line) for line in history],

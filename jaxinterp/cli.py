@@ -95,7 +95,7 @@ class Train:
             )
             if result.interrupted:
                 console.print(f"interrupted; the same command resumes {run_dir}", highlight=False, soft_wrap=True)
-                raise SystemExit(143)
+                raise SystemExit(130 if result.interrupted == "SIGINT" else 143)
             console.print(outcome(run_dir, result.summary), highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@ import ast
 import doctest
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +225,28 @@ def test_seeds_are_gathered_into_published_results(seeds: list[Path], tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["coda_digits.json"]
     with pytest.raises(ConfigError, match="different seeds"):
         gather([seeds[0], seeds[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("evaluation.json", {"step": 1}, "evaluation.json is of step 1"),
+        ("run.json", {"summary": None}, "has not ended; go on with `jaxinterp train coda/digits`"),
+    ],
+)
+def test_an_unfinished_run_is_not_published(
+    seeds: list[Path], tmp_path: Path, file: str, change: dict[str, Any], says: str
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(seeds[0], run_dir)
+    content = json.loads((run_dir / file).read_text()) | change
+    (run_dir / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    with pytest.raises(ConfigError, match=says):
+        gather([run_dir])
+    if file == "evaluation.json":
+        stages.report(run_dir)  # which measures the run again
+        assert gather([run_dir]).seeds == (0,)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """From memory to batches on the device: order and draws are functions of (seed, epoch, index)."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -102,29 +101,3 @@ def draw_batch(
         "label": jnp.take(data["label"], index, axis=0),
         "index": index,
     }
-
-
-def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order, in batches of one size: the last is padded with zeros and masked.
-
-    Args:
-        dataset: the split.
-        batch_size: examples per batch, at least 1.
-
-    Yields:
-        {"image": float32 (B, H, W, C) in [0, 1], "label": int32 (B,), "mask": float32 (B,), 0 on padding}.
-
-    Raises:
-        ValueError: `batch_size` is less than 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for start in range(0, len(dataset.labels), batch_size):
-        labels = dataset.labels[start : start + batch_size]
-        images = dataset.images[start : start + batch_size].astype(np.float32) / np.float32(dataset.maximum)
-        padding = batch_size - len(labels)
-        yield {
-            "image": np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)]),
-            "label": np.pad(labels, (0, padding)),
-            "mask": np.pad(np.ones(len(labels), np.float32), (0, padding)),
-        }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxinterp.report.tables import write_text
+from jaxinterp.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure

@@ -1,7 +1,6 @@
 """Published results: one JSON file per run, and the table of the README that is made from them."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp.errors import ConfigError
+from jaxinterp.files import write_text
 
 BEGIN, END = "<!-- results: begin (python -m jaxinterp.report README.md) -->", "<!-- results: end -->"
 LOCALISATION = "localisation_3x3_median"
@@ -67,22 +67,6 @@ def summarise(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float
         spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
         metrics[name] = Metric(len(numbers), float(np.mean(numbers)), spread, (paper or {}).get(name))
     return metrics
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or none, in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a neighbour first, then over the old one in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_results(path: Path, results: Results) -> None:

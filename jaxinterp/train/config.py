@@ -55,14 +55,14 @@ class FitResult:
         history: One record per finished epoch, as in metrics.jsonl.
         summary: `{"last": {...}, "best": {...}}`, each with `epoch`, `step` and, where there are such parts,
             `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; empty if the run was interrupted.
-        interrupted: Whether a signal stopped the run before its end.
+        interrupted: Name of the signal that stopped the run before its end; None where none did.
     """
 
     state: TrainState
     best: dict[str, Any] | None
     history: list[dict[str, Any]]
     summary: dict[str, dict[str, Any]]
-    interrupted: bool
+    interrupted: str | None
 
 
 def check(config: TrainConfig, size: int | None, devices: int) -> None:

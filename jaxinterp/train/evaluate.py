@@ -1,6 +1,6 @@
 """Loss and accuracy of a classifier on a data set, and its logits on images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,10 @@ from jaxinterp.train.state import AXIS
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(model: nn.Module, variables: Any, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-    logits: Any = model.apply(variables, images)
+def _apply(
+    model: nn.Module | Callable[[Any, Array], Any], variables: Any, images: Float[Array, "batch h w c"]
+) -> Float[Array, "batch classes"]:
+    logits: Any = model.apply(variables, images) if isinstance(model, nn.Module) else model(variables, images)
     return logits
 
 
@@ -88,12 +90,15 @@ class Evaluation:
 
 
 def predict(
-    model: nn.Module, variables: Mapping[str, Any], images: np.ndarray | Array, batch_size: int = 256
+    model: nn.Module | Callable[[Any, Array], Any],
+    variables: Mapping[str, Any],
+    images: np.ndarray | Array,
+    batch_size: int = 256,
 ) -> np.ndarray:
     """Logits of images, batch by batch; the last batch is padded, so that one compilation serves them all.
 
     Args:
-        model: Called as `model.apply(variables, images)`.
+        model: Called as `model.apply(variables, images)`; or a function, called as `model(variables, images)`.
         variables: `{"params": ..., "batch_stats": ...}`.
         images: Float (N, H, W, C) in [0, 1], any N.
         batch_size: Images per batch.

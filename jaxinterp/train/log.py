@@ -13,14 +13,10 @@ from typing import Any
 
 import jax
 
+from jaxinterp.errors import ConfigError
+from jaxinterp.files import write_text
+
 PACKAGES = ("jaxinterp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file as a whole: it is there as it was, or as it is to be."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:
@@ -32,6 +28,21 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> str:
+    """The machine in words: accelerator if there is one, processor, cores, memory."""
+    device = jax.devices()[0]
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    parts = [] if device.platform == "cpu" else [f"{jax.device_count()} x {device.device_kind}"]
+    parts += [model, f"{len(os.sched_getaffinity(0))} cores"] if hasattr(os, "sched_getaffinity") else [model]
+    if hasattr(os, "sysconf"):
+        parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    return ", ".join(parts)
 
 
 def commit() -> str | None:
@@ -61,6 +72,9 @@ class RunLog:
             history: The records of the epochs finished so far.
             seed: Seed of the run.
             step: Step at which the run goes on.
+
+        Raises:
+            ConfigError: run.json is damaged.
         """
         self._metrics, self._info, self._board = run_dir / "metrics.jsonl", run_dir / "run.json", None
         if jax.process_index() != 0:
@@ -68,23 +82,28 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(self._metrics, "".join(json.dumps(record) + "\n" for record in history))
+        write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in history))
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         info: dict[str, Any] = {"started": now, "resumed": []}
         if step and self._info.exists():
-            info = json.loads(self._info.read_text())
+            try:
+                info |= json.loads(self._info.read_text())
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{self._info} is damaged ({error}); remove it to go on without it") from error
+            info.pop("summary", None)  # until the run has ended again
         if step:
             info["resumed"].append({"step": step, "at": now})
         devices = jax.devices()
         info |= {
             "seed": seed,
             "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+            "machine": machine(),
             "processes": jax.process_count(),
             "commit": commit(),
             "versions": versions(),
         }
-        _write(self._info, json.dumps(info, indent=2) + "\n")
+        write_text(self._info, json.dumps(info, indent=2) + "\n")
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Log an epoch: one line of metrics.jsonl, on disk when this returns, and scalars for TensorBoard."""
@@ -102,7 +121,7 @@ class RunLog:
         """Add the summary of the finished run to run.json."""
         if self._board is not None:
             info = json.loads(self._info.read_text()) | {"summary": summary}
-            _write(self._info, json.dumps(info, indent=2) + "\n")
+            write_text(self._info, json.dumps(info, indent=2) + "\n")
 
     def __enter__(self) -> "RunLog":
         return self

@@ -262,7 +262,7 @@ def fit(
                 for name, values in summary.items():
                     shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy"))
                     clock.say(f"{name} epoch ({values['epoch']}): {shown}")
-    return FitResult(state, best, run.history, summary, stopped is not None)
+    return FitResult(state, best, run.history, summary, stopped)
 
 
 def _summary(

@@ -14,7 +14,6 @@ from jaxinterp.data import (
     crop,
     draw_batch,
     epoch_order,
-    eval_batches,
     flip,
     hold_out,
     identity,
@@ -117,19 +116,3 @@ def test_the_set_is_replicated_over_the_mesh(digits):
     np.testing.assert_array_equal(spread, alone)
     single = SingleDeviceSharding(jax.devices()[3])
     assert to_device(digits, single)["image"].devices() == {jax.devices()[3]}
-
-
-def test_eval_batches_cover_everything_once_with_padding_masked(digits):
-    batches = list(eval_batches(digits, 32))
-    assert [batch["image"].shape for batch in batches] == [(32, 8, 8, 1)] * 3
-    mask = np.concatenate([batch["mask"] for batch in batches])
-    assert mask.dtype == np.float32
-    assert mask.tolist() == [1.0] * len(digits) + [0.0] * (96 - len(digits))
-    images = np.concatenate([batch["image"] for batch in batches])
-    np.testing.assert_array_equal(images[mask > 0], digits.images.astype(np.float32) / 16)
-    assert not images[mask == 0].any()
-    labels = np.concatenate([batch["label"] for batch in batches])
-    np.testing.assert_array_equal(labels[mask > 0], digits.labels)
-    assert labels.dtype == np.int32
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        next(eval_batches(digits, 0))

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
 import optax
@@ -10,6 +11,7 @@ from rich.console import Console
 from jaxinterp.errors import ConfigError
 from jaxinterp.train import Clock, clock, coda_imagenet, initialize, staircase_decay, warmup_cosine
 from jaxinterp.train.log import RunLog, versions
+from jaxinterp.train.log import machine as machine_in_words
 
 
 class Time:
@@ -99,7 +101,15 @@ def test_the_log_rewrites_what_is_missing_and_drops_what_is_newer(tmp_path):
     assert again["started"] == first["started"]
     assert [entry["step"] for entry in again["resumed"]] == [8]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
-    assert not list(tmp_path.glob("*.tmp"))
+    assert "summary" not in again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.json", "tensorboard"]
+    (tmp_path / "run.json").write_text('{"torn')
+    with pytest.raises(ConfigError, match=r"run\.json is damaged"):
+        RunLog(tmp_path, records, seed=7, step=12)
+
+
+def test_the_machine_is_named_with_its_cores_and_memory():
+    assert re.fullmatch(r".+, \d+ cores, \d+ GiB", machine_in_words())
 
 
 def test_schedules_are_those_of_the_papers():

@@ -209,7 +209,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
     monkeypatch.setattr(Clock, "due", kick)
     stopped = train(tmp_path / "run", tiny(), data, **settings)
     monkeypatch.undo()
-    assert stopped.interrupted
+    assert stopped.interrupted == number.name
     assert stopped.summary == {}
     assert signal.getsignal(number) is before
     assert f"{number.name}: stopped after step" in capsys.readouterr().out

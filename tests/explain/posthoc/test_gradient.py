@@ -53,7 +53,7 @@ def test_chunks_closure_and_jit_agree_with_one_pass(params, x):
         gradient(lambda x: net(params, x), x).contributions,
         jax.jit(lambda x: gradient(lambda x: net(params, x), x).contributions)(x),
     ):
-        np.testing.assert_allclose(other, whole, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(other, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_input_x_gradient_is_the_decomposition_of_a_linear_net_and_not_of_a_curved_one(params, x):
