@@ -3,11 +3,15 @@
     python -m benchmarks.coda                       # float32 on this machine's CPU, both with the same threads
     python -m benchmarks.coda --dtype bfloat16      # where both have a GPU, it is used
 
-Same parameters and images; the outputs are compared before anything is timed. The two alternate within one process,
-medians are quoted, compilation is timed apart. Memory is the growth of the resident set (GPU: the allocator's peak)
-over its size with parameters, images and the compiled program loaded, each in a process of its own. `products` is the
-time of the layers' largest matrix products alone (forward: the patches with A; step: four times that, as it is computed
-again backwards), the floor of what this formulation can reach here.
+Same parameters and images; logits, loss, gradients and maps are compared before anything is timed. The two
+alternate within one process and medians are quoted; `first_call` is compilation or warm-up. A train step is the loss
+and its gradient. The rival of the explanation is ten single-class passes, forward and backward; `shared_forward` is
+the same with one forward pass for all. `products` is the time of the layers' largest matrix products alone, patches
+with A, as often as our step has them (4 on a CPU, where the forward pass is computed again, else 3): no order of the
+same products is faster.
+
+Memory is the growth of the resident set (GPU: the allocator's peak) during a train step, over parameters, images and
+the compiled program, each side in a process of its own.
 """
 
 import ctypes
@@ -37,6 +41,7 @@ from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose
 from jaxinterp.models.coda import encode, s_coda
 from jaxinterp.models.convert import to_torch
+from jaxinterp.train.log import commit
 from jaxinterp.train.log import machine as machine_in_words
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,11 +74,13 @@ def ours(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]
     def frozen(v: Any, e: jax.Array) -> jax.Array:
         return model.apply(v, e, frozen=True, encoded=True)
 
-    forward = jax.jit(lambda v, e: model.apply(v, e, encoded=True))
-    step = jax.jit(jax.value_and_grad(lambda v: optax.sigmoid_binary_cross_entropy(forward(v, x), one_hot).mean()))
+    def loss(v: Any, e: jax.Array, y: jax.Array) -> jax.Array:
+        return optax.sigmoid_binary_cross_entropy(model.apply(v, e, encoded=True), y).mean()
+
+    forward, step = jax.jit(lambda v, e: model.apply(v, e, encoded=True)), jax.jit(jax.value_and_grad(loss))
     jobs = {
         "forward": lambda: forward(variables, x),
-        "train_step": lambda: step(variables),
+        "train_step": lambda: step(variables, x, one_hot),
         "explain_all_classes": lambda: decompose(frozen, x, variables=variables),
     }
     return {k: lambda job=job: jax.block_until_ready(job()) for k, job in jobs.items()}, variables, images, labels
@@ -87,10 +94,12 @@ def layers() -> list[tuple[int, int, int, int]]:
 
 def products(options: Options) -> dict[str, Callable[[], Any]]:
     """The matrix products of patches with A, in blocks of 512 positions whose results are thrown away."""
+    cpu = jax.default_backend() == "cpu"
     pairs, size, channels = [], 32, 6
     for features, rank, kernel, stride in layers():
         size, d = size // stride, channels * kernel**2
-        blocks = jnp.ones((options.batch * size**2 // 512, 512, d), options.dtype)
+        rows = options.batch * size**2
+        blocks = jnp.ones((-(-rows // 512), min(rows, 512), d) if cpu else (1, rows, d), options.dtype)
         pairs.append((blocks, jnp.ones((d, rank * features), options.dtype)))
         channels = features
     forward = jax.jit(lambda pairs: [jax.lax.map(lambda p, a=a: (p @ a)[:, 0], blocks) for blocks, a in pairs])
@@ -99,7 +108,7 @@ def products(options: Options) -> dict[str, Callable[[], Any]]:
         for _ in range(times):
             jax.block_until_ready(forward(pairs))
 
-    return {"forward": partial(run, 1), "train_step": partial(run, 4)}
+    return {"forward": partial(run, 1), "train_step": partial(run, 4 if cpu else 3)}
 
 
 def theirs(
@@ -134,16 +143,23 @@ def theirs(
         wait()
         return loss, [part.grad for part in net.parts if part.grad is not None]
 
-    def explain_all_classes() -> torch.Tensor:
+    def explain(shared: bool) -> torch.Tensor:
         net.frozen = True
-        e, maps = x.detach().requires_grad_(), []
+        e = x.detach().requires_grad_()
+        maps, logits = [], net(e) if shared else None
         for k in range(10):
-            maps.append(torch.autograd.grad(net(e)[:, k].sum(), e)[0] * e.detach())
+            out = net(e) if logits is None else logits
+            maps.append(torch.autograd.grad(out[:, k].sum(), e, retain_graph=shared and k < 9)[0] * e.detach())
         net.frozen = False
         wait()
         return torch.stack(maps, 1)
 
-    return {"forward": forward, "train_step": train_step, "explain_all_classes": explain_all_classes}
+    return {
+        "forward": forward,
+        "train_step": train_step,
+        "explain_all_classes": partial(explain, False),
+        "shared_forward": partial(explain, True),
+    }
 
 
 def relative(ours: Any, theirs: torch.Tensor) -> float:
@@ -152,18 +168,19 @@ def relative(ours: Any, theirs: torch.Tensor) -> float:
     return float(np.abs(np.asarray(ours).astype(np.float32).reshape(want.shape) - want).max() / np.abs(want).max())
 
 
+def timed(job: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
 def alternate(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds of each job, taken in turn."""
-    first, times = {}, {name: [] for name in jobs}
-    for name, job in jobs.items():
-        start = time.perf_counter()
-        job()
-        first[name] = time.perf_counter() - start
+    first, times = {name: timed(job) for name, job in jobs.items()}, {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(job))
     return {
         name: {
             "median": statistics.median(t),
@@ -187,12 +204,14 @@ def probe(options: Options) -> int:
         jobs = theirs(options, variables, images, labels, channels_last=False, compiled=False)
     job = jobs["train_step"]
     if gpu and options.probe == "torch":
+        job()
         before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         job()
         return torch.cuda.max_memory_allocated() - before
     if gpu:
         stats = jax.devices()[0].memory_stats
-        before = stats()["bytes_in_use"]
+        before = stats()["bytes_in_use"]  # the peak cannot be set back, so it has what compilation took
         job()
         return stats()["peak_bytes_in_use"] - before
     job()  # compiles or warms up; what that left in the heap goes back before the mark is set
@@ -209,7 +228,10 @@ def main(options: Options) -> None:
     if options.probe:
         print(probe(options))
         return
+    if options.dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")  # PyTorch's default on a GPU is no TF32
     jobs, variables, images, labels = ours(options)
+    first = {f"ours/{name}": timed(job) for name, job in jobs.items()}
     formats = {
         f: theirs(options, variables, images, labels, channels_last=f == "channels_last", compiled=False)
         for f in ("contiguous", "channels_last")
@@ -238,11 +260,14 @@ def main(options: Options) -> None:
         seconds |= alternate({f"{side}/{name}": job for side, job in three.items()}, options.rounds)
     name = "explain_all_classes"
     best[name] = best["forward"]
-    pair = {f"ours/{name}": jobs[name], f"torch/{name}": formats[best[name]][name]}
-    seconds |= alternate(pair, min(2, options.rounds))
+    rival = formats[best[name]]
+    three = {"ours": jobs[name], "torch": rival[name], "torch/shared_forward": rival["shared_forward"]}
+    seconds |= alternate({f"{side}/{name}": job for side, job in three.items()}, min(3, options.rounds))
     ratios = {
         f"{name}_vs_torch": seconds[f"torch/{name}"]["median"] / seconds[f"ours/{name}"]["median"] for name in jobs
     }
+    shared = seconds[f"torch/shared_forward/{name}"]["median"]
+    ratios[f"{name}_vs_torch_shared_forward"] = shared / seconds[f"ours/{name}"]["median"]
     if options.compiled:
         for name in ("forward", "train_step"):
             channels_last = best[name] == "channels_last"
@@ -252,6 +277,8 @@ def main(options: Options) -> None:
             ratios[f"{name}_vs_torch_compile"] = (
                 seconds[f"torch.compile/{name}"]["median"] / seconds[f"ours/{name}/again"]["median"]
             )
+    for name, spent in first.items():
+        seconds[name]["first_call"] = spent
     call = [sys.executable, "-m", "benchmarks.coda", "--batch", str(options.batch), "--dtype", options.dtype, "--probe"]
     memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
     ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
@@ -261,6 +288,7 @@ def main(options: Options) -> None:
         "benchmark": "coda",
         "command": " ".join(["python -m benchmarks.coda", *sys.argv[1:]]),
         "machine": machine,
+        "commit": commit(),
         "device": jax.devices()[0].device_kind,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},

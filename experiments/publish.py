@@ -12,6 +12,20 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.report.tables import Results, summarise, write_results
 
 
+def ended(run_dirs: Sequence[Path]) -> None:
+    """Refuse to publish a run that goes on, or that ended with other versions than the first.
+
+    Raises:
+        ConfigError: a folder's training has not ended, or its versions differ; or run.json is missing or damaged.
+    """
+    infos = [read_json(run_dir / "run.json", f"jaxinterp train {read_name(run_dir)}") for run_dir in run_dirs]
+    for run_dir, info in zip(run_dirs, infos, strict=True):
+        if "summary" not in info:
+            raise ConfigError(f"{run_dir} has not ended; go on with `jaxinterp train {read_name(run_dir)}`")
+        if info.get("versions") != infos[0].get("versions"):
+            raise ConfigError(f"{run_dir} was trained with other versions than {run_dirs[0]}")
+
+
 def gather(run_dirs: Sequence[Path]) -> Results:
     """The metrics of one run over its seeds.
 
@@ -22,8 +36,7 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
 
     Raises:
-        ConfigError: no folder, folders of different configurations, the same seed twice, a run that has not ended, or
-            an evaluation that is missing or of another checkpoint than the run's last.
+        ConfigError: no folder, folders of different configurations, the same seed twice, or a missing evaluation.
     """
     if not run_dirs:
         raise ConfigError("expected at least one run folder")
@@ -40,11 +53,7 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         raise ConfigError(f"expected different seeds, got {', '.join(map(str, seeds))}")
     infos = [read_json(run_dir / "run.json", f"jaxinterp train {name}") for run_dir in run_dirs]
     found = [read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}") for run_dir in run_dirs]
-    for run_dir, info, evaluation in zip(run_dirs, infos, found, strict=True):
-        if "summary" not in info:
-            raise ConfigError(f"{run_dir} has not ended; go on with `jaxinterp train {name}`")
-        if evaluation["step"] != info["summary"]["last"]["step"]:
-            raise ConfigError(f"{run_dir}: evaluation.json is of step {evaluation['step']}; `jaxinterp evaluate` it")
+    parts = [part for info in infos for part in (info, *info["resumed"])]
     measured = [evaluation["metrics"] for evaluation in found]
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     changed = [
@@ -58,7 +67,7 @@ def gather(run_dirs: Sequence[Path]) -> Results:
     return Results(
         run=name,
         command=f"{train} && {evaluate}",
-        machine=infos[0]["machine"],
+        machine="; ".join(dict.fromkeys(part["machine"] for part in parts if "machine" in part)),
         versions=infos[0]["versions"],
         seeds=seeds,
         metrics=summarise(values, {} if changed else experiment.paper),

@@ -96,13 +96,18 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         eval_batch=config.eval_batch,
     )
     data: Dataset | Stream
+    validation: Dataset | None = None
     if config.dataset == "imagenet2012":
         data = training_stream(config, config.classes, data_dir)
         test, steps = held_images(config, config.classes, data_dir), data.steps
     else:
         data, test = split(config, "train", data_dir), split(config, "test", data_dir)
-        rest = hold_out(data, config.validation, config.seed)[0] if config.validation else data
-        steps = len(rest) // config.batch_size
+        if config.validation:
+            try:
+                data, validation = hold_out(data, config.validation, config.seed)
+            except ValueError as error:
+                raise ConfigError(f"validation: {error}") from error
+        steps = len(data) // config.batch_size
     check_fits(config, test)
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
@@ -122,6 +127,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         augment,
         settings,
         allow_older=allow_older,
+        validation=validation,
         schedule=schedule,
         identity=json.loads(json.dumps(asdict(config))),
     )
@@ -155,9 +161,9 @@ def trained(
 
 
 def last_step(run_dir: Path) -> int:
-    """The step of a run folder's newest checkpoint."""
+    """The step of a run folder's newest checkpoint, 0 where there is none."""
     with Checkpoints(run_dir) as checkpoints:
-        return max(checkpoints.steps())
+        return max(checkpoints.steps(), default=0)
 
 
 def test_images(config: Any, data_dir: Path | None) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
@@ -184,8 +190,8 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
     Returns:
         What `experiments.evaluation.measure` returns, and the `step` of the checkpoint that was measured.
     """
-    _, config, last = trained(run_dir)
     step = last_step(run_dir)
+    _, config, last = trained(run_dir)
     epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
     images, labels = test_images(config, data_dir)
     found = measure(

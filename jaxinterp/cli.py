@@ -135,8 +135,10 @@ class Evaluate:
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from experiments import stages
-        from experiments.publish import gather, metrics_table, publish
+        from experiments.publish import ended, gather, metrics_table, publish
 
+        if self.results is not None:
+            ended(self.run_dirs)  # before anything is measured
         for run_dir in self.run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
         summary = gather(self.run_dirs)

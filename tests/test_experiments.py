@@ -22,7 +22,7 @@ from PIL import Image
 from experiments import coda_nets, imagenet, page, paper_of, run, runs, stages
 from experiments.evaluation import relative_residuals
 from experiments.images import read_images, resized
-from experiments.publish import gather, publish
+from experiments.publish import ended, gather, publish
 from experiments.run import override, read_config, shown, write_config
 from jaxinterp.data import load
 from jaxinterp.errors import ConfigError, DataError
@@ -57,12 +57,14 @@ def test_published_configurations_have_the_published_parameter_counts(name: str,
 def test_the_published_recipe() -> None:
     s = coda_nets.RUNS["coda/cifar10-s"].config
     assert (s.temperature, s.batch_size, s.accumulate, s.epsilon, s.epochs) == (1000.0, 16, 2, 1e-8, 200)
+    assert s.strides == (1, 1, 2, 1, 1, 2, 1, 1, 1)
     rate = stages.schedule_of(s, 10)
     assert float(rate(0)) == pytest.approx(2.5e-4)
     assert float(rate(300)) == pytest.approx(2.5e-4 / 1.5)
     assert float(rate(1999)) == pytest.approx(2.195e-5, rel=1e-3)
     large = coda_nets.RUNS["coda/imagenet100-l"].config
     assert (large.batch_size, large.accumulate, large.epochs, large.image_size) == (64, 16, 60, 240)
+    assert (large.temperature, large.strides) == (100_000.0, (3, 1, 1, 2, 1, 1, 2, 1, 1))
     rate = stages.schedule_of(large, 10)
     assert [float(rate(epoch * 10)) for epoch in (0, 14, 19, 20, 40)] == pytest.approx(
         [2.5e-4, 1e-3, 1e-3, 5e-4, 2.5e-4]
@@ -229,24 +231,33 @@ def test_seeds_are_gathered_into_published_results(seeds: list[Path], tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("file", "change", "says"),
+    ("change", "says"),
     [
-        ("evaluation.json", {"step": 1}, "evaluation.json is of step 1"),
-        ("run.json", {"summary": None}, "has not ended; go on with `jaxinterp train coda/digits`"),
+        ({"summary": None}, "has not ended; go on with `jaxinterp train coda/digits`"),
+        ({"versions": {"jax": "0"}}, "was trained with other versions than"),
     ],
 )
 def test_an_unfinished_run_is_not_published(
-    seeds: list[Path], tmp_path: Path, file: str, change: dict[str, Any], says: str
+    seeds: list[Path], tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
+    ended(seeds)
+    run_dir = tmp_path / "run"
+    shutil.copytree(seeds[1], run_dir)
+    info = json.loads((run_dir / "run.json").read_text()) | change
+    (run_dir / "run.json").write_text(json.dumps({key: value for key, value in info.items() if value is not None}))
+    with pytest.raises(ConfigError, match=says):
+        ended([seeds[0], run_dir])
+
+
+@pytest.mark.slow
+def test_a_report_measures_again_what_was_trained_on(seeds: list[Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(seeds[0], run_dir)
-    content = json.loads((run_dir / file).read_text()) | change
-    (run_dir / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    with pytest.raises(ConfigError, match=says):
-        gather([run_dir])
-    if file == "evaluation.json":
-        stages.report(run_dir)  # which measures the run again
-        assert gather([run_dir]).seeds == (0,)
+    found = json.loads((run_dir / "evaluation.json").read_text())
+    (run_dir / "evaluation.json").write_text(json.dumps({**found, "step": 1, "metrics": {}}))
+    stages.report(run_dir)
+    again = json.loads((run_dir / "evaluation.json").read_text())
+    assert (again["step"], again["metrics"].keys()) == (found["step"], found["metrics"].keys())
 
 
 @pytest.mark.slow

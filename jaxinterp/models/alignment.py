@@ -8,15 +8,17 @@ Böhle, Fritz, Schiele, "Convolutional Dynamic Alignment Networks for Interpreta
     w_j = g(v_j)               g keeps the direction and bounds the length          (Eq. 3, 4)
     o_j = <w_j, x>                                                                  (Eq. 1)
 
-The dynamic weights are never formed. With h̃ = [h; 1] and Ã_j = [A_j | b_j],
+The dynamic weights are never formed. With A_jk the k-th column of A_j,
 
-    <v_j, x> = Σ_k h̃_k <Ã_jk, x>          ||v_j||² = h̃ᵀ (Ã_jᵀ Ã_j) h̃
+    <v_j, x> = Σ_k h_k <A_jk, x> + <b_j, x>
+    ||v_j||² = hᵀ (A_jᵀ A_j) h + 2 (A_jᵀ b_j)ᵀ h + ||b_j||²
 
-which is one matrix product over the patches and one small one over h̃ (b's column is kept apart in the code).
+which is one matrix product over the patches and one small one over h.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -28,8 +30,7 @@ from jaxtyping import Array, Float
 
 Rescale = Literal["squash", "l2"]
 
-# Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); 1e-24 is below float64's
-# resolution of the published figures and keeps ||w|| exact to 1e-12.
+# Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); below float64's resolution of ||v||².
 TINY = 1e-24
 
 CACHE = 4 << 20  # bytes of a chunk's largest intermediate on a CPU
@@ -69,12 +70,12 @@ def widened(dtype: DTypeLike) -> DTypeLike:
 
 @jax.custom_jvp
 def contract(h: Float[Array, "m k"], u: Float[Array, "m k j"]) -> Float[Array, "m j"]:
-    """Σ_k h_k u_kj: a batched product, with multiply-and-sum as its derivative.
+    """Σ_k h_k u_kj, with multiply-and-sum as its derivative.
 
-    On a CPU the product is the faster one to evaluate; the backward pass of the sum is several times cheaper than
-    that of the product.
+    On a CPU a batched product is the faster one to evaluate, but the backward pass of the sum is several times cheaper
+    than that of the product. An accelerator sums, so that norms are not rounded to TF32 or bfloat16.
     """
-    return jnp.einsum("mk,mkj->mj", h, u)
+    return jnp.einsum("mk,mkj->mj", h, u) if jax.default_backend() == "cpu" else (h[:, :, None] * u).sum(1)
 
 
 @contract.defjvp
@@ -83,24 +84,29 @@ def _contract_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -
     return contract(h, u), (dh[:, :, None] * u).sum(1) + (h[:, :, None] * du).sum(1)
 
 
-def _times(h: Float[Array, "m k"], gram: Float[Array, "k l j"]) -> Float[Array, "m l j"]:
-    return jnp.matmul(h, gram.reshape(gram.shape[0], -1)).reshape(-1, *gram.shape[1:])
+def _exactly(a: Array, b: Array) -> Array:
+    """A product at its type's full precision: norms must not be rounded to TF32 or bfloat16."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _times(h: Float[Array, "m k"], g: Float[Array, "k l j"]) -> Float[Array, "m l j"]:
+    return _exactly(h, g.reshape(g.shape[0], -1)).reshape(-1, *g.shape[1:])
 
 
 @jax.custom_jvp
-def quadratic_form(h: Float[Array, "m k"], gram: Float[Array, "k k j"]) -> Float[Array, "m j"]:
+def quadratic_form(h: Float[Array, "m k"], g: Float[Array, "k k j"]) -> Float[Array, "m j"]:
     """hᵀ G_j h for symmetric G_j.
 
     Its derivative 2 (G_j h)ᵀ dh + hᵀ dG_j h reuses the product G_j h, which autodiff would form twice.
     """
-    return contract(h, _times(h, gram))
+    return contract(h, _times(h, g))
 
 
 @quadratic_form.defjvp
 def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (h, gram), (dh, dgram) = primals, tangents
-    gram_h = _times(h, gram)
-    return contract(h, gram_h), 2 * (gram_h * dh[:, :, None]).sum(1) + (_times(h, dgram) * h[:, :, None]).sum(1)
+    (h, g), (dh, dg) = primals, tangents
+    gh = _times(h, g)
+    return contract(h, gh), 2 * (gh * dh[:, :, None]).sum(1) + (_times(h, dg) * h[:, :, None]).sum(1)
 
 
 def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array, Array]:
@@ -113,36 +119,45 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
     Returns:
         A_jᵀ A_j, (r, r, J); A_jᵀ b_j, (r, J); ||b_j||², (1, J).
     """
-    wide = widened(A.dtype)
-    # Unit by unit: the batched product copies A twice on a CPU and takes three times as long.
-    units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
+    wide, precision = widened(A.dtype), lax.Precision.HIGHEST
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+    if jax.default_backend() == "cpu":
+        # Unit by unit: the batched product copies A twice here and takes three times as long.
+        units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
+        square = jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
+    else:
+        square = product("kjd,ljd->klj", A, A)
     return (
-        jnp.stack([jnp.matmul(a, a.T, preferred_element_type=wide) for a in units], -1),
-        jnp.einsum("kjd,jd->kj", A, b, preferred_element_type=wide),
+        square,
+        product("kjd,jd->kj", A, b),
         (b.astype(wide) ** 2).sum(-1)[None],
     )
 
 
 def coefficients(
-    p: Float[Array, "m d"], B: Float[Array, "d r"], gram: tuple[Array, Array, Array], rescale: Rescale
+    p: Float[Array, "m d"], B: Float[Array, "d r"], norms: tuple[Array, Array, Array], rescale: Rescale
 ) -> tuple[Float[Array, "m r"], Float[Array, "m j"]]:
     """What a layer's dynamic weights are made of at each patch: w_j = scale_j (A_j h + b_j).
 
     Args:
         p: patches, (M, D).
         B: (D, r), the shared projection.
-        gram: see `gram`.
+        norms: what `gram` returns.
         rescale: "squash", scale = ||v|| / (1 + ||v||²), or "l2", scale = 1 / ||v||.
 
     Returns:
-        h, (M, r), of p's type, and scale, (M, J), of gram's.
+        h, (M, r), of p's type, and scale, (M, J), of the norms'. ||v||² is a sum of terms that may cancel: below
+        their rounding error it is held at that error, with no gradient.
 
     Source: CVPR 2021, Eq. 2–4 and Sec. 3.4.
     """
-    square, cross, constant = gram
+    square, cross, constant = norms
     h = jnp.matmul(p, B)
     wide = h.astype(square.dtype)
-    squared = jnp.maximum(quadratic_form(wide, square) + 2 * jnp.matmul(wide, cross) + constant, 0)
+    form = quadratic_form(wide, square)
+    squared = form + 2 * _exactly(wide, cross) + constant
+    floor = lax.stop_gradient(jnp.finfo(square.dtype).eps * (form + constant))
+    squared = jnp.where(squared > floor, squared, floor)
     norm = jnp.sqrt(squared + TINY)
     return h, norm / (1 + squared) if rescale == "squash" else 1 / norm
 
@@ -156,7 +171,8 @@ def align(
 ) -> Float[Array, "m j"]:
     """<w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
     u = jnp.matmul(p, A.reshape(-1, A.shape[-1]).T).reshape(-1, *A.shape[:2])
-    return ((contract(h, u) + jnp.matmul(p, b.T)).astype(scale.dtype) * scale).astype(p.dtype)
+    through_b = jnp.matmul(p, b.T, preferred_element_type=scale.dtype)
+    return ((contract(h, u).astype(scale.dtype) + through_b) * scale).astype(p.dtype)
 
 
 def align_explicitly(
@@ -276,12 +292,14 @@ class DynamicAlignmentConv(nn.Module):
             h, scale = coefficients(p, B, norms, self.rescale)
             return align(p, A, b, h, scale), align_explicitly(u, A, b, h, scale)
 
-        width = j * p.dtype.itemsize  # bytes of one position's row, times r for U or D for w
+        # Bytes of one position's Gh, and of the larger of it and w.
+        factored = j * r * jnp.dtype(widened(p.dtype)).itemsize
+        explicit = max(factored, j * d * p.dtype.itemsize)
         if through is not None:
             u = patches(through, *geometry).reshape(-1, d).astype(p.dtype)
-            y, wu = in_cache(respond_through, width * max(d, r), p, u)
+            y, wu = in_cache(respond_through, explicit, p, u)
             return y.reshape(*positions, j), wu.reshape(*positions, j)
-        y = in_cache(respond_frozen, width * d, p) if frozen else in_cache(respond, width * r, p)
+        y = in_cache(respond_frozen, explicit, p) if frozen else in_cache(respond, factored, p)
         return y.reshape(*positions, j)
 
 

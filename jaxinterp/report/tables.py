@@ -131,7 +131,7 @@ def results_table(results: Iterable[Results]) -> str:
 
 
 def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
-    """The ratios of benchmark files as a Markdown table: times are PyTorch's over ours, memory is ours over PyTorch's.
+    """The ratios of benchmark files as a Markdown table: speeds are ours over PyTorch's, memory is ours over PyTorch's.
 
     Args:
         benchmarks: file stem → its content, with a mapping "ratios" of name → number.
@@ -139,7 +139,7 @@ def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["| benchmark | against PyTorch | ratio |", "|---|---|---|"]
     for stem, content in benchmarks.items():
         for name, ratio in content["ratios"].items():
-            meaning = "of its peak memory" if name.startswith("memory") else "times faster"
+            meaning = "of its working memory" if name.startswith("memory") else "times as fast"
             lines.append(f"| `{stem}` | {name.replace('_', ' ')} | {float(ratio):.3g} {meaning} |")
     return "\n".join(lines)
 

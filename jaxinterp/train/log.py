@@ -61,6 +61,15 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
+def _began(path: Path) -> dict[str, Any]:
+    """What run.json holds of a run that goes on: all but the summary, which it has when it has ended again."""
+    try:
+        info = json.loads(path.read_text())
+        return {name: value for name, value in info.items() if name != "summary"} | {"resumed": list(info["resumed"])}
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove it to go on without it") from error
+
+
 class RunLog:
     """Writes the logs of a run; every process but the first writes nothing."""
 
@@ -81,28 +90,23 @@ class RunLog:
             return
         from tensorboardX import SummaryWriter
 
+        began = _began(self._info) if step and self._info.exists() else None
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in history))
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        info: dict[str, Any] = {"started": now, "resumed": []}
-        if step and self._info.exists():
-            try:
-                info |= json.loads(self._info.read_text())
-            except (ValueError, TypeError) as error:
-                raise ConfigError(f"{self._info} is damaged ({error}); remove it to go on without it") from error
-            info.pop("summary", None)  # until the run has ended again
-        if step:
-            info["resumed"].append({"step": step, "at": now})
         devices = jax.devices()
-        info |= {
-            "seed": seed,
+        here: dict[str, Any] = {
             "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
             "machine": machine(),
             "processes": jax.process_count(),
             "commit": commit(),
             "versions": versions(),
         }
+        info = {"started": now, "seed": seed, **here, "resumed": []} if began is None else began
+        if step:
+            changed = {name: value for name, value in here.items() if info.get(name) != value}
+            info["resumed"].append({"step": step, "at": now, **changed})
         write_text(self._info, json.dumps(info, indent=2) + "\n")
 
     def epoch(self, record: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) ->
     assert text.startswith(f"before\n{tables.BEGIN}\n| run |")
     assert text.endswith(f"{tables.END}\nafter\n")
     assert "| `coda/x` | 50.00% |" in text
-    assert "| `coda-cpu` | forward vs torch | 12.3 times faster |" in text
+    assert "| `coda-cpu` | forward vs torch | 12.3 times as fast |" in text
     assert not tables.rewrite(readme)
     benchmark.write_text("[]")
     with pytest.raises(ConfigError, match=r"coda-cpu\.json"):
