@@ -151,7 +151,8 @@ class PathKernel:
                 continue
             if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.isfinite(array).all()):
                 raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-            if self.exact and name != "x" and not bool(((array == 0) | (array == 1)).all()):
+            counted = array.dtype == bool or bool(((array == 0) | (array == 1)).all())
+            if self.exact and name != "x" and not counted:
                 raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
         if self.get == "npk" and self.normalize == "none":
             size = sum(math.log10(float(count)) for count in self._counts(x.shape[1:]))
@@ -286,7 +287,8 @@ class _Recursion:
             o = self.overlap(g, g2).astype(kind) * share
             return self.each(lambda a: a * o, state)._replace(summed=True)
         mask, mask2 = g.astype(kind), g2.astype(kind)
-        o, offset = (self.overlap(mask * jnp.square(part).astype(kind), mask2) * share for part in state.norm)
+        squares = [jnp.square(part).astype(kind).reshape(*(1,) * (g.ndim - 1), -1) for part in state.norm]
+        o, offset = (self.overlap(mask * square, mask2) * share for square in squares)
         t = None if state.t is None else state.t * o
         return state._replace(q=state.q * o + offset, t=t, summed=True, norm=None)
 

@@ -93,7 +93,7 @@ class Mask(nn.Module):
         return q * gate.astype(q.dtype)
 
 
-class _Part(nn.Module, kw_only=True):
+class _Part(nn.Module):
     """What the networks here share.
 
     Attributes:
