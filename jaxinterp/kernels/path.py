@@ -149,11 +149,11 @@ class PathKernel:
         for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
             if isinstance(array, jax.core.Tracer):
                 continue
-            if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.isfinite(array).all()):
-                raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-            counted = array.dtype == bool or bool(((array == 0) | (array == 1)).all())
-            if self.exact and name != "x" and not counted:
-                raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
+            with jax.ensure_compile_time_eval():
+                if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.isfinite(array).all()):
+                    raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+                if self.exact and name != "x" and array.dtype != bool and not bool(((array == 0) | (array == 1)).all()):
+                    raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
         if self.get == "npk" and self.normalize == "none":
             size = sum(math.log10(float(count)) for count in self._counts(x.shape[1:]))
             if size > math.log10(float(jnp.finfo(x.dtype).max)):
