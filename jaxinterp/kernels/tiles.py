@@ -1,0 +1,178 @@
+"""Kernel matrices larger than memory: tiles on disk, computed on all devices and hosts, and gone on with after a kill.
+
+A folder holds `config.json` (what the kernel is of) and two zarr arrays: `kernel`, one chunk per tile, and `finished`,
+one entry per tile, set when the tile is on disk. Of a symmetric kernel only the tiles on and above the diagonal are
+computed and stored.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.files import write_text
+
+Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
+
+
+class Tiles:
+    """A kernel matrix on disk, K(x_i, x'_j), read and multiplied tile by tile."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        shape: tuple[int, int],
+        *,
+        tile: int = 2048,
+        symmetric: bool = False,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the tiles of a folder, or make an empty one.
+
+        Args:
+            folder: where they are.
+            shape: rows and columns of the matrix.
+            tile: rows and columns of a tile.
+            symmetric: the matrix is; only half of it is computed and stored.
+            identity: JSON values that tell this kernel from others, such as architecture, data set and seeds; a
+                folder of another one is refused.
+
+        Raises:
+            ConfigError: a size that is not positive, a symmetric matrix that is not square, or a folder that holds
+                another kernel.
+        """
+        if min(*shape, tile) < 1:
+            raise ConfigError(f"shape, tile: got {shape}, {tile}, expected positive numbers")
+        if symmetric and shape[0] != shape[1]:
+            raise ConfigError(f"shape: got {shape}, expected a square for a symmetric kernel")
+        self.folder, self.shape, self.tile, self.symmetric = Path(folder), shape, tile, symmetric
+        self.counts = tuple(math.ceil(size / tile) for size in shape)
+        config = {"shape": list(shape), "tile": tile, "symmetric": symmetric, "identity": dict(identity or {})}
+        config = json.loads(json.dumps(config))
+        path = self.folder / "config.json"
+        if path.exists():
+            try:
+                held = json.loads(path.read_text(encoding="utf-8"))
+                differing = [name for name, value in config.items() if held[name] != value]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path}: not the description of a kernel ({error})") from error
+            if differing:
+                name = differing[0]
+                raise ConfigError(
+                    f"{self.folder} holds another kernel: {name} is {held[name]}, expected {config[name]}"
+                )
+        elif jax.process_index() == 0:
+            write_text(path, json.dumps(config, indent=2) + "\n")
+        self._kernel = self._open("kernel", "<f4", shape, (tile, tile))
+        self._finished = self._open("finished", "|u1", self.counts, (1, 1))
+
+    def _open(self, name: str, dtype: str, shape: tuple[int, ...], chunks: tuple[int, int]) -> Any:
+        import tensorstore as ts
+
+        path = (self.folder / name).absolute()
+        metadata = {"dtype": dtype, "shape": list(shape), "chunks": list(chunks), "compressor": None}
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+        try:
+            return ts.open(spec, open=True, create=True).result()
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path} cannot be opened as tiles: {str(error).splitlines()[0]}") from error
+
+    def _slices(self, i: int, j: int) -> tuple[slice, slice]:
+        return tuple(  # type: ignore[return-value]
+            slice(k * self.tile, min((k + 1) * self.tile, size)) for k, size in zip((i, j), self.shape, strict=True)
+        )
+
+    def wanted(self) -> Iterator[tuple[int, int]]:
+        """Indices of all tiles; of a symmetric matrix those on and above the diagonal."""
+        for i in range(self.counts[0]):
+            yield from ((i, j) for j in range(i if self.symmetric else 0, self.counts[1]))
+
+    def open_tiles(self) -> list[tuple[int, int]]:
+        """Indices of the tiles that are not finished."""
+        finished = np.asarray(self._finished.read().result())
+        return [(i, j) for i, j in self.wanted() if not finished[i, j]]
+
+    def compute(self, block: Block, *, show: bool = True) -> int:
+        """Compute what is not there yet; a run that was killed loses no more than its open tiles.
+
+        Tiles are dealt out to hosts, and on each host to its devices, one tile ahead of each; every tile is on disk
+        before it counts as finished.
+
+        Args:
+            block: (rows, columns) ↦ that part of the matrix, float32; called on the tile's device.
+            show: progress and remaining time on the terminal.
+
+        Returns:
+            How many tiles this process computed.
+
+        Raises:
+            DataError: a tile is not finite or has another shape, or it could not be written, for a full disk say;
+                finished tiles are kept.
+        """
+        mine = self.open_tiles()[jax.process_index() :: jax.process_count()]
+        devices, under_way = jax.local_devices(), deque[tuple[int, int, Any]]()
+        columns = TextColumn("tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, disable=not show) as bar:
+            task = bar.add_task("", total=len(mine))
+            for count, (i, j) in enumerate(mine):
+                with jax.default_device(devices[count % len(devices)]):
+                    under_way.append((i, j, block(*self._slices(i, j))))
+                if len(under_way) > len(devices):
+                    self._keep(*under_way.popleft())
+                    bar.advance(task)
+            for open_tile in under_way:
+                self._keep(*open_tile)
+                bar.advance(task)
+        return len(mine)
+
+    def _keep(self, i: int, j: int, values: Any) -> None:
+        rows, columns = self._slices(i, j)
+        tile, shape = np.asarray(values), (rows.stop - rows.start, columns.stop - columns.start)
+        if tile.shape != shape:
+            raise DataError(f"tile ({i}, {j}): got shape {tile.shape}, expected {shape}")
+        if not np.isfinite(tile).all():
+            raise DataError(f"tile ({i}, {j}): expected finite values, got NaN or infinity")
+        try:
+            self._kernel[rows, columns].write(tile.astype(np.float32)).result()
+            self._finished[i, j].write(np.uint8(1)).result()
+        except (ValueError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {reason}") from error
+
+    def __getitem__(self, index: tuple[int, int]) -> Float[np.ndarray, "_ _"]:
+        """The finished tile (i, j), also below the diagonal of a symmetric matrix.
+
+        Raises:
+            DataError: it is not finished.
+        """
+        i, j = index
+        mirrored = self.symmetric and i > j
+        if mirrored:
+            i, j = j, i
+        if not int(self._finished[i, j].read().result()):
+            raise DataError(f"{self.folder}: tile ({i}, {j}) is not finished")
+        tile = np.asarray(self._kernel[self._slices(i, j)].read().result())
+        return tile.T if mirrored else tile
+
+    def read(self) -> Float[np.ndarray, "rows columns"]:
+        """The whole matrix, in memory."""
+        return np.block([[self[i, j] for j in range(self.counts[1])] for i in range(self.counts[0])])
+
+    def product(self, y: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
+        """K y, with every stored tile read once; sums are in y's type."""
+        found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
+        for i, j in self.wanted():
+            rows, columns = self._slices(i, j)
+            tile = self[i, j]
+            found[rows] += tile @ y[columns]
+            if self.symmetric and i != j:
+                found[columns] += tile.T @ y[rows]
+        return found

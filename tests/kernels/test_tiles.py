@@ -1,0 +1,134 @@
+"""Kernels on disk: equal to those in memory, gone on with, and refused when they are something else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.kernels.path import PathKernel
+from jaxinterp.kernels.tiles import Tiles
+from jaxinterp.models.architecture import fc, gate_shapes
+
+LAYERS = fc(12, 3)
+X = jnp.round(4 * jax.random.normal(jax.random.key(0), (23, 4)))  # integers, so that every sum is exact
+GATES = tuple(
+    jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), i), 0.5, (23, *shape))
+    for i, shape in enumerate(gate_shapes(LAYERS, (4,)))
+)
+
+
+def block(rows, columns):
+    kernel = PathKernel(LAYERS)
+    return kernel(X[rows], tuple(g[rows] for g in GATES), X[columns], tuple(g[columns] for g in GATES))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_tiles_equal_the_whole_and_multiply_like_it(tmp_path, symmetric):
+    columns = 23 if symmetric else 17
+    whole = np.asarray(PathKernel(LAYERS)(X, GATES, X, GATES))[:, :columns]
+    tiles = Tiles(tmp_path, (23, columns), tile=5, symmetric=symmetric)
+    with pytest.raises(DataError, match=r"tile \(0, 1\) is not finished"):
+        tiles[1, 0] if symmetric else tiles[0, 1]
+    assert tiles.compute(block, show=False) == (15 if symmetric else 20)
+    np.testing.assert_array_equal(tiles.read(), whole)
+    y = np.random.default_rng(0).normal(size=(columns, 3))
+    np.testing.assert_allclose(tiles.product(y), whole.astype(np.float64) @ y, rtol=1e-10, atol=1e-8)
+    assert tiles.compute(block, show=False) == 0
+
+
+def test_only_open_tiles_are_computed_again(tmp_path):
+    computed = []
+
+    def counted(rows, columns):
+        if len(computed) == 7:
+            raise RuntimeError("killed")
+        computed.append((rows.start, columns.start))
+        return block(rows, columns)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        Tiles(tmp_path, (23, 23), tile=5, symmetric=True).compute(counted, show=False)
+    tiles = Tiles(tmp_path, (23, 23), tile=5, symmetric=True)
+    left = tiles.open_tiles()
+    assert 0 < len(left) <= 15
+    finished = [(5 * i, 5 * j) for i, j in tiles.wanted() if (i, j) not in left]
+    again = []
+    tiles.compute(lambda rows, columns: again.append((rows.start, columns.start)) or block(rows, columns), show=False)
+    assert sorted(again + finished) == sorted((5 * i, 5 * j) for i, j in tiles.wanted())
+    np.testing.assert_array_equal(tiles.read(), np.asarray(PathKernel(LAYERS)(X, GATES, X, GATES)))
+
+
+def test_a_killed_process_keeps_its_finished_tiles(tmp_path):
+    program = textwrap.dedent(
+        f"""
+        import os, signal, numpy as np
+        from jaxinterp.kernels.tiles import Tiles
+        count = 0
+        def block(rows, columns):
+            global count
+            count += 1
+            if count == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return np.full((5, 5), rows.start + columns.start, np.float32)
+        Tiles({str(tmp_path)!r}, (20, 20), tile=5).compute(block, show=False)
+        """
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    killed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    tiles = Tiles(tmp_path, (20, 20), tile=5)
+    assert len(tiles.open_tiles()) == 16 - 7  # two were under way, on one device
+    assert tiles[1, 2].tolist() == [[15.0] * 5] * 5
+
+
+def test_other_kernels_and_bad_tiles_are_refused(tmp_path):
+    tiles = Tiles(tmp_path / "k", (6, 6), tile=3, identity={"run": "a"})
+    Tiles(tmp_path / "k", (6, 6), tile=3, identity={"run": "a"})
+    for options, says in (
+        ({"shape": (6, 7), "tile": 3, "identity": {"run": "a"}}, r"holds another kernel: shape is \[6, 6\]"),
+        ({"shape": (6, 6), "tile": 2, "identity": {"run": "a"}}, "tile is 3, expected 2"),
+        ({"shape": (6, 6), "tile": 3, "identity": {"run": "b"}}, "identity is {'run': 'a'}, expected {'run': 'b'}"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            Tiles(tmp_path / "k", **options)
+    with pytest.raises(ConfigError, match="expected a square"):
+        Tiles(tmp_path / "s", (6, 7), symmetric=True)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(DataError, match=r"tile \(0, 0\): expected finite values"):
+        tiles.compute(lambda rows, columns: jnp.full((3, 3), jnp.nan), show=False)
+    with pytest.raises(DataError, match=r"tile \(0, 0\): got shape \(2, 3\), expected \(3, 3\)"):
+        tiles.compute(lambda rows, columns: jnp.zeros((2, 3)), show=False)
+    assert len(tiles.open_tiles()) == 4
+    (tmp_path / "k" / "config.json").write_text('{"torn')
+    with pytest.raises(ConfigError, match="not the description of a kernel"):
+        Tiles(tmp_path / "k", (6, 6), tile=3)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path, monkeypatch):
+    tiles = Tiles(tmp_path, (6, 3), tile=3)
+
+    class Full:
+        def __init__(self, store):
+            self.store = store
+
+        def __getitem__(self, index):
+            if index[0].start == 3:
+                raise OSError(28, "No space left on device")
+            return self.store[index]
+
+    monkeypatch.setattr(tiles, "_kernel", Full(tiles._kernel))
+    with pytest.raises(DataError, match=r"tile \(1, 0\) could not be written .*No space left on device"):
+        tiles.compute(lambda rows, columns: jnp.ones((3, 3)), show=False)
+    again = Tiles(tmp_path, (6, 3), tile=3)
+    assert again.open_tiles() == [(1, 0)]
+    assert again[0, 0].tolist() == [[1.0] * 3] * 3
+    assert json.loads((tmp_path / "config.json").read_text())["tile"] == 3
