@@ -213,9 +213,6 @@ class _Recursion:
 
     def overlap(self, g: Array, g2: Array) -> Array:
         """Inner products over channels, exact where both hold integers."""
-        if not jnp.issubdtype(g.dtype, jnp.floating):
-            kind = jnp.float32 if jax.default_backend() == "cpu" else jnp.int8
-            g, g2 = g.astype(kind), g2.astype(kind)
         wide = jnp.int32 if g.dtype == jnp.int8 else None
         dot = partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
         if g.ndim == 2:
@@ -335,6 +332,9 @@ def _blocks(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gat
     columns = min(m, pairs)
     rows = min(n, max(1, pairs // columns))
 
+    def pairs_of(block: Any, other: Any) -> Array:
+        return _Recursion(kernel, norms, x.shape[1:])(*block, *other)
+
     def cut(tree: Any, count: int, size: int) -> Any:
         parts = math.ceil(count / size)
         pad = parts * size - count
@@ -343,12 +343,18 @@ def _blocks(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gat
         )
 
     def row(block: Any) -> Array:
-        found = lax.map(
-            lambda other: _Recursion(kernel, norms, x.shape[1:])(*block, *other), cut((x2, gates2), m, columns)
-        )
+        if columns == m:
+            return pairs_of(block, (x2, gates2))
+        found = lax.map(partial(pairs_of, block), cut((x2, gates2), m, columns))
         return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :m]
 
     return lax.map(row, cut((x, gates), n, rows)).reshape(-1, m)[:n]
+
+
+def _countable(gates: Any, kind: Any) -> Any:
+    """Gates in the inputs' type; whole numbers as int8 where there are units that count them."""
+    counted = kind if jax.default_backend() == "cpu" else jnp.int8
+    return jax.tree.map(lambda g: g.astype(kind if jnp.issubdtype(g.dtype, jnp.floating) else counted), gates)
 
 
 def _self_kernel(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
@@ -368,6 +374,7 @@ def _cosines(k: Array, diagonal: Array, diagonal2: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _rectangular_of(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
+    gates, gates2 = _countable(gates, x.dtype), _countable(gates2, x.dtype)
     k = _blocks(kernel, norms, x, gates, x2, gates2)
     if kernel.normalize != "unit_diag":
         return k
@@ -376,16 +383,18 @@ def _rectangular_of(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Ar
 
 @partial(jax.jit, static_argnums=0)
 def _symmetric_of(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
-    n = len(x)
-    panel = max(64, math.ceil(n / 8))
-    panels = []
+    n, gates = len(x), _countable(gates, x.dtype)
+    panel = max(64, math.ceil(n / 16))
+    k = jnp.zeros((n, n), x.dtype)
     for start in range(0, n, panel):
         rows = jax.tree.map(lambda a, s=start: a[s : s + panel], (x, gates))
         rest = jax.tree.map(lambda a, s=start: a[s:], (x, gates))
         found = _blocks(kernel, norms, *rows, *rest)
-        panels.append(jnp.pad(found, ((0, 0), (start, 0))))
-    upper = jnp.triu(jnp.concatenate(panels))
-    k = upper + jnp.triu(upper, 1).T
+        corner = jnp.triu(found[:, : len(found)])
+        corner = corner + jnp.triu(corner, 1).T
+        stop = start + len(found)
+        k = k.at[start:stop, start:stop].set(corner)
+        k = k.at[start:stop, stop:].set(found[:, len(found) :]).at[stop:, start:stop].set(found[:, len(found) :].T)
     if kernel.normalize != "unit_diag":
         return k
     diagonal = jnp.diagonal(k)
