@@ -11,8 +11,10 @@ import pytest
 from flax import linen as nn
 
 from jaxinterp import decompose
+from jaxinterp.models.architecture import c4gap, resnet
 from jaxinterp.models.baselines import VGG, CifarResNet, ResNetTrunk
 from jaxinterp.models.coda import CoDANet, encode
+from jaxinterp.models.gated import GatedNetwork, Network
 from jaxinterp.models.hybrid import Hybrid
 
 
@@ -29,6 +31,7 @@ class Row(NamedTuple):
 
 CODA = {"features": (3, 4, 3), "ranks": (2, 2, 2), "kernel_sizes": (3, 3, 1), "strides": (1, 2, 1), "temperature": 2.0}
 HEAD = {"features": (4, 3), "ranks": (2, 2), "kernel_sizes": (3, 1), "strides": (2, 1), "temperature": 2.0}
+SHALLOW = c4gap(4, classes=3, depth=2)
 BIAS = float(np.log(0.1 / 0.9))
 
 
@@ -42,6 +45,11 @@ ROWS = {
     "coda-one-row": Row(partial(CoDANet, **CODA), (1, 9, 1), {"encoded": True}, True, "layer_1", BIAS),
     "resnet": Row(partial(CifarResNet, 8, classes=3, width=4), (8, 8, 3), {}, False, "trunk/block_1", None),
     "vgg": Row(partial(VGG, 11, classes=3, width=2), (32, 32, 3), {}, False, "trunk/conv_3", None),
+    "dgn": Row(partial(GatedNetwork, SHALLOW, "relu"), (6, 6, 3), {}, False, "value_network/gate_1", 0.0),
+    "dlgn-hard": Row(partial(GatedNetwork, SHALLOW, hard=True), (6, 6, 3), {}, False, "value_network/linear_1", 0.0),
+    "dlgn-sf": Row(partial(GatedNetwork, SHALLOW, "shallow"), (6, 5, 1), {}, False, "value_network/gate_0", 0.0),
+    "gated-resnet": Row(partial(GatedNetwork, resnet(8, 3, 2)), (8, 8, 3), {}, False, "value_network/gate_6", None),
+    "relu-twin": Row(partial(Network, SHALLOW), (6, 6, 3), {}, False, "gate_1", 0.0),
     "hybrid": Row(hybrid, (8, 8, 3), {"encoded": True}, True, "trunk", None),
 }
 
@@ -82,7 +90,8 @@ def test_contributions_and_bias_sum_to_the_logits(name, inner):
     size = float(jnp.abs(parts.logits).max())
     assert float(jnp.abs(parts.residual).max()) <= 1e-4 * size
     if ROWS[name].exact_bias is not None:
-        np.testing.assert_allclose(parts.bias, np.full_like(parts.bias, BIAS), rtol=1e-4)
+        want = np.full_like(parts.bias, ROWS[name].exact_bias)
+        np.testing.assert_allclose(parts.bias, want, rtol=1e-4, atol=1e-5 * size)
 
 
 @every_model
