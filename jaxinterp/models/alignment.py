@@ -49,9 +49,14 @@ def patches(
 
     Returns:
         (N, H', W', k_y·k_x·C) with entries ordered (k_y, k_x, c) and H' = ⌊(H + 2p − k)/s⌋ + 1.
+
+    Raises:
+        ValueError: a patch is larger than the padded image.
     """
     (ky, kx), (sy, sx), (py, px) = kernel, strides, padding
     x = jnp.pad(x, ((0, 0), (py, py), (px, px), (0, 0)))
+    if ky > x.shape[1] or kx > x.shape[2]:
+        raise ValueError(f"kernel_size: got {ky}x{kx}, more than the padded image's {x.shape[1]}x{x.shape[2]} pixels")
     height, width = (x.shape[1] - ky) // sy + 1, (x.shape[2] - kx) // sx + 1
     return jnp.concatenate(
         [

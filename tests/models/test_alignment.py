@@ -89,3 +89,10 @@ def test_a_vector_that_cancels_keeps_its_bound_and_finite_gradients(rescale):
     assert max(norms) < 1.5
     assert np.isfinite(gradients).all()
     assert max(gradients) < 1e4
+
+
+def test_a_patch_larger_than_the_padded_image_is_refused():
+    layer = DynamicAlignmentConv(3, 2, (4, 2), padding=1)
+    with pytest.raises(ValueError, match="kernel_size: got 4x2, more than the padded image's 3x5 pixels"):
+        jax.eval_shape(layer.init, KEYS[0], jnp.zeros((1, 1, 3, 2)))
+    assert layer.init_with_output(KEYS[0], jnp.zeros((1, 2, 3, 2)))[0].shape == (1, 1, 4, 3)
