@@ -1,11 +1,12 @@
 """One file per paper: its named runs, and how each is built, trained, measured and explained."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from experiments import coda_nets
-from experiments.run import Experiment, nearest
+from experiments.run import Experiment, naming_config, nearest, read_name
 
 PAPERS: tuple[ModuleType, ...] = (coda_nets,)
 
@@ -25,3 +26,14 @@ def paper_of(name: str) -> ModuleType:
         if name in paper.RUNS:
             return paper
     raise nearest("run", name, runs())
+
+
+def paper_in(run_dir: Path) -> tuple[str, ModuleType]:
+    """The name of the run that a folder holds, and the file of its paper.
+
+    Raises:
+        ConfigError: the folder holds no run, or one of an unknown name; the line names the file.
+    """
+    name = read_name(run_dir)
+    with naming_config(run_dir):
+        return name, paper_of(name)

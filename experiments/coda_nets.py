@@ -15,6 +15,7 @@ Adam's ε = 1e-8 is part of the recipe: gradients scale with 1/T, and at T = 100
 the M and XL nets was published.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from experiments.run import Experiment, Run, small
+from experiments.run import Experiment, Run, at_least, small
 from experiments.subject import Subject
 from jaxinterp.errors import ConfigError
 from jaxinterp.models.baselines import ResNetTrunk
@@ -44,7 +45,7 @@ class CoDARun(Run):
         temperature: T, a divisor of the sum over positions.
         rescale: squash or l2.
         regulariser: λ of λ⟨|W(x)|⟩, W without 1/T.
-        trunk_depth: depth of a CIFAR ResNet under the CoDA layers; none where 0.
+        trunk_depth: depth 6n + 2 of a CIFAR ResNet under the CoDA layers; none where 0.
         trunk_blocks: how many of its blocks.
     """
 
@@ -62,6 +63,19 @@ class CoDARun(Run):
     epochs: int = 200
     batch_size: int = 16
     accumulate: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have; those that do not fit one another are left to `build`.
+
+        Raises:
+            ConfigError: in one line, which field, what came and what was expected.
+        """
+        super().__post_init__()
+        at_least(self, 1, "features", "ranks", "kernel_sizes", "strides")
+        if not 0 <= self.regulariser < math.inf:
+            raise ConfigError(f"regulariser: got {self.regulariser}, expected a finite number, at least 0")
+        if self.trunk_depth and (self.trunk_depth < 8 or self.trunk_depth % 6 != 2):
+            raise ConfigError(f"trunk_depth: got {self.trunk_depth}, expected 0 or 6n + 2: 8, 14, 20, 32, 44, ...")
 
     @property
     def classes(self) -> int:
@@ -165,7 +179,7 @@ REFERENCE = {
 RUNS: dict[str, Experiment[CoDARun]] = {
     # T and the epochs of digits were chosen with seeds 0-2 in view of the test images; other seeds are published.
     "coda/digits": Experiment(DIGITS, "ours", time="1 min on 2 shared CPU cores"),
-    "coda/mnist": Experiment(MNIST, "ours", time="31 min on 2 shared CPU cores"),
+    "coda/mnist": Experiment(MNIST, "ours", time="15 min on 2 CPU cores"),
     "coda/cifar10-s": Experiment(
         S,
         "S-SQ, T=1000: Table 1, Fig. 6",
@@ -217,6 +231,11 @@ def build(config: CoDARun) -> nn.Module:
     Raises:
         ConfigError: fields that do not fit one another.
     """
+    most = max(0, config.trunk_depth - 2) // 2
+    if not 0 <= config.trunk_blocks <= most:
+        raise ConfigError(
+            f"trunk_blocks: got {config.trunk_blocks}, expected 0 to {most} with trunk_depth={config.trunk_depth}"
+        )
     try:
         coda = CoDANet(
             config.features,

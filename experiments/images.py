@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, DataError
@@ -45,14 +45,14 @@ def read_images(
         paths: files that Pillow reads.
         height: of the network's input, in pixels.
         width: of the network's input, in pixels.
-        channels: 1 (grey) or 3 (RGB); transparent parts become black.
+        channels: 1 (grey) or 3 (RGB); transparent parts become black, deeper grey values become 8 bits.
 
     Returns:
         Images float32 (N, H, W, C) in [0, 1], and for every file a line that says what was done to it.
 
     Raises:
         ConfigError: no path.
-        DataError: a file that is missing or is not an image; the line names it.
+        DataError: a file that is missing, is not an image or has values without a known scale; the line names it.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -69,6 +69,8 @@ def read_images(
             raise DataError(f"{path}: no such file") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: not an image that can be read ({error})") from error
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = Image.fromarray(_eight_bits(path, image.mode, np.asarray(image, np.float64)))
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         image = image.convert(mode)
@@ -77,3 +79,16 @@ def read_images(
         images.append(np.asarray(image, np.float32).reshape(height, width, channels) / 255)
         lines.append(f"{path}: {original} -> {width}x{height} {mode}")
     return np.stack(images), lines
+
+
+def _eight_bits(path: Path, mode: str, values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Deep grey values scaled to 0..255, where Pillow's own conversion would clip them.
+
+    Raises:
+        DataError: integers outside 0..65535, or floats outside 0..1.
+    """
+    low, high = values.min(), values.max()
+    full = 1 if mode == "F" else 255 if mode == "I" and high <= 255 else 65535
+    if not 0 <= low <= high <= full:  # false for NaN too
+        raise DataError(f"{path}: got {mode} values from {low:g} to {high:g}, expected 0 to {full}")
+    return np.rint(values * (255 / full)).astype(np.uint8)

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from experiments import paper_of
+from experiments import paper_in, runs
 from experiments.run import read_config, read_json, read_name, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.report.tables import Results, summarise, write_results
@@ -26,6 +27,28 @@ def ended(run_dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{run_dir} was trained with other versions than {run_dirs[0]}")
 
 
+def one_run(run_dirs: Sequence[Path]) -> tuple[str, list[Any], list[dict[str, Any]]]:
+    """The name of the run that folders hold, and the configuration and run.json of each.
+
+    Raises:
+        ConfigError: no folder, folders of different configurations, the same seed twice, or run.json is damaged.
+    """
+    if not run_dirs:
+        raise ConfigError("expected at least one run folder")
+    name, paper = paper_in(run_dirs[0])
+    configs = []
+    for run_dir in run_dirs:
+        other, config = read_config(run_dir, type(paper.RUNS[name].config))
+        configs.append(config)
+        if other != name or dataclasses.replace(config, seed=configs[0].seed) != configs[0]:
+            raise ConfigError(f"{run_dir} holds another run or configuration than {run_dirs[0]}")
+    seeds = [config.seed for config in configs]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"expected different seeds, got {', '.join(map(str, seeds))}")
+    made_by = f"jaxinterp train {name}"
+    return name, configs, [read_json(run_dir / "run.json", made_by, "resumed", "versions") for run_dir in run_dirs]
+
+
 def gather(run_dirs: Sequence[Path]) -> Results:
     """The metrics of one run over its seeds.
 
@@ -36,23 +59,11 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
 
     Raises:
-        ConfigError: no folder, folders of different configurations, the same seed twice, or a missing evaluation.
+        ConfigError: what `one_run` refuses, or a missing evaluation.
     """
-    if not run_dirs:
-        raise ConfigError("expected at least one run folder")
-    name = read_name(run_dirs[0])
-    experiment = paper_of(name).RUNS[name]
-    configs = []
-    for run_dir in run_dirs:
-        other, config = read_config(run_dir, type(experiment.config))
-        configs.append(config)
-        if other != name or dataclasses.replace(config, seed=configs[0].seed) != configs[0]:
-            raise ConfigError(f"{run_dir} holds another run or configuration than {run_dirs[0]}")
-    seeds = tuple(config.seed for config in configs)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"expected different seeds, got {', '.join(map(str, seeds))}")
-    infos = [read_json(run_dir / "run.json", f"jaxinterp train {name}") for run_dir in run_dirs]
-    found = [read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}") for run_dir in run_dirs]
+    name, configs, infos = one_run(run_dirs)
+    experiment, seeds = runs()[name], tuple(config.seed for config in configs)
+    found = [read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}", "metrics") for run_dir in run_dirs]
     parts = [part for info in infos for part in (info, *info["resumed"])]
     measured = [evaluation["metrics"] for evaluation in found]
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}

@@ -5,10 +5,11 @@ import dataclasses
 import difflib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
@@ -38,7 +39,7 @@ class Run:
     Attributes:
         dataset: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
         image_size: side of the square images in pixels; the data set's own where None.
-        channels: channels of the images.
+        channels: channels of the images, 1 or 3.
         images: use only so many images of each split; all where None.
         flip: mirror training images with probability 1/2.
         crop: random crop of the training images after zero padding of so many pixels.
@@ -91,18 +92,34 @@ class Run:
         Raises:
             ConfigError: in one line, which field, what came and what was expected.
         """
-        least = {"crop": 0, "seed": 0} | dict.fromkeys(
-            ("epochs", "batch_size", "accumulate", "grids", "removal_images", "occlusion_stride", "eval_batch"), 1
-        )
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least {bound}")
+        at_least(self, 0, "crop", "seed")
+        at_least(self, 1, "image_size", "images", "epochs", "batch_size", "accumulate", "eval_batch")
+        at_least(self, 1, "grid_sizes", "grids", "removal_images", "occlusion", "occlusion_stride")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels: got {self.channels}, expected 1 or 3")
+        if self.seed >= 2**32:  # JAX keeps 32 bits: a larger seed would be another one's double
+            raise ConfigError(f"seed: got {self.seed}, expected less than 2**32")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation: got {self.validation}, expected a share in [0, 1)")
-        if self.learning_rate <= 0 or self.epsilon <= 0:
-            raise ConfigError(f"learning_rate, epsilon: got {self.learning_rate}, {self.epsilon}, expected positive")
+        for name in ("learning_rate", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a positive finite number")
+        if not self.grid_sizes:
+            raise ConfigError("grid_sizes: got none, expected at least one")
         if len(self.rand_augment) not in (0, 2):
             raise ConfigError(f"rand_augment: got {shown(self.rand_augment)}, expected n,m or nothing")
+
+
+def at_least(config: Run, bound: int, *names: str) -> None:
+    """Refuse fields below a bound: numbers (None is none), or any entry of tuples.
+
+    Raises:
+        ConfigError: in one line, which field, what came and what was expected.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if any(x is not None and x < bound for x in (value if isinstance(value, tuple) else (value,))):
+            raise ConfigError(f"{name}: got {shown(value)}, expected at least {bound}")
 
 
 def small(config: AnyRun) -> AnyRun:
@@ -184,11 +201,31 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
                     config=(tyro.conf.FlagConversionOff,),
                 )
         except SystemExit:
-            hint = get_type_hints(type(config))[key]
-            kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-            such = shown(getattr(config, key))
+            kind, such = in_words(get_type_hints(type(config))[key]), shown(getattr(config, key))
             raise ConfigError(f"{key}: expected {kind} (such as {such}), got {value!r}") from None
     return config
+
+
+def in_words(hint: Any) -> str:
+    """A field's type as an error names it."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type: a plain one, a Literal, a union or tuple[X, ...]; an int is a float too.
+
+    Example:
+        >>> [is_of(value, tuple[int, ...]) for value in ((1, 2), (1, "2"), 1)]
+        [True, False, False]
+    """
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in parts
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(is_of(entry, parts[0]) for entry in value)
+    if parts:
+        return any(is_of(value, part) for part in parts)
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def write_config(run_dir: Path, name: str, config: Any) -> None:
@@ -209,6 +246,19 @@ def write_config(run_dir: Path, name: str, config: Any) -> None:
             raise ConfigError(f"{run_dir} holds the run with {had}, not {asked}; choose another --run-dir")
         return
     write_text(path, json.dumps({"run": name, "config": values}, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def naming_config(run_dir: Path) -> Iterator[None]:
+    """Let a configuration's errors name the file that it was read from.
+
+    Raises:
+        ConfigError: what was raised, after the path of the folder's config.json.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{run_dir / 'config.json'}: {error}") from error
 
 
 def read_name(run_dir: Path) -> str:
@@ -234,27 +284,48 @@ def read_config(run_dir: Path, kind: type[Config]) -> tuple[str, Config]:
         kind: the run's dataclass.
 
     Raises:
-        ConfigError: there is no config.json, it is damaged, or its fields are not those of `kind`.
+        ConfigError: there is no config.json, it is damaged, or its fields are not those of `kind` or have wrong values.
     """
     name = read_name(run_dir)
     path = run_dir / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["config"]
-        return name, kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (KeyError, TypeError, AttributeError) as error:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for key, hint in get_type_hints(kind).items():
+            if key in values and not is_of(values[key], hint):
+                raise ConfigError(f"{key}: got {values[key]!r}, expected {in_words(hint)}")
+        return name, kind(**values)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ConfigError(f"{path}: not a configuration of {kind.__name__} ({error})") from None
 
 
-def read_json(path: Path, made_by: str) -> dict[str, Any]:
-    """A JSON object of a run folder.
+def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
+    """A JSON object of a run folder, with at least these keys.
 
     Raises:
         ConfigError: it is missing or damaged; the line says which command makes it.
     """
+    (content,) = _objects(path, made_by, lambda text: [text])
+    lacking = [key for key in keys if key not in content]
+    if lacking:
+        raise ConfigError(f"{path} is damaged (it has no {', '.join(lacking)}); it is made by `{made_by}`")
+    return content
+
+
+def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
+    """The JSON objects of a run folder's file that has one in every line.
+
+    Raises:
+        ConfigError: it is missing or damaged; the line says which command makes it.
+    """
+    return _objects(path, made_by, str.splitlines)
+
+
+def _objects(path: Path, made_by: str, parts: Callable[[str], list[str]]) -> list[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        contents = [json.loads(part) for part in parts(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
-    if not isinstance(content, dict):
+    if not all(isinstance(content, dict) for content in contents):
         raise ConfigError(f"{path}: expected a JSON object; it is made by `{made_by}`")
-    return content
+    return contents

@@ -6,25 +6,27 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from jaxtyping import Float, Int
 
-from experiments import paper_of, runs
+from experiments import paper_in, paper_of, runs
 from experiments.evaluation import Say, measure
 from experiments.imagenet import held_images, training_stream
 from experiments.images import first, read_images, resized
 from experiments.page import Report, compose_page, top_maps
-from experiments.run import SIDES, Run, read_config, read_json, read_name, write_config
+from experiments.run import SIDES, Run, naming_config, read_config, read_json, read_lines, write_config
 from experiments.subject import Subject
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
-from jaxinterp.files import write_bytes, write_text
+from jaxinterp.files import check_folder, write_bytes, write_text
 from jaxinterp.report.page import picture, write
 from jaxinterp.train import (
     Checkpoints,
@@ -52,12 +54,19 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
 
 
 def augmentation(config: Run) -> Augment:
-    """Flip, then crop, then RandAugment (spec of the authors' code)."""
+    """Flip, then crop, then RandAugment (spec of the authors' code).
+
+    Raises:
+        ConfigError: RandAugment's numbers are out of range.
+    """
     operations = [flip()] if config.flip else []
     operations += [crop(config.crop)] if config.crop else []
     if config.rand_augment:
         count, magnitude = config.rand_augment
-        operations.append(rand_augment(count, magnitude, "uda"))
+        try:
+            operations.append(rand_augment(count, magnitude, "uda"))
+        except ValueError as error:
+            raise ConfigError(f"rand_augment: {error}") from error
     return compose(*operations)
 
 
@@ -69,6 +78,27 @@ def split(config: Run, which: Literal["train", "test"], data_dir: Path | None) -
         ConfigError: colour images are asked for with fewer channels.
     """
     return first(resized(load(config.dataset, which, data_dir), config.image_size, config.channels), config.images)
+
+
+def input_shape(config: Run) -> tuple[int, int, int]:
+    """Shape of one image of a run."""
+    side = config.image_size or SIDES[config.dataset]
+    return side, side, config.channels
+
+
+def network(paper: ModuleType, config: Any) -> nn.Module:
+    """The network of a run, once it has been found to fit the run's images; nothing is computed.
+
+    Raises:
+        ConfigError: fields that do not fit one another, or the images.
+    """
+    model = paper.build(config)
+    shape = input_shape(config)
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ConfigError(f"the network does not fit {shape[0]}x{shape[1]} images: {error}") from error
+    return model
 
 
 def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, allow_older: bool = False) -> FitResult:
@@ -84,8 +114,9 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     Raises:
         JaxInterpError: see `jaxinterp.train.fit`, `split` and `write_config`.
     """
+    check_folder(run_dir)
     paper = paper_of(name)
-    model = paper.build(config)
+    model, augment = network(paper, config), augmentation(config)
     loss = paper.loss_of(config, model)
     settings = TrainConfig(
         config.epochs,
@@ -112,7 +143,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
     check(settings, None, jax.device_count())
-    schedule, augment = schedule_of(config, steps), augmentation(config)
+    schedule = schedule_of(config, steps)
     write_config(run_dir, name, config)
     if isinstance(data, Dataset):
         sources = {part.split: dict(part.provenance) for part in (data, test)}
@@ -134,11 +165,13 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
 
 
 def check_fits(config: Any, data: Dataset) -> None:
-    """Refuse a network with fewer outputs than the data set has classes.
+    """Refuse a network with fewer outputs than the data set has classes, or crops beyond its images.
 
     Raises:
-        ConfigError: it has.
+        ConfigError: it has, or they are.
     """
+    if config.crop >= min(data.images.shape[1:3]):
+        raise ConfigError(f"crop: got {config.crop}, expected less than the image's side, {data.images.shape[1]}")
     if len(data.classes) > config.classes:
         raise ConfigError(f"features: the last is {config.classes}, {data.name} has {len(data.classes)} classes")
 
@@ -152,11 +185,11 @@ def trained(
         ConfigError: the folder holds no run.
         CheckpointError: it holds no intact checkpoint of this network.
     """
-    paper = paper_of(read_name(run_dir))
-    name, config = read_config(run_dir, type(next(iter(paper.RUNS.values())).config))
-    model = paper.build(replace(config, dtype=dtype))
-    side = config.image_size or SIDES[config.dataset]
-    variables = load_variables(run_dir, model, (side, side, config.channels), which)
+    name, paper = paper_in(run_dir)
+    _, config = read_config(run_dir, type(paper.RUNS[name].config))
+    with naming_config(run_dir):
+        model = network(paper, replace(config, dtype=dtype))
+    variables = load_variables(run_dir, model, input_shape(config), which)
     return name, config, paper.subject(config, model, variables)
 
 
@@ -189,7 +222,11 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
 
     Returns:
         What `experiments.evaluation.measure` returns, and the `step` of the checkpoint that was measured.
+
+    Raises:
+        ConfigError: the folder holds no run, or may not be written to.
     """
+    check_folder(run_dir)
     step = last_step(run_dir)
     _, config, last = trained(run_dir)
     epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
@@ -231,11 +268,12 @@ def explain(
         A line for every image: how it was converted, the prediction, and what was written.
 
     Raises:
+        ConfigError: the folder holds no run, or `out` may not be written to.
         DataError: a file is missing or is not an image.
     """
+    check_folder(out)
     name, config, subject = trained(run_dir, which)
-    side = config.image_size or SIDES[config.dataset]
-    images, lines = read_images(paths, side, side, config.channels)
+    images, lines = read_images(paths, *input_shape(config))
     classes = class_names(config)
     used: set[str] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
@@ -275,15 +313,20 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
 
     Returns:
         The page's path.
+
+    Raises:
+        ConfigError: the folder holds no run, may not be written to, or one of its files is missing or damaged.
     """
+    check_folder(run_dir)
     name, config, subject = trained(run_dir)
-    path = run_dir / "evaluation.json"
-    found = read_json(path, f"jaxinterp evaluate {run_dir}") if path.exists() else {}
+    measured, sources = run_dir / "evaluation.json", run_dir / "data.json"
+    by_training, parts = f"jaxinterp train {name}", ("metrics", "localisation", "grids", "removal", "residuals")
+    history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)
+    found = read_json(measured, f"jaxinterp evaluate {run_dir}", *parts) if measured.exists() else {}
     if found.get("step") != last_step(run_dir):
         found = evaluate(run_dir, data_dir, say)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
-    history = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     page = compose_page(
         Report(
             name=name,
@@ -295,11 +338,9 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
             logits=predict(subject.apply, subject.variables, images, config.eval_batch),
             classes=class_names(config),
             found=found,
-            history=[json.loads(line) for line in history],
-            info=read_json(run_dir / "run.json", f"jaxinterp train {name}"),
-            sources=read_json(run_dir / "data.json", f"jaxinterp train {name}")
-            if (run_dir / "data.json").exists()
-            else {},
+            history=history,
+            info=info,
+            sources=read_json(sources, by_training) if sources.exists() else {},
             paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
             reference=paper.REFERENCE,
             reference_name=paper.REFERENCE_NAME,

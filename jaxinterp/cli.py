@@ -14,7 +14,8 @@ from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
-from jaxinterp.errors import JaxInterpError
+from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.files import check_folder
 
 Seeds = Annotated[
     tuple[int, ...],
@@ -76,7 +77,7 @@ class Train:
     def __call__(self, console: Console) -> None:
         """Train with every seed."""
         from experiments import paper_of, stages
-        from experiments.run import override
+        from experiments.run import override, shown
 
         if self.coordinator is not None or self.processes is not None or self.process_id is not None:
             from jaxinterp.train import initialize
@@ -87,12 +88,13 @@ class Train:
         if self.smoke:
             config = paper.smoke(config)
         config = override(config, self.overrides)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"--seeds: got {shown(self.seeds)}, expected different seeds")
         folder = self.run_dir or Path("runs") / self.run.replace("/", "-")
-        for seed in self.seeds or (config.seed,):
-            run_dir = folder.with_name(f"{folder.name}-seed-{seed}") if self.seeds else folder
-            result = stages.train(
-                self.run, replace(config, seed=seed), run_dir, data_dir=self.data_dir, allow_older=self.allow_older
-            )
+        configs = [replace(config, seed=seed) for seed in self.seeds or (config.seed,)]  # a wrong seed stops them all
+        for one in configs:
+            run_dir = folder.with_name(f"{folder.name}-seed-{one.seed}") if self.seeds else folder
+            result = stages.train(self.run, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
             if result.interrupted:
                 console.print(f"interrupted; the same command resumes {run_dir}", highlight=False, soft_wrap=True)
                 raise SystemExit(130 if result.interrupted == "SIGINT" else 143)
@@ -135,10 +137,12 @@ class Evaluate:
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from experiments import stages
-        from experiments.publish import ended, gather, metrics_table, publish
+        from experiments.publish import ended, gather, metrics_table, one_run, publish
 
+        one_run(self.run_dirs)  # before anything is measured
         if self.results is not None:
-            ended(self.run_dirs)  # before anything is measured
+            ended(self.run_dirs)
+            check_folder(self.results)
         for run_dir in self.run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
         summary = gather(self.run_dirs)
@@ -243,6 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parse(sys.argv[1:] if arguments is None else arguments)(Console())
     except JaxInterpError as error:
         print(f"jaxinterp: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"jaxinterp: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxinterp: interrupted", file=sys.stderr)

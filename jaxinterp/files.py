@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from jaxinterp.errors import ConfigError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file or none, in UTF-8."""
@@ -18,3 +20,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse, before the work, a folder that could not be made or written to afterwards; nothing is made.
+
+    Raises:
+        ConfigError: the folder, or one above it, is a file or may not be written to.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{path}: expected a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: {there} may not be written to")

@@ -1,10 +1,15 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import stages
+from experiments.coda_nets import DIGITS
+from experiments.run import write_config
 from jaxinterp import cli
 
 
@@ -34,7 +39,7 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
         ("train coda/digits temperature=warm", "temperature: expected float (such as 200.0), got 'warm'"),
         ("train coda/digits rescale=l3", "rescale: expected Literal['squash', 'l2'] (such as squash), got 'l3'"),
         ("train coda/digits temperature", "expected key=value, got 'temperature'"),
-        ("train coda/digits temperature=-1", "temperature: got -1.0, expected a positive number"),
+        ("train coda/digits temperature=-1", "temperature: got -1.0, expected a positive finite number"),
         ("train coda/digits ranks=1,2", "one entry per layer expected"),
         ("train coda/digits features=8,16,16,5", "features: the last is 5, digits has 10 classes"),
         ("train coda/digits batch_size=15 accumulate=2", "batch_size=15 does not divide evenly"),
@@ -42,6 +47,36 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
         ("train coda/digits crop=-1", "crop: got -1, expected at least 0"),
         ("train coda/digits validation=1.0", "validation: got 1.0, expected a share in [0, 1)"),
         ("train coda/digits rand_augment=2", "rand_augment: got 2, expected n,m or nothing"),
+        ("train coda/digits rand_augment=-1,5", "rand_augment: num_ops must not be negative, got -1"),
+        ("train coda/digits rand_augment=2,99", "rand_augment: magnitude must be in [0, 30] for uda, got 99"),
+        ("train coda/digits ranks=0,4,4,4", "ranks: got 0,4,4,4, expected at least 1"),
+        ("train coda/digits features=8,16,16,-8", "features: got 8,16,16,-8, expected at least 1"),
+        ("train coda/digits kernel_sizes=3,3,-3,1", "kernel_sizes: got 3,3,-3,1, expected at least 1"),
+        ("train coda/digits strides=1,0,2,1", "strides: got 1,0,2,1, expected at least 1"),
+        ("train coda/digits channels=2", "channels: got 2, expected 1 or 3"),
+        ("train coda/digits image_size=0", "image_size: got 0, expected at least 1"),
+        ("train coda/digits images=-5", "images: got -5, expected at least 1"),
+        ("train coda/digits images=5", "validation: fraction must leave both parts of the 5 examples non-empty"),
+        ("train coda/digits images=5 validation=0", "batch_size: got 16, more than there are training images"),
+        ("train coda/digits grid_sizes=3,0", "grid_sizes: got 3,0, expected at least 1"),
+        ("train coda/digits occlusion=-1", "occlusion: got -1, expected at least 1"),
+        ("train coda/digits temperature=inf", "temperature: got inf, expected a positive finite number"),
+        ("train coda/digits learning_rate=nan", "learning_rate: got nan, expected a positive finite number"),
+        ("train coda/digits epsilon=inf", "epsilon: got inf, expected a positive finite number"),
+        ("train coda/digits regulariser=nan", "regulariser: got nan, expected a finite number, at least 0"),
+        ("train coda/digits crop=8", "crop: got 8, expected less than the image's side, 8"),
+        ("train coda/digits trunk_depth=7", "trunk_depth: got 7, expected 0 or 6n + 2"),
+        ("train coda/digits trunk_depth=2", "trunk_depth: got 2, expected 0 or 6n + 2"),
+        ("train coda/digits trunk_blocks=1", "trunk_blocks: got 1, expected 0 to 0 with trunk_depth=0"),
+        ("train coda/digits trunk_depth=8 trunk_blocks=4", "trunk_blocks: got 4, expected 0 to 3 with trunk_depth=8"),
+        (
+            "train coda/digits crop=0 image_size=1 kernel_sizes=2,3,3,1",
+            "the network does not fit 1x1 images: x: got 1x1 pixels with padding (0, 0)",
+        ),
+        ("train coda/digits seed=4294967296", "seed: got 4294967296, expected less than 2**32"),
+        ("train coda/digits --smoke --seeds 0,1,0", "--seeds: got 0,1,0, expected different seeds"),
+        ("train coda/digits --smoke --seeds 0,-1", "seed: got -1, expected at least 0"),
+        (f"train coda/digits --smoke --run-dir {'a' * 300}", f"{'a' * 300}: File name too long"),
         ("train coda/mnist --data-dir nowhere", "mnist (train) is missing"),
         ("train coda/digits --seeds a", "--seeds"),
         ("train coda/digits --process-id 1", "coordinator, processes and process_id go together"),
@@ -64,6 +99,61 @@ def test_a_mistake_is_one_line_and_status_2(
     assert err.startswith("jaxinterp: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train coda/mnist --run-dir {file} --data-dir nowhere",
+        "train coda/mnist --run-dir {file}/deeper --data-dir nowhere",
+        "explain nowhere a.png --out {file}",
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(
+    arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    status, _, err = run(arguments.format(file=file), capsys)
+    assert status == 2
+    assert f"expected a folder, {file} is a file" in err
+    assert err.count("\n") == 1
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    status, _, err = run(f"train coda/mnist --run-dir {tmp_path}/run --data-dir nowhere", capsys)
+    assert (status, err) == (2, f"jaxinterp: {tmp_path}/run: {tmp_path} may not be written to\n")
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        ("first first", "expected different seeds, got 0, 0"),
+        ("first warm", "warm holds another run or configuration than"),
+        ("first nowhere", "nowhere is not a run folder"),
+        ("first other --results file", "expected a folder, "),
+        ("other first", "run.json is missing or damaged"),
+    ],
+)
+def test_folders_that_do_not_go_together_are_refused_before_they_are_measured(
+    folders: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    Path("file").touch()
+    for name, change in (("first", {}), ("other", {"seed": 1}), ("warm", {"seed": 2, "temperature": 7.0})):
+        write_config(Path(name), "coda/digits", replace(DIGITS, **change))
+        Path(name, "run.json").write_text('{"resumed": [], "versions": {}, "summary": {}}')
+    if folders == "other first":
+        Path("first", "run.json").unlink()
+    status, _, err = run(f"evaluate {folders}", capsys)
+    assert status == 2
+    assert says in err
+    assert err.count("\n") == 1
 
 
 def test_list_names_every_run_with_the_papers_numbers(
@@ -98,6 +188,46 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
     assert status == 2
     assert "holds the run coda/digits, not coda/cifar10-s" in err
     assert (run_dir / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "old", "new", "says"),
+    [
+        ("report", "metrics.jsonl", "}\n", "", "is missing or damaged"),
+        ("report", "run.json", "{", "", "is missing or damaged"),
+        ("report", "evaluation.json", '"metrics": {}, ', "", "is damaged (it has no metrics)"),
+        ("report", "config.json", "200.0", '"hot"', "(temperature: got 'hot', expected float)"),
+        ("evaluate", "config.json", "200.0", "-1.0", "temperature: got -1.0"),
+        ("evaluate", "config.json", '"epochs": 1', '"epochs": 0', "(epochs: got 0, expected at least 1)"),
+        ("evaluate", "config.json", "coda/digits", "coda/digit", "unknown run 'coda/digit'; did you mean coda/digits"),
+        ("train coda/digits --smoke --run-dir", "run.json", "{", "", "is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_and_nothing_is_written(
+    command: str,
+    name: str,
+    old: str,
+    new: str,
+    says: str,
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "digits"
+    shutil.copytree(run_dir, folder)
+    parts = ("metrics", "localisation", "grids", "removal", "residuals")
+    (folder / "evaluation.json").write_text(json.dumps({part: {} for part in parts}))
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, out, err = run(f"{command} {folder}", capsys)
+    assert status == 2
+    assert says in err
+    assert str(folder / name) in err
+    assert err.count("\n") == 1
+    assert "resuming" not in out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_explain_writes_maps_and_sums_of_images_of_any_size(

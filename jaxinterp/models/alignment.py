@@ -19,6 +19,7 @@ which is one matrix product over the patches and one small one over h.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import jax
@@ -247,6 +248,15 @@ class DynamicAlignmentConv(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        padding = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
+        for field, pair, least in (
+            ("kernel_size", self.kernel_size, 1),
+            ("strides", self.strides, 1),
+            ("padding", (0, 0) if padding is None else padding, 0),
+        ):
+            if not (_is_pair(pair) and min(pair) >= least):
+                got = getattr(self, field)
+                raise ValueError(f"{field}: got {got!r}, expected whole numbers (y, x) of at least {least}")
         if self.rescale not in get_args(Rescale):
             raise ValueError(f"rescale: got {self.rescale!r}, expected one of {', '.join(get_args(Rescale))}")
         if self.rank < 1 or self.features < 1:
@@ -266,11 +276,20 @@ class DynamicAlignmentConv(nn.Module):
 
         Returns:
             y = W(x) x, (N, H', W', J), or the pair (W(x) x, W(x) u) where `through` is given.
+
+        Raises:
+            ValueError: `x` is not (N, H, W, C) floating, or with its padding smaller than the kernel.
         """
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x: got {x.dtype}{x.shape}, expected floating images (N, H, W, C)")
         (ky, kx), pad = self.kernel_size, self.padding
         if pad is None:
             pad = ((ky - 1) // 2, (kx - 1) // 2)
-        geometry = (self.kernel_size, self.strides, (pad, pad) if isinstance(pad, int) else pad)
+        py, px = (pad, pad) if isinstance(pad, int) else pad
+        if x.shape[1] + 2 * py < ky or x.shape[2] + 2 * px < kx:
+            size = f"{x.shape[1]}x{x.shape[2]}"
+            raise ValueError(f"x: got {size} pixels with padding {(py, px)}, expected at least the kernel's {ky}x{kx}")
+        geometry = ((ky, kx), self.strides, (py, px))
         p = patches(x, *geometry)
         positions, d, r, j = p.shape[:-1], p.shape[-1], self.rank, self.features
         B = self.param("B", _uniform(d), (d, r), self.param_dtype)
@@ -301,6 +320,10 @@ class DynamicAlignmentConv(nn.Module):
             return y.reshape(*positions, j), wu.reshape(*positions, j)
         y = in_cache(respond_frozen, explicit, p) if frozen else in_cache(respond, factored, p)
         return y.reshape(*positions, j)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(v, Integral) for v in value)
 
 
 def _uniform(fan_in: int) -> nn.initializers.Initializer:

@@ -86,8 +86,8 @@ class CoDANet(nn.Module):
         }
         if len(set(lengths.values())) != 1:
             raise ValueError(f"CoDANet: one entry per layer expected in each of {lengths}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: got {self.temperature}, expected a positive number")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature: got {self.temperature}, expected a positive finite number")
 
     @nn.compact
     def __call__(

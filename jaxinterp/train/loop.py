@@ -81,7 +81,6 @@ class _Run:
                 self.clock.say(f"{line}: passed over")
             self.step, self.history = meta["step"], meta["history"]
             self.clock.start(self.step, meta["seconds"])
-            self.clock.say(f"resuming at step {self.step} of {self.total}")
         self.checkpoints.forget_after(self.step)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("jaxinterp.train.resume")
@@ -248,6 +247,8 @@ def fit(
             with clock.compiling("the initial state"):
                 state = jax.jit(init, out_shardings=replicated)(key)
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
+            if run.step:
+                clock.say(f"resuming at step {run.step} of {run.total}")
             state, stopped = run.train(state, step_fn, key, evaluation(validation), log)
             checkpoints.wait("last")
             checkpoints.wait("best")

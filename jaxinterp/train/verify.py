@@ -147,5 +147,9 @@ def read_newest(
                 break
     if not passed:
         return None
-    hint = " No older one is intact." if allow_older else " Allow older ones to use the last intact one, if any."
+    hint = (
+        " No older one is intact."
+        if allow_older
+        else " `jaxinterp train --allow-older` (allow_older=True) uses the last intact one, if any."
+    )
     raise CheckpointError(passed[0] + ("." + hint if "damaged" in passed[0] else ""))

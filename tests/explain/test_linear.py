@@ -1,5 +1,7 @@
 """Decomposition: complete, equal to a dense Jacobian, the same for any chunking, compiled once, refused when wrong."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -103,11 +105,17 @@ def test_bad_input_is_refused_in_one_line():
         (lambda: decompose(frozen, e, at="layer_9", variables=VARIABLES), "at: got 'layer_9'"),
         (lambda: decompose(frozen, e, 7, variables=VARIABLES), "targets: got 7"),
         (lambda: decompose(frozen, e, [0, 1], variables=VARIABLES), "targets: got shape"),
+        (lambda: decompose(frozen, e, np.zeros((5, 0), int), variables=VARIABLES), "targets: got shape (5, 0)"),
         (lambda: decompose(frozen, jnp.ones((2, 3), jnp.int32), variables=VARIABLES), "x: got int32"),
+        (lambda: decompose(frozen, e[:0], variables=VARIABLES), "x: got float32(0, 6, 6, 2)"),
+        (lambda: decompose(frozen, e.at[3, 0, 0, 0].set(jnp.nan), variables=VARIABLES), "x: got 1 of 360 values NaN"),
+        (lambda: decompose(frozen, e, variables=VARIABLES, memory=0), "memory: got 0,"),
+        (lambda: decompose(frozen, e, variables=VARIABLES, memory=-5), "memory: got -5,"),
+        (lambda: decompose(lambda x: jnp.sqrt(x - x), jnp.ones((2, 3))), "derivative in a random direction is nan"),
         (lambda: decompose(lambda x: x.sum(-1), jnp.ones((2, 3))), "apply_frozen: got output"),
         (lambda: decompose(lambda v, x: MODEL.apply(v, x, encoded=True), e, variables=VARIABLES), "not affine at x"),
     ]:
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")) as error:
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
             call()
         assert "\n" not in str(error.value)
 

@@ -1,5 +1,6 @@
 """The layer's algebra: its own derivative rules, chunks, and norms that cancel."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from jaxtyping import config
 
 from jaxinterp.models import alignment
 from jaxinterp.models.alignment import DynamicAlignmentConv, coefficients, contract, gram, quadratic_form
@@ -89,3 +91,46 @@ def test_a_vector_that_cancels_keeps_its_bound_and_finite_gradients(rescale):
     assert max(norms) < 1.5
     assert np.isfinite(gradients).all()
     assert max(gradients) < 1e4
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are not checked, as in a user's process: the layer's own line is what comes."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kernel_size": 3}, "kernel_size: got 3, expected whole numbers (y, x) of at least 1"),
+        ({"kernel_size": (0, 0)}, "kernel_size: got (0, 0), expected"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size: got (3, 3, 3), expected"),
+        ({"strides": (0, 1)}, "strides: got (0, 1), expected whole numbers (y, x) of at least 1"),
+        ({"strides": (1.5, 1)}, "strides: got (1.5, 1), expected"),
+        ({"padding": -1}, "padding: got -1, expected whole numbers (y, x) of at least 0"),
+        ({"padding": (1, -1)}, "padding: got (1, -1), expected"),
+    ],
+)
+def test_a_geometry_that_cannot_be_is_refused_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        DynamicAlignmentConv(3, 2, **fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (jnp.ones((8, 8, 2)), "x: got float32(8, 8, 2), expected floating images (N, H, W, C)"),
+        (jnp.ones((1, 8, 8, 2), jnp.int32), "x: got int32(1, 8, 8, 2), expected floating images"),
+        (jnp.ones((1, 8, 2, 2)), "x: got 8x2 pixels with padding (0, 0), expected at least the kernel's 5x3"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_in_one_line(x, message):
+    layer = DynamicAlignmentConv(3, 2, (5, 3), padding=0)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        layer.init(KEYS[0], x)
+    assert "\n" not in str(error.value)
+    fitting = jnp.ones((1, 5, 3, 2))
+    assert layer.apply(layer.init(KEYS[0], fitting), fitting).shape == (1, 1, 1, 3)

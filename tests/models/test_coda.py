@@ -242,7 +242,11 @@ def test_parameter_structure_is_frozen():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"strides": (1, 1)}, "one entry per layer"), ({"temperature": 0.0}, "temperature: got 0.0")],
+    [
+        ({"strides": (1, 1)}, "one entry per layer"),
+        ({"temperature": 0.0}, "temperature: got 0.0"),
+        ({"temperature": float("inf")}, "temperature: got inf, expected a positive finite number"),
+    ],
 )
 def test_bad_configurations_are_refused_in_one_line(fields, message):
     good = {"features": (4, 5, 3), "ranks": (3, 2, 2), "kernel_sizes": (3, 3, 1), "strides": (1, 2, 1)}

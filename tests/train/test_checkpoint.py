@@ -109,7 +109,7 @@ def test_an_older_one_is_used_only_on_request_and_said(tmp_path):
     for path in (tmp_path / "checkpoints/last/5").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:-7])
-    refused(tmp_path, r"last/5 is damaged \(.*Allow older ones to use the last intact one")
+    refused(tmp_path, r"last/5 is damaged \(.*--allow-older` \(allow_older=True\) uses the last intact one")
     with Checkpoints(tmp_path) as checkpoints:
         state, _, passed = checkpoints.restore(shapes(state_of(0)), config=CONFIG, allow_older=True)
     assert_same(state, state_of(3))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from jaxinterp.explain.linear import in_chunks
+from jaxinterp.explain.linear import in_chunks, require_finite
 from jaxinterp.explain.posthoc.attribution import MEMORY
 
 
@@ -66,7 +66,7 @@ def sample_grids(
     are drawn without replacement among those with images left, and each gives its most confident unused image.
 
     Args:
-        logits: of all images, (images, classes).
+        logits: of all images, (images, classes), finite.
         labels: (images,), in [0, classes).
         n: images along one side of a grid.
         count: grids wanted; fewer come where the images run out.
@@ -80,7 +80,8 @@ def sample_grids(
         `Grids`, the most confident first.
 
     Raises:
-        ValueError: a key missing or too many, shapes that do not fit, or too few eligible images for one grid.
+        ValueError: a key missing or too many, shapes or labels that do not fit, logits that are not finite, or too
+            few eligible images for one grid.
 
     Example:
         >>> grids = sample_grids(5 * np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1]), n=2, key=jax.random.key(0))
@@ -92,6 +93,9 @@ def sample_grids(
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"labels: got {labels.shape} for logits {logits.shape}, expected (images,)")
+    if labels.size and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+        raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected classes in [0, {logits.shape[1]})")
+    require_finite("logits", logits)
     if n < 1 or count < 1:
         raise ValueError(f"n, count: got {n} and {count}, expected at least 1 each")
     if sampler not in ("aligned", "compat") or (sampler == "aligned") != (key is not None):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.explain.linear import bytes_per_example, in_chunks
+from jaxinterp.explain.linear import bytes_per_example, in_chunks, require_finite
 from jaxinterp.explain.posthoc.attribution import MEMORY, bind
 
 Order = Literal["least", "most"]
@@ -43,7 +43,7 @@ def removal_counts(pixels: int, fraction: float = 0.25, points: int = 128) -> In
         Increasing counts from 0.
 
     Raises:
-        ValueError: `fraction` or `points` out of range.
+        ValueError: `fraction` or `points` out of range, or no pixel would be removed.
 
     Example:
         >>> removal_counts(8 * 8).tolist()[-3:], len(removal_counts(32 * 32))
@@ -52,6 +52,8 @@ def removal_counts(pixels: int, fraction: float = 0.25, points: int = 128) -> In
     if not 0 < fraction <= 1 or points < 1:
         raise ValueError(f"fraction, points: got {fraction} and {points}, expected (0, 1] and at least 1")
     largest = int(fraction * pixels)
+    if largest == 0:
+        raise ValueError(f"fraction: got {fraction} of {pixels} pixels, expected at least one pixel to remove")
     return np.arange(0, largest + 1, max(1, largest // points), dtype=np.int32)
 
 
@@ -101,7 +103,7 @@ def pixel_removal(
         predict: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits where `variables` is given; see
             `jaxinterp.explain.posthoc.gradient` on when the computation is compiled.
         encoded: the network's input after any encoding, (batch, H, W, C), floating.
-        maps: channel-summed attribution of the label's logit, (batch, H, W).
+        maps: channel-summed attribution of the label's logit, (batch, H, W), finite.
         labels: (batch,) integers, right or wrong as the network may be.
         order: "least" important first (the published curves) or "most" important first.
         fraction: largest part removed, in (0, 1].
@@ -129,6 +131,7 @@ def pixel_removal(
         raise ValueError(f"maps: got {maps.shape} for input {encoded.shape}, expected (batch, height, width)")
     if probability not in ("sigmoid", "softmax"):
         raise ValueError(f"probability: got {probability!r}, expected 'sigmoid' or 'softmax'")
+    require_finite("maps", maps)
     counts = removal_counts(maps.shape[1] * maps.shape[2], fraction, points)
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(predict, encoded, labels, variables)

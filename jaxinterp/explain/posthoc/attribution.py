@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.explain.linear import Targets, select_targets
+from jaxinterp.explain.linear import Targets, require_batch, select_targets
 
 MEMORY = 2 << 30  # bytes that one pass may take by estimate, unless told otherwise
 
@@ -41,10 +41,9 @@ def bind(
         x ↦ logits as a pytree whose leaves are the variables, and the classes to explain, (batch, T).
 
     Raises:
-        ValueError: `x` is not floating, `apply` does not answer (batch, classes), or `targets` do not fit.
+        ValueError: `x` is not a floating batch, `apply` does not answer (batch, classes), or `targets` do not fit.
     """
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...)")
+    require_batch(x)
     bound = jax.tree_util.Partial(apply) if variables is None else jax.tree_util.Partial(apply, variables)
     logits = jax.eval_shape(bound, x)
     if len(logits.shape) != 2 or logits.shape[0] != x.shape[0]:

@@ -87,7 +87,7 @@ def integrated_gradients(
     """
     at, weight = quadrature(nodes, steps)
     base = jnp.asarray(baseline, x.dtype)
-    if np.broadcast_shapes(base.shape, x.shape) != x.shape:
+    if base.ndim > x.ndim or any(b not in (1, n) for b, n in zip(base.shape[::-1], x.shape[::-1], strict=False)):
         raise ValueError(f"baseline: got shape {base.shape}, expected one that broadcasts to {x.shape}")
     base = jnp.broadcast_to(base, x.shape)
     with jax.default_matmul_precision("highest"):

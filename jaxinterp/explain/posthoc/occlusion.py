@@ -71,8 +71,8 @@ def occlusion(
         apply: x ↦ logits (batch, classes), or (variables, x) ↦ logits where `variables` is given; see `gradient`.
         x: images, (batch, H, W, C), floating, before any encoding: the value 0 is black.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        window: K, side of the square window in pixels.
-        stride: step between windows in pixels.
+        window: K, side of the square window in pixels, at most the image's shorter side.
+        stride: step between windows in pixels, at most the same.
         baseline: value that covers, in the unit of `x`.
         compat: cover what the authors' code covers, see `covered`.
         variables: the model's variables, any pytree.
@@ -93,6 +93,9 @@ def occlusion(
     """
     if x.ndim != 4:
         raise ValueError(f"x: got shape {x.shape}, expected (batch, height, width, channels)")
+    if max(window, stride) > min(x.shape[1:3]):
+        size = f"{x.shape[1]}x{x.shape[2]}"
+        raise ValueError(f"window, stride: got {window} and {stride}, expected at most the side of {size} pixels")
     height, width = (covered(size, window, stride, compat) for size in x.shape[1:3])
     pairs = (
         jnp.asarray(np.repeat(height, len(width), axis=0)),

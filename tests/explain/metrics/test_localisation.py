@@ -175,6 +175,10 @@ def test_bad_input_is_one_clear_line(predictions):
     logits, labels = predictions
     with pytest.raises(ValueError, match="0 images of 0 classes"):
         sample_grids(logits - 100, labels, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"labels: got 1..10, expected classes in \[0, 10\)"):
+        sample_grids(logits, labels + 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="logits: got 10 of 6000 values NaN"):
+        sample_grids(np.where(np.arange(600)[:, None] == 7, np.nan, logits), labels, key=jax.random.key(0))
     with pytest.raises(ValueError, match="expected 'aligned' with a key"):
         sample_grids(logits, labels)
     with pytest.raises(ValueError, match="expected a square number"):

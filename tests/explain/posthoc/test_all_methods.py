@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.explain import posthoc
 from jaxinterp.explain.posthoc import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
 
 
@@ -37,6 +38,20 @@ def given():
     keys = jax.random.split(jax.random.key(0), 3)
     variables = {"conv": jax.random.normal(keys[0], (3, 3, 2, 4)), "dense": jax.random.normal(keys[1], (4, 3))}
     return variables, jax.random.uniform(keys[2], (5, 6, 6, 2))
+
+
+def test_every_public_method_is_listed_and_tested_here():
+    assert set(posthoc.__all__) == {"Attribution", *METHODS}
+    assert all(callable(getattr(posthoc, name)) for name in posthoc.__all__)
+
+
+@each_method
+def test_no_example_and_no_memory_are_refused(method, apply, given):
+    variables, x = given
+    with pytest.raises(ValueError, match=r"x: got float32\(0, 6, 6, 2\), expected .* at least one example"):
+        method(apply, x[:0], variables=variables)
+    with pytest.raises(ValueError, match="memory: got 0, expected at least 1 byte"):
+        method(apply, x, variables=variables, memory=0)
 
 
 @each_method

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,5 +120,7 @@ def test_bad_input_is_one_clear_line():
     x = jnp.ones((2, 3))
     with pytest.raises(ValueError, match="steps: got 0"):
         integrated_gradients(lambda x: x, x, steps=0)
-    with pytest.raises(ValueError, match=r"baseline: got shape \(4, 2, 3\)"):
-        integrated_gradients(lambda x: x, x, baseline=jnp.ones((4, 2, 3)))
+    for shape in ((4, 2, 3), (1, 2, 3), (2, 4), (2,)):
+        expected = f"baseline: got shape {shape}, expected one that broadcasts to (2, 3)"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            integrated_gradients(lambda x: x, x, baseline=jnp.ones(shape))
