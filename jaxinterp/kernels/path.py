@@ -132,11 +132,11 @@ class PathKernel:
             raise ValueError("x2, gates2: expected both or neither")
         self.check(x, gates)
         x = jnp.asarray(x)
-        gates = tuple(jnp.asarray(gate) for gate in gates)
+        gates = _countable(gates, x.dtype)
         if x2 is None or gates2 is None:
             return _symmetric(self, x, gates)
         self.check(x2, gates2)
-        return _rectangular(self, x, gates, jnp.asarray(x2), tuple(jnp.asarray(gate) for gate in gates2))
+        return _rectangular(self, x, gates, jnp.asarray(x2), _countable(gates2, x.dtype))
 
     def check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """See `__call__`; values are looked at only where they are known, that is outside of `jax.jit`."""
@@ -351,10 +351,13 @@ def _blocks(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gat
     return lax.map(row, cut((x, gates), n, rows)).reshape(-1, m)[:n]
 
 
-def _countable(gates: Any, kind: Any) -> Any:
-    """Gates in the inputs' type; whole numbers as int8 where there are units that count them."""
+def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
+    """Gates in the inputs' type; whole numbers as int8 where there are units that count them.
+
+    Before the kernel is compiled: within, the conversion is fused into the products and slows them down.
+    """
     counted = kind if jax.default_backend() == "cpu" else jnp.int8
-    return jax.tree.map(lambda g: g.astype(kind if jnp.issubdtype(g.dtype, jnp.floating) else counted), gates)
+    return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
 
 
 def _self_kernel(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
@@ -374,7 +377,6 @@ def _cosines(k: Array, diagonal: Array, diagonal2: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _rectangular_of(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
-    gates, gates2 = _countable(gates, x.dtype), _countable(gates2, x.dtype)
     k = _blocks(kernel, norms, x, gates, x2, gates2)
     if kernel.normalize != "unit_diag":
         return k
@@ -383,18 +385,22 @@ def _rectangular_of(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Ar
 
 @partial(jax.jit, static_argnums=0)
 def _symmetric_of(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
-    n, gates = len(x), _countable(gates, x.dtype)
-    panel = max(64, math.ceil(n / 16))
+    n = len(x)
+    panel = max(64, math.ceil(n / 8))
     k = jnp.zeros((n, n), x.dtype)
     for start in range(0, n, panel):
         rows = jax.tree.map(lambda a, s=start: a[s : s + panel], (x, gates))
         rest = jax.tree.map(lambda a, s=start: a[s:], (x, gates))
-        found = _blocks(kernel, norms, *rows, *rest)
-        corner = jnp.triu(found[:, : len(found)])
-        corner = corner + jnp.triu(corner, 1).T
-        stop = start + len(found)
-        k = k.at[start:stop, start:stop].set(corner)
-        k = k.at[start:stop, stop:].set(found[:, len(found) :]).at[stop:, start:stop].set(found[:, len(found) :].T)
+        if x.ndim == 2:  # a panel is small beside the result, and whole panels are the faster products
+            found = _Recursion(kernel, norms, x.shape[1:])(*rows, *rest)
+        else:
+            found = _blocks(kernel, norms, *rows, *rest)
+        size = len(found)
+        corner = jnp.triu(found[:, :size])
+        if start + size < n:
+            k = lax.dynamic_update_slice(k, found[:, size:].T, (start + size, start))
+        k = lax.dynamic_update_slice(k, found, (start, start))
+        k = lax.dynamic_update_slice(k, corner + jnp.triu(corner, 1).T, (start, start))
     if kernel.normalize != "unit_diag":
         return k
     diagonal = jnp.diagonal(k)

@@ -20,6 +20,9 @@ HEADLINES: dict[str, tuple[str, str]] = {  # metric: (column title, number forma
     "completeness_residual": ("residual", ".0e"),
 }
 
+SPEED = "times as fast"
+MEANINGS = {"memory": "of its working memory", "_vs_rectangular": "of its time", "_vs_relu": "of its time"}
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -131,15 +134,17 @@ def results_table(results: Iterable[Results]) -> str:
 
 
 def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
-    """The ratios of benchmark files as a Markdown table: speeds are ours over PyTorch's, memory is ours over PyTorch's.
+    """The ratios of benchmark files as a Markdown table: speeds are ours over the other's, times and memory too.
 
     Args:
         benchmarks: file stem → its content, with a mapping "ratios" of name → number.
     """
-    lines = ["| benchmark | against PyTorch | ratio |", "|---|---|---|"]
+    lines = ["| benchmark | comparison | ratio |", "|---|---|---|"]
     for stem, content in benchmarks.items():
         for name, ratio in content["ratios"].items():
-            meaning = "of its working memory" if name.startswith("memory") else "times as fast"
+            meaning = next(
+                (text for end, text in MEANINGS.items() if name.startswith(end) or name.endswith(end)), SPEED
+            )
             lines.append(f"| `{stem}` | {name.replace('_', ' ')} | {float(ratio):.3g} {meaning} |")
     return "\n".join(lines)
 
