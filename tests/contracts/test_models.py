@@ -11,10 +11,10 @@ import pytest
 from flax import linen as nn
 
 from jaxinterp import decompose
-from jaxinterp.models.architecture import c4gap, resnet
+from jaxinterp.models.architecture import c4gap
 from jaxinterp.models.baselines import VGG, CifarResNet, ResNetTrunk
 from jaxinterp.models.coda import CoDANet, encode
-from jaxinterp.models.gated import GatedNetwork, Network
+from jaxinterp.models.gated import GatedNetwork
 from jaxinterp.models.hybrid import Hybrid
 
 
@@ -46,10 +46,7 @@ ROWS = {
     "resnet": Row(partial(CifarResNet, 8, classes=3, width=4), (8, 8, 3), {}, False, "trunk/block_1", None),
     "vgg": Row(partial(VGG, 11, classes=3, width=2), (32, 32, 3), {}, False, "trunk/conv_3", None),
     "dgn": Row(partial(GatedNetwork, SHALLOW, "relu"), (6, 6, 3), {}, False, "value_network/gate_1", 0.0),
-    "dlgn-hard": Row(partial(GatedNetwork, SHALLOW, hard=True), (6, 6, 3), {}, False, "value_network/linear_1", 0.0),
     "dlgn-sf": Row(partial(GatedNetwork, SHALLOW, "shallow"), (6, 5, 1), {}, False, "value_network/gate_0", 0.0),
-    "gated-resnet": Row(partial(GatedNetwork, resnet(8, 3, 2)), (8, 8, 3), {}, False, "value_network/gate_6", None),
-    "relu-twin": Row(partial(Network, SHALLOW), (6, 6, 3), {}, False, "gate_1", 0.0),
     "hybrid": Row(hybrid, (8, 8, 3), {"encoded": True}, True, "trunk", None),
 }
 

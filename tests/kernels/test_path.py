@@ -192,13 +192,13 @@ MIXED = (
 FLAT = (Conv(3, (3, 3), (2, 2)), Gate(), Conv(2, (2, 2)), Gate(), Flatten(), Dense(3), Gate(), Dense(1))
 
 
-@pytest.mark.parametrize("layers", [MIXED, FLAT], ids=["pooled", "flat"])
+@pytest.mark.parametrize("layers", [pytest.param(MIXED, marks=pytest.mark.slow), FLAT], ids=["pooled", "flat"])
 def test_the_mean_over_value_networks_is_the_kernel(layers):
     """E[K] at a finite width, for zero and circular padding, strides, pooling, biases, residuals and soft gates."""
     x = jax.random.normal(KEYS[0], (2, 4, 4, 2), jnp.float64)
     gates = soft(layers, (4, 4, 2), 2, KEYS[1])
     net = Network(layers, weights="rademacher", param_dtype=jnp.float64)
-    draws = 6000
+    draws = 2000
 
     @jax.jit
     def draw(key):
@@ -210,7 +210,7 @@ def test_the_mean_over_value_networks_is_the_kernel(layers):
         found = PathKernel(layers, get=get)(x, gates)
         error = samples.std(0) / np.sqrt(draws)
         assert (jnp.abs(samples.mean(0) - found) < 4.5 * error).all()
-        assert jnp.abs(samples.mean(0) - found).max() < 0.05 * jnp.abs(found).max()
+        assert jnp.abs(samples.mean(0) - found).max() < 0.1 * jnp.abs(found).max()
 
 
 def test_batch_normalisation_folds_into_the_gates():

@@ -58,6 +58,7 @@ def relative_errors(depth, widths, dependent=False, draws=6):
     return np.array(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [3, 5])
 def test_the_error_falls_with_the_root_of_the_width(depth):
     """NPF, Thm 5.1: the NTK of independent value weights tends to the kernel of the given gates."""
@@ -74,6 +75,7 @@ def test_gates_of_the_same_weights_do_not_converge():
     assert (errors > 0.4).all()
 
 
+@pytest.mark.slow
 def test_a_padded_gating_network_tends_to_its_own_kernel():
     """NPF, App. C: each gate of a given network repeated m times, value width m w."""
     x = jax.random.normal(KEYS[0], (6, 5))
