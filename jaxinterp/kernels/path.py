@@ -133,10 +133,11 @@ class PathKernel:
         self.check(x, gates)
         x = jnp.asarray(x)
         gates = _countable(gates, x.dtype)
+        kernel = replace(self, norms=())  # arrays are arguments of the compiled program, not part of what it is for
         if x2 is None or gates2 is None:
-            return _symmetric(self, x, gates)
+            return _symmetric(kernel, self.norms, x, gates)
         self.check(x2, gates2)
-        return _rectangular(self, x, gates, jnp.asarray(x2), _countable(gates2, x.dtype))
+        return _rectangular(kernel, self.norms, x, gates, jnp.asarray(x2), _countable(gates2, x.dtype))
 
     def check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """See `__call__`; values are looked at only where they are known, that is outside of `jax.jit`."""
@@ -376,7 +377,7 @@ def _cosines(k: Array, diagonal: Array, diagonal2: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _rectangular_of(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
+def _rectangular(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
     k = _blocks(kernel, norms, x, gates, x2, gates2)
     if kernel.normalize != "unit_diag":
         return k
@@ -384,7 +385,7 @@ def _rectangular_of(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Ar
 
 
 @partial(jax.jit, static_argnums=0)
-def _symmetric_of(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
+def _symmetric(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
     n = len(x)
     panel = max(64, math.ceil(n / 8))
     k = jnp.zeros((n, n), x.dtype)
@@ -405,11 +406,3 @@ def _symmetric_of(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array
         return k
     diagonal = jnp.diagonal(k)
     return _cosines(k, diagonal, diagonal)
-
-
-def _rectangular(kernel: PathKernel, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
-    return _rectangular_of(replace(kernel, norms=()), kernel.norms, x, gates, x2, gates2)
-
-
-def _symmetric(kernel: PathKernel, x: Array, gates: Any) -> Array:
-    return _symmetric_of(replace(kernel, norms=()), kernel.norms, x, gates)
