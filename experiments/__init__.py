@@ -1,14 +1,19 @@
-"""One file per paper: its named runs, and how each is built, trained, measured and explained."""
+"""One file per paper: its named runs, and how each is built, trained, measured and explained.
+
+Every paper's file has `RUNS`, `REFERENCE`, `REFERENCE_NAME`, `smoke`, `build`, `loss_of` and `subject`. It may have
+`fixed` (parameters that are not trained), `prior` and `initial` (a run that is trained first, and what training starts
+from), `measure` and `sections` (what only its runs are measured for and show in their report).
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments import coda_nets
+from experiments import coda_nets, gated_networks
 from experiments.run import Experiment, naming_config, nearest, read_name
 
-PAPERS: tuple[ModuleType, ...] = (coda_nets,)
+PAPERS: tuple[ModuleType, ...] = (coda_nets, gated_networks)
 
 
 def runs() -> Mapping[str, Experiment[Any]]:

@@ -59,7 +59,7 @@ class CoDARun(Run):
     trunk_depth: int = 0
     trunk_blocks: int = 0
     learning_rate: float = 2.5e-4
-    schedule: Literal["staircase", "warmup", "cosine"] = "staircase"
+    schedule: Literal["constant", "staircase", "warmup", "ramp", "cosine"] = "staircase"
     epochs: int = 200
     batch_size: int = 16
     accumulate: int = 2

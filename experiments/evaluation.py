@@ -56,7 +56,7 @@ def measure(
     """
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
     found: dict[str, Any] = {"metrics": metrics, "localisation": {}, "grids": {}}
-    sure = logits["last"] if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
+    sure = subject.odds(logits["last"]) if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
     for n in sizes:
         size = f"{n}x{n}"
         try:
@@ -85,8 +85,16 @@ def measure(
         parts = []
         for i in range(0, len(images), batch):
             x, y = jnp.asarray(images[i : i + batch]), jnp.asarray(labels[i : i + batch])
+            maps = method(x, y)[:, 0]
             parts.append(
-                pixel_removal(subject.predict, subject.encode(x), method(x, y)[:, 0], y, variables=subject.variables)
+                pixel_removal(
+                    subject.predict,
+                    subject.encode(x),
+                    maps,
+                    y,
+                    probability=subject.probability,
+                    variables=subject.variables,
+                )
             )
         curve = np.concatenate([part.curves for part in parts]).mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
@@ -105,10 +113,17 @@ def measure(
 
 
 def relative_residuals(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
-    """Signed residuals logit − bias − Σ contributions of all classes, over the largest |logit − bias| of the image."""
+    """Signed residuals logit − bias − Σ contributions of all classes, over the largest |logit − bias| of the image.
+
+    Where contributions and bias depend on the image alike, over the largest |logit|.
+    """
     parts = subject.decompose(images)
-    residual = completeness(parts.contributions, parts.logits, subject.bias).residual
-    return np.asarray(residual / jnp.abs(parts.logits - subject.bias).max(1, keepdims=True))
+    if subject.bias is None:
+        residual, size = completeness(parts.contributions, parts.logits, parts.bias).residual, jnp.abs(parts.logits)
+    else:
+        residual = completeness(parts.contributions, parts.logits, subject.bias).residual
+        size = jnp.abs(parts.logits - subject.bias)
+    return np.asarray(residual / size.max(1, keepdims=True))
 
 
 def _suffix(name: str) -> str:

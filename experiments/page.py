@@ -44,6 +44,7 @@ class Report:
         paper: metric → the paper's number for this configuration.
         reference: metric → the paper's numbers for `reference_name`, for orientation.
         reference_name: the configuration that `reference` is about.
+        further: sections that only runs of this paper have.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Report:
     paper: Mapping[str, float]
     reference: Mapping[str, float]
     reference_name: str
+    further: Sequence[Section] = ()
 
 
 def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
@@ -83,7 +85,7 @@ def top_maps(
 ) -> Figure:
     """Images under their names, and beside each its contribution maps for the classes with the largest logits."""
     top = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-    chance = 1 / (1 + np.exp(-np.take_along_axis(logits, top, 1).astype(float)))
+    chance = 1 / (1 + np.exp(-np.take_along_axis(subject.odds(logits), top, 1).astype(float)))
     titles = [
         [f"{classes[k]}: p {p:.3f}" for k, p in zip(row, ps, strict=True)] for row, ps in zip(top, chance, strict=True)
     ]
@@ -93,29 +95,33 @@ def top_maps(
 def compose_page(report: Report) -> Page:
     """The page."""
     metrics, last = report.found["metrics"], report.history[-1] if report.history else {}
-    size = next(iter(report.found["localisation"]))
-    key = f"localisation_{size}_median"
-    rival = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
     residual = metrics["completeness_residual"]
+    tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
+    for size in list(report.found["localisation"])[:1]:
+        key = f"localisation_{size}_median"
+        rival = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
+        tiles[f"localisation {size}, median"] = f"{metrics[key]:.3f}"
+        tiles[f"best rival: {method_style(rival.removeprefix(f'{key}_'))[0]}"] = f"{metrics[rival]:.3f}"
+    constant = "a part that depends on the image"
+    if report.subject.bias is not None:
+        constant = f"the constant {report.subject.bias:.3f}"
     return Page(
         title=report.name,
         subtitle=f"{report.source} · data set {report.config.dataset} · {len(report.labels)} test images · "
         f"seed {report.config.seed} · {last.get('epoch', '?')} epochs",
-        exact="Exact: at every level the contributions of a class sum to its logit minus the constant "
-        f"{report.subject.bias:.3f}; "
-        f"the largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
+        exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the "
+        f" largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
         "and removal are measurements on test images, and post-hoc maps are approximations.",
         tiles={
-            "test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}",
-            f"localisation {size}, median": f"{metrics[key]:.3f}",
-            f"best rival: {method_style(rival.removeprefix(f'{key}_'))[0]}": f"{metrics[rival]:.3f}",
+            **tiles,
             "removal, mean of the curve": f"{metrics['removal_curve_mean']:.3f}",
             "largest residual": f"{residual:.1e}",
         },
         sections=[
             _explanations(report),
-            _levels(report),
-            _localisation(report),
+            *([_levels(report)] if report.subject.layers else []),
+            *([_localisation(report)] if report.found["localisation"] else []),
+            *report.further,
             _removal(report),
             _completeness(report),
             _training(report),
@@ -151,7 +157,7 @@ def _explanations(report: Report) -> Section:
         "What speaks for and against each class",
         [
             "Each map splits a logit, without remainder, into contributions of the pixels: red adds to the class, blue "
-            "takes away. Maps in a row share their scale; p is the sigmoid of the logit."
+            f"takes away. Maps in a row share their scale; p is the {report.subject.probability} of the logits."
         ],
         pictures,
     )

@@ -45,9 +45,13 @@ class Run:
         crop: random crop of the training images after zero padding of so many pixels.
         rand_augment: (n, m) of RandAugment; none where empty.
         dtype: type of the large products in training; what is measured and explained runs in float32.
-        learning_rate: Adam's peak rate.
+        optimiser: adam or sgd.
+        learning_rate: peak rate.
         epsilon: Adam's ε.
-        schedule: staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet) or cosine.
+        momentum: SGD's.
+        weight_decay: λ, which adds λ w to the gradient of every kernel.
+        schedule: constant, staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet), ramp (of DLGN) or
+            cosine.
         epochs: passes over the training images.
         batch_size: images of one optimiser step.
         accumulate: micro-batches in which they are computed.
@@ -70,9 +74,12 @@ class Run:
     crop: int = 4
     rand_augment: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
+    optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
     epsilon: float = 1e-8
-    schedule: Literal["staircase", "warmup", "cosine"] = "cosine"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "staircase", "warmup", "ramp", "cosine"] = "cosine"
     epochs: int = 100
     batch_size: int = 64
     accumulate: int = 1
@@ -104,10 +111,17 @@ class Run:
         for name in ("learning_rate", "epsilon"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a positive finite number")
-        if not self.grid_sizes:
-            raise ConfigError("grid_sizes: got none, expected at least one")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1)")
         if len(self.rand_augment) not in (0, 2):
             raise ConfigError(f"rand_augment: got {shown(self.rand_augment)}, expected n,m or nothing")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (H, W, C)."""
+        side = self.image_size or SIDES[self.dataset]
+        return side, side, self.channels
 
 
 def at_least(config: Run, bound: int, *names: str) -> None:

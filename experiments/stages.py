@@ -12,7 +12,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jaxtyping import Float, Int
 
@@ -20,8 +19,9 @@ from experiments import paper_in, paper_of, runs
 from experiments.evaluation import Say, measure
 from experiments.imagenet import held_images, training_stream
 from experiments.images import first, read_images, resized
+from experiments.optimiser import optimiser_of, schedule_of
 from experiments.page import Report, compose_page, top_maps
-from experiments.run import SIDES, Run, naming_config, read_config, read_json, read_lines, write_config
+from experiments.run import Run, naming_config, read_config, read_json, read_lines, write_config
 from experiments.subject import Subject
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
@@ -33,24 +33,13 @@ from jaxinterp.train import (
     FitResult,
     Stream,
     TrainConfig,
-    coda_imagenet,
     fit,
     load_variables,
     predict,
-    staircase_decay,
-    warmup_cosine,
 )
 from jaxinterp.train.config import check
 
-
-def schedule_of(config: Run, steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, with so many steps in an epoch."""
-    schedule = {
-        "cosine": partial(warmup_cosine, config.learning_rate, config.epochs, steps),
-        "warmup": partial(coda_imagenet, steps, config.learning_rate / 4, config.learning_rate),
-        "staircase": partial(staircase_decay, config.learning_rate, 1.5, 30, steps),
-    }[config.schedule]()
-    return lambda step: schedule(jnp.asarray(step, jnp.float32))  # optax mixes integer steps with floats
+PRIOR = "gates"  # folder, within a run's, of the run that is trained first
 
 
 def augmentation(config: Run) -> Augment:
@@ -80,12 +69,6 @@ def split(config: Run, which: Literal["train", "test"], data_dir: Path | None) -
     return first(resized(load(config.dataset, which, data_dir), config.image_size, config.channels), config.images)
 
 
-def input_shape(config: Run) -> tuple[int, int, int]:
-    """Shape of one image of a run."""
-    side = config.image_size or SIDES[config.dataset]
-    return side, side, config.channels
-
-
 def network(paper: ModuleType, config: Any) -> nn.Module:
     """The network of a run, once it has been found to fit the run's images; nothing is computed.
 
@@ -93,7 +76,7 @@ def network(paper: ModuleType, config: Any) -> nn.Module:
         ConfigError: fields that do not fit one another, or the images.
     """
     model = paper.build(config)
-    shape = input_shape(config)
+    shape = config.image_shape
     try:
         jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -117,7 +100,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     check_folder(run_dir)
     paper = paper_of(name)
     model, augment = network(paper, config), augmentation(config)
-    loss = paper.loss_of(config, model)
+    loss, prior, start = paper.loss_of(config, model), None, None
     settings = TrainConfig(
         config.epochs,
         config.batch_size,
@@ -145,6 +128,14 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     check(settings, None, jax.device_count())
     schedule = schedule_of(config, steps)
     write_config(run_dir, name, config)
+    if hasattr(paper, "initial"):
+        first_run = paper.prior(name, config)
+        if first_run is not None:
+            done = train(first_run[0], first_run[1], run_dir / PRIOR, data_dir, allow_older)
+            if done.interrupted:
+                return done
+            prior = trained(run_dir / PRIOR, "best" if config.validation else "last")[2].variables
+        start = partial(paper.initial, config, gates=prior)
     if isinstance(data, Dataset):
         sources = {part.split: dict(part.provenance) for part in (data, test)}
         write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
@@ -152,7 +143,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         run_dir,
         model,
         loss,
-        optax.adam(schedule, eps=config.epsilon),
+        optimiser_of(config, schedule, paper.fixed(config) if hasattr(paper, "fixed") else None),
         data,
         test,
         augment,
@@ -161,6 +152,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         validation=validation,
         schedule=schedule,
         identity=json.loads(json.dumps(asdict(config))),
+        initial=start,
     )
 
 
@@ -173,7 +165,7 @@ def check_fits(config: Any, data: Dataset) -> None:
     if config.crop >= min(data.images.shape[1:3]):
         raise ConfigError(f"crop: got {config.crop}, expected less than the image's side, {data.images.shape[1]}")
     if len(data.classes) > config.classes:
-        raise ConfigError(f"features: the last is {config.classes}, {data.name} has {len(data.classes)} classes")
+        raise ConfigError(f"the network has {config.classes} outputs, {data.name} has {len(data.classes)} classes")
 
 
 def trained(
@@ -189,7 +181,7 @@ def trained(
     _, config = read_config(run_dir, type(paper.RUNS[name].config))
     with naming_config(run_dir):
         model = network(paper, replace(config, dtype=dtype))
-    variables = load_variables(run_dir, model, input_shape(config), which)
+    variables = load_variables(run_dir, model, config.image_shape, which)
     return name, config, paper.subject(config, model, variables)
 
 
@@ -228,7 +220,8 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
     """
     check_folder(run_dir)
     step = last_step(run_dir)
-    _, config, last = trained(run_dir)
+    name, config, last = trained(run_dir)
+    paper = paper_of(name)
     epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
     images, labels = test_images(config, data_dir)
     found = measure(
@@ -244,6 +237,10 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         seed=config.seed,
         say=say,
     )
+    if hasattr(paper, "measure"):
+        further = paper.measure(config, last.variables, run_dir, partial(split, config, data_dir=data_dir), say)
+        found["metrics"] |= further.pop("metrics", {})
+        found |= further
     found["step"] = step
     write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")
     return found
@@ -273,18 +270,19 @@ def explain(
     """
     check_folder(out)
     name, config, subject = trained(run_dir, which)
-    images, lines = read_images(paths, *input_shape(config))
+    images, lines = read_images(paths, *config.image_shape)
     classes = class_names(config)
     used: set[str] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
         parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), subject.decompose(image[None]))
         stem = next(s for i in count(1) if (s := path.stem if i == 1 else f"{path.stem}-{i}") not in used)
         used.add(stem)
+        chance = 1 / (1 + np.exp(-subject.odds(parts.logits[None])[0]))
         entries = [
             {
                 "class": label,
                 "logit": float(parts.logits[k]),
-                "probability": float(1 / (1 + np.exp(-parts.logits[k]))),
+                "probability": float(chance[k]),
                 "contributions": float(parts.contributions[k].sum()),
                 "bias": float(parts.bias[k]),
                 "residual": float(parts.residual[k]),
@@ -344,6 +342,9 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
             paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
             reference=paper.REFERENCE,
             reference_name=paper.REFERENCE_NAME,
+            further=paper.sections(config, subject, found, images, labels, data_dir)
+            if hasattr(paper, "sections")
+            else [],
         )
     )
     write(page, run_dir / "report.html")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,13 @@ class Subject:
         predict: (variables, input) ↦ logits, on what `encode` makes of images.
         frozen: the same with every coefficient held constant.
         encode: images ↦ the input that is explained.
-        bias: the constant that contributions leave out of every logit.
+        bias: the constant that contributions leave out of every logit; None where it depends on the image.
         at: activation at which the network is decomposed; its input where None.
         layers: further activations at which it can be decomposed exactly, from the input up.
-        pooled: the activation whose maps are pooled into logits, for Grad-CAM.
+        pooled: the activation whose maps are pooled into logits, for Grad-CAM; None where there is none.
         occlusions: window sizes of the occlusion rivals in pixels.
         stride: step of their windows in pixels.
+        probability: what the logits were trained as, each class on its own or one of all.
     """
 
     variables: Any
@@ -47,12 +48,20 @@ class Subject:
     predict: Apply
     frozen: Apply
     encode: Callable[[Array], Array]
-    bias: float
+    bias: float | None
     at: str | None
     layers: tuple[str, ...]
-    pooled: str
+    pooled: str | None
     occlusions: tuple[int, ...]
     stride: int
+    probability: Literal["sigmoid", "softmax"] = "sigmoid"
+
+    def odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+        """Log odds log p/(1 − p) of every class: the logits, or what softmax makes of them."""
+        if self.probability == "sigmoid":
+            return logits
+        others = np.where(np.eye(logits.shape[1], dtype=bool), -np.inf, logits[:, None])
+        return logits - np.logaddexp.reduce(others, axis=-1)
 
     def decompose(self, images: Images, targets: Targets = None, at: str | None = None) -> Decomposition:
         """The exact decomposition of the targets' logits, at the network's own level or at another layer."""
@@ -75,8 +84,9 @@ class Subject:
                 f"occlusion_{k}": partial(occlusion, self.apply, window=k, stride=self.stride, **given)
                 for k in self.occlusions
             },
-            "grad_cam": partial(grad_cam, self.apply, at=self.pooled, **given),
         }
+        if self.pooled is not None:
+            methods["grad_cam"] = partial(grad_cam, self.apply, at=self.pooled, **given)
         return {OURS: self.maps, **{name: _summed(method) for name, method in methods.items()}}
 
 

@@ -1,6 +1,6 @@
 """The training loop: resume, train, evaluate, save; a killed run that is started again ends with the same bits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxinterp.data.augment import Augment
 from jaxinterp.data.sources import Dataset, hold_out
-from jaxinterp.errors import DataError, NonFiniteError
+from jaxinterp.errors import ConfigError, DataError, NonFiniteError
 from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.clock import Clock
 from jaxinterp.train.config import FitResult, TrainConfig, best_record, check, describe
@@ -168,6 +168,7 @@ def fit(
     validation: Dataset | None = None,
     schedule: optax.Schedule | None = None,
     identity: Mapping[str, Any] | None = None,
+    initial: Callable[[Any], Any] | None = None,
 ) -> FitResult:
     """Train a classifier, or go on with the run that lies in the folder.
 
@@ -190,6 +191,8 @@ def fit(
         validation: Data to choose the best epoch; default `config.validation` of the training data, held out.
         schedule: Learning rate by step, only to be logged.
         identity: JSON values that a continuation must share, beside the model, the data and the `TrainConfig`.
+        initial: `variables -> variables`, what training starts from, made of the model's random ones; such as trained
+            parameters in the place of some.
 
     Returns:
         Final state, best variables, history and summary.
@@ -246,6 +249,8 @@ def fit(
         if state is None:
             with clock.compiling("the initial state"):
                 state = jax.jit(init, out_shardings=replicated)(key)
+            if initial is not None:
+                state = state.replace(**_started(initial, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
                 clock.say(f"resuming at step {run.step} of {run.total}")
@@ -264,6 +269,22 @@ def fit(
                     shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy"))
                     clock.say(f"{name} epoch ({values['epoch']}): {shown}")
     return FitResult(state, best, run.history, summary, stopped)
+
+
+def _started(initial: Callable[[Any], Any], variables: Any) -> Any:
+    """Initial variables where the random ones lie, each in a buffer of its own, for the step donates them.
+
+    Raises:
+        ConfigError: they have another structure, other shapes or types.
+    """
+    started = initial(variables)
+
+    def described(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+
+    if described(started) != described(variables):
+        raise ConfigError("initial: expected variables of the structure, shapes and types of the model's own")
+    return jax.tree.map(lambda leaf, own: jnp.copy(jax.device_put(leaf, own.sharding)), started, variables)
 
 
 def _summary(
