@@ -56,6 +56,8 @@ class Run:
         batch_size: images of one optimiser step.
         accumulate: micro-batches in which they are computed.
         validation: share of the training images held out to choose the best epoch.
+        watch_test: look at the test images after every epoch, for papers that print the highest of these accuracies;
+            nothing is chosen by it.
         seed: seed of initialisation, order and augmentation.
         grid_sizes: images along one side of the grids on which localisation is measured.
         grids: most grids of each size; fewer where images are not enough.
@@ -84,6 +86,7 @@ class Run:
     batch_size: int = 64
     accumulate: int = 1
     validation: float = 0.02
+    watch_test: bool = False
     seed: int = 0
     grid_sizes: tuple[int, ...] = (3, 2)
     grids: int = 500

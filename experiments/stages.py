@@ -27,7 +27,7 @@ from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder, write_bytes, write_text
-from jaxinterp.report.page import picture, write
+from jaxinterp.report.page import Section, picture, write
 from jaxinterp.train import (
     Checkpoints,
     FitResult,
@@ -108,6 +108,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         config.accumulate,
         validation=config.validation,
         eval_batch=config.eval_batch,
+        watch_test=config.watch_test,
     )
     data: Dataset | Stream
     validation: Dataset | None = None
@@ -241,6 +242,9 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         further = paper.measure(config, last.variables, run_dir, partial(split, config, data_dir=data_dir), say)
         found["metrics"] |= further.pop("metrics", {})
         found |= further
+    watched = read_json(run_dir / "run.json", f"jaxinterp train {name}").get("summary", {}).get("highest", {})
+    if watched:
+        found["metrics"]["test_accuracy_highest"] = watched["test_accuracy"]
     found["step"] = step
     write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")
     return found
@@ -325,6 +329,9 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
         found = evaluate(run_dir, data_dir, say)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
+    further: list[Section] = []
+    if hasattr(paper, "sections"):
+        further = paper.sections(config, subject, found, images, labels, partial(split, config, data_dir=data_dir))
     page = compose_page(
         Report(
             name=name,
@@ -342,9 +349,7 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
             paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
             reference=paper.REFERENCE,
             reference_name=paper.REFERENCE_NAME,
-            further=paper.sections(config, subject, found, images, labels, data_dir)
-            if hasattr(paper, "sections")
-            else [],
+            further=further,
         )
     )
     write(page, run_dir / "report.html")

@@ -15,6 +15,7 @@ from jaxinterp.explain.plots import (
     FAINT,
     Numbers,
     localisation_boxes,
+    overlap_matrices,
     removal_curves,
     residual_histogram,
     training_curves,
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "colour_weights",
     "contribution_map",
+    "filter_sheet",
     "localisation_boxes",
+    "overlap_matrices",
     "panel",
     "removal_curves",
     "residual_histogram",
@@ -191,6 +194,40 @@ def panel(
         bar.ax.get_xticklabels()[2].set_horizontalalignment("right")
         bar.set_label(f"contribution to the logit, full colour: {what}", fontsize=8)
         bar.outline.set_edgecolor(FAINT)
+    return figure
+
+
+def filter_sheet(
+    filters: Float[Array | np.ndarray, "rows columns height width"],
+    names: Sequence[str],
+    titles: Sequence[Sequence[str]],
+) -> "Figure":
+    """A table of signed filters, each on its own scale: blue below zero, white at zero, red above.
+
+    Args:
+        filters: (rows, columns, H, W).
+        names: of the rows.
+        titles: of each filter, rows × columns.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: names or titles do not match the filters.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = np.asarray(filters)
+    rows, columns = pictures.shape[:2]
+    if len(names) != rows or [len(row) for row in titles] != [columns] * rows:
+        raise ValueError(f"names, titles: expected {rows} names and {rows} rows of {columns} titles")
+    drawn = contribution_map(pictures, None)
+    figure = Figure(figsize=(1.15 * columns + 0.6, 1.35 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for line, row, name, row_titles in zip(grid, drawn, names, titles, strict=True):
+        for axes, one, title in zip(line, row, row_titles, strict=True):
+            _picture(axes, one, title)
+        line[0].set_ylabel(name, fontsize=9)
     return figure
 
 

@@ -180,6 +180,35 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
+def overlap_matrices(
+    overlaps: Sequence[Sequence[Sequence[float]]] | np.ndarray, names: Sequence[str], classes: Sequence[str]
+) -> "Figure":
+    """Heat maps of how much the open sub-networks of classes have in common, one for each layer of gates.
+
+    Args:
+        overlaps: (layers, classes, classes), shares of the layer's units; NaN where there was no pair.
+        names: of the layers.
+        classes: names of the classes.
+
+    Returns:
+        A matplotlib figure; every layer has its own colour scale, whose ends are printed above it.
+    """
+    from matplotlib.figure import Figure
+
+    values = np.asarray(overlaps)
+    figure = Figure(figsize=(2.1 * len(values) + 0.4, 2.5), layout="constrained")
+    for axes, matrix, name in zip(figure.subplots(1, len(values), squeeze=False)[0], values, names, strict=True):
+        low, high = np.nanmin(matrix), np.nanmax(matrix)
+        axes.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
+        axes.set_title(f"{name}: {low:.2f} to {high:.2f}", fontsize=9)
+        if len(classes) <= 12:
+            axes.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
+            axes.set_yticks(range(len(classes)), classes, fontsize=6)
+        else:
+            axes.set(xticks=[], yticks=[])
+    return figure
+
+
 def method_style(name: str) -> tuple[str, str]:
     """Label and colour of a method's name, such as "grad_cam" or "occlusion_3".
 

@@ -41,18 +41,26 @@ from jaxinterp.models.architecture import (
 
 Gates = tuple[Shaped[Array, "..."], ...]
 Gating = Literal["relu", "linear", "shallow"]
-Weights = Literal["normal", "rademacher"]
+Weights = Literal["normal", "rademacher", "glorot"]
 
 
 def weights_of(distribution: Weights = "normal", variance: float | None = None) -> nn.initializers.Initializer:
     """Zero-mean weights of one variance, normal or ±σ; He's 2 / fan-in where no variance is given.
 
     Args:
-        distribution: normal, or rademacher (±σ), the assumption of NPF's Theorem 5.1.
-        variance: σ² of every layer; NPF uses 2 / width in all of them, the first included.
+        distribution: normal; rademacher (±σ), the assumption of NPF's Theorem 5.1; or glorot, uniform of the variance
+            2 / (fan-in + fan-out), the default of the framework in which NPF was written.
+        variance: σ² of every layer; NPF's theory uses 2 / width in all of them, the first included.
+
+    Raises:
+        ValueError: another distribution, or a variance for glorot, which has its own.
     """
     if distribution not in get_args(Weights):
         raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(get_args(Weights))}")
+    if distribution == "glorot":
+        if variance is not None:
+            raise ValueError(f"variance: got {variance} with glorot, expected None")
+        return nn.initializers.glorot_uniform()
 
     def init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
         scale = float(np.sqrt(variance if variance is not None else 2 / np.prod(shape[:-1])))

@@ -31,6 +31,8 @@ class TrainConfig:
         checkpoint_every: Epochs between two checkpoints (the last epoch is always saved).
         keep: How many of the last checkpoints to keep.
         eval_batch: Examples per batch of an evaluation.
+        watch_test: Look at the test part after every epoch too, for papers that print the highest of these numbers;
+            nothing is chosen by it.
     """
 
     epochs: int
@@ -43,6 +45,7 @@ class TrainConfig:
     checkpoint_every: int = 1
     keep: int = 2
     eval_batch: int = 256
+    watch_test: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class FitResult:
         best: Variables of the epoch that was best on the validation part; None without such a part.
         history: One record per finished epoch, as in metrics.jsonl.
         summary: `{"last": {...}, "best": {...}}`, each with `epoch`, `step` and, where there are such parts,
-            `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; empty if the run was interrupted.
+            `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; with `watch_test` also `{"highest": {...}}`, the
+            epoch of the highest test accuracy, which is chosen on the test part. Empty if the run was interrupted.
         interrupted: Name of the signal that stopped the run before its end; None where none did.
     """
 

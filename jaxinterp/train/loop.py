@@ -28,6 +28,8 @@ from jaxinterp.train.signals import Interruption
 from jaxinterp.train.state import TrainState, init_state, start_epoch
 from jaxinterp.train.step import compile_step, device_mesh
 
+Evaluations = Mapping[str, Evaluation]
+
 
 class _Run:
     """The moving parts of one call of `fit`."""
@@ -90,7 +92,7 @@ class _Run:
         return state
 
     def train(
-        self, state: TrainState, step_fn: Any, key: PRNGKeyArray, evaluation: Evaluation | None, log: RunLog
+        self, state: TrainState, step_fn: Any, key: PRNGKeyArray, evaluations: Evaluations, log: RunLog
     ) -> tuple[TrainState, str | None]:
         """Train to the end, or until a signal asks to stop; return the state and the signal's name."""
         compiled, stop = None, None
@@ -106,7 +108,7 @@ class _Run:
                         state = compiled(state, inputs, key)
                     self.step += 1
                     if self.step % self.feed.steps == 0:
-                        state = self.end_epoch(state, evaluation, log)
+                        state = self.end_epoch(state, evaluations, log)
                     elif self.clock.due():
                         self.look(state)
                     stop = interruption.requested
@@ -126,7 +128,7 @@ class _Run:
                 return state, stop
         return state, None
 
-    def end_epoch(self, state: TrainState, evaluation: Evaluation | None, log: RunLog) -> TrainState:
+    def end_epoch(self, state: TrainState, evaluations: Evaluations, log: RunLog) -> TrainState:
         """Evaluate, log and save after the last step of an epoch."""
         self.clock.due()
         means = self.look(state)
@@ -134,8 +136,9 @@ class _Run:
         last = epoch == self.config.epochs
         record: dict[str, Any] = {"step": self.step, "epoch": epoch}
         record |= {f"train_{name}": value for name, value in means.items()}
-        if evaluation is not None and (last or epoch % self.config.eval_every == 0):
-            record |= {f"val_{name}": value for name, value in evaluation(state.variables).items()}
+        if last or epoch % self.config.eval_every == 0:
+            for part, evaluation in evaluations.items():
+                record |= {f"{part}_{name}": value for name, value in evaluation(state.variables).items()}
         if self.schedule is not None:
             record["lr"] = float(self.schedule(np.int32(self.step - 1)))
         images = self.feed.steps * self.config.batch_size
@@ -254,7 +257,9 @@ def fit(
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
                 clock.say(f"resuming at step {run.step} of {run.total}")
-            state, stopped = run.train(state, step_fn, key, evaluation(validation), log)
+            parts = {"val": evaluation(validation), "test": evaluation(test) if config.watch_test else None}
+            each = {name: part for name, part in parts.items() if part is not None}
+            state, stopped = run.train(state, step_fn, key, each, log)
             checkpoints.wait("last")
             checkpoints.wait("best")
             record, best = best_record(run.history), None
@@ -301,4 +306,8 @@ def _summary(
             kept = {key: value for key, value in entry.items() if key in ("epoch", "step") or key.startswith("val_")}
             test = {} if evaluation is None else evaluation(variables)
             summary[name] = kept | {f"test_{key}": value for key, value in test.items()}
+    watched = [entry for entry in history if "test_accuracy" in entry]
+    if watched:
+        highest = max(watched, key=lambda entry: entry["test_accuracy"])
+        summary["highest"] = {key: highest[key] for key in ("epoch", "step", "test_accuracy")}
     return summary
