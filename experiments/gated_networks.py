@@ -292,7 +292,8 @@ class Classifier(nn.Module):
 
     def encode(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Images of [0, 1] as the network reads them."""
-        return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.deviation, x.dtype)
+        mean, deviation = (jnp.asarray(part, x.dtype).reshape(1, 1, 1, -1) for part in (self.mean, self.deviation))
+        return (x - mean) / deviation
 
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False, encoded: bool = False
@@ -318,9 +319,8 @@ def build(config: GatedRun) -> nn.Module:
         ConfigError: fields that do not fit one another.
     """
     if config.grid_sizes and config.architecture in ("fc", "vconv"):
-        raise ConfigError(
-            f"grid_sizes: got {shown(config.grid_sizes)}, {config.architecture} takes one image size only"
-        )
+        sizes = shown(config.grid_sizes)
+        raise ConfigError(f"grid_sizes: got {sizes}, expected none: {config.architecture} takes one image size only")
     try:
         layers = layers_of(config)
     except ValueError as error:

@@ -164,3 +164,17 @@ def test_styles_are_fixed_by_the_name():
     assert method_style("grad_cam")[0] == "Grad-CAM"
     assert method_style("occlusion_3") == method_style("occlusion_3")
     assert method_style("a_new_method")[0] == "A new method"
+
+
+def test_filters_and_overlaps_are_drawn_with_their_names():
+    filters = rng.normal(size=(2, 3, 4, 4))
+    figure = draw.filter_sheet(filters, ["gate 0", "gate 4"], [["a", "b", "c"]] * 2)
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["gate 0", "gate 4"]
+    expected = draw.contribution_map(filters)
+    np.testing.assert_allclose(np.asarray(figure.axes[4].images[0].get_array()), expected[1, 1])
+    with pytest.raises(ValueError, match="expected 2 names and 2 rows of 3 titles"):
+        draw.filter_sheet(filters, ["one"], [["a", "b", "c"]] * 2)
+    overlaps = np.array([[[0.5, 0.1], [0.1, np.nan]]])
+    figure = draw.overlap_matrices(overlaps, ["gate 0"], ["cat", "dog"])
+    assert figure.axes[0].get_title() == "gate 0: 0.10 to 0.50"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
