@@ -82,6 +82,7 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         versions=infos[0]["versions"],
         seeds=seeds,
         metrics=summarise(values, {} if changed else experiment.paper),
+        headline=experiment.headline,
     )
 
 

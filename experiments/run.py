@@ -24,12 +24,13 @@ SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100
 
 @dataclass(frozen=True)
 class Experiment(Generic[Config]):
-    """A named run: where it stands in the paper, how long it took, and metric → the paper's number."""
+    """A named run: its place in the paper, how long it took, metric → the paper's number, and `Results.headline`."""
 
     config: Config
     source: str
     time: str = "not measured"
     paper: Mapping[str, float] = field(default_factory=dict)
+    headline: bool = True
 
 
 @dataclass(frozen=True)

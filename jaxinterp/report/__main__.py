@@ -1,4 +1,4 @@
-"""`python -m jaxinterp.report README.md`: rewrite a README's tables from the committed results."""
+"""`python -m jaxinterp.report README.md experiments/results/README.md`: rewrite their tables from committed results."""
 
 import sys
 from pathlib import Path

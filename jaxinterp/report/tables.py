@@ -12,15 +12,18 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
 
 BEGIN, END = "<!-- results: begin (python -m jaxinterp.report README.md) -->", "<!-- results: end -->"
+ALL = "<!-- all results: begin (python -m jaxinterp.report experiments/results/README.md) -->"
 LOCALISATION = "localisation_3x3_median"
 HEADLINES: dict[str, tuple[str, str]] = {  # metric: (column title, number format)
     "test_accuracy": ("test accuracy", ".2%"),
+    "test_accuracy_highest": ("highest of all epochs", ".2%"),
+    "npk_test_accuracy": ("NPK regression", ".2%"),
     LOCALISATION: ("localisation 3×3", ".3f"),
     "removal_curve_mean": ("removal curve", ".3f"),
     "completeness_residual": ("residual", ".0e"),
 }
 
-SPEED = "times as fast"
+SPEED = "× as fast"
 MEANINGS = {"memory": "of its working memory", "_vs_rectangular": "of its time", "_vs_relu": "of its time"}
 
 
@@ -36,7 +39,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run gave: its command, where and with what it was made, and its metrics."""
+    """What a run gave: its command, where and with what it was made, and its metrics; whether the README shows it."""
 
     run: str
     command: str
@@ -44,6 +47,7 @@ class Results:
     versions: Mapping[str, str]
     seeds: tuple[int, ...]
     metrics: Mapping[str, Metric]
+    headline: bool = True
 
 
 def summarise(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float] | None = None) -> dict[str, Metric]:
@@ -113,24 +117,41 @@ def _number(metric: Metric | None, form: str) -> str:
 
 
 def results_table(results: Iterable[Results]) -> str:
-    """The headline metrics of runs as a Markdown table, one row per run.
+    """The headline metrics of trained runs as a Markdown table, one row per run, without columns that are empty.
 
     Returns:
         The table. "best rival" is the highest localisation of a post-hoc method on the same model.
     """
-    titles = [title for title, _ in HEADLINES.values()]
-    lines = ["| run | " + " | ".join([*titles, "best rival's localisation", "seeds"]) + " |"]
-    lines.append("|---" * (len(titles) + 3) + "|")
-    for result in results:
-        cells = [_number(result.metrics.get(name), form) for name, (_, form) in HEADLINES.items()]
-        rivals = {k: m for k, m in result.metrics.items() if k.startswith(f"{LOCALISATION}_")}
-        best = max(rivals, key=lambda name: rivals[name].mean, default=None)
-        rival = "–"
-        if best is not None:
-            name = best.removeprefix(f"{LOCALISATION}_").replace("_", " ")
-            rival = f"{rivals[best].mean:.3f} ({name})"
-        lines.append("| " + " | ".join([f"`{result.run}`", *cells, rival, str(len(result.seeds))]) + " |")
+    trained = [result for result in results if "test_accuracy" in result.metrics]
+    columns = {name: HEADLINES[name] for name in HEADLINES if any(name in result.metrics for result in trained)}
+    titles = [title for title, _ in columns.values()]
+    titles += ["best rival's localisation"] if LOCALISATION in columns else []
+    lines = ["| run | " + " | ".join([*titles, "seeds"]) + " |", "|---" * (len(titles) + 2) + "|"]
+    for result in trained:
+        cells = [_number(result.metrics.get(name), form) for name, (_, form) in columns.items()]
+        if LOCALISATION in columns:
+            cells.append(_best_rival(result))
+        lines.append("| " + " | ".join([f"`{result.run}`", *cells, str(len(result.seeds))]) + " |")
     return "\n".join(lines)
+
+
+def _best_rival(result: Results) -> str:
+    rivals = {name: m for name, m in result.metrics.items() if name.startswith(f"{LOCALISATION}_")}
+    best = max(rivals, key=lambda name: rivals[name].mean, default=None)
+    if best is None:
+        return "–"
+    return f"{rivals[best].mean:.3f} ({best.removeprefix(f'{LOCALISATION}_').replace('_', ' ')})"
+
+
+def measurements_table(results: Iterable[Results]) -> str:
+    """All metrics of results that are not of a trained network, one row each; empty where there are none."""
+    rows = [
+        f"| `{result.run}` | {name.replace('_', ' ')} | {metric.mean:.3g} ± {metric.std:.1g} | {metric.n} |"
+        for result in results
+        if "test_accuracy" not in result.metrics
+        for name, metric in result.metrics.items()
+    ]
+    return "\n".join(["| measured by | what | mean | seeds |", "|---|---|---|---|", *rows]) if rows else ""
 
 
 def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -139,26 +160,31 @@ def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         benchmarks: file stem → its content, with a mapping "ratios" of name → number.
     """
-    lines = ["| benchmark | comparison | ratio |", "|---|---|---|"]
+    lines = ["| benchmark | ratios |", "|---|---|"]
     for stem, content in benchmarks.items():
-        for name, ratio in content["ratios"].items():
-            meaning = next(
-                (text for end, text in MEANINGS.items() if name.startswith(end) or name.endswith(end)), SPEED
-            )
-            lines.append(f"| `{stem}` | {name.replace('_', ' ')} | {float(ratio):.3g} {meaning} |")
+        ratios = [f"{name.replace('_', ' ')} {_ratio(name, ratio)}" for name, ratio in content["ratios"].items()]
+        lines.append(f"| `{stem}` | {'; '.join(ratios)} |")
     return "\n".join(lines)
 
 
-def readme_block(root: Path) -> str:
-    """What stands between the markers of the README: the tables of all committed results.
+def _ratio(name: str, ratio: float) -> str:
+    ends = (text for end, text in MEANINGS.items() if name.startswith(end) or name.endswith(end))
+    meaning = next(ends, None)
+    return f"{float(ratio):.3g}{SPEED}" if meaning is None else f"{float(ratio):.3g} {meaning}"
+
+
+def readme_block(root: Path, everything: bool = False) -> str:
+    """What stands between the markers of a README: the tables of committed results.
 
     Args:
         root: the repository, with experiments/results/*.json and benchmarks/results/*.json.
+        everything: every result, not only the headlines.
 
     Raises:
         ConfigError: a results file is damaged.
     """
-    results = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
+    found = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
+    results = [result for result in found if everything or result.headline]
     benchmarks = {}
     for path in sorted((root / "benchmarks" / "results").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -166,11 +192,12 @@ def readme_block(root: Path) -> str:
             raise ConfigError(f'{path}: a benchmark file has an object "ratios"')
         benchmarks[path.stem] = content
     tables = [results_table(results)] if results else []
+    tables += [measured] if everything and (measured := measurements_table(results)) else []
     tables += [ratios_table(benchmarks)] if benchmarks else []
     return "\n\n".join(tables) or "No results are committed yet."
 
 
-def with_results(readme: str, block: str) -> str:
+def with_results(readme: str, block: str, begin: str = BEGIN) -> str:
     """The README with what stands between its two markers replaced by `block`.
 
     Raises:
@@ -180,20 +207,26 @@ def with_results(readme: str, block: str) -> str:
         >>> with_results(f"a {BEGIN} old {END} b", "new").splitlines()[1]
         'new'
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ConfigError(f"README: expected the markers {BEGIN} and {END} once each, in this order")
-    head, tail = readme.split(BEGIN)[0], readme.split(END)[1]
-    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+    if readme.count(begin) != 1 or readme.count(END) != 1 or readme.index(begin) > readme.index(END):
+        raise ConfigError(f"README: expected the markers {begin} and {END} once each, in this order")
+    head, tail = readme.split(begin)[0], readme.split(END)[1]
+    return f"{head}{begin}\n{block}\n{END}{tail}"
 
 
 def rewrite(readme: Path) -> bool:
-    """Bring the results in a README up to date with the results files beside it.
+    """Bring the results in a README up to date with the results files of its repository.
+
+    Args:
+        readme: at the root of the repository, or, for all results, in the folder that holds them.
 
     Returns:
         Whether the file changed.
     """
-    old = readme.read_text(encoding="utf-8")
-    new = with_results(old, readme_block(readme.resolve().parent))
+    old, folder = readme.read_text(encoding="utf-8"), readme.resolve().parent
+    if ALL in old:
+        new = with_results(old, readme_block(folder.parents[1], everything=True), ALL)
+    else:
+        new = with_results(old, readme_block(folder))
     if new != old:
         write_text(readme, new)
     return new != old

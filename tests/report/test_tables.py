@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_results_files_have_the_published_form_and_read_back(tmp_path: Path) -> 
     written = results(test_accuracy=tables.Metric(2, 0.97, 0.01), other=tables.Metric(2, 1.0, 0.5, 0.9))
     tables.write_results(path, written)
     content = json.loads(path.read_text())
-    assert list(content) == ["run", "command", "machine", "versions", "seeds", "metrics"]
+    assert list(content) == ["run", "command", "machine", "versions", "seeds", "metrics", "headline"]
     assert content["seeds"] == [0, 1]
     assert content["metrics"]["test_accuracy"] == {"n": 2, "mean": 0.97, "std": 0.01}
     assert content["metrics"]["other"] == {"n": 2, "mean": 1.0, "std": 0.5, "paper": 0.9}
@@ -55,8 +56,7 @@ def test_results_table_shows_spread_paper_and_best_rival() -> None:
         ]
     ).splitlines()[-1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:3] == ["`coda/x`", "93.12% ± 0.20% (paper 93.20%)", "0.940 ± 0.010"]
-    assert cells[3:] == ["–", "1e-06", "0.740 (grad cam)", "2"]
+    assert cells == ["`coda/x`", "93.12% ± 0.20% (paper 93.20%)", "0.940 ± 0.010", "1e-06", "0.740 (grad cam)", "2"]
 
 
 def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) ->
     assert text.startswith(f"before\n{tables.BEGIN}\n| run |")
     assert text.endswith(f"{tables.END}\nafter\n")
     assert "| `coda/x` | 50.00% |" in text
-    assert "| `coda-cpu` | forward vs torch | 12.3 times as fast |" in text
+    assert "| `coda-cpu` | forward vs torch 12.3× as fast |" in text
     assert not tables.rewrite(readme)
     benchmark.write_text("[]")
     with pytest.raises(ConfigError, match=r"coda-cpu\.json"):
@@ -91,3 +91,22 @@ def test_markers_must_be_there_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_committed_readme_is_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables.with_results(readme, tables.readme_block(ROOT)) == readme
+    every = (ROOT / "experiments" / "results" / "README.md").read_text(encoding="utf-8")
+    assert tables.with_results(every, tables.readme_block(ROOT, everything=True), tables.ALL) == every
+
+
+def test_the_readme_has_headlines_and_the_results_folder_all(tmp_path: Path) -> None:
+    folder = tmp_path / "experiments/results"
+    for name, headline in (("a", True), ("b", False)):
+        published = replace(results(test_accuracy=tables.Metric(1, 0.5, 0.0)), run=name, headline=headline)
+        tables.write_results(folder / f"{name}.json", published)
+    tables.write_results(folder / "c.json", replace(results(slope=tables.Metric(2, -0.5, 0.01)), run="c"))
+    for path, begin in ((tmp_path / "README.md", tables.BEGIN), (folder / "README.md", tables.ALL)):
+        path.write_text(f"{begin}\n{tables.END}\n")
+        tables.rewrite(path)
+    short, every = ((path / "README.md").read_text() for path in (tmp_path, folder))
+    assert "`a`" in short
+    assert "`b`" not in short
+    assert "slope" not in short
+    assert "| `b` | 50.00% | 1 |" in every
+    assert "| `c` | slope | -0.5 ± 0.01 | 2 |" in every
