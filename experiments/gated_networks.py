@@ -176,6 +176,7 @@ def _npf(architecture: str, optimiser: str, config: GatedRun) -> dict[str, Exper
             replace(config, regime=regime),
             f"NPF, Table 1: {architecture.upper()}, {optimiser.upper()}",
             paper={"test_accuracy_highest": accuracy},
+            headline=optimiser == "adam",
         )
         for regime, accuracy in zip(REGIMES, NPF[architecture, optimiser], strict=True)
     }

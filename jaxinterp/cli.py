@@ -33,7 +33,7 @@ RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
 
 @dataclass(frozen=True)
 class Demo:
-    """Train coda/digits, explain it exactly, measure it against post-hoc methods, and write report.html."""
+    """Train coda/digits and gated/digits-dlgn, explain them exactly, measure them, and write a report.html of each."""
 
     run_dir: Path = Path("runs/demo")
     """Folder of the run."""
@@ -47,6 +47,10 @@ class Demo:
         Train("coda/digits", overrides, run_dir=self.run_dir, smoke=self.smoke)(console)
         Evaluate((self.run_dir,))(console)
         Report(self.run_dir)(console)
+        gated = self.run_dir / "gated"
+        Train("gated/digits-dlgn", run_dir=gated, smoke=self.smoke)(console)
+        Evaluate((gated,))(console)
+        Report(gated)(console)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from jaxinterp.kernels.pairs import Pairs, rectangular, symmetric
 from jaxinterp.models.architecture import (
     Architecture,
     AvgPool,
@@ -322,34 +323,11 @@ class _Recursion:
         return self.each(windows, state)
 
 
-BLOCK = 16 << 20  # bytes of the largest array of a block of pairs
-
-
-def _blocks(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
-    """The recursion over blocks of pairs whose arrays stay in the cache."""
-    n, m = len(x), len(x2)
-    positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (_Recursion(kernel, norms, x.shape[1:]).axes // 2)
-    pairs = max(1, BLOCK // (positions * x.dtype.itemsize))
-    columns = min(m, pairs)
-    rows = min(n, max(1, pairs // columns))
-
-    def pairs_of(block: Any, other: Any) -> Array:
-        return _Recursion(kernel, norms, x.shape[1:])(*block, *other)
-
-    def cut(tree: Any, count: int, size: int) -> Any:
-        parts = math.ceil(count / size)
-        pad = parts * size - count
-        return jax.tree.map(
-            lambda a: jnp.pad(a, ((0, pad), *((0, 0),) * (a.ndim - 1))).reshape(parts, size, *a.shape[1:]), tree
-        )
-
-    def row(block: Any) -> Array:
-        if columns == m:
-            return pairs_of(block, (x2, gates2))
-        found = lax.map(partial(pairs_of, block), cut((x2, gates2), m, columns))
-        return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :m]
-
-    return lax.map(row, cut((x, gates), n, rows)).reshape(-1, m)[:n]
+def _pairs(kernel: PathKernel, norms: Any, x: Array) -> tuple[Pairs, int]:
+    """The recursion as a function of two blocks of (inputs, gates), and the bytes of its state for one pair."""
+    recursion = partial(_Recursion, kernel, norms, x.shape[1:])
+    positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
+    return lambda block, other: recursion()(*block, *other), positions * x.dtype.itemsize
 
 
 def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
@@ -378,7 +356,8 @@ def _cosines(k: Array, diagonal: Array, diagonal2: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _rectangular(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
-    k = _blocks(kernel, norms, x, gates, x2, gates2)
+    pairs, size = _pairs(kernel, norms, x)
+    k = rectangular(pairs, (x, gates), (x2, gates2), size)
     if kernel.normalize != "unit_diag":
         return k
     return _cosines(k, _self_kernel(kernel, norms, x, gates), _self_kernel(kernel, norms, x2, gates2))
@@ -386,22 +365,8 @@ def _rectangular(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array
 
 @partial(jax.jit, static_argnums=0)
 def _symmetric(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
-    n = len(x)
-    panel = max(64, math.ceil(n / 8))
-    k = jnp.zeros((n, n), x.dtype)
-    for start in range(0, n, panel):
-        rows = jax.tree.map(lambda a, s=start: a[s : s + panel], (x, gates))
-        rest = jax.tree.map(lambda a, s=start: a[s:], (x, gates))
-        if x.ndim == 2:  # a panel is small beside the result, and whole panels are the faster products
-            found = _Recursion(kernel, norms, x.shape[1:])(*rows, *rest)
-        else:
-            found = _blocks(kernel, norms, *rows, *rest)
-        size = len(found)
-        corner = jnp.triu(found[:, :size])
-        if start + size < n:
-            k = lax.dynamic_update_slice(k, found[:, size:].T, (start + size, start))
-        k = lax.dynamic_update_slice(k, found, (start, start))
-        k = lax.dynamic_update_slice(k, corner + jnp.triu(corner, 1).T, (start, start))
+    pairs, size = _pairs(kernel, norms, x)
+    k = symmetric(pairs, (x, gates), None if x.ndim == 2 else size)
     if kernel.normalize != "unit_diag":
         return k
     diagonal = jnp.diagonal(k)

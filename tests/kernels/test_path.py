@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.kernels import path
+from jaxinterp.kernels import pairs
 from jaxinterp.kernels.path import Norm, PathKernel
 from jaxinterp.models.architecture import (
     AvgPool,
@@ -237,7 +237,7 @@ def test_normalisations_and_blocks(layers, monkeypatch):
     np.testing.assert_allclose(unit, counts / roots[:, None] / roots[None], rtol=1e-10, atol=1e-12)
     whole = PathKernel(layers, normalize="unit_diag")(x, gates, x, gates)
     np.testing.assert_allclose(whole, unit, rtol=1e-10, atol=1e-12)
-    monkeypatch.setattr(path, "BLOCK", 5 * 16**2 * 8)
+    monkeypatch.setattr(pairs, "BLOCK", 5 * 16**2 * 8)
     jax.clear_caches()
     close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12 * float(counts.max()))
     close(PathKernel(layers)(x, gates), counts)

@@ -108,5 +108,5 @@ def test_the_readme_has_headlines_and_the_results_folder_all(tmp_path: Path) -> 
     assert "`a`" in short
     assert "`b`" not in short
     assert "slope" not in short
-    assert "| `b` | 50.00% | 1 |" in every
+    assert "| `b` | 50.00% | 2 |" in every
     assert "| `c` | slope | -0.5 ± 0.01 | 2 |" in every
