@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 Pairs = Callable[[Any, Any], Float[Array, "rows columns"]]
 
-BLOCK = 16 << 20  # bytes of the largest array of a block of pairs
+BLOCK = {"cpu": 16 << 20}  # bytes of the largest array of a block of pairs: what stays in the cache
+LARGE_BLOCK = 1 << 30  # on accelerators: what keeps them busy
 PANELS = 8  # of a symmetric matrix
 
 
@@ -26,7 +27,7 @@ def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[A
         bytes_each: of the largest array that one pair asks for.
     """
     n, m = (len(jax.tree.leaves(side)[0]) for side in (left, right))
-    most = max(1, BLOCK // bytes_each)
+    most = max(1, BLOCK.get(jax.default_backend(), LARGE_BLOCK) // bytes_each)
     columns = min(m, most)
     rows = min(n, max(1, most // columns))
 

@@ -172,13 +172,18 @@ class PathKernel:
 
 
 class _State(NamedTuple):
-    """Q and T of all pairs, (n, m) with the positions of both, (H, W, H', W'), or of one where they stay equal."""
+    """Q and T of all pairs: (n, m), (n, H, W, m, H', W'), or (n, m, H, W) where positions stay equal."""
 
     q: Array
     t: Array | None
     channels: int
     summed: bool  # over channels; otherwise the covariance of one of `channels` units alike
     norm: Norm | None = None  # to be applied with the next gate
+
+
+def _apart(a: Array) -> Array:
+    """Compute this array before what uses it: XLA would pad inside the sums, whose loops on CPU are slow then."""
+    return lax.optimization_barrier(a) if jax.default_backend() == "cpu" else a
 
 
 class _Recursion:
@@ -219,7 +224,7 @@ class _Recursion:
         dot = partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
         if g.ndim == 2:
             return dot("nc,mc->nm", g, g2)
-        return dot("nhwc,mhwc->nmhw" if self.axes == 2 else "nhwc,muvc->nmhwuv", g, g2)
+        return dot("nhwc,mhwc->nmhw" if self.axes == 2 else "nhwc,muvc->nhwmuv", g, g2)
 
     def run(self, layers: Architecture, state: _State, gates: Any) -> _State:
         for layer in layers:
@@ -268,14 +273,14 @@ class _Recursion:
         mode = "wrap" if layer.padding == "circular" else "constant"
         for axis in (0, 1):
             kernel, stride, pads = layer.kernel_size[axis], layer.strides[axis], layer.pads[axis]
-            axes = [2 + axis] if self.axes == 2 else [2 + axis, 4 + axis]
-            a = jnp.pad(a, [pads if i in axes else (0, 0) for i in range(a.ndim)], mode=mode)
+            axes = [2 + axis] if self.axes == 2 else [1 + axis, 4 + axis]
+            a = _apart(jnp.pad(a, [pads if i in axes else (0, 0) for i in range(a.ndim)], mode=mode))
             size = (a.shape[axes[0]] - kernel) // stride + 1
             terms = []
             for offset in range(kernel):
                 cut = slice(offset, offset + stride * (size - 1) + 1, stride)
                 terms.append(a[tuple(cut if i in axes else slice(None) for i in range(a.ndim))])
-            a = sum(terms[1:], terms[0])
+            a = _apart(sum(terms[1:], terms[0]))
         return a * jnp.asarray(self.share(int(np.prod(layer.kernel_size))), a.dtype)
 
     def gate(self, state: _State, g: Array, g2: Array) -> _State:
@@ -302,8 +307,8 @@ class _Recursion:
     def flatten(self, state: _State) -> _State:
         if state.q.ndim == 2:
             return state
-        positions = int(np.prod(state.q.shape[2:4]))
-        equal = "nmhw->nm" if self.axes == 2 else "nmhwhw->nm"
+        positions = int(np.prod(state.q.shape[-2:]))
+        equal = "nmhw->nm" if self.axes == 2 else "nhwmhw->nm"
         share = jnp.asarray(self.share(positions), state.q.dtype)
         return self.each(lambda a: jnp.einsum(equal, a) * share, state)._replace(channels=state.channels * positions)
 
@@ -311,14 +316,14 @@ class _Recursion:
         """Averages over windows at either position; sums where paths are counted."""
         reduce = jnp.sum if self.counts else jnp.mean
         if isinstance(layer, GlobalAvgPool):
-            return self.each(lambda a: reduce(a, axis=(2, 3, 4, 5)), state)
+            return self.each(lambda a: reduce(a, axis=(1, 2, 4, 5)), state)
 
         def windows(a: Array) -> Array:
-            n, m, height, width = a.shape[:4]
+            n, height, width, m = a.shape[:4]
             (wy, wx) = layer.window
             rows, columns = height // wy, width // wx
-            a = a[:, :, : rows * wy, : columns * wx, : rows * wy, : columns * wx]
-            return reduce(a.reshape(n, m, rows, wy, columns, wx, rows, wy, columns, wx), axis=(3, 5, 7, 9))
+            a = a[:, : rows * wy, : columns * wx, :, : rows * wy, : columns * wx]
+            return reduce(a.reshape(n, rows, wy, columns, wx, m, rows, wy, columns, wx), axis=(2, 4, 7, 9))
 
         return self.each(windows, state)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -104,7 +105,7 @@ class Tiles:
         """Compute what is not there yet; a run that was killed loses no more than its open tiles.
 
         Tiles are dealt out to hosts, and on each host to its devices, one tile ahead of each; every tile is on disk
-        before it counts as finished.
+        before it counts as finished. Hosts share the folder, and wait for one another at the end.
 
         Args:
             block: (rows, columns) ↦ that part of the matrix, float32; called on the tile's device.
@@ -117,7 +118,9 @@ class Tiles:
             DataError: a tile is not finite or has another shape, or it could not be written, for a full disk say;
                 finished tiles are kept.
         """
-        mine = self.open_tiles()[jax.process_index() :: jax.process_count()]
+        # Dealt out of all tiles, not of the open ones: those may change while another host looks at them.
+        dealt, unfinished = list(self.wanted())[jax.process_index() :: jax.process_count()], set(self.open_tiles())
+        mine = [tile for tile in dealt if tile in unfinished]
         devices, under_way = jax.local_devices(), deque[tuple[int, int, Any]]()
         columns = TextColumn("tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, disable=not show) as bar:
@@ -131,6 +134,8 @@ class Tiles:
             for open_tile in under_way:
                 self._keep(*open_tile)
                 bar.advance(task)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxinterp.kernels.tiles")
         return len(mine)
 
     def _keep(self, i: int, j: int, values: Any) -> None:

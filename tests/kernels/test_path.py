@@ -237,7 +237,7 @@ def test_normalisations_and_blocks(layers, monkeypatch):
     np.testing.assert_allclose(unit, counts / roots[:, None] / roots[None], rtol=1e-10, atol=1e-12)
     whole = PathKernel(layers, normalize="unit_diag")(x, gates, x, gates)
     np.testing.assert_allclose(whole, unit, rtol=1e-10, atol=1e-12)
-    monkeypatch.setattr(pairs, "BLOCK", 5 * 16**2 * 8)
+    monkeypatch.setitem(pairs.BLOCK, "cpu", 5 * 16**2 * 8)
     jax.clear_caches()
     close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12 * float(counts.max()))
     close(PathKernel(layers)(x, gates), counts)
@@ -272,6 +272,10 @@ def test_deep_kernels_stay_within_float32():
     want = gram / roots[:, None] / roots[None] * np.exp(logs - diagonal[:, None] - diagonal[None])
     np.testing.assert_allclose(unit, want, rtol=2e-5, atol=1e-12)
     assert np.isfinite(PathKernel(layers, normalize="width")(x, gates)).all()
+    for get in ("ntk", "nngp"):
+        deep = np.asarray(PathKernel(layers, get=get)(x, gates))
+        size = np.sqrt(np.diagonal(deep))
+        np.testing.assert_allclose(deep / size[:, None] / size[None], want, rtol=5e-5, atol=1e-12)
 
 
 def test_permuted_gates_change_convolutions_and_nothing_else():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -132,3 +133,36 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path, monkeypatc
     assert again.open_tiles() == [(1, 0)]
     assert again[0, 0].tolist() == [[1.0] * 3] * 3
     assert json.loads((tmp_path / "config.json").read_text())["tile"] == 3
+
+
+HOST = """
+import sys, time
+from jaxinterp.train import initialize
+initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
+import numpy as np
+from jaxinterp.kernels.tiles import Tiles
+time.sleep(int(sys.argv[3]))  # the second process looks when the first has finished some tiles
+tiles = Tiles(sys.argv[1], (23, 23), tile=5, symmetric=True)
+x = np.arange(23.0, dtype=np.float32)
+count = tiles.compute(lambda rows, columns: x[rows, None] * x[None, columns], show=False)
+print(count, np.array_equal(tiles.read(), np.outer(x, x)))
+"""
+
+
+def test_two_hosts_share_the_tiles(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(tmp_path), port, str(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [host.communicate(timeout=300)[0].splitlines()[-1] for host in hosts]
+    assert said == ["8 True", "7 True"]
