@@ -45,6 +45,13 @@ from jaxinterp.train.log import commit
 from jaxinterp.train.log import machine as machine_in_words
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def slug(machine: str) -> str:
+    """A machine's name as a part of a file's: without its memory, in lower case, words joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine).lower()).strip("-")
+
+
 # The temperature, with no bias: at initialisation 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
 # and no comparison would then notice a wrong network.
 SCALE = 1.0
@@ -283,7 +290,6 @@ def main(options: Options) -> None:
     memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
     ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
     machine = options.machine or machine_in_words()
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine).lower()).strip("-")
     result = {
         "benchmark": "coda",
         "command": " ".join(["python -m benchmarks.coda", *sys.argv[1:]]),
@@ -299,8 +305,7 @@ def main(options: Options) -> None:
         "ratios": ratios,
     }
     suffix = "" if options.dtype == "float32" else f"-{options.dtype}"
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"coda-{slug}{suffix}.json"
+    path = RESULTS / f"coda-{slug(machine)}{suffix}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     medians = {name: round(times["median"], 4) for name, times in seconds.items()}
     shown = {"ratios": ratios, "medians": medians, "peak_bytes": memory, "relative_difference": difference}

@@ -8,7 +8,6 @@ shapes and type. PyTorch writes the same kernel with its own products, in place.
 """
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ import optax
 import torch
 import tyro
 
-from benchmarks.coda import RESULTS, alternate, relative
+from benchmarks.coda import RESULTS, alternate, relative, slug
 from jaxinterp.kernels.path import PathKernel
 from jaxinterp.models.architecture import c4gap, fc, gate_shapes
 from jaxinterp.models.gated import GatedNetwork, Network
@@ -143,8 +142,7 @@ def main(options: Options) -> None:
         "convolutional_microseconds_per_pair_and_layer": 1e6 * median["convolutional"] / layers,
         "ratios": ratios,
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine()).lower()).strip("-")
-    path = RESULTS / f"npk-{slug}.json"
+    path = RESULTS / f"npk-{slug(machine())}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({"ratios": ratios, "medians": median, "gflops": result["gflops"]}, indent=2))
     print(f"written: {path}")

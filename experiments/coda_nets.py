@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from experiments.run import Experiment, Run, at_least, small
+from experiments.run import Experiment, Run, Schedule, at_least, small
 from experiments.subject import Subject
 from jaxinterp.errors import ConfigError
 from jaxinterp.models.baselines import ResNetTrunk
@@ -59,7 +59,7 @@ class CoDARun(Run):
     trunk_depth: int = 0
     trunk_blocks: int = 0
     learning_rate: float = 2.5e-4
-    schedule: Literal["constant", "staircase", "warmup", "ramp", "cosine"] = "staircase"
+    schedule: Schedule = "staircase"
     epochs: int = 200
     batch_size: int = 16
     accumulate: int = 2

@@ -9,19 +9,21 @@ Lakshminarayanan & Singh, NeurIPS 2020 (arXiv 2006.10529, "NPF") and arXiv 2110.
 `jaxinterp list` shows for each run where it stands in the papers, how long it took, and the printed numbers: they are
 the fields of `RUNS` below. Regimes: fixed random gates, independent of the values' weights (`frozen`, FR-II) or equal
 to them (`copied`, FR-DI); gates of a trained ReLU network (`learnt`, FLNPF: it is trained first, in the run's own
-folder `gates`); gates trained together with the values (`decoupled`, DNPFL); and the ReLU network (`relu`).
+folder `gates`); gates trained together with the values (`decoupled`, DNPFL) or alone, with fixed random values
+(`gates`); and the ReLU network (`relu`).
 
 The papers print the best *test* accuracy over the epochs of a run, which is chosen on the test images: it stands here
 as `test_accuracy_highest`, beside the paper's number. What we report as the accuracy is that of the last epoch, and
 apart from it that of the epoch best on a small part of the training images that is held out.
 Where the text and the code of NPF differ, the code is followed (five hidden layers with biases, Adam at 1e-4, gates of
-1.1 sigmoid(4 q)), with its framework's default weights. The 64,000 steps of DLGN's recipe are 168 epochs of what is
-left of CIFAR-10 after holding out.
+1.1 sigmoid(4 q)). The 64,000 steps of DLGN's recipe are 168 epochs of what is left of CIFAR-10 after holding out. What
+neither paper states, and is assumed: the initial weights (Glorot's, the default of the framework; He's in the recipe
+that DLGN's code base has), Adam's ε, the epochs of C4GAP, its padding and its lack of biases, DLGN's weight decay (that
+of its code base), and how a ResNet's gates are wired.
 """
 
 import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,23 +32,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from experiments import gated_page
+from experiments.page import Report, first_of_each_class
 from experiments.path_regression import Side, regress
-from experiments.run import Experiment, Run, at_least, shown, small
+from experiments.run import DataSet, Experiment, Run, Schedule, at_least, shown, small
 from experiments.subject import Subject
 from jaxinterp.data import Dataset
-from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.paths import class_overlap
-from jaxinterp.kernels.path import PathKernel
-from jaxinterp.models.architecture import Architecture, Flatten, Gate, c4gap, fc, resnet, vconv, vgg16, walk
-from jaxinterp.models.gated import GatedNetwork, Gates, Gating, GatingNetwork, Network
+from jaxinterp.kernels.path import Norm, PathKernel
+from jaxinterp.models.architecture import (
+    Architecture,
+    BatchNorm,
+    Flatten,
+    Gate,
+    c4gap,
+    fc,
+    gate_count,
+    gate_shapes,
+    resnet,
+    vconv,
+    vgg16,
+    walk,
+)
+from jaxinterp.models.gated import EPSILON, GatedNetwork, Gates, Gating, GatingNetwork, Network
 from jaxinterp.report.page import Section
-from jaxinterp.train import LossFn, classification_loss, softmax_cross_entropy
+from jaxinterp.train import LossFn, classification_loss, predict, softmax_cross_entropy
 
-Regime = Literal["relu", "decoupled", "frozen", "copied", "learnt"]
+Regime = Literal["relu", "decoupled", "gates", "frozen", "copied", "learnt"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,8 @@ class GatedRun(Run):
         width: units of a layer (fc), channels (c4gap), or channels of the first stage (vgg16, resnet).
         depth: gated layers (fc, c4gap), or all layers (resnet, 6n + 2).
         classes: outputs.
-        regime: relu, decoupled, frozen, copied or learnt; see above.
+        regime: relu, decoupled, gates, frozen, copied or learnt; see above.
+        gates_epochs: epochs of the ReLU network whose gates are taken; as many as the values' where 0.
         gating: relu (DGN), linear (DLGN) or shallow (DLGN-SF).
         sharpness: β of gates that are trained.
         scale: their factor 1 + ε.
@@ -77,6 +93,7 @@ class GatedRun(Run):
     depth: int = 5
     classes: int = 10
     regime: Regime = "decoupled"
+    gates_epochs: int = 0
     gating: Gating = "relu"
     sharpness: float = 4.0
     scale: float = 1.1
@@ -88,14 +105,13 @@ class GatedRun(Run):
     kernel_images: int = 0
     kernel_tests: int = 10_000
     memory: float = 2.0
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"] = "mnist"
+    dataset: DataSet = "mnist"
     channels: int = 1
     flip: bool = False
     crop: int = 0
     learning_rate: float = 1e-4
-    schedule: Literal["constant", "staircase", "warmup", "ramp", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     batch_size: int = 32
-    watch_test: bool = True
     grid_sizes: tuple[int, ...] = ()
     removal_images: int = 200
     occlusion_stride: int = 4
@@ -108,14 +124,22 @@ class GatedRun(Run):
         """
         super().__post_init__()
         at_least(self, 1, "width", "depth", "classes", "kernel_tests")
-        at_least(self, 0, "kernel_images", "roll")
+        at_least(self, 0, "kernel_images", "roll", "gates_epochs")
         for name in ("sharpness", "scale", "memory"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a positive finite number")
         if self.regime in ("copied", "learnt") and self.gating != "relu":
             raise ConfigError(f"gating: got {self.gating} with regime={self.regime}, expected relu")
+        if self.dataset == "imagenet2012":
+            raise ConfigError("dataset: got imagenet2012, expected one that fits in memory")
+        for name, none in (("order", ()), ("roll", None), ("value_input", "x")):
+            if self.regime == "relu" and getattr(self, name) != none:
+                raise ConfigError(
+                    f"{name}: got {shown(getattr(self, name))} with regime=relu, which has one network only"
+                )
 
 
+SOFT = ("decoupled", "gates")  # regimes whose gates are trained
 REGIMES: tuple[Regime, ...] = ("frozen", "copied", "decoupled", "learnt", "relu")
 # NPF's table (README of the authors' code): mean of five runs, the best test accuracy over the epochs of each.
 NPF: dict[tuple[str, str], tuple[float, ...]] = {
@@ -152,6 +176,8 @@ DIGITS = replace(
 )  # fmt: skip
 CIFAR = replace(MNIST, dataset="cifar10", channels=3, learning_rate=3e-4, sharpness=10.0, scale=1.0, grids=100)
 POOLED = replace(CIFAR, grid_sizes=(3,))
+VCONV = replace(CIFAR, architecture="vconv", sharpness=4.0, scale=1.1, epochs=80)
+GCONV = replace(VCONV, architecture="gconv", grid_sizes=(3,), epochs=200)
 RAMP = replace(
     POOLED, flip=True, crop=4, standardise=True, optimiser="sgd", momentum=0.9, learning_rate=0.1, schedule="ramp",
     batch_size=128, epochs=168, weights="normal",
@@ -173,8 +199,8 @@ def _npf(architecture: str, optimiser: str, config: GatedRun) -> dict[str, Exper
     stem = "mnist" if architecture == "fc" else f"cifar10-{architecture}"
     return {
         f"gated/{stem}-{regime}-{optimiser}": Experiment(
-            replace(config, regime=regime),
-            f"NPF, Table 1: {architecture.upper()}, {optimiser.upper()}",
+            replace(config, regime=regime, watch_test=True),
+            f"NPF, table of test accuracies: {architecture.upper()}, {optimiser.upper()}",
             paper={"test_accuracy_highest": accuracy},
             headline=optimiser == "adam",
         )
@@ -184,7 +210,8 @@ def _npf(architecture: str, optimiser: str, config: GatedRun) -> dict[str, Exper
 
 def _dlgn(dataset: Literal["cifar10", "cifar100"], architecture: str) -> dict[str, Experiment[GatedRun]]:
     """One row of DLGN's tables."""
-    config = replace(RECIPES[architecture], dataset=dataset, classes=100 if dataset == "cifar100" else 10)
+    classes = 100 if dataset == "cifar100" else 10
+    config = replace(RECIPES[architecture], dataset=dataset, classes=classes, watch_test=True)
     name = "resnet110" if architecture == "resnet" else architecture
     return {
         f"gated/{dataset}-{name}-{model}": Experiment(
@@ -198,7 +225,7 @@ def _dlgn(dataset: Literal["cifar10", "cifar100"], architecture: str) -> dict[st
 
 def _scrambled(model: str) -> dict[str, Experiment[GatedRun]]:
     """C4GAP with its gates in reverse order, and tiled and rolled."""
-    config = replace(RECIPES["c4gap"], **MODELS[model])
+    config = replace(RECIPES["c4gap"], watch_test=True, **MODELS[model])
     printed = {"dgn-x": 0.773, "dgn-1": 0.779, "dlgn-x": 0.759, "dlgn-1": 0.760}[model]
     return {
         f"gated/cifar10-c4gap-{model}-permuted": Experiment(
@@ -206,7 +233,9 @@ def _scrambled(model: str) -> dict[str, Experiment[GatedRun]]:
             "DLGN, Table I: one of its 23 permutations",
             paper={"test_accuracy_highest": printed},
         ),
-        f"gated/cifar10-c4gap-{model}-rolled": Experiment(replace(config, roll=0), "DLGN, drafts: tile and roll"),
+        f"gated/cifar10-c4gap-{model}-rolled": Experiment(
+            replace(config, roll=0, grid_sizes=(), watch_test=False), "DLGN, drafts: tile and roll"
+        ),
     }
 
 
@@ -222,23 +251,27 @@ RUNS: dict[str, Experiment[GatedRun]] = {
     "gated/mnist-dlgn-adam": Experiment(replace(MNIST, gating="linear"), "ours: DLGN with NPF's recipe"),
     "gated/mnist-npk-random": Experiment(replace(KERNEL, regime="frozen"), "ours: NPK regression, random gates"),
     "gated/mnist-npk-learnt": Experiment(replace(KERNEL, regime="learnt"), "ours: NPK regression, learnt gates"),
-    **_npf("vconv", "adam", replace(CIFAR, architecture="vconv", sharpness=4.0, scale=1.1, epochs=80)),
-    **_npf("vconv", "sgd", replace(CIFAR, architecture="vconv", sharpness=4.0, scale=1.1, epochs=80, **SGD)),
-    **_npf("gconv", "adam", replace(POOLED, architecture="gconv", sharpness=4.0, scale=1.1, epochs=200)),
-    **_npf(
-        "gconv",
-        "sgd",
-        replace(POOLED, architecture="gconv", sharpness=4.0, scale=1.1, epochs=100, optimiser="sgd", learning_rate=0.1),
-    ),
+    **_npf("vconv", "adam", VCONV),
+    **_npf("vconv", "sgd", replace(VCONV, **SGD)),
+    **_npf("gconv", "adam", GCONV),
+    **_npf("gconv", "sgd", replace(GCONV, epochs=100, optimiser="sgd", learning_rate=0.1)),
     **{name: run for row in DLGN for name, run in _dlgn(*row).items()},  # type: ignore[arg-type]
     **{name: run for model in ("dgn-x", "dgn-1", "dlgn-x", "dlgn-1") for name, run in _scrambled(model).items()},
+    **{
+        f"gated/cifar10-gconv-staged-{epochs}": Experiment(
+            replace(GCONV, regime="learnt", epochs=80, gates_epochs=epochs),
+            f"NPF, staged: gates of a ReLU network after {epochs} epochs",
+        )
+        for epochs in (10, 20, 30, 40, 50, 60)
+    },
+    "gated/cifar10-gconv-gates-adam": Experiment(replace(GCONV, regime="gates"), "drafts of DLGN: gates trained alone"),
     "gated/cifar10-c1gap-dnn": Experiment(
-        replace(RECIPES["c4gap"], depth=1, width=512, regime="relu", learning_rate=1e-3),
+        replace(RECIPES["c4gap"], depth=1, width=512, regime="relu", learning_rate=1e-3, watch_test=True),
         "DLGN, Table III: C1GAP, 200 epochs",
         paper={"test_accuracy_highest": 0.622},
     ),
     "gated/cifar10-c4gap-sf-1": Experiment(
-        replace(RECIPES["c4gap"], width=512, epochs=50, learning_rate=1e-3, **MODELS["sf-1"]),
+        replace(RECIPES["c4gap"], width=512, epochs=50, learning_rate=1e-3, watch_test=True, **MODELS["sf-1"]),
         "DLGN, Table III: C4GAP-DLGN-SF, width 512",
         paper={"test_accuracy_highest": 0.751},
     ),
@@ -267,15 +300,25 @@ def smoke(config: GatedRun) -> GatedRun:
 
 
 def layers_of(config: GatedRun) -> Architecture:
-    """The architecture of a run."""
-    return {
+    """The architecture of a run.
+
+    Raises:
+        ConfigError: it does not exist at this depth, or does not fit the run's images.
+    """
+    made = {
         "fc": lambda: fc(config.width, config.depth, config.classes, bias=True, flatten=True),
         "c4gap": lambda: c4gap(config.width, config.classes, config.depth),
         "vconv": lambda: vconv(config.classes),
         "gconv": lambda: vconv(config.classes, pooled=True),
         "vgg16": lambda: vgg16(config.classes, config.width),
         "resnet": lambda: resnet(config.depth, config.classes, config.width),
-    }[config.architecture]()
+    }[config.architecture]
+    try:
+        layers = made()
+        gate_shapes(layers, config.image_shape)
+    except ValueError as error:
+        raise ConfigError(f"architecture={config.architecture}: {error}") from error
+    return layers
 
 
 class Classifier(nn.Module):
@@ -322,22 +365,25 @@ def build(config: GatedRun) -> nn.Module:
     if config.grid_sizes and config.architecture in ("fc", "vconv"):
         sizes = shown(config.grid_sizes)
         raise ConfigError(f"grid_sizes: got {sizes}, expected none: {config.architecture} takes one image size only")
-    try:
-        layers = layers_of(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    if config.grid_sizes and config.roll is not None:
+        raise ConfigError("roll: scrambles grids unlike single images; expected grid_sizes= (none) with it")
+    if config.architecture == "fc" and config.value_input == "ones":
+        raise ConfigError("value_input: got ones with fc, whose values then see nothing of an image; expected x")
+    if config.standardise and config.channels != len(MEAN):
+        raise ConfigError(f"standardise: got {config.channels} channels, expected {len(MEAN)}")
+    layers = layers_of(config)
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
     body: Network | GatedNetwork
     if config.regime == "relu":
         body = Network(layers, config.weights, dtype=dtype)
     else:
-        gates = sum(isinstance(layer, Gate) for layer in walk(layers))
+        gates = gate_count(layers)
         if config.order and sorted(config.order) != list(range(gates)):
             raise ConfigError(f"order: got {shown(config.order)}, expected a permutation of 0 to {gates - 1}")
         body = GatedNetwork(
             layers,
             config.gating,
-            hard=config.regime != "decoupled",
+            hard=config.regime not in SOFT,
             sharpness=config.sharpness,
             scale=config.scale,
             value_input=config.value_input,
@@ -355,17 +401,21 @@ def loss_of(config: GatedRun, model: nn.Module) -> LossFn:
 
 
 def fixed(config: GatedRun) -> Callable[[str], bool] | None:
-    """Which parameters are not trained: those of fixed gates."""
-    if config.regime not in ("frozen", "copied", "learnt"):
+    """Which parameters are not trained: those of fixed gates, or of the values where gates are trained alone."""
+    if config.regime in ("relu", "decoupled"):
         return None
-    return lambda path: "gating_network" in path.split("/")
+    part = "value_network" if config.regime == "gates" else "gating_network"
+    return lambda path: part in path.split("/")
 
 
 def prior(name: str, config: GatedRun) -> tuple[str, GatedRun] | None:
     """The run that is trained first, in the folder `gates`: the ReLU network that learnt gates are taken from."""
     if config.regime != "learnt":
         return None
-    relu = replace(config, regime="relu", value_input="x", order=(), roll=None, kernel_images=0)
+    epochs = config.gates_epochs or config.epochs
+    relu = replace(
+        config, regime="relu", value_input="x", order=(), roll=None, kernel_images=0, epochs=epochs, gates_epochs=0
+    )
     known = name.replace("learnt", "relu")
     return (known if known in RUNS else name), relu
 
@@ -395,9 +445,7 @@ def subject(config: GatedRun, model: nn.Module, variables: Any) -> Subject:
     assert isinstance(model, Classifier)
     network = "body" if config.regime == "relu" else "body/value_network"
     spatial = config.architecture != "fc"
-    gates = [f"{network}/gate_{i}" for i in range(sum(isinstance(layer, Gate) for layer in walk(layers_of(config))))]
-    if config.architecture in ("vconv", "gconv"):
-        gates = gates[:4]  # those above are of fully connected layers
+    gates = [f"{network}/gate_{i}" for i in levels(layers_of(config), config.image_shape)]
     return Subject(
         variables=variables,
         apply=lambda variables, x: model.apply(variables, x),
@@ -414,6 +462,27 @@ def subject(config: GatedRun, model: nn.Module, variables: Any) -> Subject:
     )
 
 
+def levels(layers: Architecture, shape: tuple[int, ...], most: int = 5) -> list[int]:
+    """Gates that all of the value passes, and that still have places: not those of one branch of a residual block.
+
+    Args:
+        layers: the architecture.
+        shape: of an example.
+        most: how many, evenly from the first to the last.
+
+    Example:
+        >>> levels(c4gap(8), (32, 32, 3)), levels(resnet(20), (32, 32, 3))
+        ([0, 1, 2, 3], [18])
+    """
+    number, found = 0, []
+    for layer in layers:
+        if isinstance(layer, Gate) and len(gate_shapes(layers, shape)[number]) == 3:
+            found.append(number)
+        number += gate_count((layer,))
+    kept = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
+    return [found[i] for i in kept]
+
+
 def gates_at(config: GatedRun, model: nn.Module, variables: Any) -> Callable[[Float[Array, "n h w c"]], Gates]:
     """A compiled function of images: the gates that the values meet, booleans where they are hard."""
     assert isinstance(model, Classifier)
@@ -421,7 +490,7 @@ def gates_at(config: GatedRun, model: nn.Module, variables: Any) -> Callable[[Fl
 
         def opened(x: Array) -> Gates:
             gates: Any = model.apply(variables, x, method="gates")
-            return gates if config.regime == "decoupled" else tuple(gate > 0 for gate in gates)
+            return gates if config.regime in SOFT else tuple(gate > 0 for gate in gates)
 
         return jax.jit(opened)
     network = GatingNetwork(layers_of(config), gating="relu")
@@ -438,11 +507,30 @@ def gates_at(config: GatedRun, model: nn.Module, variables: Any) -> Callable[[Fl
     return jax.jit(rectified)
 
 
-def kernel_of(config: GatedRun) -> tuple[PathKernel, Callable[[Float[Array, "n h w c"]], Array]]:
+def norms_of(variables: Any, count: int) -> tuple[Norm, ...]:
+    """Evaluation batch normalisation of a network, as affine maps."""
+    norms = []
+    for i in range(count):
+        own, seen = variables["params"][f"norm_{i}"], variables["batch_stats"][f"norm_{i}"]
+        scale = own["scale"] * jax.lax.rsqrt(seen["var"] + EPSILON)
+        norms.append(Norm(scale, own["bias"] - seen["mean"] * scale))
+    return tuple(norms)
+
+
+def kernel_of(config: GatedRun, variables: Any) -> tuple[PathKernel, Callable[[Float[Array, "n h w c"]], Array]]:
     """The neural path kernel of a run's value network, and how it takes (standardised) images."""
     flat = config.architecture == "fc"
     layers = tuple(layer for layer in layers_of(config) if not (flat and isinstance(layer, Flatten)))
-    kernel = PathKernel(layers, normalize="width", value_input=config.value_input, exact=config.regime != "decoupled")
+    body = {kind: values["body"] for kind, values in variables.items() if "body" in values}
+    if config.regime != "relu":
+        body = {kind: values["value_network"] for kind, values in body.items() if "value_network" in values}
+    kernel = PathKernel(
+        layers,
+        normalize="width",
+        value_input=config.value_input,
+        norms=norms_of(body, sum(isinstance(layer, BatchNorm) for layer in walk(layers))),
+        exact=config.regime not in SOFT,
+    )
     return kernel, (lambda x: x.reshape(len(x), -1)) if flat else (lambda x: x)
 
 
@@ -458,59 +546,59 @@ def measure(
     Returns:
         JSON values: `metrics`, `deciding` (see `experiments.path_regression.regress`), and `overlap`, one matrix of
         classes × classes for each gate.
+
+    Raises:
+        ConfigError: more images are asked for than there are, the kernel's folder is that of another kernel, or the
+            regression cannot be solved.
     """
     if not config.kernel_images:
         return {}
     model = build(replace(config, dtype="float32"))
     assert isinstance(model, Classifier)
-    kernel, shaped = kernel_of(config)
-    opened = gates_at(config, model, variables)
-    sides = []
-    for which, count in (("train", config.kernel_images), ("test", config.kernel_tests)):
-        data = split("train" if which == "train" else "test")
+    kernel, shaped = kernel_of(config, variables)
+    inputs, opened = jax.jit(lambda x: shaped(model.encode(x))), gates_at(config, model, variables)
+    sides, right = [], 0.0
+    for which, name in (("train", "kernel_images"), ("test", "kernel_tests")):
+        data, count = split("train" if which == "train" else "test"), getattr(config, name)
+        if which == "train" and count > len(data):
+            raise ConfigError(f"{name}: got {count}, {data.name} has {len(data)} training images here")
         images = data.images[:count].astype(np.float32) / np.float32(data.maximum)
-        inputs = jax.jit(lambda x: shaped(model.encode(x)))
-        sides.append(Side.of(images, data.labels[:count], inputs, opened, config.eval_batch))
+        labels = data.labels[:count]
+        sides.append(Side.of(images, labels, inputs, opened, config.eval_batch))
+        if which == "test":
+            logits = predict(lambda v, x: model.apply(v, x), variables, images, config.eval_batch)
+            right = float((logits.argmax(1) == labels).mean())
     train, test = sides
-    identity = {key: shown(value) for key, value in asdict(config).items()} | {"gates": digest(train.gates)}
-    found = regress(
-        kernel,
-        train,
-        test,
-        config.classes,
-        run_dir / "kernel",
-        identity,
-        memory=config.memory,
-        seed=config.seed,
-        shown=np.sort(np.unique(test.labels, return_index=True)[1])[:5],
-        say=say,
-    )
+    try:
+        found = regress(
+            kernel,
+            train,
+            test,
+            config.classes,
+            run_dir / "kernel",
+            {key: shown(value) for key, value in asdict(config).items()},
+            memory=config.memory,
+            seed=config.seed,
+            shown=first_of_each_class(test.labels, 5),
+            say=say,
+        )
+    except ValueError as error:
+        raise ConfigError(f"NPK regression: {error}") from error
+    found["metrics"]["npk_value_network_accuracy"] = right
     return {**found, "overlap": class_overlap(test.gates, test.labels, config.classes).round(6).tolist()}
 
 
-def digest(gates: Sequence[np.ndarray]) -> int:
-    """A checksum by which the tiles of other gates are told apart."""
-    return zlib.crc32(b"".join(zlib.crc32(np.ascontiguousarray(gate)).to_bytes(4, "big") for gate in gates))
-
-
-def sections(
-    config: GatedRun,
-    subject: Subject,
-    found: Mapping[str, Any],
-    images: Float[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, " n"],
-    split: Callable[[Literal["train", "test"]], Dataset],
-) -> list[Section]:
+def sections(report: Report, split: Callable[[Literal["train", "test"]], Dataset]) -> list[Section]:
     """What the report of a gated run shows besides: deciding training images, filters of gates, shared sub-networks."""
-    classes = (*CLASSES.get(config.dataset, ()), *map(str, range(config.classes)))
+    config: GatedRun = report.config
     made: list[Section] = []
-    if "deciding" in found:
-        made.append(gated_page.regression(found, images, labels, classes, split("train")))
-        made.append(gated_page.overlaps(found, classes[: config.classes]))
+    if "deciding" in report.found:
+        made.append(gated_page.regression(report, split("train")))
+        made.append(gated_page.overlaps(report))
     if config.regime != "relu" and config.gating != "relu":
         model = build(replace(config, dtype="float32"))
-        gates = sum(isinstance(layer, Gate) for layer in walk(layers_of(config)))
-        chosen = sorted({0, gates // 2, gates - 1})
-        layers = gated_page.linear_gates(model, subject.variables, gates)
+        count = gate_count(layers_of(config))
+        chosen = sorted({0, count // 2, count - 1})
+        layers = gated_page.linear_gates(model, report.subject.variables, count)
         made.append(gated_page.filters([layers[i] for i in chosen], config.image_shape, [f"gate {i}" for i in chosen]))
     return made

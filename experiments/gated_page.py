@@ -1,13 +1,14 @@
 """What only gated networks show in their report: who decided in the regression, what gates see, what classes share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from experiments.page import Report
 from jaxinterp.data import Dataset
 from jaxinterp.explain.draw import filter_sheet, overlap_matrices, panel
 from jaxinterp.explain.paths import Filters, effective_filters
@@ -16,14 +17,9 @@ from jaxinterp.report.page import Section, Table, picture
 DRAWN = 8  # filters of a layer
 
 
-def regression(
-    found: Mapping[str, Any],
-    images: Float[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, " n"],
-    classes: Sequence[str],
-    train: Dataset,
-) -> Section:
+def regression(report: Report, train: Dataset) -> Section:
     """Accuracy of the NPK regression beside its value network's, and the training images that decided."""
+    found, images, labels, classes = report.found, report.images, report.labels, report.classes
     metrics, deciding = found["metrics"], found["deciding"]
     rows, titles, names = [], [], []
     blank = np.ones((*images.shape[1:3], 3), np.float32)
@@ -45,9 +41,11 @@ def regression(
         "Regression with the neural path kernel: which training images decided",
         [
             f"Kernel ridge regression with this network's gates, on {metrics['npk_images']:.0f} training images, reads "
-            f"{metrics['npk_test_accuracy']:.2%} of the test images right; the value network itself "
-            f"{metrics['test_accuracy']:.2%}. Its prediction is a sum over training images, so every image's share is "
-            "known exactly: the four largest for the predicted class, then the four largest against it."
+            f"{metrics['npk_test_accuracy']:.2%} of {metrics['npk_test_images']:.0f} test images right; the value "
+            f"network itself, of which {report.config.validation:.0%} of the training images were held back, "
+            f"{metrics['npk_value_network_accuracy']:.2%} of the same. A prediction of the regression is a sum over "
+            "training images, so every image's share is known exactly: the four largest for the predicted class, then "
+            "the four largest against it."
         ],
         [picture(figure, "Test images, and training images with their label and their share.", "Deciding images", 900)],
         [Table(["test image", "class", "prediction", "constant", "sum of all shares", "missed"], table)],
@@ -77,8 +75,9 @@ def filters(preactivations: Sequence[Callable[[Any], Any]], shape: Sequence[int]
     )
 
 
-def overlaps(found: Mapping[str, Any], classes: Sequence[str]) -> Section:
+def overlaps(report: Report) -> Section:
     """Open sub-networks that classes share."""
+    found, classes = report.found, report.classes
     names = [f"gate {i}" for i in range(len(found["overlap"]))]
     figure = overlap_matrices(found["overlap"], names, classes)
     return Section(

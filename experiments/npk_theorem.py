@@ -11,9 +11,10 @@ m times (App. C), which is how the theorem is tested for a given gating network.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,18 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.errors import JaxInterpError
+from jaxinterp.cli import Seeds
+from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.files import check_folder, write_bytes
 from jaxinterp.kernels.path import PathKernel
 from jaxinterp.kernels.tangent import tangent_kernel
-from jaxinterp.models.architecture import Conv, Dense, Gate, GlobalAvgPool, fc, gate_shapes
+from jaxinterp.models.architecture import Architecture, Conv, Dense, Gate, GlobalAvgPool, fc, gate_shapes
 from jaxinterp.models.gated import Gates, GatingNetwork, Network, Weights, open_gates
 from jaxinterp.report.page import picture
 from jaxinterp.report.tables import Results, summarise, write_results
 from jaxinterp.train.log import machine, versions
+
+Curves = dict[str, list[float]]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,54 +135,62 @@ def slope(widths: Sequence[int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(widths), np.log(values), 1)[0])
 
 
-def measure(config: Theorem) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+def opened(layers: Architecture, x: Float[Array, "n ..."], key: PRNGKeyArray) -> Gates:
+    """Gates of a random ReLU network."""
+    gating = GatingNetwork(layers, gating="relu")
+    preactivations: Any = gating.apply(gating.init(key, x), x)
+    return open_gates(preactivations)
+
+
+def means(config: Theorem, x: Float[Array, "n features"], key: PRNGKeyArray) -> tuple[Curves, dict[str, float]]:
+    """Error of the mean of 1, 2, 4, ... draws for fixed gates, d = 4; and how far it is off in standard errors."""
+    curves, metrics, keys = {}, {}, jax.random.split(key)
+    for width in config.mean_widths:
+        pair = partial(draw, 4, width, x, "rademacher", gates=opened(fc(width, 3, classes=1), x, keys[0]))
+        found, limits = jax.lax.map(jax.jit(pair), jax.random.split(keys[1], config.mean_draws), batch_size=64)
+        counts = [2**k for k in range(config.mean_draws.bit_length())]
+        curves[f"width {width}"] = [float(relative(found[:count].mean(0), limits[0])) for count in counts]
+        error = np.asarray(found).std(0) / np.sqrt(config.mean_draws)
+        off = np.abs(np.asarray(found.mean(0) - limits[0]))
+        metrics[f"bias_in_standard_errors_width_{width}"] = float(np.median(off / np.where(error > 0, error, 1)))
+        metrics[f"mean_error_width_{width}"] = curves[f"width {width}"][-1]
+    return curves, metrics
+
+
+def rates(config: Theorem, x: Float[Array, "n features"], key: PRNGKeyArray) -> tuple[Curves, dict[str, float]]:
+    """Error of one draw against the width, for every depth and distribution, and for gates of the same weights."""
+    curves, metrics = {}, {}
+    kinds: tuple[Weights, ...] = ("rademacher", "normal")
+    for depth, weights in product(config.depths, kinds):
+        found = [errors(partial(draw, depth, width, x, weights), config.draws, key) for width in config.widths]
+        curves[f"d = {depth}, {weights}"] = found
+        metrics[f"slope_depth_{depth}_{weights}"] = slope(config.widths, found)
+    depth = config.depths[0]
+    same = [errors(partial(draw_relu, depth, width, x), config.draws, key) for width in config.widths]
+    curves[f"d = {depth}, gates of the same weights"] = same
+    return curves, metrics | {"slope_same_weights": slope(config.widths, same), "error_same_weights": same[-1]}
+
+
+def padded(config: Theorem, x: Float[Array, "n features"], key: PRNGKeyArray) -> tuple[Curves, dict[str, float]]:
+    """Error of one draw for the gates of one network of width 16, d = 4, each repeated m times."""
+    keys = jax.random.split(key)
+    gates = opened(fc(16, 3, classes=1), x, keys[0])
+    found = []
+    for m in config.repeats:
+        repeated = tuple(jnp.repeat(gate, m, axis=1) for gate in gates)
+        found.append(errors(partial(draw, 4, 16 * m, x, "rademacher", gates=repeated), config.draws, keys[1]))
+    return {"16 gates a layer, each m times": found}, {"slope_padded": slope(config.repeats, found)}
+
+
+def measure(config: Theorem) -> tuple[dict[str, Curves], dict[str, float]]:
     """All curves, panel by panel, and the numbers that are published."""
     keys = jax.random.split(jax.random.key(config.seed), 5)
     x = jax.random.normal(keys[0], (config.examples, config.features))
-    curves: dict[str, dict[str, list[float]]] = {"mean": {}, "width": {}, "padded": {}}
+    curves: dict[str, Curves] = {}
     metrics: dict[str, float] = {}
-    for width in config.mean_widths:
-        layers = fc(width, 3, classes=1)
-        gating = GatingNetwork(layers, gating="relu")
-        preactivations: Any = gating.apply(gating.init(keys[1], x), x)
-        pair = partial(draw, 4, width, x, "rademacher", gates=open_gates(preactivations))
-        found, limits = jax.lax.map(jax.jit(pair), jax.random.split(keys[2], config.mean_draws), batch_size=64)
-        counts = [2**k for k in range(config.mean_draws.bit_length())]
-        curve = [float(relative(found[:count].mean(0), limits[0])) for count in counts]
-        curves["mean"][f"width {width}"] = curve
-        deviation = np.asarray(found).std(0) / np.sqrt(config.mean_draws)
-        off = np.abs(np.asarray(found.mean(0) - limits[0]))
-        metrics[f"bias_in_standard_errors_width_{width}"] = float(
-            np.median(off / np.where(deviation > 0, deviation, 1))
-        )
-        metrics[f"mean_error_width_{width}"] = curve[-1]
-    kinds: tuple[Weights, ...] = ("rademacher", "normal")
-    for depth in config.depths:
-        for weights in kinds:
-            name = f"d = {depth}, {weights}"
-            curves["width"][name] = [
-                errors(partial(draw, depth, width, x, weights), config.draws, keys[3]) for width in config.widths
-            ]
-            metrics[f"slope_depth_{depth}_{weights}"] = slope(config.widths, curves["width"][name])
-    name = f"d = {config.depths[0]}, gates of the same weights"
-    curves["width"][name] = [
-        errors(partial(draw_relu, config.depths[0], width, x), config.draws, keys[3]) for width in config.widths
-    ]
-    metrics["slope_same_weights"] = slope(config.widths, curves["width"][name])
-    metrics["error_same_weights"] = curves["width"][name][-1]
-    narrow = fc(16, 3, classes=1)
-    gating = GatingNetwork(narrow, gating="relu")
-    preactivations = gating.apply(gating.init(keys[1], x), x)
-    gates = open_gates(preactivations)
-    curves["padded"]["16 gates a layer, each m times"] = [
-        errors(
-            partial(draw, 4, 16 * m, x, "rademacher", gates=tuple(jnp.repeat(gate, m, axis=1) for gate in gates)),
-            config.draws,
-            keys[4],
-        )
-        for m in config.repeats
-    ]
-    metrics["slope_padded"] = slope(config.repeats, curves["padded"]["16 gates a layer, each m times"])
+    for panel, part, key in zip(("mean", "width", "padded"), (means, rates, padded), keys[1:4], strict=True):
+        curves[panel], numbers = part(config, x, key)
+        metrics |= numbers
     return curves, metrics | invariances(keys[4])
 
 
@@ -189,18 +201,12 @@ def invariances(key: PRNGKeyArray) -> dict[str, float]:
     found = {}
     for padding in ("circular", "zero"):
         layers = (*((Conv(8, padding=padding), Gate()) * 3), GlobalAvgPool(), Dense(1))  # type: ignore[arg-type]
-        gating = GatingNetwork(layers, gating="relu")
-        variables = gating.init(keys[1], x)
-
-        def gates(x: Array, gating: GatingNetwork = gating, variables: Any = variables) -> Gates:
-            preactivations: Any = gating.apply(variables, x)
-            return open_gates(preactivations)
-
         kernel, turned = PathKernel(layers, normalize="width"), jnp.roll(x, (2, 3), (1, 2))
-        whole = kernel(x, gates(x))
-        found[f"rotation_{padding}_padding"] = float(relative(kernel(x, gates(x), turned, gates(turned)), whole))
+        gates = opened(layers, x, keys[1])  # the same network at both, its key being the same
+        whole, moved = kernel(x, gates), kernel(x, gates, turned, opened(layers, turned, keys[1]))
+        found[f"rotation_{padding}_padding"] = float(relative(moved, whole))
         if padding == "circular":
-            found["gates_permuted_conv"] = float(relative(kernel(x, gates(x)[::-1]), whole))
+            found["gates_permuted_conv"] = float(relative(kernel(x, gates[::-1]), whole))
     dense = fc(8, 3, classes=1)
     shapes = gate_shapes(dense, (5,))
     y, gates_y = x.reshape(4, -1)[:, :5], tuple((jax.random.normal(keys[1], (4, *s)) > 0) for s in shapes)
@@ -210,7 +216,7 @@ def invariances(key: PRNGKeyArray) -> dict[str, float]:
     return found
 
 
-def drawn(config: Theorem, curves: dict[str, dict[str, list[float]]]) -> "Figure":
+def drawn(config: Theorem, curves: Mapping[str, Curves]) -> "Figure":
     """The three panels, with lines of slope −1/2 for the eye."""
     from matplotlib.figure import Figure
 
@@ -249,13 +255,15 @@ class Program:
     """Folder of the figure, npk_theorem.png."""
     results: Path | None = None
     """Folder of gated_theorem.json, such as experiments/results."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Every number is measured with each of them; the figure shows the first."""
     smoke: bool = False
     """In seconds, with few draws."""
 
     def __call__(self) -> None:
         """Run the whole of it."""
+        if self.smoke and self.results is not None:
+            raise ConfigError("--results: expected a measurement in full, got --smoke")
         check_folder(self.out)
         config = SMOKE if self.smoke else Theorem()
         found = [measure(replace(config, seed=seed)) for seed in self.seeds]
@@ -266,7 +274,8 @@ class Program:
         print(f"figure: {self.out / 'npk_theorem.png'}")
         if self.results is not None:
             check_folder(self.results)
-            command = "python -m experiments.npk_theorem --results experiments/results"
+            seeds = ",".join(map(str, self.seeds))
+            command = f"python -m experiments.npk_theorem --seeds {seeds} --results experiments/results"
             made = Results("gated/theorem", command, machine(), versions(), self.seeds, summarise(values))
             write_results(self.results / "gated_theorem.json", made)
 

@@ -189,7 +189,14 @@ def _levels(report: Report) -> Section:
     figure = panel(images, maps, titles, predicted, scale="map")
     return Section(
         "The same decision at every level",
-        ["The logit of the predicted class, split over the input and over each layer's output: the sums are equal."],
+        [
+            "The logit of the predicted class, split over the input and over each layer's output: "
+            + (
+                "the sums are equal."
+                if report.subject.bias is not None
+                else "what biases above a layer add is left out."
+            )
+        ],
         [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(levels) + 1))],
     )
 
@@ -236,8 +243,9 @@ def _removal(report: Report) -> Section:
     return Section(
         "Pixel removal: do unimportant pixels matter?",
         [
-            "The pixels that a method calls least important are taken out first (all channels of the encoding become "
-            "zero, which is not black). A map that knows what matters keeps the label's probability high."
+            "The pixels that a method calls least important are taken out first (all channels of what the network "
+            "reads become zero; of a CoDA Net's encoding that is not black). A map that knows what matters keeps the "
+            "label's probability high."
         ],
         [picture(figure, f"Mean over the first {count} test images.", "Pixel removal curves", 700)],
     )
@@ -249,7 +257,7 @@ def _completeness(report: Report) -> Section:
         "Completeness: what the contributions miss",
         [
             "For every class of every image: logit minus bias minus the sum of all contributions, relative to the "
-            "image's largest |logit minus bias|."
+            f"image's largest {'|logit minus bias|' if report.subject.bias is not None else '|logit|'}."
         ],
         [picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)],
     )
@@ -260,6 +268,11 @@ def _training(report: Report) -> Section:
     text = f"Test accuracy {metrics['test_accuracy']:.2%} with the last epoch"
     if "test_accuracy_best" in metrics:
         text += f", {metrics['test_accuracy_best']:.2%} with the epoch best on a held-out part of the training data"
+    if "test_accuracy_highest" in metrics:
+        text += (
+            f". The highest of all epochs, {metrics['test_accuracy_highest']:.2%}, is chosen on the test images, as in "
+            "the paper, and is there to be compared with its number only"
+        )
     curves = picture(training_curves(report.history), "One point per epoch.", "Loss and accuracy by epoch", 840)
     return Section("Training", [f"{text}."], [curves])
 
@@ -273,10 +286,7 @@ def _beside_the_paper(report: Report) -> Section:
     ]
     text = "The paper's numbers for this configuration."
     if not report.paper:
-        text = (
-            f"The paper reports nothing for this run. For orientation only, its numbers for {report.reference_name}: "
-            "another data set and another network."
-        )
+        text = f"The paper reports nothing for this run. For orientation only, its numbers for {report.reference_name}."
     return Section("Ours beside the paper's", [text], [], [Table(["metric", "ours", "paper"], rows)])
 
 

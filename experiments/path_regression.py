@@ -7,7 +7,6 @@ gradients with a Nyström preconditioner, and is gone on with after a kill; λ i
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,14 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxinterp.kernels.path import PathKernel
 from jaxinterp.kernels.regression import Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.kernels.tiles import Tiles
+from jaxinterp.train.verify import crc32
 
 Block = tuple[np.ndarray, tuple[np.ndarray, ...]]
 Say = Callable[[str], None]
 CHOSEN = 4_000  # images on which λ is chosen where the kernel is in tiles
 LANDMARKS = 1_000  # columns of the preconditioner
-TILE = 2_048
+TILE = 2_048  # most images along a side of a tile
+GATES = 1 << 28  # most bytes of float32 gates that one side of a tile may ask for
 TOLERANCE = 1e-5
 
 
@@ -40,6 +41,16 @@ class Side:
     x: Shaped[np.ndarray, "n ..."]
     gates: tuple[Shaped[np.ndarray, "n ..."], ...]
     labels: Int[np.ndarray, " n"]
+
+    @property
+    def tile(self) -> int:
+        """Images along a side of a tile: fewer where there are many gates."""
+        units = sum(int(np.prod(gate.shape[1:])) for gate in self.gates)
+        return max(1, min(TILE, GATES // (4 * units)))
+
+    def blocks(self) -> list[slice]:
+        """All images, tile by tile."""
+        return [slice(i, i + self.tile) for i in range(0, len(self.labels), self.tile)]
 
     def __getitem__(self, index: Any) -> Block:
         """Inputs and gates of some images."""
@@ -102,15 +113,17 @@ def regress(
     """
     start, n = time.perf_counter(), len(train.labels)
     targets = one_hot(train.labels, classes)
-    solve = _in_memory if n * n * 8 <= memory * 2**30 else partial(_in_tiles, folder=folder, identity=identity)
-    ridge, steps = solve(kernel, train, targets, seed=seed, say=say)
-    logits = np.concatenate(
-        [_predict(kernel, ridge, train, test[i : i + TILE]) for i in range(0, len(test.labels), TILE)]
-    )
+    if n * n * 8 <= memory * 2**30:
+        ridge, steps = kernel_ridge(np.asarray(kernel(*train[:])), targets), "kernel in memory"
+    else:
+        same = {**identity, "gates": [crc32(gate) for gate in train.gates]}
+        ridge, steps = _in_tiles(kernel, train, targets, seed=seed, say=say, folder=folder, identity=same)
+    logits = np.concatenate([_predict(kernel, ridge, train, test[rows]) for rows in test.blocks()])
     metrics = {
         "npk_test_accuracy": float((logits.argmax(1) == test.labels).mean()),
         "npk_ridge": ridge.ridge,
         "npk_images": float(n),
+        "npk_test_images": float(len(test.labels)),
     }
     seconds = time.perf_counter() - start
     say(
@@ -118,15 +131,7 @@ def regress(
         f"{ridge.ridge:g}, {steps} ({seconds:.1f} s)"
     )
     deciding = [_deciding(kernel, ridge, train, test, int(i), logits[i]) for i in shown]
-    return {"metrics": metrics, "deciding": deciding, "steps": steps}
-
-
-def _in_memory(
-    kernel: PathKernel, train: Side, targets: Float[np.ndarray, "n classes"], *, seed: int, say: Say
-) -> tuple[Ridge, str]:
-    k = np.asarray(kernel(*train[:]))
-    say(f"kernel of {len(k)} images in memory")
-    return kernel_ridge(k, targets), "Cholesky"
+    return {"metrics": metrics, "deciding": deciding}
 
 
 def _in_tiles(
@@ -140,14 +145,14 @@ def _in_tiles(
     identity: Mapping[str, Any],
 ) -> tuple[Ridge, str]:
     n, start = len(targets), time.perf_counter()
-    tiles = Tiles(folder, (n, n), tile=TILE, symmetric=True, identity=identity)
+    tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity)
     computed = tiles.compute(lambda rows, columns: _between(kernel, train[rows], train[columns]))
     say(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
     draw = np.random.default_rng(seed).permutation(n)
     some, landmarks = np.sort(draw[:CHOSEN]), np.sort(draw[:LANDMARKS])
     chosen = kernel_ridge(np.asarray(kernel(*train[some])), targets[some])
     say(f"ridge {chosen.ridge:g} by leaving one out of {len(some)} images")
-    columns = np.concatenate([_between(kernel, train[i : i + TILE], train[landmarks]) for i in range(0, n, TILE)])
+    columns = np.concatenate([_between(kernel, train[rows], train[landmarks]) for rows in train.blocks()])
     diagonal = float(np.concatenate([np.diagonal(tiles[i, i]) for i in range(tiles.counts[0])]).mean())
     offset, absolute = targets.mean(0), chosen.ridge * diagonal
     alpha, products = conjugate_gradients(
@@ -166,9 +171,9 @@ def _between(kernel: PathKernel, block: Block, other: Block) -> Float[Array, "n 
 
 def _predict(kernel: PathKernel, ridge: Ridge, train: Side, block: Block) -> Float[np.ndarray, "m classes"]:
     """Predictions of a block of test images, the kernel made and forgotten piece by piece."""
-    n, total = len(train.labels), ridge.offset
-    for i in range(0, n, TILE):
-        total = total + np.asarray(_between(kernel, block, train[i : i + TILE]), np.float64) @ ridge.alpha[i : i + TILE]
+    total = ridge.offset
+    for rows in train.blocks():
+        total = total + np.asarray(_between(kernel, block, train[rows]), np.float64) @ ridge.alpha[rows]
     return total
 
 
@@ -183,9 +188,7 @@ def _deciding(
 ) -> dict[str, Any]:
     """The training images that decided a prediction: those with the largest shares in it, for and against."""
     best, block = int(logits.argmax()), test[index : index + 1]
-    k = np.concatenate(
-        [_between(kernel, block, train[i : i + TILE]) for i in range(0, len(train.labels), TILE)], axis=1
-    )
+    k = np.concatenate([_between(kernel, block, train[rows]) for rows in train.blocks()], axis=1)
     shares = ridge.shares(k)[0, :, best]
     order = np.argsort(-np.abs(shares), kind="stable")
     speaking = [order[shares[order] > 0][:count], order[shares[order] < 0][:count]]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 AnyRun = TypeVar("AnyRun", bound="Run")
+DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
+Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine"]
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -69,7 +71,7 @@ class Run:
         eval_batch: images of one evaluation batch.
     """
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"] = "cifar10"
+    dataset: DataSet = "cifar10"
     image_size: int | None = None
     channels: int = 3
     images: int | None = None
@@ -82,7 +84,7 @@ class Run:
     epsilon: float = 1e-8
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["constant", "staircase", "warmup", "ramp", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     epochs: int = 100
     batch_size: int = 64
     accumulate: int = 1

@@ -27,7 +27,7 @@ from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder, write_bytes, write_text
-from jaxinterp.report.page import Section, picture, write
+from jaxinterp.report.page import picture, write
 from jaxinterp.train import (
     Checkpoints,
     FitResult,
@@ -100,7 +100,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     check_folder(run_dir)
     paper = paper_of(name)
     model, augment = network(paper, config), augmentation(config)
-    loss, prior, start = paper.loss_of(config, model), None, None
+    loss = paper.loss_of(config, model)
     settings = TrainConfig(
         config.epochs,
         config.batch_size,
@@ -129,14 +129,12 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     check(settings, None, jax.device_count())
     schedule = schedule_of(config, steps)
     write_config(run_dir, name, config)
-    if hasattr(paper, "initial"):
-        first_run = paper.prior(name, config)
-        if first_run is not None:
-            done = train(first_run[0], first_run[1], run_dir / PRIOR, data_dir, allow_older)
-            if done.interrupted:
-                return done
-            prior = trained(run_dir / PRIOR, "best" if config.validation else "last")[2].variables
-        start = partial(paper.initial, config, gates=prior)
+    first_run, started = paper.prior(name, config) if hasattr(paper, "prior") else None, None
+    if first_run is not None:
+        done = train(first_run[0], first_run[1], run_dir / PRIOR, data_dir, allow_older)
+        if done.interrupted:
+            return done
+        started = trained(run_dir / PRIOR, "best" if config.validation else "last")[2].variables
     if isinstance(data, Dataset):
         sources = {part.split: dict(part.provenance) for part in (data, test)}
         write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
@@ -153,7 +151,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         validation=validation,
         schedule=schedule,
         identity=json.loads(json.dumps(asdict(config))),
-        initial=start,
+        initial=partial(paper.initial, config, gates=started) if hasattr(paper, "initial") else None,
     )
 
 
@@ -239,6 +237,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         say=say,
     )
     if hasattr(paper, "measure"):
+        write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")  # should what follows fail
         further = paper.measure(config, last.variables, run_dir, partial(split, config, data_dir=data_dir), say)
         found["metrics"] |= further.pop("metrics", {})
         found |= further
@@ -329,28 +328,24 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
         found = evaluate(run_dir, data_dir, say)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
-    further: list[Section] = []
-    if hasattr(paper, "sections"):
-        further = paper.sections(config, subject, found, images, labels, partial(split, config, data_dir=data_dir))
-    page = compose_page(
-        Report(
-            name=name,
-            source=experiment.source,
-            config=config,
-            subject=subject,
-            images=images,
-            labels=labels,
-            logits=predict(subject.apply, subject.variables, images, config.eval_batch),
-            classes=class_names(config),
-            found=found,
-            history=history,
-            info=info,
-            sources=read_json(sources, by_training) if sources.exists() else {},
-            paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
-            reference=paper.REFERENCE,
-            reference_name=paper.REFERENCE_NAME,
-            further=further,
-        )
+    content = Report(
+        name=name,
+        source=experiment.source,
+        config=config,
+        subject=subject,
+        images=images,
+        labels=labels,
+        logits=predict(subject.apply, subject.variables, images, config.eval_batch),
+        classes=class_names(config),
+        found=found,
+        history=history,
+        info=info,
+        sources=read_json(sources, by_training) if sources.exists() else {},
+        paper=experiment.paper if experiment.config == replace(config, seed=experiment.config.seed) else {},
+        reference=paper.REFERENCE,
+        reference_name=paper.REFERENCE_NAME,
     )
-    write(page, run_dir / "report.html")
+    if hasattr(paper, "sections"):
+        content = replace(content, further=paper.sections(content, partial(split, config, data_dir=data_dir)))
+    write(compose_page(content), run_dir / "report.html")
     return run_dir / "report.html"

@@ -43,7 +43,10 @@ def test_every_row_of_the_papers_tables_is_a_run_with_its_recipe() -> None:
     assert runs["gated/cifar10-resnet110-dnn"].config.depth == 110
     assert runs["gated/cifar10-c4gap-dlgn-x-permuted"].config.order == (3, 2, 1, 0)
     rows = [name for name in runs if name.startswith("gated/cifar10-") and "npk" not in name]
-    assert len(rows) == 2 * 2 * 5 + (5 + 6 + 5) + 8 + 2
+    assert len(rows) == 2 * 2 * 5 + (5 + 6 + 5) + 8 + 2 + (6 + 1)
+    staged = gated.RUNS["gated/cifar10-gconv-staged-10"].config
+    relu = gated.prior("gated/cifar10-gconv-staged-10", staged)
+    assert (staged.epochs, relu and relu[1].epochs) == (80, 10)
 
 
 def test_the_ramp_is_a_tenth_then_full_then_a_tenth_then_a_hundredth() -> None:
@@ -76,12 +79,22 @@ def test_copied_and_learnt_gates_start_where_they_should() -> None:
     assert gated.initial(replace(config, regime="frozen"), variables, None) is variables
     name, relu = gated.prior("gated/digits-learnt", replace(config, regime="learnt")) or ("", config)
     assert (name, relu.regime) == ("gated/digits-relu", "relu")
-    with pytest.raises(ConfigError, match="gating: got linear with regime=learnt, expected relu"):
-        replace(config, regime="learnt", gating="linear")
+    for change, message in (
+        ({"regime": "learnt", "gating": "linear"}, "gating: got linear with regime=learnt, expected relu"),
+        ({"regime": "relu", "order": (1, 0)}, "order: got 1,0 with regime=relu"),
+        ({"regime": "relu", "value_input": "ones"}, "value_input: got ones with regime=relu, which has one network only"),
+        ({"dataset": "imagenet2012"}, "dataset: got imagenet2012"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(config, **change)
     for change, message in (
         ({"grid_sizes": (3,)}, "grid_sizes: got 3, expected none: fc takes one image size only"),
         ({"order": (1, 1)}, "order: got 1,1, expected a permutation of 0 to 1"),
-        ({"architecture": "resnet", "depth": 9}, "depth: got 9, expected 6n"),
+        ({"architecture": "resnet", "depth": 9}, "architecture=resnet: depth: got 9, expected 6n"),
+        ({"architecture": "vgg16", "image_size": 16}, "architecture=vgg16: AvgPool"),
+        ({"architecture": "c4gap", "depth": 2, "roll": 1, "grid_sizes": (2,)}, "roll: scrambles grids"),
+        ({"value_input": "ones"}, "value_input: got ones with fc"),
+        ({"standardise": True}, "standardise: got 1 channels, expected 3"),
     ):
         with pytest.raises(ConfigError, match=message):
             gated.build(replace(config, **change))
@@ -111,6 +124,27 @@ def test_learnt_gates_are_those_of_the_relu_network_trained_first(tmp_path: Path
     for text in ("which training images decided", "Which sub-networks classes share", "Pixel removal"):
         assert text in html
     assert "Localisation" not in html
+
+
+def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None:
+    config = replace(gated.smoke(gated.DIGITS), kernel_images=65)
+    variables = gated.build(config).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ConfigError, match="kernel_images: got 65, digits has 64 training images here"):
+        gated.measure(config, variables, tmp_path, lambda which: stages.split(config, which, None), quiet)
+
+
+def test_the_kernel_of_a_normalised_network_has_its_norms() -> None:
+    config = replace(gated.smoke(gated.RUNS["gated/cifar10-vgg16-dgn-x"].config), image_size=32)
+    model = gated.build(config)
+    x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, model.init(jax.random.key(1), x))
+    norm = variables["params"]["body"]["value_network"]["norm_3"]
+    seen = variables["batch_stats"]["body"]["value_network"]["norm_3"]
+    kernel, _ = gated.kernel_of(config, variables)
+    z = np.array([0.7])
+    want = (z - seen["mean"]) / np.sqrt(seen["var"] + 1e-5) * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(z * kernel.norms[3].scale + kernel.norms[3].shift, want, rtol=1e-5)
+    assert len(kernel.norms) == 13
 
 
 @pytest.mark.slow
@@ -182,19 +216,16 @@ def test_a_kernel_in_tiles_decides_as_one_in_memory(tmp_path: Path, monkeypatch:
     assert said[0].startswith("10 tiles")
     regress(kernel, train, test, 3, tmp_path / "b", {}, memory=1e-9, **options)
     assert any(line.startswith("0 tiles") for line in said)
-    with pytest.raises(ConfigError, match="holds another kernel"):
-        regress(kernel, train, test, 3, tmp_path / "b", {"gates": 1}, memory=1e-9, **options)
-
-
-def test_gates_have_a_digest() -> None:
-    gates = (np.zeros((2, 3), bool), np.ones((2, 4), bool))
-    assert gated.digest(gates) == gated.digest(gates)
-    assert gated.digest(gates) != gated.digest(gates[::-1])
+    with pytest.raises(ConfigError, match="holds another kernel: epochs is None, expected 1; remove it"):
+        regress(kernel, train, test, 3, tmp_path / "b", {"epochs": 1}, memory=1e-9, **options)
 
 
 @pytest.mark.slow
-def test_the_theorem_is_measured_drawn_and_published(tmp_path: Path) -> None:
-    assert npk_theorem.main(["--smoke", "--seeds", "0", "--out", str(tmp_path), "--results", str(tmp_path)]) == 0
+def test_the_theorem_is_measured_drawn_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = ["--out", str(tmp_path), "--results", str(tmp_path)]
+    assert npk_theorem.main(["--smoke", *out]) == 2
+    monkeypatch.setattr(npk_theorem, "Theorem", lambda: npk_theorem.SMOKE)
+    assert npk_theorem.main(["--seeds", "0", *out]) == 0
     assert (tmp_path / "npk_theorem.png").stat().st_size > 10_000
     metrics = json.loads((tmp_path / "gated_theorem.json").read_text())["metrics"]
     assert -1 < metrics["slope_depth_3_rademacher"]["mean"] < -0.2

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-Gates = Sequence[Shaped[Array | np.ndarray, "..."]]
+from jaxinterp.models.architecture import Gates
 
 
 class Filters(NamedTuple):
@@ -100,10 +100,14 @@ def class_overlap(
     pairs = np.outer(counts, counts) - np.diag(counts)
     overlaps = []
     for gate in gates:
-        flat = np.asarray(gate, np.float64).reshape(len(gate), -1)
-        sums = membership.T @ flat
-        same = membership.T @ (flat**2).sum(1)
-        shared = (sums @ sums.T - np.diag(same)) / flat.shape[1]
+        units = int(np.prod(gate.shape[1:]))
+        sums, same = np.zeros((classes, units)), np.zeros(classes)
+        for start in range(0, len(gate), 256):  # few examples at a time: gates of convolutions are large
+            rows = slice(start, start + 256)
+            flat = np.asarray(gate[rows], np.float64).reshape(-1, units)
+            sums += membership[rows].T @ flat
+            same += membership[rows].T @ (flat**2).sum(1)
+        shared = (sums @ sums.T - np.diag(same)) / units
         overlaps.append(np.divide(shared, pairs, out=np.full_like(shared, np.nan), where=pairs > 0))
     return np.stack(overlaps)
 

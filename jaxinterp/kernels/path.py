@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from jaxinterp.kernels.pairs import Pairs, rectangular, symmetric
 from jaxinterp.models.architecture import (
@@ -44,6 +44,7 @@ from jaxinterp.models.architecture import (
     Dense,
     Flatten,
     Gate,
+    Gates,
     GlobalAvgPool,
     Residual,
     fan_ins,
@@ -53,7 +54,6 @@ from jaxinterp.models.architecture import (
 
 Kernel = Literal["npk", "ntk", "nngp"]
 Normalize = Literal["none", "width", "unit_diag"]
-Gates = Sequence[Shaped[Array | np.ndarray, "..."]]
 
 
 class Norm(NamedTuple):

@@ -66,9 +66,12 @@ class Tiles:
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: not the description of a kernel ({error})") from error
             if differing:
-                name = differing[0]
+                name, had, asked = differing[0], held[differing[0]], config[differing[0]]
+                if name == "identity":
+                    name = next(key for key in {**had, **asked} if had.get(key) != asked.get(key))
+                    had, asked = had.get(name), asked.get(name)
                 raise ConfigError(
-                    f"{self.folder} holds another kernel: {name} is {held[name]}, expected {config[name]}"
+                    f"{self.folder} holds another kernel: {name} is {had}, expected {asked}; remove it, or use another"
                 )
         elif jax.process_index() == 0:
             write_text(path, json.dumps(config, indent=2) + "\n")

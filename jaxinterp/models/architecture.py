@@ -8,11 +8,12 @@ arXiv 2006.10529, "NPF") and "Disentangling deep neural networks with rectified 
 2110.03403, "DLGN").
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Union, get_args
 
 import numpy as np
+from jaxtyping import Array, Shaped
 
 Padding = Literal["zero", "circular", "none"]
 
@@ -85,6 +86,8 @@ class Residual:
 
 Layer = Union[Dense, Conv, Gate, BatchNorm, AvgPool, GlobalAvgPool, Flatten, Residual]  # noqa: UP007 (recursive)
 Architecture = tuple[Layer, ...]
+Gates = Sequence[Shaped[Array | np.ndarray, "..."]]
+"""One array for each `Gate`, (N, ...) as the activation there."""
 
 
 def walk(layers: Architecture) -> Iterator[Layer]:
@@ -94,6 +97,16 @@ def walk(layers: Architecture) -> Iterator[Layer]:
         if isinstance(layer, Residual):
             yield from walk(layer.body)
             yield from walk(layer.shortcut)
+
+
+def gate_count(layers: Architecture) -> int:
+    """How many gates an architecture has.
+
+    Example:
+        >>> gate_count(vgg16())
+        13
+    """
+    return sum(isinstance(layer, Gate) for layer in walk(layers))
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

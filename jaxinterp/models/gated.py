@@ -36,10 +36,11 @@ from jaxinterp.models.architecture import (
     Gate,
     GlobalAvgPool,
     Residual,
-    walk,
+    gate_count,
 )
 
 Gates = tuple[Shaped[Array, "..."], ...]
+EPSILON = 1e-5  # of batch normalisation
 Gating = Literal["relu", "linear", "shallow"]
 Weights = Literal["normal", "rademacher", "glorot"]
 
@@ -142,7 +143,7 @@ class _Part(nn.Module):
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=EPSILON,
             param_dtype=wide,
             axis_name=self.axis_name,
             force_float32_reductions=False,
@@ -187,7 +188,7 @@ class Network(_Part):
         Raises:
             ValueError: gates of another count or shape than the architecture's.
         """
-        expected = sum(isinstance(layer, Gate) for layer in walk(self.layers))
+        expected = gate_count(self.layers)
         if gates is not None and len(gates) != expected:
             raise ValueError(f"gates: got {len(gates)}, expected {expected}, one for each Gate of the architecture")
         count = dict.fromkeys(("linear", "norm", "gate"), 0)
@@ -236,7 +237,7 @@ class GatingNetwork(_Part):
         """Pre-activations of all gates at `x`, (N, ...) each."""
         if self.gating not in get_args(Gating):
             raise ValueError(f"gating: got {self.gating!r}, expected one of {', '.join(get_args(Gating))}")
-        last = sum(isinstance(layer, Gate) for layer in walk(self.layers))
+        last = gate_count(self.layers)
         return self._shallow(x, train) if self.gating == "shallow" else self._deep(x, train, last)
 
     def _deep(self, x: Array, train: bool, last: int) -> Gates:
@@ -374,8 +375,10 @@ class GatedNetwork(nn.Module):
         self.value_network = Network(**shared)
 
     def gates(self, x: Float[Array, "n ..."], train: bool = False) -> Gates:
-        """The gates at `x`, as the value network meets them."""
-        opened = open_gates(self.gating_network(x, train), hard=self.hard, sharpness=self.sharpness, scale=self.scale)
+        """The gates at `x`, as the value network meets them; hard ones are not trained, nor are their statistics."""
+        opened = open_gates(
+            self.gating_network(x, train and not self.hard), hard=self.hard, sharpness=self.sharpness, scale=self.scale
+        )
         if self.order is not None:
             opened = permuted(opened, self.order)
         return opened if self.roll is None else tiled_and_rolled(opened, jax.random.key(self.roll))

@@ -257,7 +257,8 @@ def fit(
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
                 clock.say(f"resuming at step {run.step} of {run.total}")
-            parts = {"val": evaluation(validation), "test": evaluation(test) if config.watch_test else None}
+            watched = evaluation(test) if config.watch_test else None
+            parts = {"val": evaluation(validation), "test": watched}
             each = {name: part for name, part in parts.items() if part is not None}
             state, stopped = run.train(state, step_fn, key, each, log)
             checkpoints.wait("last")
@@ -268,7 +269,7 @@ def fit(
                 best = None if found is None else found[0].variables
             summary: dict[str, dict[str, Any]] = {}
             if stopped is None:
-                summary = _summary(run.history, record, state.variables, best, evaluation(test))
+                summary = _summary(run.history, record, state.variables, best, watched or evaluation(test))
                 log.finish(summary)
                 for name, values in summary.items():
                     shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy"))

@@ -97,7 +97,7 @@ def test_other_kernels_and_bad_tiles_are_refused(tmp_path):
     for options, says in (
         ({"shape": (6, 7), "tile": 3, "identity": {"run": "a"}}, r"holds another kernel: shape is \[6, 6\]"),
         ({"shape": (6, 6), "tile": 2, "identity": {"run": "a"}}, "tile is 3, expected 2"),
-        ({"shape": (6, 6), "tile": 3, "identity": {"run": "b"}}, "identity is {'run': 'a'}, expected {'run': 'b'}"),
+        ({"shape": (6, 6), "tile": 3, "identity": {"run": "b"}}, "run is a, expected b; remove it"),
     ):
         with pytest.raises(ConfigError, match=says):
             Tiles(tmp_path / "k", **options)

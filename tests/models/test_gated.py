@@ -11,6 +11,7 @@ import pytest
 from jaxinterp.explain.linear import decompose
 from jaxinterp.models.architecture import (
     AvgPool,
+    BatchNorm,
     Conv,
     Dense,
     Flatten,
@@ -222,3 +223,14 @@ def test_gates_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=says):
             net.apply(variables, x, gates)
+
+
+def test_gates_that_are_not_trained_are_read_in_evaluation():
+    layers = (Dense(4), BatchNorm(), Gate(), Dense(2))
+    x = jax.random.normal(KEYS[0], (6, 3))
+    for hard in (True, False):
+        model = GatedNetwork(layers, "relu", hard=hard)
+        variables = model.init(KEYS[1], x)
+        _, updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        before, after = (tree["batch_stats"]["gating_network"]["norm_0"]["mean"] for tree in (variables, updates))
+        assert bool((before == after).all()) is hard
