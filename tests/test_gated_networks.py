@@ -82,7 +82,10 @@ def test_copied_and_learnt_gates_start_where_they_should() -> None:
     for change, message in (
         ({"regime": "learnt", "gating": "linear"}, "gating: got linear with regime=learnt, expected relu"),
         ({"regime": "relu", "order": (1, 0)}, "order: got 1,0 with regime=relu"),
-        ({"regime": "relu", "value_input": "ones"}, "value_input: got ones with regime=relu, which has one network only"),
+        (
+            {"regime": "relu", "value_input": "ones"},
+            "value_input: got ones with regime=relu, which has one network only",
+        ),
         ({"dataset": "imagenet2012"}, "dataset: got imagenet2012"),
     ):
         with pytest.raises(ConfigError, match=message):
