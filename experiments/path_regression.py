@@ -26,6 +26,7 @@ LANDMARKS = 1_000  # columns of the preconditioner
 TILE = 2_048  # most images along a side of a tile
 GATES = 1 << 28  # most bytes of float32 gates that one side of a tile may ask for
 TOLERANCE = 1e-5
+TOLD = 20  # products after which the solver says how far it is
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,17 @@ def _in_tiles(
     columns = np.concatenate([_between(kernel, train[rows], train[landmarks]) for rows in train.blocks()])
     diagonal = float(np.concatenate([np.diagonal(tiles[i, i]) for i in range(tiles.counts[0])]).mean())
     offset, absolute = targets.mean(0), chosen.ridge * diagonal
+    done, begun = 0, time.perf_counter()
+
+    def multiplied(y: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+        nonlocal done
+        done += 1
+        if done % TOLD == 0:
+            say(f"{done} products with the kernel ({time.perf_counter() - begun:.1f} s)")
+        return tiles.product(y.astype(np.float32))
+
     alpha, products = conjugate_gradients(
-        lambda y: tiles.product(y.astype(np.float32)),
+        multiplied,
         targets - offset,
         absolute,
         nystrom(columns, landmarks),
