@@ -18,7 +18,7 @@ the M and XL nets was published.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -48,6 +48,8 @@ class CoDARun(Run):
         trunk_depth: depth 6n + 2 of a CIFAR ResNet under the CoDA layers; none where 0.
         trunk_blocks: how many of its blocks.
     """
+
+    OUTPUTS: ClassVar[str] = "features: the last is"
 
     features: tuple[int, ...] = s_coda().features
     ranks: tuple[int, ...] = s_coda().ranks

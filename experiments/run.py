@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
@@ -70,6 +70,8 @@ class Run:
         occlusion_stride: step of their windows in pixels.
         eval_batch: images of one evaluation batch.
     """
+
+    OUTPUTS: ClassVar[str] = "classes: got"  # how an error names the field that says how many outputs there are
 
     dataset: DataSet = "cifar10"
     image_size: int | None = None

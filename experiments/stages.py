@@ -164,7 +164,7 @@ def check_fits(config: Any, data: Dataset) -> None:
     if config.crop >= min(data.images.shape[1:3]):
         raise ConfigError(f"crop: got {config.crop}, expected less than the image's side, {data.images.shape[1]}")
     if len(data.classes) > config.classes:
-        raise ConfigError(f"the network has {config.classes} outputs, {data.name} has {len(data.classes)} classes")
+        raise ConfigError(f"{config.OUTPUTS} {config.classes}, {data.name} has {len(data.classes)} classes")
 
 
 def trained(

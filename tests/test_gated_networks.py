@@ -140,7 +140,7 @@ def test_the_kernel_of_a_normalised_network_has_its_norms() -> None:
     config = replace(gated.smoke(gated.RUNS["gated/cifar10-vgg16-dgn-x"].config), image_size=32)
     model = gated.build(config)
     x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = jax.tree.map(lambda leaf: leaf + 0.3, model.init(jax.random.key(1), x))
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(model.init)(jax.random.key(1), x))
     norm = variables["params"]["body"]["value_network"]["norm_3"]
     seen = variables["batch_stats"]["body"]["value_network"]["norm_3"]
     kernel, _ = gated.kernel_of(config, variables)
