@@ -110,6 +110,7 @@ def test_config_files_read_back_and_damaged_ones_are_named(tmp_path: Path) -> No
             read_config(tmp_path, coda_nets.CoDARun)
 
 
+@pytest.mark.slow
 def test_regularised_loss_adds_lambda_times_the_penalty() -> None:
     config = replace(coda_nets.smoke(coda_nets.DIGITS), regulariser=2.0)
     model = coda_nets.build(config)
@@ -296,6 +297,7 @@ def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
         assert text in html
 
 
+@pytest.mark.slow
 def test_residuals_are_those_of_the_identity() -> None:
     model = coda_nets.build(coda_nets.DIGITS)
     images = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))

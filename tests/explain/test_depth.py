@@ -26,6 +26,7 @@ def started(model, images, **kwargs):
     return variables, lambda variables, x: model.apply(variables, x, frozen=True, **kwargs)
 
 
+@pytest.mark.slow
 def test_hybrid_is_exact_down_to_its_trunk_and_no_further(images):
     variables, apply = started(HYBRID, images, encoded=True)
     encoded = encode(images)

@@ -26,6 +26,7 @@ def arrays():
         yield h, u, A, b
 
 
+@pytest.mark.slow
 def test_derivative_rules(arrays):
     h, u, A, b = arrays
     square, cross, constant = gram(A, b)

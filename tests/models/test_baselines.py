@@ -69,6 +69,7 @@ def test_parameter_structure_is_frozen():
     assert set(vgg["params"]["trunk"]) == {f"conv_{i}" for i in range(8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_logits_and_gradients_are_finite_and_jit_agrees_with_eager(name):
     model, shape = TINY[name]

@@ -139,6 +139,7 @@ def test_published_parameter_counts(model, size, count):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "want"), [(10, 0.32508), (100, 0.1267)])
 def test_initial_loss(classes, want):
     model = s_coda(classes=classes)
@@ -170,6 +171,7 @@ def test_zero_input_gives_the_bias_and_finite_gradients(rescale):
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_penalty_is_the_mean_of_the_decomposition_and_its_gradient_is_right():
     with jax.enable_x64(True):
         model, _, images = small(param_dtype=jnp.float64)

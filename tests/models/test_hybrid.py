@@ -26,6 +26,7 @@ def started(model, dtype=jnp.float32, channels=3):
     return images, jax.tree.map(lambda a: a + 0.3 * noise[: a.size] if a.ndim == 1 else a, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.float64, 1e-10)])
 def test_is_decomposed_exactly_down_to_the_trunk(dtype, tolerance):
     with jax.enable_x64(dtype == jnp.float64), jax.default_matmul_precision("highest"):
@@ -48,6 +49,7 @@ def test_is_decomposed_exactly_down_to_the_trunk(dtype, tolerance):
                 assert unexplained > 1e-3 * scale
 
 
+@pytest.mark.slow
 def test_contributions_at_the_trunk_are_those_of_the_coda_net_alone():
     model = hybrid()
     images, variables = started(model)
