@@ -105,7 +105,7 @@ def test_copied_and_learnt_gates_start_where_they_should() -> None:
 
 @pytest.mark.slow
 def test_learnt_gates_are_those_of_the_relu_network_trained_first(tmp_path: Path) -> None:
-    config = replace(gated.smoke(gated.RUNS["gated/digits-learnt"].config), epochs=2)
+    config = replace(gated.smoke(gated.RUNS["gated/digits-learnt"].config), epochs=2, watch_test=True)
     result = stages.train("gated/digits-learnt", config, tmp_path)
     assert set(result.summary) == {"last", "best", "highest"}
     watched = [record["test_accuracy"] for record in result.history]
