@@ -62,7 +62,7 @@ def measure(
         try:
             drawn = sample_grids(sure, labels, n=n, count=grids, key=jax.random.key(seed))
         except ValueError as error:
-            raise ConfigError(f"localisation {size}: {error}; train longer") from error
+            raise ConfigError(f"localisation {size}: {error}") from error
         found["grids"][size] = {
             "grids": len(drawn.images),
             "eligible_images": drawn.eligible,

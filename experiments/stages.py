@@ -37,7 +37,7 @@ from jaxinterp.train import (
     load_variables,
     predict,
 )
-from jaxinterp.train.config import check
+from jaxinterp.train.config import check, check_steps
 
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
 
@@ -127,6 +127,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
     check(settings, None, jax.device_count())
+    check_steps(config.epochs, steps)
     schedule = schedule_of(config, steps)
     write_config(run_dir, name, config)
     first_run, started = paper.prior(name, config) if hasattr(paper, "prior") else None, None

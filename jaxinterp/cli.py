@@ -97,7 +97,10 @@ class Train:
         folder = self.run_dir or Path("runs") / self.run.replace("/", "-")
         configs = [replace(config, seed=seed) for seed in self.seeds or (config.seed,)]  # a wrong seed stops them all
         for one in configs:
-            run_dir = folder.with_name(f"{folder.name}-seed-{one.seed}") if self.seeds else folder
+            run_dir = folder
+            if self.seeds:
+                own = f"seed-{one.seed}"
+                run_dir = folder.with_name(f"{folder.name}-{own}") if folder.name else folder / own
             result = stages.train(self.run, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
             if result.interrupted:
                 console.print(f"interrupted; the same command resumes {run_dir}", highlight=False, soft_wrap=True)

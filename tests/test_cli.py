@@ -44,6 +44,7 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
         ("train coda/digits features=8,16,16,5", "features: the last is 5, digits has 10 classes"),
         ("train coda/digits batch_size=15 accumulate=2", "batch_size=15 does not divide evenly"),
         ("train coda/digits epochs=0", "epochs: got 0, expected at least 1"),
+        ("train coda/digits epochs=100000000000", "expected fewer than 2**31 steps in all"),
         ("train coda/digits crop=-1", "crop: got -1, expected at least 0"),
         ("train coda/digits validation=1.0", "validation: got 1.0, expected a share in [0, 1)"),
         ("train coda/digits rand_augment=2", "rand_augment: got 2, expected n,m or nothing"),

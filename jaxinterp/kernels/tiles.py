@@ -9,6 +9,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.files import write_text
 
 Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
+READ_AHEAD = 4  # tiles of a product under way from disk
 
 
 class Tiles:
@@ -155,6 +157,9 @@ class Tiles:
             reason = str(error).splitlines()[0]
             raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {reason}") from error
 
+    def _read(self, i: int, j: int) -> Any:
+        return self._kernel[self._slices(i, j)].read()
+
     def __getitem__(self, index: tuple[int, int]) -> Float[np.ndarray, "_ _"]:
         """The finished tile (i, j), also below the diagonal of a symmetric matrix.
 
@@ -167,7 +172,7 @@ class Tiles:
             i, j = j, i
         if not int(self._finished[i, j].read().result()):
             raise DataError(f"{self.folder}: tile ({i}, {j}) is not finished")
-        tile = np.asarray(self._kernel[self._slices(i, j)].read().result())
+        tile = np.asarray(self._read(i, j).result())
         return tile.T if mirrored else tile
 
     def read(self) -> Float[np.ndarray, "rows columns"]:
@@ -175,11 +180,21 @@ class Tiles:
         return np.block([[self[i, j] for j in range(self.counts[1])] for i in range(self.counts[0])])
 
     def product(self, y: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
-        """K y, with every stored tile read once; sums are in y's type."""
+        """K y, with every stored tile read once, some ahead of their turn; sums are in y's type.
+
+        Raises:
+            DataError: a tile is not finished.
+        """
+        if missing := self.open_tiles():
+            raise DataError(f"{self.folder}: tile {missing[0]} is not finished")
         found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
-        for i, j in self.wanted():
+        to_read = self.wanted()
+        reading = deque((index, self._read(*index)) for index in islice(to_read, READ_AHEAD))
+        while reading:
+            (i, j), coming = reading.popleft()
+            tile = np.asarray(coming.result())
+            reading.extend((index, self._read(*index)) for index in islice(to_read, 1))
             rows, columns = self._slices(i, j)
-            tile = self[i, j]
             found[rows] += tile @ y[columns]
             if self.symmetric and i != j:
                 found[columns] += tile.T @ y[rows]

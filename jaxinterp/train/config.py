@@ -85,6 +85,13 @@ def check(config: TrainConfig, size: int | None, devices: int) -> None:
         )
     if size is not None and config.batch_size > size:
         raise ConfigError(f"batch_size={config.batch_size} is more than the {size} training examples")
+    check_steps(config.epochs, 1 if size is None else size // config.batch_size)
+
+
+def check_steps(epochs: int, steps: int) -> None:
+    """Refuse more steps than are counted: the state's step is an int32."""
+    if epochs * steps >= 2**31:
+        raise ConfigError(f"epochs: got {epochs} of {steps} steps each, expected fewer than 2**31 steps in all")
 
 
 def describe(train: Dataset | Stream, model: nn.Module, config: TrainConfig) -> dict[str, Any]:

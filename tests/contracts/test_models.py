@@ -91,7 +91,10 @@ def test_contributions_and_bias_sum_to_the_logits(name, inner):
         np.testing.assert_allclose(parts.bias, want, rtol=1e-4, atol=1e-5 * size)
 
 
-@every_model
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("hybrid", "vgg", "coda-l2") else name for name in ROWS],
+)
 def test_the_same_in_float64(name):
     with jax.enable_x64(True):
         _, variables, x, frozen = made(name, True)

@@ -50,11 +50,10 @@ def test_scores_are_those_of_each_levels_own_map(images):
     curve = interpretable_depth(apply, images, GRIDS, levels, variables=variables)
     assert [level.name for level in curve] == list(levels)
     for level in curve:
+        parts = decompose(apply, tile(images[GRIDS.images]), GRIDS.classes, level.name, variables=variables)
         for g in range(2):
-            grid = tile(images[GRIDS.images[g]][None])
-            parts = decompose(lambda x: apply(variables, x), grid, GRIDS.classes[g][None], level.name)
             for k in range(4):
-                large = jax.image.resize(parts.contributions[0, k].sum(-1), (8, 8), "linear")
+                large = jax.image.resize(parts.contributions[g, k].sum(-1), (8, 8), "linear")
                 positive = np.maximum(np.asarray(large), 0)
                 row, column = 4 * (k % 2), 4 * (k // 2)
                 own = positive[row : row + 4, column : column + 4].sum()

@@ -38,6 +38,8 @@ def test_tiles_equal_the_whole_and_multiply_like_it(tmp_path, symmetric):
     tiles = Tiles(tmp_path, (23, columns), tile=5, symmetric=symmetric)
     with pytest.raises(DataError, match=r"tile \(0, 1\) is not finished"):
         tiles[1, 0] if symmetric else tiles[0, 1]
+    with pytest.raises(DataError, match=r"tile \(0, 0\) is not finished"):
+        tiles.product(np.ones((columns, 1)))
     assert tiles.compute(block, show=False) == (15 if symmetric else 20)
     np.testing.assert_array_equal(tiles.read(), whole)
     y = np.random.default_rng(0).normal(size=(columns, 3))

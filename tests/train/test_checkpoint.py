@@ -123,7 +123,7 @@ def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "remove"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", pytest.param("empty", marks=pytest.mark.slow)])
 def test_truncated_and_missing_files_never_restore_another_state(tmp_path, damage):
     save(tmp_path, 3)
     folder, noticed = tmp_path / "checkpoints/last/3", 0
@@ -168,7 +168,7 @@ def flip_and_restore(tmp_path, count, seed):
 
 def test_a_flipped_bit_anywhere_never_restores_another_state(tmp_path):
     save(tmp_path, 3)
-    outcomes = flip_and_restore(tmp_path, 60, seed=0)
+    outcomes = flip_and_restore(tmp_path, 24, seed=0)
     assert not any(outcomes["meta/metadata"])
     assert not all(same for found in outcomes.values() for same in found)
 

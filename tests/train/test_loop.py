@@ -180,6 +180,7 @@ def test_a_non_finite_step_stops_the_run_and_is_not_saved(tmp_path, tiny, quadra
         ({"batch_size": 16, "accumulate": 3}, "batch_size=16 does not divide evenly by 1 devices x accumulate=3"),
         ({"batch_size": 200}, "batch_size=200 is more than the"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2**31}, "expected fewer than 2\\*\\*31 steps in all"),
         ({"validation": 1.0}, "validation must be in"),
     ],
 )
