@@ -37,7 +37,7 @@ lock: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	$(VENV)/bin/pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 clean:

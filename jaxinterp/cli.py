@@ -43,7 +43,7 @@ class Demo:
     def __call__(self, console: Console) -> None:
         """Run the whole of it, and say where the report lies."""
         # Quicker than evaluating all.
-        overrides = () if self.smoke else ("grid_sizes=3", "grids=20", "removal_images=120")
+        overrides = () if self.smoke else ("grid_sizes=3", "grids=20", "removal_images=120", "occlusion=5")
         Train("coda/digits", overrides, run_dir=self.run_dir, smoke=self.smoke)(console)
         Evaluate((self.run_dir,))(console)
         Report(self.run_dir)(console)
