@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
-from experiments.subject import OURS, Subject
+from experiments.subject import OURS, Images, Method, Subject
 from jaxinterp.errors import ConfigError
+from jaxinterp.explain.linear import Targets
 from jaxinterp.explain.metrics import completeness, localisation, pixel_removal, sample_grids
 
 Say = Callable[[str], None]
+Maps = Float[np.ndarray, "classes height width"]
 
 
 def measure(
@@ -29,7 +32,7 @@ def measure(
     batch: int,
     seed: int,
     say: Say,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Maps]]:
     """Measure a trained network and all explanations of it on test images.
 
     Args:
@@ -47,7 +50,8 @@ def measure(
 
     Returns:
         JSON values: `metrics` (name → number), and what they come from: `localisation` (size → method → scores),
-        `removal` (method → curve) at `fractions`, `residuals`.
+        `removal` (method → curve) at `fractions`, `residuals`. And every method's maps of the first grid of the first
+        size, to be drawn: those of the classes in its first column, (n, n·H, n·W).
 
     Raises:
         ConfigError: too few images are predicted right for one grid.
@@ -56,6 +60,7 @@ def measure(
     """
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
     found: dict[str, Any] = {"metrics": metrics, "localisation": {}, "grids": {}}
+    first_maps: dict[str, Maps] = {}
     sure = subject.odds(logits["last"]) if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
     for n in sizes:
         size = f"{n}x{n}"
@@ -72,7 +77,8 @@ def measure(
         found["localisation"][size] = {}
         for name, method in subject.methods().items():
             start = time.perf_counter()
-            scores = localisation(method, jnp.asarray(images), drawn)
+            watched = partial(_watched, method, partial(first_maps.setdefault, name), n) if n == sizes[0] else method
+            scores = localisation(watched, jnp.asarray(images), drawn)
             metrics[f"localisation_{size}_median{_suffix(name)}"] = scores.quartiles[1]
             found["localisation"][size][name] = scores.scores.ravel().round(6).tolist()
             spent = time.perf_counter() - start
@@ -109,7 +115,14 @@ def measure(
     metrics["completeness_residual"] = float(np.abs(residuals).max())
     found["residuals"] = residuals.ravel().tolist()
     say(f"completeness, {len(images)} images, all classes: largest residual {metrics['completeness_residual']:.1e}")
-    return found
+    return found, first_maps
+
+
+def _watched(method: Method, see: Callable[[Maps], Any], count: int, images: Images, targets: Targets) -> Array:
+    """What a method answers; the first classes' maps of the first image are seen."""
+    maps = method(images, targets)
+    see(np.asarray(maps[0, :count]))
+    return maps
 
 
 def relative_residuals(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:

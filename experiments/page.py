@@ -38,6 +38,7 @@ class Report:
         logits: of all of them, (N, classes).
         classes: the classes' names.
         found: what `experiments.evaluation.measure` returned.
+        first_maps: method → maps of the first grid, as `experiments.evaluation.measure` returned them.
         history: the records of metrics.jsonl.
         info: run.json.
         sources: data.json, where the data came from and which checksums were verified.
@@ -56,6 +57,7 @@ class Report:
     logits: Float[np.ndarray, "n classes"]
     classes: Sequence[str]
     found: Mapping[str, Any]
+    first_maps: Mapping[str, Float[np.ndarray, "classes height width"]]
     history: Sequence[Mapping[str, Any]]
     info: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, str]]
@@ -227,9 +229,8 @@ def _one_grid(report: Report) -> Picture:
     members, classes = np.array(grids["first_images"]), np.array(grids["first_classes"])
     cells = np.arange(len(classes))[: int(size[0])]
     mosaic = np.asarray(tile(jnp.asarray(report.images[members])[None]))
-    methods = report.subject.methods()
-    maps = np.stack([np.asarray(method(mosaic, classes[None, cells]))[0] for method in methods.values()], axis=1)
-    titles = [[method_style(name)[0] for name in methods]] * len(cells)
+    maps = np.stack(list(report.first_maps.values()), axis=1)
+    titles = [[method_style(name)[0] for name in report.first_maps]] * len(cells)
     names = [f"{report.classes[classes[k]]} (row {k % int(size[0]) + 1}, column 1)" for k in cells]
     images = np.repeat(mosaic, len(cells), axis=0)
     figure = panel(images, maps, titles, names, scale="map")

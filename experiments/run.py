@@ -6,10 +6,14 @@ import difflib
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from zipfile import BadZipFile
+
+import numpy as np
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
@@ -341,6 +345,19 @@ def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
         ConfigError: it is missing or damaged; the line says which command makes it.
     """
     return _objects(path, made_by, str.splitlines)
+
+
+def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
+    """The named arrays of a run folder's .npz file.
+
+    Raises:
+        ConfigError: it is missing or damaged; the line says which command makes it.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
 
 
 def _objects(path: Path, made_by: str, parts: Callable[[str], list[str]]) -> list[dict[str, Any]]:

@@ -21,12 +21,12 @@ from experiments.imagenet import held_images, training_stream
 from experiments.images import first, read_images, resized
 from experiments.optimiser import optimiser_of, schedule_of
 from experiments.page import Report, compose_page, top_maps
-from experiments.run import Run, naming_config, read_config, read_json, read_lines, write_config
+from experiments.run import Run, naming_config, read_arrays, read_config, read_json, read_lines, write_config
 from experiments.subject import Subject
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
-from jaxinterp.files import check_folder, write_bytes, write_text
+from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.report.page import picture, write
 from jaxinterp.train import (
     Checkpoints,
@@ -40,6 +40,7 @@ from jaxinterp.train import (
 from jaxinterp.train.config import check, check_steps
 
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
+MAPS = "maps.npz"  # file, within a run's folder, of the first grid's maps
 
 
 def augmentation(config: Run) -> Augment:
@@ -205,7 +206,7 @@ def class_names(config: Any) -> tuple[str, ...]:
 
 
 def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> dict[str, Any]:
-    """Measure a trained run on the test split and write evaluation.json into its folder.
+    """Measure a trained run on the test split; write evaluation.json into its folder, and maps to be drawn.
 
     Args:
         run_dir: the run's folder.
@@ -213,7 +214,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         say: told about each measurement as it is made.
 
     Returns:
-        What `experiments.evaluation.measure` returns, and the `step` of the checkpoint that was measured.
+        The JSON values of `experiments.evaluation.measure`, and the `step` of the checkpoint that was measured.
 
     Raises:
         ConfigError: the folder holds no run, or may not be written to.
@@ -224,7 +225,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
     paper = paper_of(name)
     epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
     images, labels = test_images(config, data_dir)
-    found = measure(
+    found, first_maps = measure(
         last,
         images,
         labels,
@@ -237,6 +238,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         seed=config.seed,
         say=say,
     )
+    write_arrays(run_dir / MAPS, first_maps)
     if hasattr(paper, "measure"):
         write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")  # should what follows fail
         further = paper.measure(config, last.variables, run_dir, partial(split, config, data_dir=data_dir), say)
@@ -325,7 +327,7 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
     by_training, parts = f"jaxinterp train {name}", ("metrics", "localisation", "grids", "removal", "residuals")
     history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)
     found = read_json(measured, f"jaxinterp evaluate {run_dir}", *parts) if measured.exists() else {}
-    if found.get("step") != last_step(run_dir):
+    if found.get("step") != last_step(run_dir) or not (run_dir / MAPS).exists():
         found = evaluate(run_dir, data_dir, say)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
@@ -339,6 +341,7 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
         logits=predict(subject.apply, subject.variables, images, config.eval_batch),
         classes=class_names(config),
         found=found,
+        first_maps=read_arrays(run_dir / MAPS, f"jaxinterp evaluate {run_dir}"),
         history=history,
         info=info,
         sources=read_json(sources, by_training) if sources.exists() else {},

@@ -1,7 +1,11 @@
 """Files that are there as they were, or as they are to be, and never half-written."""
 
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from jaxinterp.errors import ConfigError
 
@@ -20,6 +24,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a whole .npz file of named arrays or none."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its flags come by name too
+    write_bytes(path, content.getvalue())
 
 
 def check_folder(path: Path) -> None:

@@ -23,10 +23,12 @@ from experiments import coda_nets, imagenet, page, paper_of, run, runs, stages
 from experiments.evaluation import relative_residuals
 from experiments.images import read_images, resized
 from experiments.publish import ended, gather, publish
-from experiments.run import override, read_config, shown, write_config
+from experiments.run import override, read_arrays, read_config, shown, write_config
 from jaxinterp.data import load
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.metrics import completeness
+from jaxinterp.explain.metrics.localisation import tile
+from jaxinterp.files import write_arrays
 from jaxinterp.report.tables import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +181,16 @@ def test_deep_grey_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
             read_images([tmp_path / "wrong.tiff"], 2, 2, 1)
 
 
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_damaged_arrays_are_named_with_the_command_that_makes_them(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "maps.npz"
+    write_arrays(path, {"a": np.arange(100.0)})
+    np.testing.assert_array_equal(read_arrays(path, "x")["a"], np.arange(100.0))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ConfigError, match=r"maps.npz is missing or damaged \(.*\); it is made by `x`"):
+        read_arrays(path, "x")
+
+
 def test_imagenet_keeps_the_first_classes_and_refills_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
@@ -237,6 +249,12 @@ def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
     summary = json.loads((seeds[0] / "run.json").read_text())["summary"]
     assert found["metrics"]["test_accuracy"] == pytest.approx(summary["last"]["test_accuracy"])
     assert found["metrics"]["test_accuracy_best"] == pytest.approx(summary["best"]["test_accuracy"])
+    maps, grid = read_arrays(seeds[0] / stages.MAPS, "evaluate"), found["grids"]["2x2"]
+    assert list(maps) == methods
+    _, config, subject = stages.trained(seeds[0])
+    mosaic = tile(jnp.asarray(stages.test_images(config, None)[0][grid["first_images"]])[None])
+    want = subject.maps(mosaic, jnp.asarray([grid["first_classes"][:2]]))[0]
+    np.testing.assert_allclose(maps["decomposition"], want, rtol=1e-3, atol=1e-5 * float(abs(want).max()))
 
 
 @pytest.mark.slow
