@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.files import check_folder
 
+QUICK_COMPILER = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 Seeds = Annotated[
     tuple[int, ...],
     PrimitiveConstructorSpec(
@@ -42,6 +44,8 @@ class Demo:
 
     def __call__(self, console: Console) -> None:
         """Run the whole of it, and say where the report lies."""
+        # Compiling takes most of the time, and LLVM's costly passes most of that.
+        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
         # Quicker than evaluating all.
         overrides = () if self.smoke else ("grid_sizes=3", "grids=20", "removal_images=120", "occlusion=5")
         Train("coda/digits", overrides, run_dir=self.run_dir, smoke=self.smoke)(console)
