@@ -7,9 +7,10 @@ computed and stored.
 
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.files import write_text
 
 Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
-READ_AHEAD = 4  # tiles of a product under way from disk
 
 
 class Tiles:
@@ -180,7 +181,7 @@ class Tiles:
         return np.block([[self[i, j] for j in range(self.counts[1])] for i in range(self.counts[0])])
 
     def product(self, y: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
-        """K y, with every stored tile read once, some ahead of their turn; sums are in y's type.
+        """K y, with every stored tile read once, as many at a time as there are cores; sums are in y's type.
 
         Raises:
             DataError: a tile is not finished.
@@ -188,14 +189,17 @@ class Tiles:
         if missing := self.open_tiles():
             raise DataError(f"{self.folder}: tile {missing[0]} is not finished")
         found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
-        to_read = self.wanted()
-        reading = deque((index, self._read(*index)) for index in islice(to_read, READ_AHEAD))
-        while reading:
-            (i, j), coming = reading.popleft()
-            tile = np.asarray(coming.result())
-            reading.extend((index, self._read(*index)) for index in islice(to_read, 1))
+
+        def share(index: tuple[int, int]) -> list[tuple[slice, np.ndarray]]:
+            i, j = index
             rows, columns = self._slices(i, j)
-            found[rows] += tile @ y[columns]
-            if self.symmetric and i != j:
-                found[columns] += tile.T @ y[rows]
+            tile = np.asarray(self._read(i, j).result())
+            parts = [(rows, tile @ y[columns])]
+            return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
+
+        # One core a tile: a product with few columns is too short to be worth sharing.
+        with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+            for parts in pool.map(share, self.wanted()):
+                for rows, part in parts:
+                    found[rows] += part
         return found
