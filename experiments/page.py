@@ -153,7 +153,7 @@ def _explanations(report: Report) -> Section:
     if len(wrong):
         caption = f"The first of {np.sum(report.logits.argmax(1) != report.labels)} test images that are misread."
         pictures.append(maps(wrong, caption, "Misread test images and their contribution maps"))
-    if report.images.shape[-1] == 3 and report.subject.at is None:
+    if report.subject.at is None and report.subject.encode(jnp.asarray(report.images[:1])).shape[-1] == 6:
         pictures.append(_colours(report, chosen))
     return Section(
         "What speaks for and against each class",

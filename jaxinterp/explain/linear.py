@@ -107,6 +107,7 @@ def decompose(
     at: str | None = None,
     *,
     variables: Any = None,
+    given: Sequence[Array] = (),
     memory: int = 2 << 30,
     check: bool = True,
 ) -> Decomposition:
@@ -125,6 +126,8 @@ def decompose(
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`.
         variables: the model's variables, any pytree.
+        given: arrays that belong to the examples, (batch, ...) each, such as gates of one's own; `apply_frozen` gets
+            them after `x`.
         memory: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
         check: refuse values of `x` that are not finite, and a function that has curvature at the first example (one
             that forgot to freeze).
@@ -133,8 +136,8 @@ def decompose(
         A `Decomposition`, on the shape of `x` or of the activation.
 
     Raises:
-        ValueError: unknown `at`, unfit `targets`, `x` not a batch of finite floating arrays, `memory` < 1, or a
-            function that is not affine at `x`.
+        ValueError: unknown `at`, unfit `targets`, `x` not a batch of finite floating arrays, `given` of another
+            batch, `memory` < 1, or a function that is not affine at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -152,17 +155,21 @@ def decompose(
         apply_frozen = inspect.unwrap(apply_frozen)
     apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
     with jax.default_matmul_precision("highest"):
-        logits = jax.eval_shape(apply, x)
+        for i, array in enumerate(given):
+            if array.shape[:1] != x.shape[:1]:
+                raise ValueError(f"given: array {i} has shape {array.shape}, expected ({len(x)}, ...)")
+        logits = jax.eval_shape(apply, x, *given)
         if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
             raise ValueError(f"apply_frozen: got output {logits.shape}, expected ({x.shape[0]}, classes)")
         if at is not None:
-            require_activation(apply, x, at)
+            require_activation(lambda x: apply(x, *given), x, at)
         rows = select_targets(targets, *logits.shape)
         if check:
             require_finite("x", x)
-            _require_affine(apply, x, compiled)
+            _require_affine(apply, x, compiled, given)
         one_pass = _pass_compiled if compiled else _pass
-        return in_chunks(partial(one_pass, apply, at), (x, rows), bytes_per_example(apply, x, rows.shape[1]), memory)
+        size = bytes_per_example(apply, x, rows.shape[1], given)
+        return in_chunks(partial(one_pass, apply, at), (x, rows, *given), size, memory)
 
 
 def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, memory: int) -> Any:
@@ -195,9 +202,13 @@ def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_eac
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array) -> Decomposition:
+def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array, *given: Array) -> Decomposition:
     """Decompose one chunk: one forward pass, one jvp, one vjp mapped over one-hot cotangents."""
-    value, function = (x, apply) if at is None else split_at(apply, x, at)
+
+    def whole(x: Array) -> Array:
+        return apply(x, *given)
+
+    value, function = (x, whole) if at is None else split_at(whole, x, at)
     logits, pullback = jax.vjp(function, value)
     linear = jax.jvp(function, (value,), (value,))[1]
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
@@ -212,19 +223,26 @@ def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array) ->
 _pass_compiled = jax.jit(_pass, static_argnums=1)
 
 
-def bytes_per_example(apply: Callable[[Array], Array], x: Array, targets: int) -> int:
+def bytes_per_example(apply: Callable[..., Array], x: Array, targets: int, given: Sequence[Array] = ()) -> int:
     """Upper estimate of one example's bytes: every value of the forward pass, and its largest once per target.
 
     Args:
         apply: x ↦ output, (batch, ...).
         x: input, (batch, ...).
         targets: cotangents that are pulled back at once.
+        given: as in `decompose`.
 
     Returns:
         Bytes, from the traced programs for two examples and for one; nothing is computed.
     """
     one, two = (
-        list(_sizes(jax.make_jaxpr(lambda v: apply(v))(jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)).jaxpr))
+        list(
+            _sizes(
+                jax.make_jaxpr(lambda *v: apply(*v))(
+                    *(jax.ShapeDtypeStruct((n, *array.shape[1:]), array.dtype) for array in (x, *given))
+                ).jaxpr
+            )
+        )
         for n in (1, 2)
     )
     return sum(two) - sum(one) + targets * (max(two, default=0) - max(one, default=0))
@@ -241,11 +259,11 @@ def _sizes(jaxpr: Any) -> Iterator[int]:
                     yield from _sizes(inner)
 
 
-def _slopes(apply: Callable[[Array], Array], x: Array, direction: Array) -> tuple[Array, Array]:
+def _slopes(apply: Callable[..., Array], x: Array, direction: Array, *given: Array) -> tuple[Array, Array]:
     """First and second derivative of t ↦ f(x + t v) at t = 0."""
 
     def slope(t: Array) -> Array:
-        return jax.jvp(apply, (x + direction * t,), (direction,))[1]
+        return jax.jvp(lambda x: apply(x, *given), (x + direction * t,), (direction,))[1]
 
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
     return jax.jvp(slope, (zero,), (one,))
@@ -254,12 +272,14 @@ def _slopes(apply: Callable[[Array], Array], x: Array, direction: Array) -> tupl
 _slopes_compiled = jax.jit(_slopes)
 
 
-def _require_affine(apply: Callable[[Array], Array], x: Array, compiled: bool) -> None:
+def _require_affine(apply: Callable[..., Array], x: Array, compiled: bool, given: Sequence[Array]) -> None:
     """Refuse a function with curvature along a fixed random direction; frozen properly, it is exactly zero there."""
     if isinstance(x, jax.core.Tracer):
         return
     direction = jax.random.normal(jax.random.key(0), (1, *x.shape[1:]), x.dtype)
-    first, second = (_slopes_compiled if compiled else _slopes)(apply, x[:1], direction)
+    first, second = (_slopes_compiled if compiled else _slopes)(
+        apply, x[:1], direction, *(array[:1] for array in given)
+    )
     curvature, size = float(jnp.abs(second).max()), float(jnp.abs(first).max())
     if not curvature <= 1e-3 * size:  # true for NaN too
         raise ValueError(

@@ -118,7 +118,8 @@ class PathKernel:
 
         Args:
             x: inputs, (N, features) or (N, H, W, C).
-            gates: one for each `Gate`, (N, ...) as the activation there; booleans and integers are counted exactly.
+            gates: one for each `Gate`, (N, ...) as the activation there; the overlaps <G, G'> of booleans and integers
+                are counted exactly, their products are of the inputs' type.
             x2: other inputs, (M, ...); `x` itself where None, and then only half of the pairs are computed.
             gates2: their gates.
 
@@ -126,8 +127,9 @@ class PathKernel:
             (N, M), in the inputs' type.
 
         Raises:
-            ValueError: in one line: gates of another count, shape or batch, not finite, or not 0 and 1 where `exact`;
-                or path counts that the type cannot hold.
+            ValueError: in one line: inputs that are not floating or of two shapes; gates of another count, shape or
+                batch, not finite, or not 0 and 1 where `exact`; or path counts or products of inputs that the type
+                cannot hold.
         """
         if (x2 is None) != (gates2 is None):
             raise ValueError("x2, gates2: expected both or neither")
@@ -138,31 +140,43 @@ class PathKernel:
         if x2 is None or gates2 is None:
             return _symmetric(kernel, self.norms, x, gates)
         self.check(x2, gates2)
+        if x2.shape[1:] != x.shape[1:]:
+            raise ValueError(f"x2: got inputs of shape {tuple(x2.shape[1:])}, expected {tuple(x.shape[1:])}, as of x")
         return _rectangular(kernel, self.norms, x, gates, jnp.asarray(x2), _countable(gates2, x.dtype))
 
     def check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """See `__call__`; values are looked at only where they are known, that is outside of `jax.jit`."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x: got {x.dtype}, expected floating values")
         shapes = gate_shapes(self.layers, x.shape[1:])
         if len(gates) != len(shapes):
             raise ValueError(f"gates: got {len(gates)}, expected {len(shapes)}, one for each Gate of the architecture")
         for i, (gate, shape) in enumerate(zip(gates, shapes, strict=True)):
             if gate.shape != (len(x), *shape):
                 raise ValueError(f"gates: gate {i} has shape {tuple(gate.shape)}, expected {(len(x), *shape)}")
+        largest = 0.0  # log10 of what values can multiply a path's share by
         for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
-            if isinstance(array, jax.core.Tracer):
+            if isinstance(array, jax.core.Tracer) or array.size == 0:
                 continue
             with jax.ensure_compile_time_eval():
                 if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.isfinite(array).all()):
                     raise ValueError(f"{name}: expected finite values, got NaN or infinity")
                 if self.exact and name != "x" and array.dtype != bool and not bool(((array == 0) | (array == 1)).all()):
                     raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
-        if self.get == "npk" and self.normalize == "none":
-            size = sum(math.log10(float(count)) for count in self._counts(x.shape[1:]))
-            if size > math.log10(float(jnp.finfo(x.dtype).max)):
-                raise ValueError(
-                    f"normalize: got 'none' with up to 10^{size:.0f} paths, more than {x.dtype} holds; expected "
-                    "'width' or 'unit_diag'"
-                )
+                if jnp.issubdtype(array.dtype, jnp.floating):
+                    largest += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
+        most = math.log10(float(jnp.finfo(x.dtype).max))
+        counted = self.get == "npk" and self.normalize == "none"
+        size = sum(math.log10(float(count)) for count in self._counts(x.shape[1:])) if counted else 0.0
+        if size > most:
+            raise ValueError(
+                f"normalize: got 'none' with up to 10^{size:.0f} paths, more than {x.dtype} holds; expected "
+                "'width' or 'unit_diag'"
+            )
+        if size + largest > most:
+            raise ValueError(
+                f"x, gates: got values whose products are up to 10^{size + largest:.0f}, more than {x.dtype} holds"
+            )
 
     def _counts(self, shape: tuple[int, ...]) -> list[int]:
         """Bounds of the factors by which path counts grow: widths of the gates, windows, and the input's size."""

@@ -22,10 +22,15 @@ Matrix = Float[np.ndarray, "n n"]
 def one_hot(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "n classes"]:
     """Targets for regression on classes: 1 − 1/classes for the label, −1/classes for the others.
 
+    Raises:
+        ValueError: a label is not in [0, classes).
+
     Example:
         >>> one_hot(np.array([1]), 4).tolist()
         [[-0.25, 0.75, -0.25, -0.25]]
     """
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels: got {labels.min()} to {labels.max()}, expected classes in [0, {classes})")
     return np.eye(classes)[labels] - 1 / classes
 
 
@@ -38,7 +43,20 @@ def _checked(k: Any, targets: Any) -> tuple[Matrix, Float[np.ndarray, "n classes
     for name, array in (("k", k), ("targets", targets)):
         if not np.isfinite(array).all():
             raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    largest, skew = np.abs(k).max(), np.abs(k - k.T).max()
+    if not skew <= 1e-3 * largest or largest == 0:
+        raise ValueError(f"k: expected a symmetric matrix other than 0, got entries up to {largest:g}, skew {skew:g}")
     return k, targets
+
+
+def _cholesky(k: Matrix, ridge: float) -> tuple[np.ndarray, bool]:
+    """The factor of K + λ I, for `scipy.linalg.cho_solve`."""
+    import scipy.linalg
+
+    try:
+        return scipy.linalg.cho_factor(k + ridge * np.eye(len(k)), lower=True)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f"k: not positive semidefinite, expected one (with {ridge:g} on its diagonal)") from error
 
 
 @dataclass(frozen=True)
@@ -71,8 +89,8 @@ def kernel_ridge(
 ) -> Ridge:
     """Kernel ridge regression, α = (K + λ d I)⁻¹ (Y − mean), d the mean diagonal; λ by leave-one-out.
 
-    The error of leaving example i out is (Y − Ŷ)_i / (1 − H_ii) with H = K (K + λ d I)⁻¹, for all λ from one
-    eigendecomposition; the solution is then a Cholesky one.
+    The error of leaving example i out, the mean of the targets kept, is (Y − Ŷ)_i / (1 − H_ii) with
+    H = K (K + λ d I)⁻¹, for all λ from one eigendecomposition; the solution is then a Cholesky one.
 
     Args:
         k: kernel of the training examples, (n, n), symmetric positive semidefinite.
@@ -83,14 +101,14 @@ def kernel_ridge(
         The solution with the least leave-one-out error.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, a λ that is not positive, or a kernel that is
-            not positive semidefinite.
+        ValueError: shapes that do not fit, values that are not finite, a λ that is not positive and finite, or a
+            kernel that is zero, not symmetric or not positive semidefinite.
     """
     import scipy.linalg
 
     k, targets = _checked(k, targets)
-    if not ridges or min(ridges) <= 0:
-        raise ValueError(f"ridges: got {tuple(ridges)}, expected positive numbers")
+    if not ridges or not all(0 < ridge < np.inf for ridge in ridges):
+        raise ValueError(f"ridges: got {tuple(ridges)}, expected positive finite numbers")
     size, offset = float(np.diagonal(k).mean()), targets.mean(0)
     y, errors = targets - offset, {}
     if len(ridges) == 1:
@@ -104,10 +122,7 @@ def kernel_ridge(
             left_out = (y - vectors @ (kept[:, None] * turned)) / (1 - leverage)[:, None]
             errors[ridge] = float((left_out**2).mean())
         best = min(errors, key=errors.__getitem__)
-    try:
-        factor = scipy.linalg.cho_factor(k + best * size * np.eye(len(k)), lower=True)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"k: not positive semidefinite, expected one for the ridge {best:g}") from error
+    factor = _cholesky(k, best * size)
     return Ridge(scipy.linalg.cho_solve(factor, y), offset, best, errors)
 
 
@@ -142,10 +157,13 @@ def gaussian_process(
     k, targets = _checked(k, targets)
     if noise <= 0:
         raise ValueError(f"noise: got {noise}, expected a positive variance")
-    factor = scipy.linalg.cho_factor(k + noise * np.eye(len(k)), lower=True)
-    k_new = np.asarray(k_new, np.float64)
+    factor, k_new, k_diagonal = _cholesky(k, noise), np.asarray(k_new, np.float64), np.asarray(k_diagonal, np.float64)
+    if k_new.ndim != 2 or k_new.shape[1] != len(k) or k_diagonal.shape != k_new.shape[:1]:
+        raise ValueError(
+            f"k_new, k_diagonal: got shapes {k_new.shape} and {k_diagonal.shape}, expected (m, {len(k)}) and (m,)"
+        )
     explained = scipy.linalg.solve_triangular(factor[0], k_new.T, lower=True)
-    variance = np.asarray(k_diagonal, np.float64) - (explained**2).sum(0)
+    variance = k_diagonal - (explained**2).sum(0)
     return k_new @ scipy.linalg.cho_solve(factor, targets), np.maximum(variance, 0)
 
 
@@ -231,11 +249,16 @@ def conjugate_gradients(
         α, (n, classes), and how many products it took.
 
     Raises:
-        ValueError: the residual did not fall below `tolerance` in so many steps.
+        ValueError: the residual did not fall below `tolerance` in so many steps, targets are not finite (n, classes),
+            or `ridge`, `tolerance` or `steps` is not positive.
     """
     from scipy.sparse.linalg import LinearOperator, cg
 
     targets = np.asarray(targets, np.float64)
+    if targets.ndim != 2 or not np.isfinite(targets).all():
+        raise ValueError(f"targets: got {targets.shape}, expected finite values (n, classes)")
+    if not (0 < ridge < np.inf and tolerance > 0 and steps >= 1):
+        raise ValueError(f"ridge, tolerance, steps: got {ridge}, {tolerance}, {steps}, expected positive numbers")
     shape, count = targets.shape, 0
 
     def shifted(flat: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Kernel matrices larger than memory: tiles on disk, computed on all devices and hosts, and gone on with after a kill.
 
-A folder holds `config.json` (what the kernel is of) and two zarr arrays: `kernel`, one chunk per tile, and `finished`,
-one entry per tile, set when the tile is on disk. Of a symmetric kernel only the tiles on and above the diagonal are
-computed and stored.
+A folder holds `config.json` (what the kernel is of) and two zarr arrays: `kernel`, one chunk per tile with its
+checksum, and `finished`, one entry per tile, set when the tile is on disk. Of a symmetric kernel only the tiles on and
+above the diagonal are computed and stored.
 """
 
 import json
@@ -50,11 +50,12 @@ class Tiles:
                 folder of another one is refused.
 
         Raises:
-            ConfigError: a size that is not positive, a symmetric matrix that is not square, or a folder that holds
-                another kernel.
+            ConfigError: a size that is not a positive integer, a symmetric matrix that is not square, or a folder that
+                holds another kernel, or tiles and nothing that says of what.
+            DataError: the folder's arrays are damaged, or cannot be made.
         """
-        if min(*shape, tile) < 1:
-            raise ConfigError(f"shape, tile: got {shape}, {tile}, expected positive numbers")
+        if not all(isinstance(size, int) and size > 0 for size in (*shape, tile)):
+            raise ConfigError(f"shape, tile: got {shape}, {tile}, expected positive integers")
         if symmetric and shape[0] != shape[1]:
             raise ConfigError(f"shape: got {shape}, expected a square for a symmetric kernel")
         self.folder, self.shape, self.tile, self.symmetric = Path(folder), shape, tile, symmetric
@@ -62,35 +63,43 @@ class Tiles:
         config = {"shape": list(shape), "tile": tile, "symmetric": symmetric, "identity": dict(identity or {})}
         config = json.loads(json.dumps(config))
         path = self.folder / "config.json"
+        begun = (self.folder / "kernel").exists()  # looked at first: another host may be writing both
         if path.exists():
             try:
                 held = json.loads(path.read_text(encoding="utf-8"))
-                differing = [name for name, value in config.items() if held[name] != value]
-            except (ValueError, KeyError, TypeError) as error:
+                had, asked = ({**entries, **entries["identity"]} for entries in (held, config))
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}: not the description of a kernel ({error})") from error
-            if differing:
-                name, had, asked = differing[0], held[differing[0]], config[differing[0]]
-                if name == "identity":
-                    name = next(key for key in {**had, **asked} if had.get(key) != asked.get(key))
-                    had, asked = had.get(name), asked.get(name)
-                raise ConfigError(
-                    f"{self.folder} holds another kernel: {name} is {had}, expected {asked}; remove it, or use another"
-                )
+            for name in {**asked, **had}:
+                if name != "identity" and (name not in had or name not in asked or had[name] != asked[name]):
+                    raise ConfigError(
+                        f"{self.folder} holds another kernel: {name} is {had.get(name, 'absent')}, expected "
+                        f"{asked.get(name, 'absent')}; remove it, or use another"
+                    )
+        elif begun:
+            raise ConfigError(f"{self.folder} holds tiles, but no config.json that says of what; use another folder")
         elif jax.process_index() == 0:
             write_text(path, json.dumps(config, indent=2) + "\n")
-        self._kernel = self._open("kernel", "<f4", shape, (tile, tile))
-        self._finished = self._open("finished", "|u1", self.counts, (1, 1))
+        # What was never written, or was lost, reads as the fill value.
+        self._kernel = self._open("kernel", "float32", shape, (tile, tile), "NaN")
+        self._finished = self._open("finished", "uint8", self.counts, (1, 1), 0)
 
-    def _open(self, name: str, dtype: str, shape: tuple[int, ...], chunks: tuple[int, int]) -> Any:
+    def _open(self, name: str, dtype: str, shape: tuple[int, ...], chunks: tuple[int, int], fill: Any) -> Any:
         import tensorstore as ts
 
         path = (self.folder / name).absolute()
-        metadata = {"dtype": dtype, "shape": list(shape), "chunks": list(chunks), "compressor": None}
-        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+        metadata = {
+            "data_type": dtype,
+            "shape": list(shape),
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "fill_value": fill,
+        }
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
         try:
             return ts.open(spec, open=True, create=True).result()
         except (ValueError, OSError) as error:
-            raise DataError(f"{path} cannot be opened as tiles: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{path} cannot be opened as tiles: {_first_words(error)}") from error
 
     def _slices(self, i: int, j: int) -> tuple[slice, slice]:
         return tuple(  # type: ignore[return-value]
@@ -104,7 +113,10 @@ class Tiles:
 
     def open_tiles(self) -> list[tuple[int, int]]:
         """Indices of the tiles that are not finished."""
-        finished = np.asarray(self._finished.read().result())
+        try:
+            finished = np.asarray(self._finished.read().result())
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.folder}: the list of finished tiles is damaged: {_first_words(error)}") from error
         return [(i, j) for i, j in self.wanted() if not finished[i, j]]
 
     def compute(self, block: Block, *, show: bool = True) -> int:
@@ -146,34 +158,44 @@ class Tiles:
 
     def _keep(self, i: int, j: int, values: Any) -> None:
         rows, columns = self._slices(i, j)
-        tile, shape = np.asarray(values), (rows.stop - rows.start, columns.stop - columns.start)
-        if tile.shape != shape:
-            raise DataError(f"tile ({i}, {j}): got shape {tile.shape}, expected {shape}")
+        found, shape = np.asarray(values), (rows.stop - rows.start, columns.stop - columns.start)
+        if found.shape != shape or not np.issubdtype(found.dtype, np.floating):
+            raise DataError(f"tile ({i}, {j}): got {found.dtype}{found.shape}, expected floating {shape}")
+        with np.errstate(over="ignore"):
+            tile = found.astype(np.float32)
         if not np.isfinite(tile).all():
-            raise DataError(f"tile ({i}, {j}): expected finite values, got NaN or infinity")
+            raise DataError(f"tile ({i}, {j}): expected finite float32 values, got NaN or infinity")
         try:
-            self._kernel[rows, columns].write(tile.astype(np.float32)).result()
+            self._kernel[rows, columns].write(tile).result()
             self._finished[i, j].write(np.uint8(1)).result()
         except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {reason}") from error
+            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {_first_words(error)}") from error
 
-    def _read(self, i: int, j: int) -> Any:
-        return self._kernel[self._slices(i, j)].read()
+    def _read(self, i: int, j: int) -> Float[np.ndarray, "_ _"]:
+        try:
+            tile = np.asarray(self._kernel[self._slices(i, j)].read().result())
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.folder}: tile ({i}, {j}) is damaged: {_first_words(error)}") from error
+        if np.isnan(tile[0, 0]):
+            raise DataError(f"{self.folder}: tile ({i}, {j}) is lost; remove the folder, and compute it again")
+        return tile
 
     def __getitem__(self, index: tuple[int, int]) -> Float[np.ndarray, "_ _"]:
         """The finished tile (i, j), also below the diagonal of a symmetric matrix.
 
         Raises:
-            DataError: it is not finished.
+            DataError: it is not finished, damaged or lost.
+            IndexError: there is no such tile.
         """
         i, j = index
+        if not (0 <= i < self.counts[0] and 0 <= j < self.counts[1]):
+            raise IndexError(f"index: got {index}, expected less than {self.counts}")
         mirrored = self.symmetric and i > j
         if mirrored:
             i, j = j, i
         if not int(self._finished[i, j].read().result()):
             raise DataError(f"{self.folder}: tile ({i}, {j}) is not finished")
-        tile = np.asarray(self._read(i, j).result())
+        tile = self._read(i, j)
         return tile.T if mirrored else tile
 
     def read(self) -> Float[np.ndarray, "rows columns"]:
@@ -184,8 +206,11 @@ class Tiles:
         """K y, with every stored tile read once, as many at a time as there are cores; sums are in y's type.
 
         Raises:
-            DataError: a tile is not finished.
+            DataError: a tile is not finished, damaged or lost.
+            ValueError: y is not (columns, k) of a floating type.
         """
+        if y.shape[:1] != self.shape[1:] or y.ndim != 2 or not np.issubdtype(y.dtype, np.floating):
+            raise ValueError(f"y: got {y.dtype}{y.shape}, expected floating ({self.shape[1]}, k)")
         if missing := self.open_tiles():
             raise DataError(f"{self.folder}: tile {missing[0]} is not finished")
         found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
@@ -193,7 +218,7 @@ class Tiles:
         def share(index: tuple[int, int]) -> list[tuple[slice, np.ndarray]]:
             i, j = index
             rows, columns = self._slices(i, j)
-            tile = np.asarray(self._read(i, j).result())
+            tile = self._read(i, j)
             parts = [(rows, tile @ y[columns])]
             return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
@@ -203,3 +228,8 @@ class Tiles:
                 for rows, part in parts:
                     found[rows] += part
         return found
+
+
+def _first_words(error: Exception) -> str:
+    """What a library says, without the description of its arrays that follows."""
+    return str(error).splitlines()[0].split(" [tensorstore_spec=")[0].split(" [source locations=")[0]

@@ -368,6 +368,8 @@ class GatedNetwork(nn.Module):
 
     def setup(self) -> None:
         """Make the two networks, `gating_network` and `value_network`."""
+        if self.value_input not in ("x", "ones"):
+            raise ValueError(f"value_input: got {self.value_input!r}, expected x or ones")
         shared: dict[str, Any] = {
             name: getattr(self, name) for name in ("layers", "weights", "variance", "dtype", "param_dtype", "axis_name")
         }

@@ -299,6 +299,18 @@ def test_bad_input_is_refused_in_one_line():
         (lambda: PathKernel(layers, exact=True)(x, (gates[0], 0.5 * gates[1])), "gate 1: expected 0 and 1"),
         (lambda: kernel(x, gates, x), "x2, gates2: expected both or neither"),
         (
+            lambda: kernel(x, gates, jnp.ones((3, 5)), gates),
+            r"x2: got inputs of shape \(5,\), expected \(2,\), as of x",
+        ),
+        (
+            lambda: kernel(1e100 * x, (1e60 * gates[0], gates[1])),
+            r"x, gates: got values whose products are up to 10\^322",
+        ),
+        (
+            lambda: PathKernel(layers, normalize="unit_diag")(1e160 * x, gates),
+            r"products are up to 10\^320, more",
+        ),
+        (
             lambda: PathKernel(layers, get="ntk", weight_variances=(1.0,))(x, gates),
             "weight_variances: got 1, expected 3",
         ),

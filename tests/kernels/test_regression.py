@@ -72,8 +72,14 @@ def test_conjugate_gradients_with_and_without_a_preconditioner():
         K[:, chosen] @ np.linalg.solve(K[chosen][:, chosen], K[chosen]),
         atol=1e-6,
     )
-    with pytest.raises(ValueError, match="steps: 2 did not reach"):
-        conjugate_gradients(lambda a: K @ a, Y, ridge, steps=2)
+    for options, says in (
+        ({"ridge": ridge, "steps": 2}, "steps: 2 did not reach"),
+        ({"ridge": ridge, "steps": 0}, "steps: got 0.0001, 1e-06, 0, expected positive"),
+        ({"ridge": -1.0}, "ridge, tolerance, steps: got -1.0"),
+        ({"ridge": 1.0, "targets": Y * np.nan}, r"targets: got \(40, 2\), expected finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            conjugate_gradients(lambda a: K @ a, **{"targets": Y, **options})
 
 
 def test_support_vectors_separate_what_can_be_separated():
@@ -90,10 +96,22 @@ def test_support_vectors_separate_what_can_be_separated():
         (K, Y[:3], (1.0,), r"targets: got shape \(3, 2\), expected \(40, classes\)"),
         (K * np.nan, Y, (1.0,), "k: expected finite values"),
         (K, Y, (0.0,), r"ridges: got \(0.0,\), expected positive"),
+        (K, Y, (1e-2, np.nan), "expected positive finite numbers"),
         (-K, Y, (1e-3,), "k: not positive semidefinite"),
+        (np.triu(K), Y, (1e-3,), "k: expected a symmetric matrix other than 0"),
+        (0 * K, Y, (1e-3,), "k: expected a symmetric matrix other than 0"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(k, y, ridges, says):
     with pytest.raises(ValueError, match=says) as error:
         kernel_ridge(k, y, ridges)
     assert "\n" not in str(error.value)
+
+
+def test_other_bad_input_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"labels: got -1 to 1, expected classes in \[0, 3\)"):
+        one_hot(np.array([1, -1]), 3)
+    with pytest.raises(ValueError, match="k: not positive semidefinite"):
+        gaussian_process(-K, Y, rbf(NEW, X), np.ones(5), 0.1)
+    with pytest.raises(ValueError, match=r"got shapes \(5, 39\) and \(5,\), expected \(m, 40\) and \(m,\)"):
+        gaussian_process(K, Y, rbf(NEW, X)[:, 1:], np.ones(5), 0.1)

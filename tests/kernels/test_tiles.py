@@ -100,20 +100,50 @@ def test_other_kernels_and_bad_tiles_are_refused(tmp_path):
         ({"shape": (6, 7), "tile": 3, "identity": {"run": "a"}}, r"holds another kernel: shape is \[6, 6\]"),
         ({"shape": (6, 6), "tile": 2, "identity": {"run": "a"}}, "tile is 3, expected 2"),
         ({"shape": (6, 6), "tile": 3, "identity": {"run": "b"}}, "run is a, expected b; remove it"),
+        ({"shape": (6, 6), "tile": 3, "identity": {"run": "a", "x": None}}, "x is absent, expected None"),
     ):
         with pytest.raises(ConfigError, match=says):
             Tiles(tmp_path / "k", **options)
     with pytest.raises(ConfigError, match="expected a square"):
         Tiles(tmp_path / "s", (6, 7), symmetric=True)
     assert not (tmp_path / "s").exists()
-    with pytest.raises(DataError, match=r"tile \(0, 0\): expected finite values"):
+    with pytest.raises(DataError, match=r"tile \(0, 0\): expected finite float32 values"):
         tiles.compute(lambda rows, columns: jnp.full((3, 3), jnp.nan), show=False)
-    with pytest.raises(DataError, match=r"tile \(0, 0\): got shape \(2, 3\), expected \(3, 3\)"):
+    with pytest.raises(DataError, match=r"tile \(0, 0\): expected finite float32 values"):
+        tiles.compute(lambda rows, columns: np.full((3, 3), 1e60), show=False)
+    with pytest.raises(DataError, match=r"tile \(0, 0\): got float32\(2, 3\), expected floating \(3, 3\)"):
         tiles.compute(lambda rows, columns: jnp.zeros((2, 3)), show=False)
+    with pytest.raises(DataError, match=r"tile \(0, 0\): got complex64\(3, 3\)"):
+        tiles.compute(lambda rows, columns: jnp.zeros((3, 3), jnp.complex64), show=False)
+    with pytest.raises(ValueError, match=r"y: got float64\(7, 2\), expected floating \(6, k\)"):
+        tiles.product(np.zeros((7, 2)))
+    with pytest.raises(IndexError, match=r"got \(2, 0\), expected less than \(2, 2\)"):
+        tiles[2, 0]
     assert len(tiles.open_tiles()) == 4
     (tmp_path / "k" / "config.json").write_text('{"torn')
     with pytest.raises(ConfigError, match="not the description of a kernel"):
         Tiles(tmp_path / "k", (6, 6), tile=3)
+    (tmp_path / "k" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds tiles, but no config.json"):
+        Tiles(tmp_path / "k", (6, 6), tile=3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.unlink(), r"tile \(0, 1\) is lost"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"tile \(0, 1\) is damaged"),
+        (lambda path: path.write_bytes(b"\x01" + path.read_bytes()[1:]), r"tile \(0, 1\) is damaged"),
+    ],
+)
+def test_a_lost_or_damaged_tile_is_noticed(tmp_path, damage, says):
+    tiles = Tiles(tmp_path, (6, 6), tile=3)
+    tiles.compute(lambda rows, columns: jnp.zeros((3, 3)), show=False)
+    damage(tmp_path / "kernel/c/0/1")
+    for use in (lambda: tiles[0, 1], tiles.read, lambda: tiles.product(np.ones((6, 1)))):
+        with pytest.raises(DataError, match=says) as error:
+            use()
+        assert "tensorstore_spec" not in str(error.value)
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -166,5 +196,5 @@ def test_two_hosts_share_the_tiles(tmp_path):
         )
         for number in range(2)
     ]
-    said = [host.communicate(timeout=300)[0].splitlines()[-1] for host in hosts]
-    assert said == ["8 True", "7 True"]
+    said = [host.communicate(timeout=300)[0] for host in hosts]
+    assert all(want in text.splitlines() for want, text in zip(("8 True", "7 True"), said, strict=True)), said

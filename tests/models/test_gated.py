@@ -225,6 +225,28 @@ def test_gates_that_do_not_fit_are_refused():
             net.apply(variables, x, gates)
 
 
+def test_a_network_is_decomposed_with_gates_of_ones_own():
+    layers, x = fc(4, 2, classes=3), jax.random.normal(KEYS[0], (5, 6))
+    gates = tuple(jax.random.bernoulli(key, 0.5, (5, 4)).astype(jnp.float32) for key in KEYS[1:3])
+    net = Network(layers)
+    variables = net.init(KEYS[0], x)
+
+    def masked(variables, x, *gates):
+        return net.apply(variables, x, gates, frozen=True)
+
+    parts = decompose(masked, x, variables=variables, given=gates)
+    w = [variables["params"][f"linear_{i}"]["kernel"] for i in range(3)]
+    want = jnp.einsum("ia,na,ab,nb,bk->nki", w[0], gates[0], w[1], gates[1], w[2])
+    np.testing.assert_allclose(parts.weights, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.contributions.sum(-1) + parts.bias, parts.logits, rtol=1e-4, atol=1e-5)
+    small = decompose(masked, x, variables=variables, given=gates, memory=1)  # image by image
+    np.testing.assert_allclose(small.contributions, parts.contributions, rtol=1e-4, atol=1e-6)
+    inner = decompose(masked, x, variables=variables, given=gates, at="gate_1")
+    np.testing.assert_allclose(inner.weights, jnp.broadcast_to(w[2].T, (5, 3, 4)), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"given: array 1 has shape \(4, 4\), expected \(5, ...\)"):
+        decompose(masked, x, variables=variables, given=(gates[0], gates[1][1:]))
+
+
 def test_gates_that_are_not_trained_are_read_in_evaluation():
     layers = (Dense(4), BatchNorm(), Gate(), Dense(2))
     x = jax.random.normal(KEYS[0], (6, 3))
