@@ -234,6 +234,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 def in_words(hint: Any) -> str:
     """A field's type as an error names it."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
     return hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
 
 

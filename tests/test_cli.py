@@ -37,7 +37,7 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
         ("train coda/digit", "unknown run 'coda/digit'; did you mean coda/digits"),
         ("train coda/digits temprature=3", "unknown key 'temprature'; did you mean temperature?"),
         ("train coda/digits temperature=warm", "temperature: expected float (such as 200.0), got 'warm'"),
-        ("train coda/digits rescale=l3", "rescale: expected Literal['squash', 'l2'] (such as squash), got 'l3'"),
+        ("train coda/digits rescale=l3", "rescale: expected one of squash, l2 (such as squash), got 'l3'"),
         ("train coda/digits temperature", "expected key=value, got 'temperature'"),
         ("train coda/digits temperature=-1", "temperature: got -1.0, expected a positive finite number"),
         ("train coda/digits ranks=1,2", "one entry per layer expected"),
