@@ -358,7 +358,7 @@ def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
 
 

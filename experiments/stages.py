@@ -313,7 +313,7 @@ def explain(
 
 
 def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Path:
-    """Write report.html into a trained run's folder; it is evaluated first where its last checkpoint was not.
+    """Write report.html into a trained run's folder; it is evaluated first where that is missing.
 
     Returns:
         The page's path.

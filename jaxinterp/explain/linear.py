@@ -129,8 +129,8 @@ def decompose(
         given: arrays that belong to the examples, (batch, ...) each, such as gates of one's own; `apply_frozen` gets
             them after `x`.
         memory: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
-        check: refuse values of `x` that are not finite, and a function that has curvature at the first example (one
-            that forgot to freeze).
+        check: refuse values of `x` and `given` that are not finite, and a function that has curvature at the first
+            example (one that forgot to freeze).
 
     Returns:
         A `Decomposition`, on the shape of `x` or of the activation.
@@ -165,7 +165,8 @@ def decompose(
             require_activation(lambda x: apply(x, *given), x, at)
         rows = select_targets(targets, *logits.shape)
         if check:
-            require_finite("x", x)
+            for name, array in (("x", x), *((f"given: array {i}", array) for i, array in enumerate(given))):
+                require_finite(name, array)
             _require_affine(apply, x, compiled, given)
         one_pass = _pass_compiled if compiled else _pass
         size = bytes_per_example(apply, x, rows.shape[1], given)

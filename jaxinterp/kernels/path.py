@@ -133,16 +133,17 @@ class PathKernel:
         """
         if (x2 is None) != (gates2 is None):
             raise ValueError("x2, gates2: expected both or neither")
-        self.check(x, gates)
         x = jnp.asarray(x)
+        self.check(x, gates)
         gates = _countable(gates, x.dtype)
         kernel = replace(self, norms=())  # arrays are arguments of the compiled program, not part of what it is for
         if x2 is None or gates2 is None:
             return _symmetric(kernel, self.norms, x, gates)
+        x2 = jnp.asarray(x2)
         self.check(x2, gates2)
         if x2.shape[1:] != x.shape[1:]:
             raise ValueError(f"x2: got inputs of shape {tuple(x2.shape[1:])}, expected {tuple(x.shape[1:])}, as of x")
-        return _rectangular(kernel, self.norms, x, gates, jnp.asarray(x2), _countable(gates2, x.dtype))
+        return _rectangular(kernel, self.norms, x, gates, x2, _countable(gates2, x.dtype))
 
     def check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """See `__call__`; values are looked at only where they are known, that is outside of `jax.jit`."""
@@ -163,7 +164,7 @@ class PathKernel:
                     raise ValueError(f"{name}: expected finite values, got NaN or infinity")
                 if self.exact and name != "x" and array.dtype != bool and not bool(((array == 0) | (array == 1)).all()):
                     raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
-                if jnp.issubdtype(array.dtype, jnp.floating):
+                if array.dtype != bool and not (name == "x" and self.value_input == "ones"):
                     largest += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
         most = math.log10(float(jnp.finfo(x.dtype).max))
         counted = self.get == "npk" and self.normalize == "none"
@@ -175,7 +176,7 @@ class PathKernel:
             )
         if size + largest > most:
             raise ValueError(
-                f"x, gates: got values whose products are up to 10^{size + largest:.0f}, more than {x.dtype} holds"
+                f"x, gates: got values whose products may be up to 10^{size + largest:.0f}, more than {x.dtype} holds"
             )
 
     def _counts(self, shape: tuple[int, ...]) -> list[int]:

@@ -36,7 +36,7 @@ def one_hot(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "n
 
 def _checked(k: Any, targets: Any) -> tuple[Matrix, Float[np.ndarray, "n classes"]]:
     k, targets = np.asarray(k, np.float64), np.asarray(targets, np.float64)
-    if k.ndim != 2 or k.shape[0] != k.shape[1]:
+    if k.ndim != 2 or k.shape[0] != k.shape[1] or len(k) == 0:
         raise ValueError(f"k: got shape {k.shape}, expected a square kernel matrix")
     if targets.ndim != 2 or len(targets) != len(k):
         raise ValueError(f"targets: got shape {targets.shape}, expected ({len(k)}, classes)")
@@ -155,13 +155,14 @@ def gaussian_process(
     import scipy.linalg
 
     k, targets = _checked(k, targets)
-    if noise <= 0:
-        raise ValueError(f"noise: got {noise}, expected a positive variance")
-    factor, k_new, k_diagonal = _cholesky(k, noise), np.asarray(k_new, np.float64), np.asarray(k_diagonal, np.float64)
+    if not 0 < noise < np.inf:
+        raise ValueError(f"noise: got {noise}, expected a positive finite variance")
+    k_new, k_diagonal = np.asarray(k_new, np.float64), np.asarray(k_diagonal, np.float64)
     if k_new.ndim != 2 or k_new.shape[1] != len(k) or k_diagonal.shape != k_new.shape[:1]:
         raise ValueError(
             f"k_new, k_diagonal: got shapes {k_new.shape} and {k_diagonal.shape}, expected (m, {len(k)}) and (m,)"
         )
+    factor = _cholesky(k, noise)
     explained = scipy.linalg.solve_triangular(factor[0], k_new.T, lower=True)
     variance = k_diagonal - (explained**2).sum(0)
     return k_new @ scipy.linalg.cho_solve(factor, targets), np.maximum(variance, 0)

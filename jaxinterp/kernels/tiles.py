@@ -10,11 +10,12 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
@@ -25,6 +26,7 @@ from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.files import write_text
 
 Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
+FORMAT = 2  # of the folder
 
 
 class Tiles:
@@ -43,7 +45,7 @@ class Tiles:
 
         Args:
             folder: where they are.
-            shape: rows and columns of the matrix.
+            shape: rows and columns of the matrix, Python integers.
             tile: rows and columns of a tile.
             symmetric: the matrix is; only half of it is computed and stored.
             identity: JSON values that tell this kernel from others, such as architecture, data set and seeds; a
@@ -59,27 +61,42 @@ class Tiles:
         if symmetric and shape[0] != shape[1]:
             raise ConfigError(f"shape: got {shape}, expected a square for a symmetric kernel")
         self.folder, self.shape, self.tile, self.symmetric = Path(folder), shape, tile, symmetric
+        self._whole = False  # once seen
         self.counts = tuple(math.ceil(size / tile) for size in shape)
-        config = {"shape": list(shape), "tile": tile, "symmetric": symmetric, "identity": dict(identity or {})}
+        config = {
+            "format": FORMAT,
+            "shape": list(shape),
+            "tile": tile,
+            "symmetric": symmetric,
+            "identity": dict(identity or {}),
+        }
         config = json.loads(json.dumps(config))
         path = self.folder / "config.json"
         begun = (self.folder / "kernel").exists()  # looked at first: another host may be writing both
         if path.exists():
             try:
                 held = json.loads(path.read_text(encoding="utf-8"))
-                had, asked = ({**entries, **entries["identity"]} for entries in (held, config))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                differing = [(name, held.get(name), value) for name, value in config.items() if held.get(name) != value]
+                if differing and differing[0][0] == "identity":
+                    had, asked = held["identity"], config["identity"]
+                    differing = [
+                        (name, had.get(name, "absent"), asked.get(name, "absent"))
+                        for name in {**asked, **had}
+                        if name not in had or name not in asked or had[name] != asked[name]
+                    ]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{path}: not the description of a kernel ({error})") from error
-            for name in {**asked, **had}:
-                if name != "identity" and (name not in had or name not in asked or had[name] != asked[name]):
-                    raise ConfigError(
-                        f"{self.folder} holds another kernel: {name} is {had.get(name, 'absent')}, expected "
-                        f"{asked.get(name, 'absent')}; remove it, or use another"
-                    )
+            if differing:
+                name, had, asked = differing[0]
+                raise ConfigError(
+                    f"{self.folder} holds another kernel: {name} is {had}, expected {asked}; remove it, or use another"
+                )
         elif begun:
             raise ConfigError(f"{self.folder} holds tiles, but no config.json that says of what; use another folder")
         elif jax.process_index() == 0:
             write_text(path, json.dumps(config, indent=2) + "\n")
+        if jax.process_count() > 1:  # no tiles before what says of what they are
+            multihost_utils.sync_global_devices("jaxinterp.kernels.tiles.config")
         # What was never written, or was lost, reads as the fill value.
         self._kernel = self._open("kernel", "float32", shape, (tile, tile), "NaN")
         self._finished = self._open("finished", "uint8", self.counts, (1, 1), 0)
@@ -112,11 +129,12 @@ class Tiles:
             yield from ((i, j) for j in range(i if self.symmetric else 0, self.counts[1]))
 
     def open_tiles(self) -> list[tuple[int, int]]:
-        """Indices of the tiles that are not finished."""
-        try:
-            finished = np.asarray(self._finished.read().result())
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}: the list of finished tiles is damaged: {_first_words(error)}") from error
+        """Indices of the tiles that are not finished.
+
+        Raises:
+            DataError: the list of finished tiles is damaged.
+        """
+        finished = self._read(self._finished, "the list of finished tiles")
         return [(i, j) for i, j in self.wanted() if not finished[i, j]]
 
     def compute(self, block: Block, *, show: bool = True) -> int:
@@ -159,7 +177,7 @@ class Tiles:
     def _keep(self, i: int, j: int, values: Any) -> None:
         rows, columns = self._slices(i, j)
         found, shape = np.asarray(values), (rows.stop - rows.start, columns.stop - columns.start)
-        if found.shape != shape or not np.issubdtype(found.dtype, np.floating):
+        if found.shape != shape or not jnp.issubdtype(found.dtype, jnp.floating):
             raise DataError(f"tile ({i}, {j}): got {found.dtype}{found.shape}, expected floating {shape}")
         with np.errstate(over="ignore"):
             tile = found.astype(np.float32)
@@ -171,11 +189,14 @@ class Tiles:
         except (ValueError, OSError) as error:
             raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {_first_words(error)}") from error
 
-    def _read(self, i: int, j: int) -> Float[np.ndarray, "_ _"]:
+    def _read(self, stored: Any, name: str) -> np.ndarray:
         try:
-            tile = np.asarray(self._kernel[self._slices(i, j)].read().result())
+            return np.asarray(stored.read().result())
         except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}: tile ({i}, {j}) is damaged: {_first_words(error)}") from error
+            raise DataError(f"{self.folder}: {name} is damaged: {_first_words(error)}") from error
+
+    def _tile(self, i: int, j: int) -> Float[np.ndarray, "_ _"]:
+        tile = self._read(self._kernel[self._slices(i, j)], f"tile ({i}, {j})")
         if np.isnan(tile[0, 0]):
             raise DataError(f"{self.folder}: tile ({i}, {j}) is lost; remove the folder, and compute it again")
         return tile
@@ -193,9 +214,9 @@ class Tiles:
         mirrored = self.symmetric and i > j
         if mirrored:
             i, j = j, i
-        if not int(self._finished[i, j].read().result()):
+        if not self._read(self._finished[i, j], "the list of finished tiles"):
             raise DataError(f"{self.folder}: tile ({i}, {j}) is not finished")
-        tile = self._read(i, j)
+        tile = self._tile(i, j)
         return tile.T if mirrored else tile
 
     def read(self) -> Float[np.ndarray, "rows columns"]:
@@ -211,22 +232,26 @@ class Tiles:
         """
         if y.shape[:1] != self.shape[1:] or y.ndim != 2 or not np.issubdtype(y.dtype, np.floating):
             raise ValueError(f"y: got {y.dtype}{y.shape}, expected floating ({self.shape[1]}, k)")
-        if missing := self.open_tiles():
+        if not self._whole and (missing := self.open_tiles()):
             raise DataError(f"{self.folder}: tile {missing[0]} is not finished")
+        self._whole = True
         found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
 
-        def share(index: tuple[int, int]) -> list[tuple[slice, np.ndarray]]:
-            i, j = index
+        def share(i: int, j: int) -> list[tuple[slice, np.ndarray]]:
             rows, columns = self._slices(i, j)
-            tile = self._read(i, j)
+            tile = self._tile(i, j)
             parts = [(rows, tile @ y[columns])]
             return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
         # One core a tile: a product with few columns is too short to be worth sharing.
-        with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
-            for parts in pool.map(share, self.wanted()):
-                for rows, part in parts:
-                    found[rows] += part
+        cores, under_way = os.cpu_count() or 1, deque[Future[list[tuple[slice, np.ndarray]]]]()
+        with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
+            for index in (*self.wanted(), *(None,) * 2 * cores):
+                if index is not None:
+                    under_way.append(pool.submit(share, *index))
+                if under_way and (index is None or len(under_way) > 2 * cores):
+                    for rows, part in under_way.popleft().result():
+                        found[rows] += part
         return found
 
 

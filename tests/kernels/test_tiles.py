@@ -138,12 +138,21 @@ def test_other_kernels_and_bad_tiles_are_refused(tmp_path):
 )
 def test_a_lost_or_damaged_tile_is_noticed(tmp_path, damage, says):
     tiles = Tiles(tmp_path, (6, 6), tile=3)
-    tiles.compute(lambda rows, columns: jnp.zeros((3, 3)), show=False)
+    tiles.compute(lambda rows, columns: jnp.zeros((3, 3), jnp.bfloat16), show=False)
     damage(tmp_path / "kernel/c/0/1")
     for use in (lambda: tiles[0, 1], tiles.read, lambda: tiles.product(np.ones((6, 1)))):
         with pytest.raises(DataError, match=says) as error:
             use()
         assert "tensorstore_spec" not in str(error.value)
+
+
+def test_a_damaged_list_of_finished_tiles_is_noticed(tmp_path):
+    tiles = Tiles(tmp_path, (6, 6), tile=3)
+    tiles.compute(lambda rows, columns: jnp.zeros((3, 3)), show=False)
+    (tmp_path / "finished/c/0/1").write_bytes(b"\x01")
+    for use in (lambda: tiles[0, 1], tiles.read, tiles.open_tiles):
+        with pytest.raises(DataError, match="the list of finished tiles is damaged"):
+            use()
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -173,7 +182,7 @@ from jaxinterp.train import initialize
 initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
 import numpy as np
 from jaxinterp.kernels.tiles import Tiles
-time.sleep(int(sys.argv[3]))  # the second process looks when the first has finished some tiles
+time.sleep(int(sys.argv[3] == sys.argv[4]))  # one looks when the other has finished some tiles, or made the folder
 tiles = Tiles(sys.argv[1], (23, 23), tile=5, symmetric=True)
 x = np.arange(23.0, dtype=np.float32)
 count = tiles.compute(lambda rows, columns: x[rows, None] * x[None, columns], show=False)
@@ -181,14 +190,15 @@ print(count, np.array_equal(tiles.read(), np.outer(x, x)))
 """
 
 
-def test_two_hosts_share_the_tiles(tmp_path):
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_two_hosts_share_the_tiles(tmp_path, late):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", HOST, str(tmp_path), port, str(number)],
+            [sys.executable, "-c", HOST, str(tmp_path), port, str(number), late],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
