@@ -269,6 +269,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs" / "d"
     assert run(f"train coda/digits --smoke --seeds 3,4 --run-dir {folder}", capsys)[0] == 0

@@ -136,6 +136,7 @@ def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None
         gated.measure(config, variables, tmp_path, lambda which: stages.split(config, which, None), quiet)
 
 
+@pytest.mark.slow
 def test_the_kernel_of_a_normalised_network_has_its_norms() -> None:
     config = replace(gated.smoke(gated.RUNS["gated/cifar10-vgg16-dgn-x"].config), image_size=32)
     model = gated.build(config)
@@ -219,7 +220,7 @@ def test_a_kernel_in_tiles_decides_as_one_in_memory(tmp_path: Path, monkeypatch:
     assert said[0].startswith("10 tiles")
     regress(kernel, train, test, 3, tmp_path / "b", {}, memory=1e-9, **options)
     assert any(line.startswith("0 tiles") for line in said)
-    with pytest.raises(ConfigError, match="holds another kernel: epochs is None, expected 1; remove it"):
+    with pytest.raises(ConfigError, match="holds another kernel: epochs is absent, expected 1; remove it"):
         regress(kernel, train, test, 3, tmp_path / "b", {"epochs": 1}, memory=1e-9, **options)
 
 

@@ -70,9 +70,13 @@ def made(name: str, x64: bool = False) -> tuple[nn.Module, Any, jax.Array, Calla
 
 
 every_model = pytest.mark.parametrize("name", ROWS)
+# Of tests that take 10 seconds a model, one model is for every day.
+one_model = pytest.mark.parametrize(
+    "name", [name if name == "coda" else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+)
 
 
-@every_model
+@one_model
 def test_freezing_does_not_change_the_value(name):
     model, variables, x, frozen = made(name)
     free = jax.jit(partial(model.apply, **ROWS[name].keywords))(variables, x)
@@ -91,10 +95,7 @@ def test_contributions_and_bias_sum_to_the_logits(name, inner):
         np.testing.assert_allclose(parts.bias, want, rtol=1e-4, atol=1e-5 * size)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in ("hybrid", "vgg", "coda-l2") else name for name in ROWS],
-)
+@one_model
 def test_the_same_in_float64(name):
     with jax.enable_x64(True):
         _, variables, x, frozen = made(name, True)

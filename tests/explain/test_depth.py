@@ -43,6 +43,7 @@ def test_hybrid_is_exact_down_to_its_trunk_and_no_further(images):
         assert ((level.localisation.scores >= 0) & (level.localisation.scores <= 1)).all()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_each_levels_own_map(images):
     """By hand: decompose a grid at the level, enlarge bilinearly, count the positive part in the class' cell."""
     variables, apply = started(HYBRID, images)

@@ -65,6 +65,7 @@ def test_a_relu_network_is_decomposed_as_it_is():
     np.testing.assert_allclose(head.weights, jnp.broadcast_to(jnp.eye(3), (2, 3, 3)))
 
 
+@pytest.mark.slow
 def test_chunks_targets_closures_and_jit_agree():
     e = encode(IMAGES)
     whole = decompose(frozen, e, variables=VARIABLES)

@@ -42,7 +42,7 @@ def test_derivative_rules(arrays):
     check_grads(scale, (u[:, 0] @ A[0], A, b), order=2)
 
 
-@pytest.mark.parametrize("rescale", ["squash", "l2"])
+@pytest.mark.parametrize("rescale", ["squash", pytest.param("l2", marks=pytest.mark.slow)])
 def test_chunks_change_neither_values_nor_gradients(monkeypatch, rescale):
     layer = DynamicAlignmentConv(3, 2, rescale=rescale)
     x, u = (jax.random.uniform(key, (3, 9, 7, 2)) for key in KEYS[:2])

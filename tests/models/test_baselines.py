@@ -100,7 +100,9 @@ def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
     assert jnp.abs(in_batch - logits).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["resnet", "standardised", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standardised", "vgg"))]
+)
 def test_is_affine_at_its_input(name):
     """f(x + εu) = f(x) + ε W(x) u for an ε that switches no gate, and the decomposition is complete, in float64."""
     model, shape = TINY[name]

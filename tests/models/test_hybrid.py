@@ -62,6 +62,7 @@ def test_contributions_at_the_trunk_are_those_of_the_coda_net_alone():
     np.testing.assert_allclose(parts.contributions, parts.weights * features[:, None], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_encoded_outside_give_the_same_logits():
     model = hybrid()
     images, variables = started(model)

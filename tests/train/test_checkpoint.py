@@ -123,7 +123,9 @@ def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", pytest.param("empty", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "damage", ["truncate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("remove", "empty"))]
+)
 def test_truncated_and_missing_files_never_restore_another_state(tmp_path, damage):
     save(tmp_path, 3)
     folder, noticed = tmp_path / "checkpoints/last/3", 0

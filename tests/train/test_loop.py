@@ -110,7 +110,7 @@ def test_pmap_and_jit_on_eight_devices_train_like_one_device(tmp_path, tiny, qua
         np.testing.assert_allclose(other.history[-1]["train_loss"], one.history[-1]["train_loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_stream_in_the_same_order_trains_to_the_same_bits(tmp_path, tiny, quadrants, mode):
     data, devices = quadrants(70), jax.devices()[:2]
     key, pulled = jax.random.fold_in(jax.random.key(0), 0), []
