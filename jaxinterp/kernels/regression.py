@@ -49,7 +49,7 @@ def _checked(k: Any, targets: Any) -> tuple[Matrix, Float[np.ndarray, "n classes
     return k, targets
 
 
-def _cholesky(k: Matrix, ridge: float) -> tuple[np.ndarray, bool]:
+def _cholesky(k: Matrix, ridge: float) -> tuple[np.ndarray, Any]:
     """The factor of K + λ I, for `scipy.linalg.cho_solve`."""
     import scipy.linalg
 
