@@ -26,6 +26,7 @@ from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.files import write_text
 
 Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
+Shares = Future[list[tuple[slice, np.ndarray]]]  # rows of a product, and what a tile adds to them
 FORMAT = 2  # of the folder
 
 
@@ -76,14 +77,9 @@ class Tiles:
         if path.exists():
             try:
                 held = json.loads(path.read_text(encoding="utf-8"))
-                differing = [(name, held.get(name), value) for name, value in config.items() if held.get(name) != value]
+                differing = _differences(held, config)
                 if differing and differing[0][0] == "identity":
-                    had, asked = held["identity"], config["identity"]
-                    differing = [
-                        (name, had.get(name, "absent"), asked.get(name, "absent"))
-                        for name in {**asked, **had}
-                        if name not in had or name not in asked or had[name] != asked[name]
-                    ]
+                    differing = _differences(held["identity"], config["identity"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{path}: not the description of a kernel ({error})") from error
             if differing:
@@ -243,16 +239,26 @@ class Tiles:
             parts = [(rows, tile @ y[columns])]
             return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
+        def add(shares: Shares) -> None:
+            for rows, part in shares.result():
+                found[rows] += part
+
         # One core a tile: a product with few columns is too short to be worth sharing.
-        cores, under_way = os.cpu_count() or 1, deque[Future[list[tuple[slice, np.ndarray]]]]()
+        cores, under_way = os.cpu_count() or 1, deque[Shares]()
         with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
-            for index in (*self.wanted(), *(None,) * 2 * cores):
-                if index is not None:
-                    under_way.append(pool.submit(share, *index))
-                if under_way and (index is None or len(under_way) > 2 * cores):
-                    for rows, part in under_way.popleft().result():
-                        found[rows] += part
+            for index in self.wanted():
+                under_way.append(pool.submit(share, *index))
+                if len(under_way) > 2 * cores:
+                    add(under_way.popleft())
+            for shares in under_way:
+                add(shares)
         return found
+
+
+def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value held and value asked for, wherever two descriptions differ."""
+    pairs = [(name, held.get(name, "absent"), asked.get(name, "absent")) for name in {**asked, **held}]
+    return [(name, had, wanted) for name, had, wanted in pairs if had != wanted]
 
 
 def _first_words(error: Exception) -> str:
