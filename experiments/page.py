@@ -7,11 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
 from experiments.run import shown
-from experiments.subject import Subject
+from experiments.subject import Subject, summed
 from jaxinterp.explain.draw import colour_weights, panel
 from jaxinterp.explain.metrics import tile
 from jaxinterp.explain.plots import (
@@ -77,21 +77,31 @@ def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.nda
     return np.sort(np.unique(labels, return_index=True)[1])[:count]
 
 
+def likeliest(logits: Float[np.ndarray, "n classes"], count: int = 3) -> Int[np.ndarray, "n count"]:
+    """The classes with the largest logits, the largest first.
+
+    Example:
+        >>> likeliest(np.array([[0.1, 2.0, 1.0]]), 2).tolist()
+        [[1, 2]]
+    """
+    return np.argsort(-logits, axis=1, kind="stable")[:, :count]
+
+
 def top_maps(
     subject: Subject,
     images: Float[np.ndarray, "n h w c"],
     names: Sequence[str],
     logits: Float[np.ndarray, "n classes"],
     classes: Sequence[str],
-    count: int = 3,
+    maps: Float[np.ndarray, "n count h w"],
 ) -> Figure:
-    """Images under their names, and beside each its contribution maps for the classes with the largest logits."""
-    top = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    """Images under their names, and beside each the contribution maps of its `likeliest` classes."""
+    top = likeliest(logits, maps.shape[1])
     chance = 1 / (1 + np.exp(-np.take_along_axis(subject.odds(logits), top, 1).astype(float)))
     titles = [
         [f"{classes[k]}: p {p:.3f}" for k, p in zip(row, ps, strict=True)] for row, ps in zip(top, chance, strict=True)
     ]
-    return panel(images, np.asarray(subject.maps(images, top)), titles, names)
+    return panel(images, maps, titles, names)
 
 
 def compose_page(report: Report) -> Page:
@@ -137,24 +147,29 @@ def _explanations(report: Report) -> Section:
     """The first test images, the first wrong ones, and the weights in colour where images have colours."""
     chosen = first_of_each_class(report.labels, 5)
     wrong = np.flatnonzero(report.logits.argmax(1) != report.labels)[:5]
+    both = np.concatenate([chosen, wrong])
+    parts = report.subject.decompose(report.images[both], likeliest(report.logits[both]))
+    maps = np.asarray(summed(parts, report.images))
 
-    def maps(index: Int[np.ndarray, " m"], caption: str, alt: str) -> Picture:
+    def drawn(rows: slice, caption: str, alt: str) -> Picture:
+        index = both[rows]
         names = [f"label {report.classes[label]}" for label in report.labels[index]]
-        figure = top_maps(report.subject, report.images[index], names, report.logits[index], report.classes)
+        figure = top_maps(report.subject, report.images[index], names, report.logits[index], report.classes, maps[rows])
         return picture(figure, caption, alt, 495)
 
     pictures = [
-        maps(
-            chosen,
+        drawn(
+            slice(len(chosen)),
             "The first test images of five classes, and what their pixels contribute to the three likeliest classes.",
             "Test images and their contribution maps, blue against and red for the class",
         )
     ]
     if len(wrong):
         caption = f"The first of {np.sum(report.logits.argmax(1) != report.labels)} test images that are misread."
-        pictures.append(maps(wrong, caption, "Misread test images and their contribution maps"))
-    if report.subject.at is None and report.subject.encode(jnp.asarray(report.images[:1])).shape[-1] == 6:
-        pictures.append(_colours(report, chosen))
+        pictures.append(drawn(slice(len(chosen), None), caption, "Misread test images and their contribution maps"))
+    if report.subject.at is None and parts.weights.shape[-1] == 6:
+        shown = slice(len(chosen))
+        pictures.append(_colours(report, chosen, parts.weights[shown, :1], parts.contributions[shown, :1]))
     return Section(
         "What speaks for and against each class",
         [
@@ -165,14 +180,12 @@ def _explanations(report: Report) -> Section:
     )
 
 
-def _colours(report: Report, chosen: Int[np.ndarray, " m"]) -> Picture:
+def _colours(report: Report, chosen: Int[np.ndarray, " m"], weights: Array, contributions: Array) -> Picture:
     """The weights of the likeliest class, in the colours that they look for."""
-    images, top = report.images[chosen], report.logits[chosen].argmax(1)
-    parts = report.subject.decompose(images, top)
-    drawn = colour_weights(np.asarray(parts.weights), np.asarray(parts.contributions.sum(-1)))
-    titles = [[f"{report.classes[k]}: weights"] for k in top]
+    drawn = colour_weights(np.asarray(weights), np.asarray(contributions.sum(-1)))
+    titles = [[f"{report.classes[k]}: weights"] for k in report.logits[chosen].argmax(1)]
     return picture(
-        panel(images, drawn, titles),
+        panel(report.images[chosen], drawn, titles),
         "The dynamic weights of the likeliest class, in the colours that they look for; opaque where they matter.",
         "Test images and colour renderings of their weights",
         300,
@@ -183,9 +196,8 @@ def _levels(report: Report) -> Section:
     """The predicted class' contributions at the network's own level and at every layer above it."""
     chosen = first_of_each_class(report.labels, 4)
     images, top = report.images[chosen], report.logits[chosen].argmax(1)
-    levels: list[str | None] = [None, *report.subject.layers]
-    maps = np.concatenate([np.asarray(report.subject.maps(images, top, at)) for at in levels], axis=1)
-    names = [level or report.subject.at or "input" for level in levels]
+    maps = np.concatenate([np.asarray(level) for level in report.subject.levels(images, top)], axis=1)
+    names = [report.subject.at or "input", *report.subject.layers]
     titles = [[name.replace("layer_", "after layer ") for name in names]] * len(chosen)
     predicted = [f"as {report.classes[k]}" for k in top]
     figure = panel(images, maps, titles, predicted, scale="map")
@@ -199,7 +211,7 @@ def _levels(report: Report) -> Section:
                 else "what biases above a layer add is left out."
             )
         ],
-        [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(levels) + 1))],
+        [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(names) + 1))],
     )
 
 

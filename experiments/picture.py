@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-from experiments.page import first_of_each_class, top_maps
+import numpy as np
+
+from experiments.page import first_of_each_class, likeliest, top_maps
 from experiments.stages import class_names, test_images, trained
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.files import write_bytes
@@ -26,7 +28,8 @@ def main(arguments: list[str]) -> int:
     classes = class_names(config)
     logits = predict(subject.apply, subject.variables, images[chosen])
     names = [f"label {classes[label]}" for label in labels[chosen]]
-    figure = top_maps(subject, images[chosen], names, logits, classes)
+    maps = np.asarray(subject.maps(images[chosen], likeliest(logits)))
+    figure = top_maps(subject, images[chosen], names, logits, classes, maps)
     write_bytes(Path(arguments[1]), picture(figure, "", "").png)
     return 0
 

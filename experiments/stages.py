@@ -20,9 +20,9 @@ from experiments.evaluation import Say, measure
 from experiments.imagenet import held_images, training_stream
 from experiments.images import first, read_images, resized
 from experiments.optimiser import optimiser_of, schedule_of
-from experiments.page import Report, compose_page, top_maps
+from experiments.page import Report, compose_page, likeliest, top_maps
 from experiments.run import Run, naming_config, read_arrays, read_config, read_json, read_lines, write_config
-from experiments.subject import Subject
+from experiments.subject import Subject, summed
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.errors import ConfigError
@@ -41,6 +41,7 @@ from jaxinterp.train.config import check, check_steps
 
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
 MAPS = "maps.npz"  # file, within a run's folder, of the first grid's maps
+LOGITS = "logits.npz"  # and of the test images' logits, "last" and "best"
 
 
 def augmentation(config: Run) -> Augment:
@@ -225,11 +226,13 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
     paper = paper_of(name)
     epochs = {"last": last} | ({"best": trained(run_dir, "best")[2]} if config.validation else {})
     images, labels = test_images(config, data_dir)
+    # One function for both, which is compiled once.
+    logits = {which: predict(last.apply, one.variables, images, config.eval_batch) for which, one in epochs.items()}
     found, first_maps = measure(
         last,
         images,
         labels,
-        {which: predict(one.apply, one.variables, images, config.eval_batch) for which, one in epochs.items()},
+        logits,
         sizes=config.grid_sizes,
         grids=config.grids,
         eligible=config.eligible,
@@ -239,6 +242,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         say=say,
     )
     write_arrays(run_dir / MAPS, first_maps)
+    write_arrays(run_dir / LOGITS, logits)
     if hasattr(paper, "measure"):
         write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")  # should what follows fail
         further = paper.measure(config, last.variables, run_dir, partial(split, config, data_dir=data_dir), say)
@@ -280,7 +284,8 @@ def explain(
     classes = class_names(config)
     used: set[str] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
-        parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), subject.decompose(image[None]))
+        whole = subject.decompose(image[None])
+        parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), whole)
         stem = next(s for i in count(1) if (s := path.stem if i == 1 else f"{path.stem}-{i}") not in used)
         used.add(stem)
         chance = 1 / (1 + np.exp(-subject.odds(parts.logits[None])[0]))
@@ -295,7 +300,9 @@ def explain(
             }
             for k, label in enumerate(classes)
         ]
-        figure = top_maps(subject, image[None], [path.name], parts.logits[None], classes, top)
+        best = likeliest(parts.logits[None], top)[0]
+        maps = np.asarray(summed(whole, image[None]))[:, best]
+        figure = top_maps(subject, image[None], [path.name], parts.logits[None], classes, maps)
         write_bytes(out / f"{stem}.png", picture(figure, "", "").png)
         content = {
             "image": str(path),
@@ -305,10 +312,10 @@ def explain(
             "classes": entries,
         }
         write_text(out / f"{stem}.json", json.dumps(content, indent=2) + "\n")
-        best = entries[int(parts.logits.argmax())]
+        first_of = entries[best[0]]
         yield (
-            f"{line}: {best['class']} (p {best['probability']:.3f}, logit {best['logit']:.4f} = contributions "
-            f"{best['contributions']:.4f} + bias {best['bias']:.4f}) -> {out / stem}.png, .json"
+            f"{line}: {first_of['class']} (p {first_of['probability']:.3f}, logit {first_of['logit']:.4f} = "
+            f"contributions {first_of['contributions']:.4f} + bias {first_of['bias']:.4f}) -> {out / stem}.png, .json"
         )
 
 
@@ -324,10 +331,11 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
     check_folder(run_dir)
     name, config, subject = trained(run_dir)
     measured, sources = run_dir / "evaluation.json", run_dir / "data.json"
-    by_training, parts = f"jaxinterp train {name}", ("metrics", "localisation", "grids", "removal", "residuals")
+    by_training, by_evaluation = f"jaxinterp train {name}", f"jaxinterp evaluate {run_dir}"
+    parts = ("metrics", "localisation", "grids", "removal", "residuals")
     history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)
-    found = read_json(measured, f"jaxinterp evaluate {run_dir}", *parts) if measured.exists() else {}
-    if found.get("step") != last_step(run_dir) or not (run_dir / MAPS).exists():
+    found = read_json(measured, by_evaluation, *parts) if measured.exists() else {}
+    if found.get("step") != last_step(run_dir) or not all((run_dir / file).exists() for file in (MAPS, LOGITS)):
         found = evaluate(run_dir, data_dir, say)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
@@ -338,10 +346,10 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
         subject=subject,
         images=images,
         labels=labels,
-        logits=predict(subject.apply, subject.variables, images, config.eval_batch),
+        logits=read_arrays(run_dir / LOGITS, by_evaluation)["last"],
         classes=class_names(config),
         found=found,
-        first_maps=read_arrays(run_dir / MAPS, f"jaxinterp evaluate {run_dir}"),
+        first_maps=read_arrays(run_dir / MAPS, by_evaluation),
         history=history,
         info=info,
         sources=read_json(sources, by_training) if sources.exists() else {},

@@ -63,15 +63,21 @@ class Subject:
         others = np.where(np.eye(logits.shape[1], dtype=bool), -np.inf, logits[:, None])
         return logits - np.logaddexp.reduce(others, axis=-1)
 
-    def decompose(self, images: Images, targets: Targets = None, at: str | None = None) -> Decomposition:
-        """The exact decomposition of the targets' logits, at the network's own level or at another layer."""
+    def decompose(self, images: Images, targets: Targets = None) -> Decomposition:
+        """The exact decomposition of the targets' logits, at the network's own level."""
         x = self.encode(jnp.asarray(images))
-        return decompose(self.frozen, x, targets, at or self.at, variables=self.variables, check=False)
+        return decompose(self.frozen, x, targets, self.at, variables=self.variables, check=False)
 
-    def maps(self, images: Images, targets: Targets = None, at: str | None = None) -> Maps:
+    def maps(self, images: Images, targets: Targets = None) -> Maps:
         """Contributions summed over channels and, above the input, enlarged to the images (nearest pixel)."""
-        sums = self.decompose(images, targets, at).contributions.sum(-1)
-        return jax.image.resize(sums, (*sums.shape[:2], *images.shape[1:3]), "nearest")
+        return summed(self.decompose(images, targets), images)
+
+    def levels(self, images: Images, targets: Targets = None) -> list[Maps]:
+        """The same maps at the network's own level, then at every further activation."""
+        x = self.encode(jnp.asarray(images))
+        at = [self.at, *self.layers]
+        parts = decompose(self.frozen, x, targets, at=at, variables=self.variables, check=False)
+        return [summed(part, images) for part in parts]
 
     def methods(self) -> Mapping[str, Method]:
         """The decomposition, and post-hoc methods on the same network with the paper's settings (Sec. 5.2)."""
@@ -88,6 +94,12 @@ class Subject:
         if self.pooled is not None:
             methods["grad_cam"] = partial(grad_cam, self.apply, at=self.pooled, **given)
         return {OURS: self.maps, **{name: _summed(method) for name, method in methods.items()}}
+
+
+def summed(parts: Decomposition, images: Images) -> Maps:
+    """Contributions summed over channels and enlarged to the images (nearest pixel)."""
+    sums = parts.contributions.sum(-1)
+    return jax.image.resize(sums, (*sums.shape[:2], *images.shape[1:3]), "nearest")
 
 
 def _summed(method: Callable[..., Any]) -> Method:

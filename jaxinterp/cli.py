@@ -47,7 +47,8 @@ class Demo:
         # Compiling takes most of the time, and LLVM's costly passes most of that.
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
         # Quicker than evaluating all.
-        overrides = () if self.smoke else ("grid_sizes=3", "grids=20", "removal_images=120", "occlusion=5")
+        shorter = ("epochs=30", "grid_sizes=3", "grids=12", "removal_images=120", "occlusion=5")
+        overrides = () if self.smoke else shorter
         Train("coda/digits", overrides, run_dir=self.run_dir, smoke=self.smoke)(console)
         Evaluate((self.run_dir,))(console)
         Report(self.run_dir)(console)

@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -100,17 +100,45 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
     return rows[:, None] if rows.ndim == 1 else rows
 
 
+@overload
+def decompose(
+    apply_frozen: Callable[..., Array],
+    x: Array,
+    targets: Targets = ...,
+    at: str | None = ...,
+    *,
+    variables: Any = ...,
+    given: Sequence[Array] = ...,
+    memory: int = ...,
+    check: bool = ...,
+) -> Decomposition: ...
+
+
+@overload
+def decompose(
+    apply_frozen: Callable[..., Array],
+    x: Array,
+    targets: Targets = ...,
+    *,
+    at: list[str | None],
+    variables: Any = ...,
+    given: Sequence[Array] = ...,
+    memory: int = ...,
+    check: bool = ...,
+) -> list[Decomposition]: ...
+
+
 def decompose(
     apply_frozen: Callable[..., Float[Array, "batch classes"]],
     x: Array,
     targets: Targets = None,
-    at: str | None = None,
+    at: str | list[str | None] | None = None,
     *,
     variables: Any = None,
     given: Sequence[Array] = (),
     memory: int = 2 << 30,
     check: bool = True,
-) -> Decomposition:
+) -> Decomposition | list[Decomposition]:
     """Decompose logits exactly into contributions of the input, or of any named activation, for all classes at once.
 
     f_k(x) = Σ_i x_i [W(x)]_{ki} + b_k(x), see this file's head. Works on every function that is affine around `x`
@@ -124,7 +152,8 @@ def decompose(
             not baked into a program.
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`.
+        at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`. A list
+            of paths, None in it being `x`, is explained in one program with one backward pass.
         variables: the model's variables, any pytree.
         given: arrays that belong to the examples, (batch, ...) each, such as gates of one's own; `apply_frozen` gets
             them after `x`.
@@ -133,11 +162,11 @@ def decompose(
             example (one that forgot to freeze).
 
     Returns:
-        A `Decomposition`, on the shape of `x` or of the activation.
+        A `Decomposition`, on the shape of `x` or of the activation; a list of them where `at` is a list.
 
     Raises:
-        ValueError: unknown `at`, unfit `targets`, `x` not a batch of finite floating arrays, `given` of another
-            batch, `memory` < 1, or a function that is not affine at `x`.
+        ValueError: unknown or empty `at`, unfit `targets`, `x` not a batch of finite floating arrays, `given` of
+            another batch, `memory` < 1, or a function that is not affine at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -161,8 +190,8 @@ def decompose(
         logits = jax.eval_shape(apply, x, *given)
         if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
             raise ValueError(f"apply_frozen: got output {logits.shape}, expected ({x.shape[0]}, classes)")
-        if at is not None:
-            require_activation(lambda x: apply(x, *given), x, at)
+        levels = tuple(at) if isinstance(at, list) else (at,)
+        require_levels(lambda x: apply(x, *given), x, levels)
         rows = select_targets(targets, *logits.shape)
         if check:
             for name, array in (("x", x), *((f"given: array {i}", array) for i, array in enumerate(given))):
@@ -170,7 +199,8 @@ def decompose(
             _require_affine(apply, x, compiled, given)
         one_pass = _pass_compiled if compiled else _pass
         size = bytes_per_example(apply, x, rows.shape[1], given)
-        return in_chunks(partial(one_pass, apply, at), (x, rows, *given), size, memory)
+        parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), size, memory)
+        return parts if isinstance(at, list) else parts[0]
 
 
 def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, memory: int) -> Any:
@@ -203,22 +233,24 @@ def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_eac
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def _pass(apply: Callable[..., Array], at: str | None, x: Array, rows: Array, *given: Array) -> Decomposition:
-    """Decompose one chunk: one forward pass, one jvp, one vjp mapped over one-hot cotangents."""
-
-    def whole(x: Array) -> Array:
-        return apply(x, *given)
-
-    value, function = (x, whole) if at is None else split_at(whole, x, at)
-    logits, pullback = jax.vjp(function, value)
-    linear = jax.jvp(function, (value,), (value,))[1]
+def _pass(
+    apply: Callable[..., Array], levels: tuple[str | None, ...], x: Array, rows: Array, *given: Array
+) -> list[Decomposition]:
+    """Decompose one chunk: one forward pass, a jvp for each level, one vjp mapped over one-hot cotangents."""
+    zeros, function = split_at(lambda x: apply(x, *given), x, levels)
+    logits, pullback, values = jax.vjp(function, *zeros, has_aux=True)
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
-    weights = jnp.moveaxis(jax.vmap(lambda c: pullback(c)[0])(cotangents), 0, 1)
-    contributions = weights * value[:, None]
     chosen = jnp.take_along_axis(logits, rows, axis=1)
-    bias = jnp.take_along_axis(logits - linear, rows, axis=1)
-    explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
-    return Decomposition(chosen, weights, contributions, bias, chosen - explained - bias)
+    parts = []
+    for i, (value, mapped) in enumerate(zip(values, jax.vmap(pullback)(cotangents), strict=True)):
+        weights = jnp.moveaxis(mapped, 0, 1)
+        contributions = weights * value[:, None]
+        tangents = [*zeros[:i], value, *zeros[i + 1 :]]
+        linear = jax.jvp(lambda *deltas: function(*deltas)[0], zeros, tangents)[1]
+        bias = jnp.take_along_axis(logits - linear, rows, axis=1)
+        explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
+        parts.append(Decomposition(chosen, weights, contributions, bias, chosen - explained - bias))
+    return parts
 
 
 _pass_compiled = jax.jit(_pass, static_argnums=1)
@@ -289,43 +321,44 @@ def _require_affine(apply: Callable[..., Array], x: Array, compiled: bool, given
         )
 
 
-def split_at(apply: Callable[[Array], Array], x: Array, at: str) -> tuple[Array, Callable[[Array], Array]]:
-    """The output of a named Flax submodule, and the function from it to the logits.
+def split_at(
+    apply: Callable[[Array], Array], x: Array, levels: Sequence[str | None]
+) -> tuple[list[Array], Callable[..., tuple[Array, list[Array]]]]:
+    """The logits as a function of what is added to the input or to the outputs of named Flax submodules.
 
     Args:
         apply: x ↦ logits, calling a Flax model, not jitted.
         x: input, (batch, ...).
-        at: path of the submodule.
+        levels: paths of the submodules; None is the input.
 
     Returns:
-        The activation, (batch, ...), and activation ↦ logits with everything else computed from `x`.
+        Zeros of every level's shape, and (what is added to each level) ↦ (logits, every level's activation).
 
     Raises:
-        ValueError: the submodule cannot be reached because its call was traced before.
+        ValueError: a submodule cannot be reached because its call was traced before.
     """
-    seen: list[Array] = []
 
-    def keep(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        out = run(*args, **kwargs)
-        if _is_call(context, at):
-            seen.append(out)
-        return out
+    def added(*deltas: Array) -> tuple[Array, list[Array]]:
+        seen: dict[str | None, Array] = {None: x}
 
-    with nn.intercept_methods(keep):
-        apply(x)
+        def add(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            out, path = run(*args, **kwargs), "/".join(context.module.path)
+            if context.method_name != "__call__" or path not in levels:
+                return out
+            seen[path] = out
+            return out + deltas[levels.index(path)] if deltas else out
 
-    if not seen:
-        raise ValueError(f"at: {at!r} was traced before and cannot be addressed; pass a function that is not jitted")
+        with nn.intercept_methods(add):
+            logits = apply(x + deltas[levels.index(None)] if deltas and None in levels else x)
+        unseen = [level for level in levels if level not in seen]
+        if unseen:
+            raise ValueError(
+                f"at: {unseen[0]!r} was traced before and cannot be addressed; pass a function that is not jitted"
+            )
+        return logits, [seen[level] for level in levels]
 
-    def from_activation(value: Array) -> Array:
-        def put(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            out = run(*args, **kwargs)
-            return value if _is_call(context, at) else out
-
-        with nn.intercept_methods(put):
-            return apply(x)
-
-    return seen[0], from_activation
+    shapes = jax.eval_shape(lambda: added()[1])
+    return [jnp.zeros(shape.shape, shape.dtype) for shape in shapes], added
 
 
 def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tuple[int, ...]]:
@@ -354,13 +387,15 @@ def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tup
     return {name: shape for name, shape in names.items() if name not in repeated and shape[:1] == x.shape[:1]}
 
 
-def require_activation(apply: Callable[[Array], Array], x: Array, at: str) -> None:
-    """Refuse, with near matches, a path that is not one of `activation_names`."""
+def require_levels(apply: Callable[[Array], Array], x: Array, levels: Sequence[str | None]) -> None:
+    """Refuse, with near matches, an empty list and a path that is not one of `activation_names`."""
+    if not levels:
+        raise ValueError("at: got an empty list, expected paths of Flax submodules, or None for the input")
+    if all(level is None for level in levels):
+        return
     names = activation_names(apply, x)
-    if at not in names:
-        near = difflib.get_close_matches(at, names, n=3) or list(names)[:8]
-        raise ValueError(f"at: got {at!r}, expected a Flax submodule called once, such as {', '.join(near) or 'none'}")
-
-
-def _is_call(context: nn.module.InterceptorContext, at: str) -> bool:
-    return context.method_name == "__call__" and "/".join(context.module.path) == at
+    for level in levels:
+        if level is not None and level not in names:
+            near = difflib.get_close_matches(level, names, n=3) or list(names)[:8]
+            such = ", ".join(near) or "none"
+            raise ValueError(f"at: got {level!r}, expected a Flax submodule called once, such as {such}")

@@ -35,6 +35,7 @@ Rescale = Literal["squash", "l2"]
 TINY = 1e-24
 
 CACHE = 4 << 20  # bytes of a chunk's largest intermediate on a CPU
+LARGE = 1 << 20  # bytes of a generator whose batched Gram product is slow on a CPU
 
 
 def patches(
@@ -122,8 +123,8 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
     """
     wide, precision = widened(A.dtype), lax.Precision.HIGHEST
     product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    if jax.default_backend() == "cpu":
-        # Unit by unit: the batched product copies A twice here and takes three times as long.
+    if jax.default_backend() == "cpu" and A.size * A.dtype.itemsize > LARGE:
+        # Unit by unit: the batched product copies A twice, which takes three times as long where A leaves the cache.
         units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
         square = jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
     else:

@@ -48,6 +48,14 @@ def test_complete_at_every_layer(at, dtype, tolerance):
         np.testing.assert_allclose(evidence, parts.logits - MODEL.logit_bias, rtol=0, atol=tolerance * float(size))
 
 
+def test_a_list_of_levels_is_explained_in_one_program():
+    e, levels = encode(IMAGES), ["layer_1", None]
+    together = decompose(frozen, e, [2, 0, 1, 1, 2], at=levels, variables=VARIABLES, memory=20_000)
+    for parts, at in zip(together, levels, strict=True):
+        alone = decompose(frozen, e, [2, 0, 1, 1, 2], at, variables=VARIABLES)
+        chex.assert_trees_all_close(parts, alone, rtol=1e-5, atol=1e-6)
+
+
 def test_equals_the_dense_jacobian_of_the_frozen_function():
     e = encode(IMAGES)
     parts = decompose(frozen, e, variables=VARIABLES)
@@ -104,6 +112,8 @@ def test_bad_input_is_refused_in_one_line():
     e = encode(IMAGES)
     for call, message in [
         (lambda: decompose(frozen, e, at="layer_9", variables=VARIABLES), "at: got 'layer_9'"),
+        (lambda: decompose(frozen, e, at=[None, "layer_9"], variables=VARIABLES), "at: got 'layer_9'"),
+        (lambda: decompose(frozen, e, at=[], variables=VARIABLES), "at: got an empty list"),
         (lambda: decompose(frozen, e, 7, variables=VARIABLES), "targets: got 7"),
         (lambda: decompose(frozen, e, [0, 1], variables=VARIABLES), "targets: got shape"),
         (lambda: decompose(frozen, e, np.zeros((5, 0), int), variables=VARIABLES), "targets: got shape (5, 0)"),

@@ -42,6 +42,16 @@ def test_derivative_rules(arrays):
     check_grads(scale, (u[:, 0] @ A[0], A, b), order=2)
 
 
+def test_the_gram_matrices_of_a_large_generator_are_made_unit_by_unit(arrays, monkeypatch):
+    _, _, A, b = arrays
+    weight = jax.random.normal(KEYS[4], (3, 3, 4), A.dtype)
+    small = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
+    monkeypatch.setattr(alignment, "LARGE", 0)
+    np.testing.assert_allclose(gram(A, b)[0], np.einsum("kjd,ljd->klj", A, A), rtol=1e-12)
+    large = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), large, small)
+
+
 @pytest.mark.parametrize("rescale", ["squash", pytest.param("l2", marks=pytest.mark.slow)])
 def test_chunks_change_neither_values_nor_gradients(monkeypatch, rescale):
     layer = DynamicAlignmentConv(3, 2, rescale=rescale)

@@ -178,7 +178,7 @@ def test_a_flipped_bit_anywhere_never_restores_another_state(tmp_path):
 @pytest.mark.slow
 def test_many_flipped_bits_never_restore_another_state(tmp_path):
     save(tmp_path, 3)
-    flip_and_restore(tmp_path, 1500, seed=1)
+    flip_and_restore(tmp_path, 300, seed=1)
 
 
 def test_every_value_of_a_wrong_array_is_noticed_by_its_checksum(tmp_path):

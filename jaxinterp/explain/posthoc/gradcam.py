@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks, require_activation, split_at
+from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks, require_levels, split_at
 from jaxinterp.explain.posthoc.attribution import MEMORY, Attribution, bind, pull_targets
 
 Split = tuple[Callable[..., Array], Callable[..., Array]]
@@ -66,7 +66,7 @@ def grad_cam(
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(whole, x, targets, variables)
         if at is not None:
-            require_activation(bound, x, at)
+            require_levels(bound, x, (at,))
         given = () if variables is None else (variables,)
         parts = [jax.tree_util.Partial(f, *given) for f in (apply if isinstance(apply, tuple) else (apply,))]
         compiled = variables is not None
@@ -88,10 +88,16 @@ def _split(
     at: str | None, parts: Sequence[Callable[[Array], Array]], x: Float[Array, "batch height width channels"]
 ) -> tuple[Array, Array, Callable[[Array], tuple[Array]]]:
     """The feature maps, the logits, and the pullback from these to those."""
-    maps, head = split_at(parts[0], x, at) if at is not None else (parts[0](x), parts[1])
+    if at is None:
+        maps = parts[0](x)
+        logits, pullback = jax.vjp(parts[1], maps)
+    else:
+        (zeros,), added = split_at(parts[0], x, (at,))
+        logits, pullback, found = jax.vjp(added, zeros, has_aux=True)
+        maps = found[0]
     if maps.ndim != 4:
         raise ValueError(f"at: got activations {maps.shape}, expected (batch, height, width, features)")
-    return maps, *jax.vjp(head, maps)
+    return maps, logits, pullback
 
 
 _split_compiled = jax.jit(_split, static_argnums=0)
