@@ -28,7 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-class _Layer(nn.Module, kw_only=True):
+class Layer(nn.Module, kw_only=True):
     """What every layer and network here can be told, by keyword.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Layer(nn.Module, kw_only=True):
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "axis_name": self.axis_name}
 
 
-class _Network(_Layer, kw_only=True):
+class ConvNet(Layer, kw_only=True):
     """A network that may centre and scale its images itself.
 
     Attributes:
@@ -74,7 +74,7 @@ class _Network(_Layer, kw_only=True):
         return nn.Dense(classes, kernel_init=init, param_dtype=dtype, name="classifier")(pooled)
 
 
-class ConvNorm(_Layer):
+class ConvNorm(Layer):
     """3×3 convolution without bias, BatchNorm, ReLU.
 
     Attributes:
@@ -137,7 +137,7 @@ def option_a(x: Float[Array, "n h w c"], features: int, strides: int) -> Float[A
     return jnp.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
 
-class BasicBlock(_Layer):
+class BasicBlock(Layer):
     """Residual block, ReLU(option_a(x) + norm(conv(ReLU(norm(conv(x)))))); attributes as in `ConvNorm`.
 
     Source: He et al. 2016, Eq. 1 and Sec. 4.2.
@@ -156,7 +156,7 @@ class BasicBlock(_Layer):
         return nn.relu(y + option_a(x, self.features, self.strides).astype(y.dtype))
 
 
-class ResNetTrunk(_Network):
+class ResNetTrunk(ConvNet):
     """The convolutional part of a CIFAR ResNet, or its first blocks.
 
     Attributes:
@@ -192,7 +192,7 @@ class ResNetTrunk(_Network):
         return x
 
 
-class VGGTrunk(_Network):
+class VGGTrunk(ConvNet):
     """The convolutional part of a VGG network: five stages of 3×3 ConvNorm, each followed by 2×2 max pooling.
 
     The pooling takes the maximum of a reshaped array, floor(H / 2) × floor(W / 2), and shares its derivative
@@ -236,7 +236,7 @@ def _max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     return x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels).max((2, 4))
 
 
-class CifarResNet(_Network):
+class CifarResNet(ConvNet):
     """ResNet-20, -32, -44, -56, … for small images, with option-A shortcuts.
 
     269,722 parameters at depth 20 and 853,018 at depth 56 (width 16, RGB, 10 classes). Fully convolutional:
@@ -264,7 +264,7 @@ class CifarResNet(_Network):
         return self.classify(trunk(x, train, frozen), self.classes)
 
 
-class VGG(_Network):
+class VGG(ConvNet):
     """VGG-11, -13, -16 or -19 for small images (32×32 or larger), with BatchNorm and one linear layer.
 
     Activations: `trunk`, `trunk/conv_0` … (after the ReLU). Attributes as in `VGGTrunk`, and `classes`. At

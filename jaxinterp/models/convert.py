@@ -1,4 +1,4 @@
-"""Weights of the authors' PyTorch CoDA nets, from and to the parameters of `CoDANet`.
+"""Weights of the authors' PyTorch networks: CoDA nets, from and to the parameters of `CoDANet`, and coded blocks.
 
 The published networks are an `nn.Sequential` whose layer i owns three arrays (pooling, temperature and logit
 bias own none):
@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -166,3 +167,47 @@ def load_torch(path: str | PathLike[str]) -> Params:
     if state_dict is None or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise CheckpointError(f"{path}: expected a dict of tensors, or one under 'state_dict'")
     return from_torch(state_dict)
+
+
+def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Convert the authors' parameters of one block of a coded ResNeXt; PyTorch is not needed.
+
+    Args:
+        state_dict: `conv_reduce.weight` (N·d, C_in, 1, 1), `conv_internal.weight` (N·d, d, 3, 3), `conv_expand.weight`
+            (N·C, d, 1, 1) of a coded block or (C, N·d, 1, 1) of an ordinary one, the BatchNorms `bn_reduce`,
+            `bn_internal`, `bn_expand`, and where there is a projection `skip_connection.conv_skip` and `.bn_skip`.
+        paths: N.
+
+    Returns:
+        The `params` and `batch_stats` of a `CodedBlock`.
+
+    Raises:
+        ConfigError: a name is missing, or a shape does not fit N paths.
+
+    Source: parameter names and layouts of the authors' release (github.com/avranasa/Coded-ResNeXt).
+    """
+    norms = {"norm_reduce": "bn_reduce", "norm_inner": "bn_internal", "norm_expand": "bn_expand"}
+    try:
+        reduce, inner, expand = (np.asarray(state_dict[f"conv_{n}.weight"]) for n in ("reduce", "internal", "expand"))
+        features = len(np.asarray(state_dict["bn_expand.weight"]))
+        coded = len(expand) != features
+        per_path = expand.reshape(paths, features, -1) if coded else expand.reshape(features, paths, -1).swapaxes(0, 1)
+        params: dict[str, Any] = {
+            "reduce": {"kernel": reduce[:, :, 0, 0].T},
+            "inner": inner.transpose(2, 3, 1, 0),
+            "expand": per_path.swapaxes(1, 2),
+        }
+        if "skip_connection.conv_skip.weight" in state_dict:
+            params["skip"] = {"kernel": np.asarray(state_dict["skip_connection.conv_skip.weight"])[:, :, 0, 0].T}
+            norms["norm_skip"] = "skip_connection.bn_skip"
+        stats: dict[str, Any] = {}
+        for ours, theirs in norms.items():
+            params[ours] = {"scale": state_dict[f"{theirs}.weight"], "bias": state_dict[f"{theirs}.bias"]}
+            if f"{theirs}.running_mean" in state_dict:
+                running = state_dict[f"{theirs}.running_mean"], state_dict[f"{theirs}.running_var"]
+                stats[ours] = {"mean": running[0], "var": running[1]}
+    except KeyError as error:
+        raise ConfigError(f"state_dict: {error} is missing") from None
+    except ValueError as error:
+        raise ConfigError(f"state_dict: conv_expand.weight does not fit {paths} paths ({error})") from None
+    return jax.tree.map(jnp.asarray, (params, stats))
