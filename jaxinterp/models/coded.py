@@ -35,7 +35,7 @@ from jaxinterp.models.baselines import ConvNet, Layer
 TINY = 1e-12  # of the mean energy, where the original has nothing and divides 0 by 0
 
 Energies = list[Float[Array, "batch paths"]]
-Keep = Sequence[Float[Array, "..."] | None]
+Keep = Sequence[Float[Array | np.ndarray, "..."] | None]
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ class CodedBlock(Layer):
         train: bool = False,
         frozen: bool = False,
         mask: Float[Array, "n paths"] | None = None,
-        keep: Float[Array, "..."] | None = None,
+        keep: Float[Array | np.ndarray, "..."] | None = None,
         alone: bool = False,
     ) -> tuple[Float[Array, "n h2 w2 features"], Float[Array, "n paths"] | None]:
         """Run the block.
@@ -363,7 +363,8 @@ class CodedResNeXt(ConvNet):
         """Classify images, or run some of the blocks.
 
         Args:
-            x: (N, H, W, C) in [0, 1]; with `first` > 0 the output of block `first`, counted from 1.
+            x: (N, H, W, C) in [0, 1]; with `first` > 0 the output of block `first`, counted from 1, which may be the
+                last.
             train: BatchNorm with the batch's statistics, and dropped paths (from the `dropout` key).
             frozen: hold energies and BatchNorm: the logits are then piecewise linear in the input.
             energies: return the energies of the coded blocks too.
@@ -383,7 +384,7 @@ class CodedResNeXt(ConvNet):
         if keep is not None and len(keep) != count:
             raise ValueError(f"keep: got {len(keep)} entries, expected one for each of {count} coded blocks")
         stop = len(blocks) if last is None else last
-        if not 0 <= first < stop <= len(blocks):
+        if not (0 <= first < stop <= len(blocks) or (last is None and first == stop)):
             raise ValueError(f"first, last: got {first}, {last}, expected 0 <= first < last <= {len(blocks)}")
         if first == 0:
             x = self._stem(self.standardise(x), train and not frozen)

@@ -11,9 +11,11 @@ import pytest
 from flax import linen as nn
 
 from jaxinterp import decompose
+from jaxinterp.codes import Code
 from jaxinterp.models.architecture import c4gap
 from jaxinterp.models.baselines import VGG, CifarResNet, ResNetTrunk
 from jaxinterp.models.coda import CoDANet, encode
+from jaxinterp.models.coded import CodedResNeXt, Stage
 from jaxinterp.models.gated import GatedNetwork
 from jaxinterp.models.hybrid import Hybrid
 
@@ -31,6 +33,7 @@ class Row(NamedTuple):
 
 CODA = {"features": (3, 4, 3), "ranks": (2, 2, 2), "kernel_sizes": (3, 3, 1), "strides": (1, 2, 1), "temperature": 2.0}
 HEAD = {"features": (4, 3), "ranks": (2, 2), "kernel_sizes": (3, 1), "strides": (2, 1), "temperature": 2.0}
+CODED = (Stage(1, 6, 2, 3), Stage(1, 8, 2, 4, 2, Code(("1100", "0110", "0011"))))
 SHALLOW = c4gap(4, classes=3, depth=2)
 BIAS = float(np.log(0.1 / 0.9))
 
@@ -47,6 +50,7 @@ ROWS = {
     "vgg": Row(partial(VGG, 11, classes=3, width=2), (32, 32, 3), {}, False, "trunk/conv_3", None),
     "dgn": Row(partial(GatedNetwork, SHALLOW, "relu"), (6, 6, 3), {}, False, "value_network/gate_1", 0.0),
     "dlgn-sf": Row(partial(GatedNetwork, SHALLOW, "shallow"), (6, 5, 1), {}, False, "value_network/gate_0", 0.0),
+    "coded": Row(partial(CodedResNeXt, stages=CODED, classes=3), (8, 8, 3), {}, False, "block_2/paths", None),
     "hybrid": Row(hybrid, (8, 8, 3), {"encoded": True}, True, "trunk", None),
 }
 

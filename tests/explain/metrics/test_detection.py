@@ -1,0 +1,42 @@
+"""Thresholds of best F1 by trying them all, and the four numbers by hand."""
+
+import re
+
+import numpy as np
+import pytest
+from jaxtyping import config
+
+from jaxinterp.explain.metrics import best_threshold, detect
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_threshold_is_that_of_all(seed):
+    rng = np.random.default_rng(seed)
+    positive = rng.random(60) < 0.3
+    scores = (rng.normal(size=60) + positive).round(1)
+
+    def f1(threshold):
+        called = scores > threshold
+        return 2 * (called & positive).sum() / (called.sum() + positive.sum())
+
+    best = best_threshold(scores, positive)
+    assert f1(best) == max(f1(t) for t in (*(scores - 0.01), *(scores + 0.01)))
+    found = detect(scores, positive, best)
+    called = scores > best
+    assert found.f1 == pytest.approx(f1(best))
+    assert found.precision == pytest.approx(positive[called].mean())
+    assert found.recall == pytest.approx(called[positive].mean())
+    assert found.balanced_accuracy == pytest.approx((called[positive].mean() + (~called)[~positive].mean()) / 2)
+
+
+def test_edges(monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    assert best_threshold(np.array([1.0, 1.0]), np.array([True, False])) == 0.0
+    assert np.isnan(detect(np.array([0.0, 1.0]), np.array([True, False]), 5.0).precision)
+    for scores, positive, says in (
+        (np.array([1.0, np.nan]), np.array([True, False]), "scores: got 1 NaN or infinite"),
+        (np.array([1.0, 2.0]), np.array([True, True]), "positive: got 2 of 2, expected some of both kinds"),
+        (np.array([1.0, 2.0]), np.array([True]), "positive: got shape (1,)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            best_threshold(scores, positive)

@@ -1,0 +1,120 @@
+"""Shares of paths sum to the logits; removals remove what they should; specificity by hand."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import config
+
+from jaxinterp.codes import named
+from jaxinterp.explain.subnets import accuracy_without, drawn_removal, path_shares, specificity
+from jaxinterp.models.coded import CodedResNeXt, Stage
+
+CODE = named("cifar10-3-of-10")
+NET = CodedResNeXt(stages=(Stage(1, 8, 2, 5), Stage(2, 12, 3, 10, 2, CODE)), mean=(0.2,), std=(0.5,))
+X = jax.random.uniform(jax.random.key(0), (6, 8, 8, 1))
+LABELS = np.array([3, 1, 4, 1, 5, 9])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    made = jax.jit(NET.init)(jax.random.key(1), X)
+    leaves, tree = jax.tree.flatten(made)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [leaf + 0.3 * jax.random.uniform(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def test_shares_of_all_paths_sum_to_the_logits(variables):
+    parts = path_shares(NET, variables, X, memory=100_000)
+    assert [share.shape for share in parts.paths] == [(6, 10, 5), (6, 10, 10), (6, 10, 10)]
+    size = float(jnp.abs(parts.logits).max())
+    np.testing.assert_allclose(parts.logits, NET.apply(variables, X), rtol=1e-4, atol=1e-4 * size)
+    assert float(jnp.abs(parts.residual).max()) <= 1e-4 * size
+    explained = sum(share.sum(-1) for share in parts.paths) + parts.stem + parts.shift
+    np.testing.assert_allclose(explained, parts.logits, rtol=1e-4, atol=1e-4 * size)
+
+
+def test_shares_are_what_the_last_blocks_paths_add_where_no_gate_switches(variables):
+    """Scaling one path of the last block, with energies and gates held, changes a logit by its share."""
+    parts = path_shares(NET, variables, X[:1])
+    hidden = NET.apply(variables, X[:1], last=2)
+
+    def last(t):
+        keep = jnp.ones(10).at[4].set(t)
+
+        def logits(hidden):
+            return NET.apply(variables, hidden, first=2, keep=[None, keep])
+
+        return logits(hidden)
+
+    # The derivative by the path's scale, with rho held: the share of E_4 in rho is taken out.
+    slope = jax.jvp(last, (jnp.float32(1),), (jnp.float32(1),))[1]
+    energy = NET.apply(variables, X[:1], energies=True)[1][1][0]
+    # d/dt of t/rho(t), E_4 -> t E_4: share_4 - (E_4 / (2 sum E)) * sum of all shares
+    want = parts.paths[2][0, :, 4] - energy[4] / (2 * energy.sum()) * parts.paths[2][0].sum(-1)
+    np.testing.assert_allclose(slope[0], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_removal_draws_without_replacement_among_the_right_paths(active):
+    words = jnp.asarray(CODE.table, jnp.float32)[jnp.repeat(jnp.arange(10), 40)]
+    for count in (0, 2, 3):
+        keep = np.asarray(drawn_removal(words, count, active, jax.random.key(0)))
+        assert ((1 - keep).sum(1) == count).all()
+        assert (np.asarray(words)[keep == 0] == active).all()
+    removed = 1 - np.asarray(drawn_removal(words, 1, True, jax.random.key(1)))[:40]
+    assert (removed.sum(0)[CODE.table[0] == 1] > 3).all()  # 40 draws among 3
+
+
+def test_accuracy_without_paths(variables):
+    images = np.asarray(X)
+    right = float((np.asarray(NET.apply(variables, X)).argmax(1) == LABELS).mean())
+    found = accuracy_without(NET, variables, images, LABELS, 1, [0, 3], True, jax.random.key(0), batch=4)
+    assert found[0] == pytest.approx(right)
+    keep = [None, jnp.asarray(1 - CODE.table[LABELS].astype(np.float32))]
+    gone = np.asarray(NET.apply(variables, X, keep=keep)).argmax(1)
+    assert found[1] == pytest.approx((gone == LABELS).mean())
+
+
+def test_specificity_is_accuracy_class_by_class(variables):
+    images = np.asarray(X)
+    found = specificity(NET, variables, images, LABELS, blocks=[1], batch=4)
+    right = np.asarray(NET.apply(variables, X)).argmax(1) == LABELS
+    assert found.accuracy[1] == pytest.approx(right[[1, 3]].mean())
+    assert np.isnan(found.accuracy[0])
+    keep = [jnp.ones(10), jnp.asarray(1 - CODE.table[4].astype(np.float32))]
+    gone = np.asarray(NET.apply(variables, X, keep=keep)).argmax(1) == LABELS
+    assert found.lost[4, 1] == pytest.approx(right[[1, 3]].mean() - gone[[1, 3]].mean())
+    assert (np.diag(found.overlap) == 3).all()
+    assert found.overlap[0, 2] == (CODE.table[0] & CODE.table[2]).sum()
+    assert (specificity(NET, variables, images, LABELS).overlap == 2 * found.overlap).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS + 1), "labels: got 2..10, expected classes in [0, 10)"),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS[:2]), "labels: got 2 for 6 images"),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS, [2]), "blocks: got (2,), expected 0 to 1"),
+        (
+            lambda v: accuracy_without(NET, v, np.asarray(X), LABELS, 2, [1], True, jax.random.key(0)),
+            "block: got 2, expected 0 to 1",
+        ),
+        (
+            lambda v: accuracy_without(NET, v, np.asarray(X), LABELS, 1, [1, 4], True, jax.random.key(0)),
+            "counts: got 1..4, expected 0 to 3",
+        ),
+        (
+            lambda v: specificity(CodedResNeXt(stages=NET.stages[:1]), v, np.asarray(X), LABELS),
+            "model: got an ordinary ResNeXt",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(variables, call, says, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        call(variables)
+    assert "\n" not in str(error.value)
