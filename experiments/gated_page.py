@@ -48,7 +48,7 @@ def regression(report: Report, train: Dataset) -> Section:
             "the four largest against it."
         ],
         [picture(figure, "Test images, and training images with their label and their share.", "Deciding images", 900)],
-        [Table(["test image", "class", "prediction", "constant", "sum of all shares", "missed"], table)],
+        [Table(["test image", "class", "prediction", "constant", "sum of all shares", "missed by rounding"], table)],
     )
 
 
@@ -65,13 +65,14 @@ def filters(preactivations: Sequence[Callable[[Any], Any]], shape: Sequence[int]
         rows.append(np.asarray(found.weights)[best].sum(-1))
         titles.append([f"unit {some[i]}" for i in best])
     figure = filter_sheet(np.stack(rows), names, titles)
+    summed = "Summed over colours, e" if shape[-1] > 1 else "E"
     return Section(
         "What the gates look at",
         [
             "Before each gate the gating network is affine in the image, whatever its depth, so that a gate is a "
             "half-space, and its filter can be read off exactly: those of the largest norm, among 256 units of a layer."
         ],
-        [picture(figure, "Summed over colours, each on its own scale; red where light opens.", "Gate filters", 900)],
+        [picture(figure, f"{summed}ach on its own scale; red where light opens.", "Gate filters", 900)],
     )
 
 

@@ -49,7 +49,7 @@ def effective_filters(
         The filters, in the order of `units`.
 
     Raises:
-        ValueError: the pre-activation is not affine (that of a DGN's gating network is not).
+        ValueError: the pre-activation is not affine (that of a DGN's gating network is not), or no such units.
 
     Source: DLGN, Sec. 3 (primal linearity).
     """
@@ -60,6 +60,8 @@ def effective_filters(
     with jax.default_matmul_precision("highest"):
         zero = jnp.zeros(tuple(shape), dtype)
         bias, pullback = jax.vjp(flat, zero)
+        if units is not None and not (np.min(units, initial=0) >= 0 and np.max(units, initial=0) < len(bias)):
+            raise ValueError(f"units: got {np.min(units)}..{np.max(units)}, expected indices in [0, {len(bias)})")
         chosen = jnp.arange(len(bias)) if units is None else jnp.asarray(units)
         weights = lax.map(lambda i: pullback(jnp.zeros_like(bias).at[i].set(1))[0], chosen, batch_size=256)
         filters = Filters(weights, bias[chosen])
@@ -94,7 +96,12 @@ def class_overlap(
 
     Returns:
         For every layer and pair of classes the mean over pairs of different examples; NaN where there is no such pair.
+
+    Raises:
+        ValueError: labels out of [0, classes).
     """
+    if not (np.min(labels, initial=0) >= 0 and np.max(labels, initial=0) < classes):
+        raise ValueError(f"labels: got {np.min(labels)}..{np.max(labels)}, expected classes in [0, {classes})")
     membership = np.eye(classes)[np.asarray(labels)]
     counts = membership.sum(0)
     pairs = np.outer(counts, counts) - np.diag(counts)
@@ -147,7 +154,7 @@ def strongest_paths(
         The paths, strongest first; those of contribution zero are left out.
 
     Raises:
-        ValueError: shapes that do not follow one another, or k < 1.
+        ValueError: shapes that do not follow one another, no such output, or k < 1.
 
     Source: NPF, Sec. 2 (neural path feature and value).
     """
@@ -163,6 +170,8 @@ def strongest_paths(
     for i, gate in enumerate(gates):
         if np.shape(gate) != (widths[i + 1],):
             raise ValueError(f"gates: gate {i} has shape {np.shape(gate)}, expected ({widths[i + 1]},)")
+    if not 0 <= output < widths[-1]:
+        raise ValueError(f"output: got {output}, expected 0 to {widths[-1] - 1}")
     scales = [np.asarray(gate, np.float64) for gate in gates]
     layers[-1], scales = layers[-1][:, [output]], [*scales, np.ones(1)]
     values = np.asarray(x, np.float64)[:, None]  # of the survivors at each unit, (width, survivors)

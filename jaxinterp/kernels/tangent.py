@@ -34,7 +34,7 @@ def tangent_kernel(
         (N, M), or (N, M, classes, classes).
 
     Raises:
-        ValueError: `classes` is neither.
+        ValueError: `classes` is neither, or parameters that are not floating.
 
     Example:
         >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
@@ -43,6 +43,10 @@ def tangent_kernel(
     """
     if classes not in ("mean", "all"):
         raise ValueError(f"classes: got {classes!r}, expected 'mean' or 'all'")
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            where = jax.tree_util.keystr(path) or "the array"
+            raise ValueError(f"params: {where} is {jnp.result_type(leaf)}, expected floating parameters")
 
     def column(other: Any) -> Float[Array, "classes n classes"]:
         """K(x, other) for every class of `other`, then of x."""

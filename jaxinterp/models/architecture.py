@@ -18,12 +18,20 @@ from jaxtyping import Array, Shaped
 Padding = Literal["zero", "circular", "none"]
 
 
+def _positive(name: str, *values: int) -> None:
+    if min(values) < 1:
+        raise ValueError(f"{name}: got {', '.join(map(str, values))}, expected at least 1")
+
+
 @dataclass(frozen=True)
 class Dense:
     """A fully connected layer: x ↦ Θᵀx (+ bias)."""
 
     features: int
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("features", self.features)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class Conv:
     def __post_init__(self) -> None:
         if self.padding not in get_args(Padding):
             raise ValueError(f"padding: got {self.padding!r}, expected one of {', '.join(get_args(Padding))}")
+        _positive("features", self.features)
+        _positive("kernel_size", *self.kernel_size)
+        _positive("strides", *self.strides)
 
     @property
     def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -64,6 +75,9 @@ class AvgPool:
     """The average of disjoint windows; rows and columns that do not fill one are dropped."""
 
     window: tuple[int, int] = (2, 2)
+
+    def __post_init__(self) -> None:
+        _positive("window", *self.window)
 
 
 @dataclass(frozen=True)

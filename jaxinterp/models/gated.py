@@ -54,7 +54,7 @@ def weights_of(distribution: Weights = "normal", variance: float | None = None) 
         variance: σ² of every layer; NPF's theory uses 2 / width in all of them, the first included.
 
     Raises:
-        ValueError: another distribution, or a variance for glorot, which has its own.
+        ValueError: another distribution, a variance that is not positive, or one for glorot, which has its own.
     """
     if distribution not in get_args(Weights):
         raise ValueError(f"distribution: got {distribution!r}, expected one of {', '.join(get_args(Weights))}")
@@ -62,6 +62,9 @@ def weights_of(distribution: Weights = "normal", variance: float | None = None) 
         if variance is not None:
             raise ValueError(f"variance: got {variance} with glorot, expected None")
         return nn.initializers.glorot_uniform()
+
+    if variance is not None and not 0 < variance < np.inf:
+        raise ValueError(f"variance: got {variance}, expected a positive finite number")
 
     def init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
         scale = float(np.sqrt(variance if variance is not None else 2 / np.prod(shape[:-1])))

@@ -88,9 +88,14 @@ def test_closed_gates_leave_no_path():
         ((kernels, (np.ones(2),), np.ones(2), 0), r"gate 0 has shape \(2,\), expected \(3,\)"),
         ((kernels, (np.ones(3),), np.ones(3), 0), r"kernel 0 has shape \(2, 3\), expected \(3, ...\)"),
         ((kernels, (np.ones(3),), np.ones(2), 0, 0), "k: got 0"),
+        ((kernels, (np.ones(3),), np.ones(2), 1), "output: got 1, expected 0 to 0"),
     ):
         with pytest.raises(ValueError, match=says):
             strongest_paths(*arguments)
+    with pytest.raises(ValueError, match=r"labels: got 0..2, expected classes in \[0, 2\)"):
+        class_overlap((np.ones((2, 3)),), np.array([0, 2]), 2)
+    with pytest.raises(ValueError, match=r"units: got 5..5, expected indices in \[0, 3\)"):
+        effective_filters(lambda x: 2 * x, (3,), np.array([5]))
 
 
 def test_class_overlap_is_the_mean_over_pairs():

@@ -13,6 +13,11 @@ from jaxinterp.models.gated import GatingNetwork, Network, open_gates
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
+def test_parameters_that_cannot_be_differentiated_are_named():
+    with pytest.raises(ValueError, match=r"params: \['n'\] is int32, expected floating parameters"):
+        tangent_kernel(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1)), "n": jnp.arange(3)}, jnp.ones((2, 2)))
+
+
 def test_products_equal_the_jacobians():
     with jax.enable_x64(True):
         layers = fc(5, 2, classes=3, bias=True)

@@ -195,6 +195,22 @@ def test_initial_weights():
     assert set(np.unique(signs)) == {-0.5, 0.5}
     normal = weights_of()(KEYS[0], (3, 3, 8, 64))
     np.testing.assert_allclose(normal.std(), np.sqrt(2 / 72), rtol=0.03)
+    with pytest.raises(ValueError, match=r"variance: got -1\.0, expected a positive finite number"):
+        weights_of("normal", -1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Dense(0), "features: got 0, expected at least 1"),
+        (lambda: Conv(3, (0, 3)), "kernel_size: got 0, 3, expected at least 1"),
+        (lambda: Conv(3, strides=(1, -1)), "strides: got 1, -1, expected at least 1"),
+        (lambda: AvgPool((0, 2)), "window: got 0, 2, expected at least 1"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 @pytest.mark.parametrize(
