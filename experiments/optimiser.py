@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.run import Run
-from jaxinterp.train import coda_imagenet, staircase_decay, warmup_cosine
+from jaxinterp.train import coda_imagenet, cosine_by_epoch, staircase_decay, warmup_cosine
 
 RAMP = ((400, 0.1), (32_000, 1.0), (48_000, 0.1), (64_000, 0.01))  # of 64,000 steps: until when, share of the peak
 
@@ -28,6 +28,9 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
     """The learning rate as a function of the step, with so many steps in an epoch."""
     schedule = {
         "constant": partial(optax.constant_schedule, config.learning_rate),
+        "cosine_by_epoch": partial(
+            cosine_by_epoch, config.learning_rate, config.epochs, steps, config.floor, config.warmup_epochs
+        ),
         "cosine": partial(warmup_cosine, config.learning_rate, config.epochs, steps),
         "ramp": partial(ramp, config.learning_rate, config.epochs * steps),
         "warmup": partial(coda_imagenet, steps, config.learning_rate / 4, config.learning_rate),
@@ -39,7 +42,7 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
 def optimiser_of(
     config: Run, schedule: Callable[[Any], Any], fixed: Callable[[str], bool] | None = None
 ) -> optax.GradientTransformation:
-    """Adam or SGD; weight decay is added to the gradients of kernels, as an L2 penalty of λ/2 ||w||² would.
+    """Adam or SGD; weight decay is added to gradients (of kernels, or all), as an L2 penalty of λ/2 ||w||² would.
 
     Args:
         config: with the optimiser and its numbers.
@@ -48,10 +51,11 @@ def optimiser_of(
     """
     steps = {
         "adam": partial(optax.adam, schedule, eps=config.epsilon),
-        "sgd": partial(optax.sgd, schedule, momentum=config.momentum or None),
+        "sgd": partial(optax.sgd, schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     }[config.optimiser]()
     if config.weight_decay:
-        steps = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_by_path(_is_kernel)), steps)
+        mask = None if config.decay_all else _by_path(_is_kernel)
+        steps = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), steps)
     if fixed is None:
         return steps
     trained = _by_path(lambda path: "fixed" if fixed(path) else "trained")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 AnyRun = TypeVar("AnyRun", bound="Run")
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
-Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine"]
+Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine", "cosine_by_epoch"]
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -51,14 +51,20 @@ class Run:
         flip: mirror training images with probability 1/2.
         crop: random crop of the training images after zero padding of so many pixels.
         rand_augment: (n, m) of RandAugment; none where empty.
+        rand_augment_kind: its table of operations, that of UDA or timm's.
+        rand_augment_first: before flip and crop instead of after them.
         dtype: type of the large products in training; what is measured and explained runs in float32.
         optimiser: adam or sgd.
         learning_rate: peak rate.
         epsilon: Adam's ε.
         momentum: SGD's.
+        nesterov: Nesterov's form of it.
         weight_decay: λ, which adds λ w to the gradient of every kernel.
+        decay_all: of every parameter instead, those of BatchNorm too.
         schedule: constant, staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet), ramp (of DLGN) or
-            cosine.
+            cosine, or cosine_by_epoch (of Coded ResNeXt; it changes once per epoch and ends at `floor`).
+        floor: last rate of cosine_by_epoch.
+        warmup_epochs: epochs in which cosine_by_epoch rises from 1e-4.
         epochs: passes over the training images.
         batch_size: images of one optimiser step.
         accumulate: micro-batches in which they are computed.
@@ -84,13 +90,19 @@ class Run:
     flip: bool = True
     crop: int = 4
     rand_augment: tuple[int, ...] = ()
+    rand_augment_kind: Literal["uda", "timm"] = "uda"
+    rand_augment_first: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
     epsilon: float = 1e-8
     momentum: float = 0.0
+    nesterov: bool = False
     weight_decay: float = 0.0
+    decay_all: bool = False
     schedule: Schedule = "cosine"
+    floor: float = 0.0
+    warmup_epochs: int = 0
     epochs: int = 100
     batch_size: int = 64
     accumulate: int = 1
@@ -111,7 +123,7 @@ class Run:
         Raises:
             ConfigError: in one line, which field, what came and what was expected.
         """
-        at_least(self, 0, "crop", "seed")
+        at_least(self, 0, "crop", "seed", "floor", "warmup_epochs")
         at_least(self, 1, "image_size", "images", "epochs", "batch_size", "accumulate", "eval_batch")
         at_least(self, 1, "grid_sizes", "grids", "removal_images", "occlusion", "occlusion_stride")
         if self.channels not in (1, 3):
@@ -126,6 +138,10 @@ class Run:
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1)")
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(f"warmup_epochs: got {self.warmup_epochs}, expected less than epochs={self.epochs}")
+        if not self.floor <= self.learning_rate:
+            raise ConfigError(f"floor: got {self.floor}, expected at most learning_rate={self.learning_rate}")
         if len(self.rand_augment) not in (0, 2):
             raise ConfigError(f"rand_augment: got {shown(self.rand_augment)}, expected n,m or nothing")
 
@@ -158,6 +174,7 @@ def small(config: AnyRun) -> AnyRun:
         images=64,
         rand_augment=(),
         epochs=1,
+        warmup_epochs=0,
         batch_size=16,
         accumulate=min(config.accumulate, 2),
         validation=0.25,

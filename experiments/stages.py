@@ -45,7 +45,7 @@ LOGITS = "logits.npz"  # and of the test images' logits, "last" and "best"
 
 
 def augmentation(config: Run) -> Augment:
-    """Flip, then crop, then RandAugment (spec of the authors' code).
+    """Flip, then crop, then RandAugment, or RandAugment first (as the authors' codes have it).
 
     Raises:
         ConfigError: RandAugment's numbers are out of range.
@@ -55,7 +55,8 @@ def augmentation(config: Run) -> Augment:
     if config.rand_augment:
         count, magnitude = config.rand_augment
         try:
-            operations.append(rand_augment(count, magnitude, "uda"))
+            rand = rand_augment(count, magnitude, config.rand_augment_kind)
+            operations = [rand, *operations] if config.rand_augment_first else [*operations, rand]
         except ValueError as error:
             raise ConfigError(f"rand_augment: {error}") from error
     return compose(*operations)

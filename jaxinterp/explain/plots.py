@@ -69,7 +69,7 @@ def localisation_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
                       ha="center", fontsize=9, color=colour)  # fmt: skip
     side = round(np.sqrt(cells))
     axes.set(xlim=(-0.02, 1.04), xlabel=f"positive evidence in the right cell, {side}×{side} grids")
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     return figure
 
 
@@ -98,7 +98,7 @@ def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str
                   label=f"{label} ({float(np.mean(np.asarray(curve))):.3f})")  # fmt: skip
     axes.set(xlabel=f"pixels removed, {order} important first (%)", ylabel="mean probability of the label")
     axes.margins(x=0.02)
-    _plain(axes, grid="y")
+    plain(axes, grid="y")
     axes.legend(title="mean of the curve", fontsize=8, title_fontsize=8, frameon=False, loc="center left",
                 bbox_to_anchor=(1, 0.5))  # fmt: skip
     return figure
@@ -132,7 +132,7 @@ def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "F
     zeros = f", {len(sizes) - len(positive)} of them exactly zero" if len(positive) < len(sizes) else ""
     axes.set(xlabel="|logit − bias − Σ contributions|, relative", ylabel="logits")
     axes.set_title(f"{len(sizes)} logits{zeros}; largest {sizes.max(initial=0):.1e}", fontsize=10, loc="left", pad=16)
-    _plain(axes, grid="y")
+    plain(axes, grid="y")
     return figure
 
 
@@ -176,7 +176,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set(xlabel="epoch", ylabel=measure)
         axes.legend(fontsize=9, frameon=False)
-        _plain(axes, grid="y")
+        plain(axes, grid="y")
     return figure
 
 
@@ -226,7 +226,7 @@ def method_style(name: str) -> tuple[str, str]:
     return METHODS.get(name, (name.replace("_", " ").capitalize(), other))
 
 
-def _plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
+def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
     """Leave out what says nothing."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)

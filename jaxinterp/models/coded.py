@@ -223,6 +223,14 @@ class Paths(nn.Module):
         return (u * scale[:, None, None, :, None].astype(u.dtype)).reshape(*u.shape[:3], -1)
 
 
+class Out(nn.Module):
+    """A block's output, ReLU(y + shortcut); a module so that it has a name at which it can be decomposed."""
+
+    def __call__(self, y: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Rectify."""
+        return nn.relu(y)
+
+
 class CodedBlock(Layer):
     """One residual block; with `normalise` its paths' energies are normalised, which is what a coded block does.
 
@@ -275,13 +283,16 @@ class CodedBlock(Layer):
         u = lax.stop_gradient(x) if alone else x
         u = nn.relu(BatchNorm(name="norm_reduce", **own)(self.dense("reduce", inner, size)(u), train))
         kernel = self.param(
-            "inner", nn.initializers.normal(math.sqrt(2 / (9 * size))), (3, 3, self.width, inner), self.param_dtype
+            "inner_kernel",
+            nn.initializers.normal(math.sqrt(2 / (9 * size))),
+            (3, 3, self.width, inner),
+            self.param_dtype,
         )
         u, kernel = nn.dtypes.promote_dtype(u, kernel, dtype=self.dtype)
         u = nn.relu(BatchNorm(name="norm_inner", **own)(grouped_conv(u, kernel, self.strides), train))
         fan_out = self.features * (self.divisor if self.normalise else 1)
         shape = (self.paths, self.width, self.features)
-        expand = self.param("expand", nn.initializers.normal(math.sqrt(2 / fan_out)), shape, self.param_dtype)
+        expand = self.param("expand_kernel", nn.initializers.normal(math.sqrt(2 / fan_out)), shape, self.param_dtype)
         u = u.reshape(*u.shape[:3], self.paths, self.width)
         wide = np.promote_types(np.float32, u.dtype)
         scale, energies = jnp.ones((len(x), self.paths), wide), None
@@ -297,7 +308,7 @@ class CodedBlock(Layer):
         if self.strides != 1 or x.shape[-1] != self.features:
             x = x[:, :: self.strides, :: self.strides]
             x = BatchNorm(name="norm_skip", **own)(self.dense("skip", self.features, self.features)(x), train)
-        return nn.relu(y + x.astype(y.dtype)), energies
+        return Out(name="out")(y + x.astype(y.dtype)), energies
 
     def dense(self, name: str, features: int, fan_out: int) -> nn.Dense:
         """A 1×1 convolution without bias."""
@@ -525,15 +536,15 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
         channels = (paths[:, None] * stage.width + np.arange(stage.width)).ravel()
         block = dict(params[name])
         block["reduce"] = {"kernel": block["reduce"]["kernel"][:, channels]}
-        block["inner"] = block["inner"][..., channels]
-        block["expand"] = block["expand"][paths]
+        block["inner_kernel"] = block["inner_kernel"][..., channels]
+        block["expand_kernel"] = block["expand_kernel"][paths]
         norms = {key: jax.tree.map(lambda leaf: leaf[channels], block[key]) for key in ("norm_reduce", "norm_inner")}  # noqa: B023
         params[name] = block | norms
         kept = {key: jax.tree.map(lambda leaf: leaf[channels], stats[name][key]) for key in norms}  # noqa: B023
         stats[name] = dict(stats[name]) | kept
     params["classifier"] = {"kernel": params["classifier"]["kernel"][:, class_index : class_index + 1]}
     stages = tuple(s if s.code is None else replace(s, kept=s.code.weight) for s in model.stages)
-    return model.clone(stages=stages, classes=1), {"params": params, "batch_stats": stats}
+    return model.clone(stages=stages, classes=1, drop=0.0, ghost=None), {"params": params, "batch_stats": stats}
 
 
 def keep_only(model: CodedResNeXt, class_index: int) -> list[Float[np.ndarray, " paths"]]:

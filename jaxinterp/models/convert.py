@@ -194,8 +194,8 @@ def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[d
         per_path = expand.reshape(paths, features, -1) if coded else expand.reshape(features, paths, -1).swapaxes(0, 1)
         params: dict[str, Any] = {
             "reduce": {"kernel": reduce[:, :, 0, 0].T},
-            "inner": inner.transpose(2, 3, 1, 0),
-            "expand": per_path.swapaxes(1, 2),
+            "inner_kernel": inner.transpose(2, 3, 1, 0),
+            "expand_kernel": per_path.swapaxes(1, 2),
         }
         if "skip_connection.conv_skip.weight" in state_dict:
             params["skip"] = {"kernel": np.asarray(state_dict["skip_connection.conv_skip.weight"])[:, :, 0, 0].T}

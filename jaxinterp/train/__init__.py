@@ -15,7 +15,7 @@ from jaxinterp.train.losses import (
     sigmoid_bce,
     softmax_cross_entropy,
 )
-from jaxinterp.train.schedules import coda_imagenet, staircase_decay, warmup_cosine
+from jaxinterp.train.schedules import coda_imagenet, cosine_by_epoch, staircase_decay, warmup_cosine
 from jaxinterp.train.state import TrainState, init_state
 from jaxinterp.train.step import compile_step, device_mesh, train_step
 
@@ -36,6 +36,7 @@ __all__ = [
     "classification_loss",
     "coda_imagenet",
     "compile_step",
+    "cosine_by_epoch",
     "device_mesh",
     "fit",
     "init_state",

@@ -1,5 +1,8 @@
 """Learning-rate schedules of the papers, as functions of the step, from optax."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import optax
 
 
@@ -50,6 +53,46 @@ def coda_imagenet(
     halving = optax.exponential_decay(peak, halve_epochs, 0.5, staircase=True)
     by_epoch = optax.join_schedules([warmup, lambda epoch: halving(epoch + warmup_epochs)], [warmup_epochs])
     return lambda step: by_epoch(step // steps_per_epoch)
+
+
+def cosine_by_epoch(
+    peak: float,
+    epochs: int,
+    steps_per_epoch: int,
+    floor: float = 1e-5,
+    warmup_epochs: int = 0,
+    start: float = 1e-4,
+) -> optax.Schedule:
+    """Half a cosine that changes once per epoch: `floor + (peak - floor) (1 + cos(pi e / epochs)) / 2` in epoch e.
+
+    In the first `warmup_epochs` it is `start + (peak - start) e / warmup_epochs` instead (timm's schedule, as Coded
+    ResNeXt uses it on ImageNet; arXiv 2202.05343, App. B and training code).
+
+    Args:
+        peak: Rate of the first epoch without warm-up.
+        epochs: Epochs of the run.
+        steps_per_epoch: Steps per epoch.
+        floor: Rate that the cosine falls to.
+        warmup_epochs: Epochs of the warm-up, less than `epochs`.
+        start: Rate of the first epoch of the warm-up.
+
+    Returns:
+        A schedule of the step, counted from 0.
+
+    >>> schedule = cosine_by_epoch(0.1, epochs=300, steps_per_epoch=10)
+    >>> [f"{schedule(step):.3e}" for step in (0, 9, 1500, 2999)]
+    ['1.000e-01', '1.000e-01', '5.000e-02', '1.274e-05']
+    """
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"warmup_epochs must be in [0, epochs={epochs}), got {warmup_epochs}")
+    cosine = optax.cosine_decay_schedule(peak, epochs, floor / peak)
+    rising = optax.linear_schedule(start, peak, max(1, warmup_epochs))
+
+    def by_epoch(step: Any) -> Any:
+        epoch = step // steps_per_epoch
+        return jnp.where(epoch < warmup_epochs, rising(epoch), cosine(epoch))
+
+    return by_epoch
 
 
 def warmup_cosine(peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0) -> optax.Schedule:

@@ -244,7 +244,7 @@ def test_a_class_alone_is_the_masked_network(tiny):
 def test_energies_and_outputs_do_not_change_with_the_scale_of_the_expansions(tiny):
     variables, x = tiny
     params = variables["params"]
-    scaled = {**params, "block_2": {**params["block_2"], "expand": 5 * params["block_2"]["expand"]}}
+    scaled = {**params, "block_2": {**params["block_2"], "expand_kernel": 5 * params["block_2"]["expand_kernel"]}}
     one, energies = TINY.apply(variables, x, energies=True)
     two, larger = TINY.apply({**variables, "params": scaled}, x, energies=True)
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)

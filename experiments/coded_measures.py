@@ -1,0 +1,266 @@
+"""Measures of a trained coded ResNeXt: decoding, classifiers of one class, early exit, removals, specificity."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxinterp.data import Dataset, hold_out
+from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.explain.decoding import EarlyExit, Trace, choose_thresholds, compute_spent, exits, trace
+from jaxinterp.explain.metrics import best_threshold, detect
+from jaxinterp.explain.subnets import accuracy_without, specificity
+from jaxinterp.models.coded import CodedResNeXt, binary_classifier, costs, keep_only
+from jaxinterp.models.export import export_network
+from jaxinterp.train import predict
+
+if TYPE_CHECKING:
+    from experiments.coded_resnext import CodedRun
+
+POINTS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)  # of accuracy, that early exit may lose
+ALLOWED = 0.005  # of these the one whose time is measured
+NEGATIVES = 9  # for each positive, where classes are many (arXiv 2202.05343, Sec. 4.3)
+TIMED = 5  # rounds
+CLASSIFIERS = "classifiers"  # folder, within a run's, of the networks of one class
+
+Split = Callable[[Literal["train", "test"]], Dataset]
+Say = Callable[[str], None]
+Images = Float[np.ndarray, "n h w c"]
+
+
+def measured(
+    config: "CodedRun", model: CodedResNeXt, variables: Any, run_dir: Path, split: Split, say: Say
+) -> dict[str, Any]:
+    """Measure a trained network with codes.
+
+    Args:
+        config: the run.
+        model: its network, in float32.
+        variables: its variables.
+        run_dir: the run's folder; the classifiers of one class are written into it.
+        split: the run's data set, "train" or "test".
+        say: told about each measurement as it is made.
+
+    Returns:
+        JSON values: `metrics`; `decoding` (block → accuracy); `classifiers` (a record each); `exits` (points lost at
+        most → accuracy, compute); `removed` (paths of a block that are removed → accuracy); `specificity`.
+
+    Raises:
+        ConfigError: ImageNet, whose training images are streamed; or data that a classifier cannot be chosen on.
+    """
+    if config.dataset == "imagenet2012":
+        say("classifiers, early exit and removals: not measured of streamed data")
+        return {}
+    test_set, train_set = split("test"), split("train")
+    test, labels = _floats(test_set), test_set.labels.astype(int)
+    held: Dataset | None = None
+    if config.validation:
+        train_set, held = hold_out(train_set, config.validation, config.seed)
+    blocks = [i for i, (stage, _) in enumerate(model.blocks, 1) if stage.code is not None]
+    seen = trace(model, variables, test, config.eval_batch)
+    accuracy = (seen.classes == labels).mean(1)
+    decoding = {str(block): float(a) for block, a in zip(blocks, accuracy[:-1], strict=True)}
+    metrics = {f"decoding_accuracy_block_{block}": a for block, a in decoding.items()}
+    say("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
+    found: dict[str, Any] = {"metrics": metrics, "decoding": decoding}
+    try:
+        found["classifiers"] = _classifiers(config, model, variables, run_dir, train_set, test, labels, metrics, say)
+        if held is not None:
+            found["exits"] = _early_exit(config, model, variables, held, test, labels, seen, metrics, say)
+        some, their = test[: config.path_images], labels[: config.path_images]
+        found["removed"] = _removals(config, model, variables, some, their, say)
+        found["specificity"] = _specificity(config, model, variables, some, their, metrics, say)
+    except ValueError as error:
+        raise ConfigError(f"coded measures: {error}") from error
+    return found
+
+
+def _floats(data: Dataset) -> Images:
+    return data.images.astype(np.float32) / np.float32(data.maximum)
+
+
+def _classifiers(
+    config: "CodedRun",
+    model: CodedResNeXt,
+    variables: Any,
+    run_dir: Path,
+    train_set: Dataset,
+    test: Images,
+    labels: Int[np.ndarray, " n"],
+    metrics: dict[str, float],
+    say: Say,
+) -> list[dict[str, float]]:
+    """Cut out, choose thresholds on training images, measure on test images, keep as files."""
+    chosen = _floats(train_set)[: config.classifier_images]
+    known = train_set.labels[: config.classifier_images].astype(int)
+    foreign = _foreign(config, say)
+    records, difference = [], 0.0
+    for k in range(min(config.classifiers, config.classes)):
+        small, sliced = binary_classifier(model, variables, k)
+        export_network(run_dir / CLASSIFIERS / f"{k}.npz", small, sliced)
+        on_train, on_test = (predict(small, sliced, images, config.eval_batch)[:, 0] for images in (chosen, test))
+        whole = model.apply(variables, jnp.asarray(test[:16]), keep=keep_only(model, k))
+        difference = max(difference, float(np.abs(np.asarray(whole)[:, k] - on_test[:16]).max()))
+        rows, columns = (_balanced(side == k, config, k) for side in (known, labels))
+        threshold = best_threshold(on_train[rows], known[rows] == k)
+        one = detect(on_test[columns], labels[columns] == k, threshold)
+        record = {"class": k, "threshold": threshold, **one._asdict()}
+        if foreign is not None:
+            strange = predict(small, sliced, foreign, config.eval_batch)[:, 0]
+            both = np.concatenate([on_test[labels == k], strange])
+            record["foreign_precision"] = detect(both, np.arange(len(both)) < (labels == k).sum(), threshold).precision
+        records.append(record)
+    keys = [key for key in records[0] if key not in ("class", "threshold")]
+    means = {key: float(np.nanmean([record[key] for record in records])) for key in keys}
+    metrics |= {f"classifier_{key}": value for key, value in means.items()}
+    whole_costs, kept = (costs(net, config.image_shape) for net in (model, binary_classifier(model, variables, 0)[0]))
+
+    def share(count: Callable[[Any], int]) -> float:
+        return sum(map(count, kept)) / sum(map(count, whole_costs))
+
+    metrics["parameters_kept"] = share(lambda part: part.parameters)
+    metrics["parameters_kept_without_shortcuts"] = share(lambda part: part.parameters - part.shortcut)
+    metrics["multiply_adds_kept"] = share(lambda part: part.multiply_adds)
+    metrics["classifier_difference"] = difference
+    small, sliced = binary_classifier(model, variables, 0)
+    batch = jnp.asarray(test[: config.eval_batch])
+    metrics["classifier_time_share"] = _time_share(
+        lambda: predict(small, sliced, batch, len(batch)), lambda: predict(model, variables, batch, len(batch))
+    )
+    shares = (metrics[key] for key in ("parameters_kept", "multiply_adds_kept", "classifier_time_share"))
+    say(
+        f"classifiers of {len(records)} classes: precision {means['precision']:.3f}, recall {means['recall']:.3f}; "
+        "{:.1%} of the parameters, {:.1%} of the multiply-adds, {:.1%} of the time; ".format(*shares)
+        + f"logits differ from the masked network's by {difference:.1e}"
+    )
+    return records
+
+
+def _balanced(positive: np.ndarray, config: "CodedRun", k: int) -> Int[np.ndarray, " rows"]:
+    """All examples, or where classes are many the positives and nine negatives for each, drawn by the run's seed."""
+    if config.classes <= NEGATIVES + 1:
+        return np.arange(len(positive))
+    rng = np.random.default_rng((config.seed, k))
+    others = np.flatnonzero(~positive)
+    drawn = rng.choice(others, min(len(others), NEGATIVES * int(positive.sum())), replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(positive), drawn]))
+
+
+def _foreign(config: "CodedRun", say: Say) -> Images | None:
+    """Test images of a data set that the network does not know; None where the run names none or it is not there."""
+    if not config.foreign:
+        return None
+
+    from experiments.stages import split  # which imports the files of all papers
+
+    try:
+        return _floats(split(replace(config, dataset=config.foreign), "test", None))
+    except DataError as error:
+        say(f"foreign images: {error}; left out")
+        return None
+
+
+def _early_exit(
+    config: "CodedRun",
+    model: CodedResNeXt,
+    variables: Any,
+    held: Dataset,
+    test: Images,
+    labels: Int[np.ndarray, " n"],
+    seen: Trace,
+    metrics: dict[str, float],
+    say: Say,
+) -> dict[str, dict[str, float]]:
+    """Thresholds chosen on held-out images; accuracy and compute on test images, and the time that is really taken."""
+    there = trace(model, variables, _floats(held), config.eval_batch)
+    curve = {}
+    for points in POINTS:
+        thresholds = choose_thresholds(there, held.labels.astype(int), points)
+        stops, classes = exits(seen, thresholds)
+        curve[str(points)] = {
+            "accuracy": float((classes == labels).mean()),
+            "compute": compute_spent(model, stops, config.image_shape),
+        }
+        if points == ALLOWED:
+            early = EarlyExit(model, variables, thresholds)
+            batches = list(_whole_batches(test, config.eval_batch))
+            share = _time_share(
+                lambda: [early(batch) for batch in batches],  # noqa: B023
+                lambda: [predict(model, variables, batch, len(batch)) for batch in batches],  # noqa: B023
+            )
+            metrics["early_exit_accuracy"] = curve[str(points)]["accuracy"]
+            metrics["early_exit_compute"] = curve[str(points)]["compute"]
+            metrics["early_exit_time_share"] = share
+    say(
+        f"early exit at {ALLOWED:.1%} allowed: accuracy {metrics['early_exit_accuracy']:.4f} with "
+        f"{metrics['early_exit_compute']:.1%} of the multiply-adds, {metrics['early_exit_time_share']:.1%} of the time"
+    )
+    return curve
+
+
+def _whole_batches(images: Images, size: int) -> Iterator[jax.Array]:
+    """At most eight batches of one size, on the device."""
+    size = min(size, len(images))
+    for start in range(0, min(8 * size, len(images) - size + 1), size):
+        yield jnp.asarray(images[start : start + size])
+
+
+def _time_share(part: Callable[[], Any], whole: Callable[[], Any]) -> float:
+    """Time of one job over that of another, the median of alternating rounds, after a first that compiles."""
+    shares = []
+    for _ in range(1 + TIMED):
+        spent = []
+        for job in (part, whole):
+            start = time.perf_counter()
+            jax.block_until_ready(job())
+            spent.append(time.perf_counter() - start)
+        shares.append(spent[0] / spent[1])
+    return statistics.median(shares[1:])
+
+
+def _removals(
+    config: "CodedRun", model: CodedResNeXt, variables: Any, test: Images, labels: Int[np.ndarray, " n"], say: Say
+) -> dict[str, dict[str, float]]:
+    """Accuracy without k active or inactive paths of the last block of the first code (paper, Fig. 2a)."""
+    block = max(i for i, code in enumerate(model.codes) if code == model.codes[0])
+    code, found = model.codes[block], {}
+    for kind, most in (("active", code.weight), ("inactive", code.length - code.weight)):
+        counts = range(min(most, 8) + 1)
+        key = jax.random.key(config.seed)
+        accuracy = accuracy_without(
+            model, variables, test, labels, block, counts, kind == "active", key, config.eval_batch
+        )
+        found[kind] = {str(count): float(a) for count, a in zip(counts, accuracy, strict=True)}
+    worst = {kind: list(values.values())[-1] for kind, values in found.items()}
+    say(f"removed from one block, all active: {worst['active']:.4f}, inactive: {worst['inactive']:.4f}")
+    return found
+
+
+def _specificity(
+    config: "CodedRun",
+    model: CodedResNeXt,
+    variables: Any,
+    test: Images,
+    labels: Int[np.ndarray, " n"],
+    metrics: dict[str, float],
+    say: Say,
+) -> dict[str, Any]:
+    """Accuracy that class j loses with the paths of class i, and how many paths they share."""
+    found = specificity(model, variables, test, labels, batch=config.eval_batch)
+    others = ~np.eye(config.classes, dtype=bool) & np.isfinite(found.lost)
+    metrics["specificity_own"] = float(np.nanmean(np.diag(found.lost)))
+    metrics["specificity_others"] = float(found.lost[others].mean())
+    metrics["specificity_correlation"] = float(np.corrcoef(found.overlap[others], found.lost[others])[0, 1])
+    own, other, correlation = (metrics[f"specificity_{key}"] for key in ("own", "others", "correlation"))
+    say(
+        f"specificity: a class loses {own:.3f} with its own paths, {other:.3f} with another's; correlation with shared "
+        f"paths {correlation:.2f}"
+    )
+    return {"accuracy": found.accuracy.tolist(), "lost": found.lost.tolist(), "overlap": found.overlap.tolist()}

@@ -1,0 +1,76 @@
+"""A coded network as one file of its own: its description and its variables, read without the run that made it."""
+
+import json
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxinterp.codes import Code
+from jaxinterp.errors import CheckpointError
+from jaxinterp.files import write_arrays
+from jaxinterp.models.coded import CodedResNeXt, Stage
+
+DESCRIPTION = "description"
+
+
+def export_network(path: Path, model: CodedResNeXt, variables: Any) -> None:
+    """Write a network, whole or cut down to one class, to one .npz file.
+
+    Args:
+        path: the file; its folder is made.
+        model: the network.
+        variables: its variables.
+    """
+    fields = {
+        "stages": [asdict(stage) for stage in model.stages],
+        "classes": model.classes,
+        "stem": model.stem,
+        "mean": model.mean,
+        "std": model.std,
+    }
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    write_arrays(path, {DESCRIPTION: np.array(json.dumps(fields)), **arrays})
+
+
+def load_network(path: Path) -> tuple[CodedResNeXt, Any]:
+    """Read what `export_network` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network and its variables.
+
+    Raises:
+        CheckpointError: the file is missing, damaged (each array has a checksum) or not of a coded network.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as content:
+            arrays = dict(content)
+        fields = json.loads(str(arrays.pop(DESCRIPTION)))
+        stages = tuple(
+            Stage(**{**stage, "code": None if stage["code"] is None else _code(stage["code"])})
+            for stage in fields["stages"]
+        )
+        network = CodedResNeXt(
+            stages=stages,
+            classes=fields["classes"],
+            stem=tuple(fields["stem"]),
+            mean=None if fields["mean"] is None else tuple(fields["mean"]),
+            std=None if fields["std"] is None else tuple(fields["std"]),
+        )
+    except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path}: expected a coded network's file, got {error!r}") from None
+    leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return network, traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _code(fields: dict[str, Any]) -> Code:
+    return Code(**{**fields, "words": tuple(fields["words"])})

@@ -1,0 +1,147 @@
+"""The coded runs: published networks by name, their loss, what is measured of them, and bad overrides in one line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import coded_resnext, stages
+from experiments.coded_resnext import CIFAR10, CIFAR100, DIGITS, IMAGENET, RUNS, CodedLoss, SmoothedCrossEntropy
+from jaxinterp.errors import CheckpointError, ConfigError
+from jaxinterp.models.coded import coded_cifar10, coded_cifar100, coded_imagenet, coding_loss
+from jaxinterp.models.export import load_network
+from jaxinterp.train import cosine_by_epoch
+
+
+def test_the_published_networks_are_runs():
+    for config, made in ((CIFAR10, coded_cifar10()), (CIFAR100, coded_cifar100()), (IMAGENET, coded_imagenet())):
+        assert coded_resnext.build(config).stages == made.stages
+        assert (config.classes, tuple(config.stem)) == (made.classes, made.stem)
+    baseline = coded_resnext.build(RUNS["coded/cifar10-baseline"].config)
+    assert baseline.stages == coded_cifar10(coded=False).stages
+    assert not baseline.codes
+
+
+def test_the_loss_is_cross_entropy_and_the_coding_losses():
+    config = replace(coded_resnext.smoke(DIGITS), drop=0.0, mu=3.0)
+    model = coded_resnext.build(config)
+    images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 1))
+    labels = jnp.arange(8, dtype=jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    batch = {"image": images, "label": labels}
+    loss = CodedLoss(model, SmoothedCrossEntropy(0.1), 3.0, 4.0)
+    total, (_, metrics) = loss(variables["params"], variables["batch_stats"], batch, jax.random.key(2))
+    (logits, energies), _ = model.apply(variables, images, train=True, energies=True, mutable="batch_stats")
+    target = 0.9 * np.eye(10)[np.arange(8)] + 0.01
+    cross = -(target * np.asarray(jax.nn.log_softmax(logits))).sum(1).mean()
+    coding = sum(
+        float(coding_loss(e, jnp.asarray(c.table, jnp.float32)[labels]))
+        for e, c in zip(energies, model.codes, strict=True)
+    )
+    assert float(total) == pytest.approx(cross + 3 * coding, rel=1e-5)
+    assert float(metrics["coding"]) == pytest.approx(coding, rel=1e-5)
+
+
+def test_the_schedule_warms_up_and_ends_at_its_floor():
+    schedule = cosine_by_epoch(0.4, 150, 10, 1e-5, 5, 1e-4)
+    want = [1e-4, 1e-4 + 0.3999 / 5, 1e-5 + (0.4 - 1e-5) * (1 + np.cos(np.pi * 75 / 150)) / 2]
+    np.testing.assert_allclose([schedule(step) for step in (9, 10, 755)], want, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("coded")
+    stages.train("coded/digits", coded_resnext.smoke(DIGITS), run_dir)
+    return run_dir
+
+
+@pytest.mark.slow
+def test_everything_is_measured_and_reported(folder):
+    said: list[str] = []
+    found = stages.evaluate(folder, say=said.append)
+    assert any(line.startswith("specificity") for line in said)
+    metrics = found["metrics"]
+    assert metrics["classifier_difference"] < 1e-4
+    assert {"decoding_accuracy_block_2", "early_exit_compute", "parameters_kept", "specificity_own"} <= set(metrics)
+    assert found["removed"]["active"]["0"] == found["removed"]["inactive"]["0"]
+    assert len(found["classifiers"]) == 2
+    network, variables = load_network(folder / "classifiers" / "1.npz")
+    images, _ = stages.test_images(coded_resnext.smoke(DIGITS), None)
+    _, config, subject = stages.trained(folder)
+    model = coded_resnext.build(config)
+    words = [code.table[1].astype(np.float32) for code in model.codes]
+    whole = model.apply(subject.variables, jnp.asarray(images), keep=words)
+    alone = network.apply(variables, jnp.asarray(images))
+    np.testing.assert_allclose(alone[:, 0], whole[:, 1], rtol=1e-4, atol=1e-4)
+    page = stages.report(folder).read_text(encoding="utf-8")
+    for title in ("The paths of every class", "Decisions before the end", "One class cut out", "lost without a path"):
+        assert title in page
+
+
+def test_an_exported_network_comes_back_or_is_refused(folder, tmp_path):
+    from jaxinterp.models.coded import binary_classifier
+    from jaxinterp.models.export import export_network
+
+    _, config, subject = stages.trained(folder)
+    model = coded_resnext.build(config)
+    small, sliced = binary_classifier(model, subject.variables, 3)
+    path = tmp_path / "three.npz"
+    export_network(path, small, sliced)
+    network, variables = load_network(path)
+    assert network == small
+    images = jnp.asarray(stages.test_images(config, None)[0])
+    np.testing.assert_array_equal(network.apply(variables, images), small.apply(sliced, images))
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], b"", whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"three.npz: expected a coded network's file") as error:
+            load_network(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match=r"nowhere\.npz"):
+        load_network(tmp_path / "nowhere.npz")
+
+
+def test_a_run_with_another_code_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["codes"] == ["", "cifar10-5-of-10", "cifar10-3-of-10"]
+    other = replace(coded_resnext.smoke(DIGITS), codes=("", "cifar10-3-of-10", "cifar10-3-of-10"))
+    with pytest.raises(ConfigError, match="holds the run with codes=,cifar10-5-of-10"):
+        stages.train("coded/digits", other, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"depths": (1, 1)}, "depths, features, widths, codes: got 2, 3, 3, 3 entries"),
+        ({"codes": ("", "", "cifar")}, "name: got 'cifar', expected one of"),
+        ({"paths": 12}, "code: got words of length 10, expected one bit for each of 12"),
+        ({"classes": 11}, "code: got 10 words, expected one for each of 11 classes"),
+        ({"ghost": 7}, "ghost: got 7, expected a divisor of 32"),
+        ({"stem": (3,)}, "stem: got 3, expected a kernel side and a stride"),
+        ({"codes": ("", "", "")}, "mu, drop: got 2.0, 0.1 without codes"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(changes, says):
+    with pytest.raises(ConfigError) as error:
+        coded_resnext.build(replace(DIGITS, **changes))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mu": -1.0}, "mu: got -1.0, expected a finite number"),
+        ({"drop": 1.0}, "drop: got 1.0, expected a number in [0, 1)"),
+        ({"warmup_epochs": 20}, "warmup_epochs: got 20, expected less than epochs=20"),
+        ({"floor": 1.0}, "floor: got 1.0, expected at most learning_rate=0.05"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, says):
+    with pytest.raises(ConfigError) as error:
+        replace(DIGITS, **changes)
+    assert says in str(error.value)
