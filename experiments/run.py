@@ -211,7 +211,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
     Args:
         config: a frozen dataclass.
-        assignments: "key=value" each; the entries of a tuple are separated by commas.
+        assignments: "key=value" each; the entries of a tuple are separated by commas, "key=" is an empty one.
 
     Returns:
         The new configuration; `config` is left as it is.
@@ -227,26 +227,24 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     """
     import tyro
 
-    fields = [f.name for f in dataclasses.fields(config)]
+    hints, values = get_type_hints(type(config)), dict[str, Any]()
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
+        key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"expected key=value, got {assignment!r}")
-        if key not in fields:
-            raise nearest("key", key, fields)
-        values = value.split(",") if isinstance(getattr(config, key), tuple) else [value]
+        if key not in hints or not hasattr(config, key):
+            raise nearest("key", key, [f.name for f in dataclasses.fields(config)])
+        old = getattr(config, key)
+        words = (text.split(",") if text else []) if isinstance(old, tuple) else [text]
+        alone = dataclasses.make_dataclass("Alone", [(key, hints[key], old)], frozen=True)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # tyro says it in a box of many lines
-                config = tyro.cli(
-                    type(config),
-                    args=[f"--{key}", *values],
-                    default=config,
-                    config=(tyro.conf.FlagConversionOff,),
-                )
+                found: Any = tyro.cli(alone, args=[f"--{key}", *words], config=(tyro.conf.FlagConversionOff,))
         except SystemExit:
-            kind, such = in_words(get_type_hints(type(config))[key]), shown(getattr(config, key))
-            raise ConfigError(f"{key}: expected {kind} (such as {such}), got {value!r}") from None
-    return config
+            kind, such = in_words(hints[key]), shown(old)
+            raise ConfigError(f"{key}: expected {kind} (such as {such}), got {text!r}") from None
+        values[key] = getattr(found, key)
+    return dataclasses.replace(config, **values)  # at once: what a field may be can depend on others
 
 
 def in_words(hint: Any) -> str:

@@ -97,7 +97,10 @@ def test_override_is_typed_and_leaves_the_run_alone() -> None:
     )
     assert old.temperature == 1000.0
     assert override(new, [f"ranks={shown(old.ranks)}"]).ranks == old.ranks
-    for wrong in ("temperature=", "ranks=4,x", "flip=maybe", "epochs=1.5"):
+    assert override(new, ["grid_sizes="]).grid_sizes == ()
+    for order in (["epochs=3", "warmup_epochs=2"], ["warmup_epochs=2", "epochs=3"]):
+        assert override(old, order).warmup_epochs == 2
+    for wrong in ("temperature=", "ranks=4,x", "flip=maybe", "epochs=1.5", "OUTPUTS=x"):
         with pytest.raises(ConfigError, match=wrong.split("=")[0]):
             override(old, [wrong])
 

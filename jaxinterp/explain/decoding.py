@@ -99,7 +99,7 @@ def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w 
         Classes and margins.
 
     Raises:
-        ValueError: a network without codes, or no images.
+        ValueError: a network without codes, no images, or an image without energy in a block.
     """
     _check(model, images)
     batch = min(batch, len(images))
@@ -108,7 +108,9 @@ def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w 
         some = np.asarray(images[start : start + batch])
         padded = np.concatenate([some, np.repeat(some[:1], batch - len(some), axis=0)])
         parts.append([np.asarray(a)[:, : len(some)] for a in _everywhere(model, variables, jnp.asarray(padded))])
-    return Trace(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
+    seen = Trace(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
+    _require_finite(seen.margins)
+    return seen
 
 
 def _check(model: CodedResNeXt, images: Any) -> None:
@@ -118,12 +120,18 @@ def _check(model: CodedResNeXt, images: Any) -> None:
         raise ValueError("images: got none, expected at least one")
 
 
+def _require_finite(margins: np.ndarray) -> None:
+    if not np.isfinite(margins).all():
+        wrong = int(np.argmin(np.isfinite(np.atleast_2d(margins)).all(0)))
+        raise ValueError(f"energies: image {wrong} has none in a block, or NaN, expected a positive total")
+
+
 def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float) -> Float[np.ndarray, " blocks"]:
     """A margin for every coded block from which an image may leave there, for so much accuracy lost at most.
 
-    Every block may spend the same share of the points. Block by block, from the first, among the images that are still
-    there, the surest leave: as many as can before those that the whole network would have had right outnumber, by more
-    than that share, those that only the block has right.
+    Every block may spend the same share of the points. Block by block, from the first, the surest of the images that
+    are still there leave: as many as leave the loss within that share. Lost are those that only the whole network has
+    right, less those that only the block has right.
 
     Args:
         held: what the blocks say of held-out images.
@@ -134,12 +142,13 @@ def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float)
         Thresholds in [0, ∞]; ∞ where nobody may leave.
 
     Raises:
-        ValueError: `points` out of range, or not one label for each image.
+        ValueError: `points` out of range, not one label for each image, or margins that are not finite.
     """
     if not 0 <= points < 1:
         raise ValueError(f"points: got {points}, expected a share in [0, 1)")
     if len(labels) != held.classes.shape[1]:
         raise ValueError(f"labels: got {len(labels)}, expected one for each of {held.classes.shape[1]} images")
+    _require_finite(held.margins)
     right = held.classes == labels
     blocks = len(held.margins)
     thresholds, here = np.full(blocks, np.inf), np.ones(len(labels), bool)
@@ -147,7 +156,8 @@ def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float)
         index = np.flatnonzero(here)
         index = index[np.argsort(-held.margins[block, index], kind="stable")]
         lost = np.cumsum(right[-1, index].astype(int) - right[block, index])
-        fit = np.flatnonzero(lost <= points * len(labels) / blocks)
+        ends = np.append(np.diff(held.margins[block, index]) < 0, True)  # equal margins leave together
+        fit = np.flatnonzero(ends & (lost <= points * len(labels) / blocks))
         if len(fit):
             thresholds[block] = held.margins[block, index[fit[-1]]]
             here &= held.margins[block] < thresholds[block]
@@ -222,11 +232,13 @@ class EarlyExit:
             thresholds: a margin for each coded block; ∞ to let nobody leave there.
 
         Raises:
-            ValueError: not one threshold for each coded block.
+            ValueError: not one threshold for each coded block, or NaN.
         """
         if len(thresholds) != len(model.codes):
             raise ValueError(f"thresholds: got {len(thresholds)}, expected one for each of {len(model.codes)} blocks")
         self.model, self.variables, self.thresholds = model, variables, np.asarray(thresholds, float)
+        if np.isnan(self.thresholds).any():
+            raise ValueError("thresholds: got NaN, expected numbers, inf to let nobody leave")
 
     def __call__(
         self, images: Float[np.ndarray, "n h w c"] | Float[Array, "n h w c"]
@@ -246,6 +258,7 @@ class EarlyExit:
                 continue
             x, found = _segment(self.model, self.variables, x, first, last)
             decoded, margins = jax.device_get(found)
+            _require_finite(margins[: len(here)])
             sure, first = margins[: len(here)] >= threshold, last
             classes[here[sure]], stops[here[sure]] = decoded[: len(here)][sure], block
             rows = np.flatnonzero(~sure)

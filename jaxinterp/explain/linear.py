@@ -165,8 +165,8 @@ def decompose(
         A `Decomposition`, on the shape of `x` or of the activation; a list of them where `at` is a list.
 
     Raises:
-        ValueError: unknown or empty `at`, unfit `targets`, `x` not a batch of finite floating arrays, `given` of
-            another batch, `memory` < 1, or a function that is not affine at `x`.
+        ValueError: unknown, repeated or empty `at`, unfit `targets`, `x` not a batch of finite floating arrays,
+            `given` of another batch, `memory` < 1, or a function that is not affine at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -388,9 +388,10 @@ def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tup
 
 
 def require_levels(apply: Callable[[Array], Array], x: Array, levels: Sequence[str | None]) -> None:
-    """Refuse, with near matches, an empty list and a path that is not one of `activation_names`."""
-    if not levels:
-        raise ValueError("at: got an empty list, expected paths of Flax submodules, or None for the input")
+    """Refuse, with near matches, an empty list, one that repeats a level, and a path that is no `activation_names`."""
+    if not levels or len(set(levels)) < len(levels):
+        got = f"{list(levels)!r}, a level twice" if levels else "an empty list"
+        raise ValueError(f"at: got {got}, expected different paths of Flax submodules, or None for the input")
     if all(level is None for level in levels):
         return
     names = activation_names(apply, x)

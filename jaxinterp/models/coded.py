@@ -344,7 +344,7 @@ class CodedResNeXt(ConvNet):
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop: got {self.drop}, expected a probability in [0, 1)")
         for stage in self.stages:
-            if stage.code is not None and stage.kept is None and stage.code.classes < self.classes:
+            if stage.code is not None and stage.kept is None and stage.code.classes != self.classes:
                 raise ValueError(
                     f"code: got {stage.code.classes} words, expected one for each of {self.classes} classes"
                 )

@@ -190,6 +190,8 @@ def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[d
     try:
         reduce, inner, expand = (np.asarray(state_dict[f"conv_{n}.weight"]) for n in ("reduce", "internal", "expand"))
         features = len(np.asarray(state_dict["bn_expand.weight"]))
+        if inner.shape[1] * paths != len(inner):
+            raise ConfigError(f"state_dict: conv_internal.weight {inner.shape} does not fit {paths} paths")
         coded = len(expand) != features
         per_path = expand.reshape(paths, features, -1) if coded else expand.reshape(features, paths, -1).swapaxes(0, 1)
         params: dict[str, Any] = {

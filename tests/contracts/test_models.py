@@ -65,9 +65,10 @@ def made(name: str, x64: bool = False) -> tuple[nn.Module, Any, jax.Array, Calla
     variables = jax.jit(model.init)(jax.random.key(1), images)
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [
-        leaf * (1 + 0.1 * jax.random.uniform(k, leaf.shape, leaf.dtype)) for k, leaf in zip(keys, leaves, strict=True)
-    ]
+    moved = []
+    for key, leaf in zip(keys, leaves, strict=True):  # zeros too, behind which a branch would go unseen
+        draw = jax.random.uniform(key, leaf.shape, leaf.dtype)
+        moved.append(leaf * (1 + 0.1 * draw) if leaf.any() else 0.3 * draw)
     x = encode(images) if row.encoded else images
     frozen = partial(model.apply, frozen=True, **row.keywords)
     return model, jax.tree.unflatten(tree, moved), x, frozen
@@ -117,6 +118,14 @@ def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the
     np.testing.assert_allclose(parts.weights[0], one, rtol=1e-3, atol=1e-4 * scale)
     affine = np.asarray(parts.logits[0]) - (np.asarray(one) * np.asarray(x[0])).reshape(one.shape[0], -1).sum(1)
     np.testing.assert_allclose(parts.bias[0], affine, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["coda", "coda-l2", "coded", "hybrid"])
+def test_freezing_holds_coefficients_that_depend_on_the_input(name):
+    model, variables, x, frozen = made(name)
+    free = partial(model.apply, **ROWS[name].keywords)
+    held, moving = (jax.jit(jax.grad(lambda x, f=f: f(variables, x)[:, 0].sum()))(x) for f in (frozen, free))
+    assert float(jnp.abs(held - moving).max()) > 1e-2 * float(jnp.abs(held).max())
 
 
 @every_model

@@ -88,6 +88,8 @@ def test_thresholds_spend_the_points_that_are_allowed():
         assert (found == labels).mean() >= 1 - points
         spent.append(compute_spent(coded_cifar10(), stops, (32, 32, 3)))
     assert spent[0] >= spent[1] > spent[2]
+    tied = Trace(np.array([[0, 1], [0, 0]]), np.ones((1, 2)))
+    assert choose_thresholds(tied, np.zeros(2, int), 0.0)[0] == np.inf  # the two leave together or not at all
     assert choose_thresholds(Trace(np.stack([labels + 1, labels]), margins[:1]), labels, 0.0)[0] == np.inf
 
 
@@ -102,6 +104,11 @@ def test_compute_is_the_specs():
     [
         (lambda: decode(jnp.ones((2, 9)), CODE), "energies: got 9 paths, expected the code's 10"),
         (lambda: decode(jnp.zeros((2, 10)).at[0].set(1), CODE), "energies: image 1 has a total of 0.0"),
+        (
+            lambda: choose_thresholds(Trace(HELD.classes, HELD.margins * np.nan), np.ones(3, int), 0.0),
+            "energies: image 0",
+        ),
+        (lambda: EarlyExit(NET, {}, [0.1, np.nan]), "thresholds: got NaN"),
         (lambda: EarlyExit(NET, {}, [0.1]), "thresholds: got 1, expected one for each of 2 blocks"),
         (lambda: trace(NET, {}, X[:0]), "images: got none"),
         (lambda: trace(CodedResNeXt(stages=NET.stages[:1]), {}, X), "model: got an ordinary ResNeXt"),

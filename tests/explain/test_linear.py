@@ -114,6 +114,7 @@ def test_bad_input_is_refused_in_one_line():
         (lambda: decompose(frozen, e, at="layer_9", variables=VARIABLES), "at: got 'layer_9'"),
         (lambda: decompose(frozen, e, at=[None, "layer_9"], variables=VARIABLES), "at: got 'layer_9'"),
         (lambda: decompose(frozen, e, at=[], variables=VARIABLES), "at: got an empty list"),
+        (lambda: decompose(frozen, e, at=[None, None], variables=VARIABLES), "at: got [None, None], a level twice"),
         (lambda: decompose(frozen, e, 7, variables=VARIABLES), "targets: got 7"),
         (lambda: decompose(frozen, e, [0, 1], variables=VARIABLES), "targets: got shape"),
         (lambda: decompose(frozen, e, np.zeros((5, 0), int), variables=VARIABLES), "targets: got shape (5, 0)"),

@@ -58,6 +58,21 @@ def test_shares_are_what_the_last_blocks_paths_add_where_no_gate_switches(variab
     np.testing.assert_allclose(slope[0], want, rtol=1e-3, atol=1e-5)
 
 
+def test_shares_of_an_earlier_block_go_through_shortcuts_alone(variables):
+    """Block 2 by hand: what its paths sum to, BatchNorm's factor, the gates of blocks 2 and 3, the classifier."""
+    parts = path_shares(NET, variables, X[:2])
+    _, seen = NET.apply(variables, X[:2], capture_intermediates=True)
+    inner = seen["intermediates"]
+    v = np.asarray(inner["block_2"]["paths"]["__call__"][0]).reshape(2, 4, 4, 10, 3)
+    block, stats = variables["params"]["block_2"], variables["batch_stats"]["block_2"]
+    t = np.einsum("bhwnd,ndc->bhwnc", v, np.asarray(block["expand_kernel"]))
+    factor = np.asarray(block["norm_expand"]["scale"]) / np.sqrt(np.asarray(stats["norm_expand"]["var"]) + 1e-5)
+    gates = [np.asarray(inner[f"block_{i}"]["out"]["__call__"][0]) > 0 for i in (2, 3)]
+    carried = t * factor * (gates[0] * gates[1])[:, :, :, None]
+    want = carried.mean((1, 2)) @ np.asarray(variables["params"]["classifier"]["kernel"])  # (batch, paths, classes)
+    np.testing.assert_allclose(parts.paths[1], want.swapaxes(1, 2), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("active", [True, False])
 def test_removal_draws_without_replacement_among_the_right_paths(active):
     words = jnp.asarray(CODE.table, jnp.float32)[jnp.repeat(jnp.arange(10), 40)]

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxinterp.codes import Code, named
+from jaxinterp.errors import ConfigError
 from jaxinterp.models.coded import (
     BatchNorm,
     CodedBlock,
@@ -318,6 +319,10 @@ def test_ghost_batches_share_statistics_in_parts():
         (lambda: Stage(1, 8, 2, 9, code=named("cifar10-3-of-10")), "code: got words of length 10, expected one bit"),
         (lambda: Stage(1, 8, 2, 10, kept=11), "kept: got 11, expected 1 to 10"),
         (lambda: CodedResNeXt(stages=()), "stages: got none"),
+        (
+            lambda: coded_block_from_torch(under("block1/"), 5),
+            "conv_internal.weight (40, 4, 3, 3) does not fit 5 paths",
+        ),
         (lambda: CodedResNeXt(stages=STAGES, classes=11), "code: got 10 words, expected one for each of 11 classes"),
         (lambda: CodedResNeXt(stages=STAGES, drop=1.0), "drop: got 1.0, expected a probability"),
         (lambda: binary_classifier(TINY, {}, 10), "class_index: got 10, expected 0 to 9"),
@@ -327,6 +332,6 @@ def test_ghost_batches_share_statistics_in_parts():
     ],
 )
 def test_bad_input_is_refused_in_one_line(make, says):
-    with pytest.raises(ValueError, match=re.escape(says)) as error:
+    with pytest.raises((ValueError, ConfigError), match=re.escape(says)) as error:
         make()
     assert "\n" not in str(error.value)

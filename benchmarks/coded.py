@@ -1,0 +1,269 @@
+"""Coded blocks against their literal form, in JAX and PyTorch, and the training step of the whole CIFAR-10 network.
+
+    python -m benchmarks.coded                  # B = 32, C = 512, N = 10, d = 22, 16×16; the network with 32 images
+
+The literal form makes the (B, H, W, N, C) tensor of all paths' answers, as the paper states it, and convolves in groups
+by the framework's own convolution. Same parameters and images; outputs, energies and gradients are compared before
+anything is timed. A step is the loss and its gradient, with the batch's statistics. All alternate in one process;
+medians. Memory is the growth of the resident set (GPU: the allocator's peak) during a block's step, each side in a
+process of its own.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F  # noqa: N812
+import tyro
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from benchmarks.coda import RESULTS, alternate, relative, resident, slug
+from benchmarks.torch_coded import Block, ResNeXt
+from jaxinterp.models.coded import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss
+from jaxinterp.train.log import commit, machine
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    batch: int = 32
+    rounds: int = 5
+    side: int = 16  # of the block's input, in pixels
+    features: int = 512
+    paths: int = 10
+    width: int = 22
+    network: bool = True  # measure the whole network too
+    probe: Literal["", "ours", "literal"] = ""  # internal: measure one side's memory and print it
+
+
+def literal(params: Any, x: Float[Array, "n h w c"], paths: int) -> tuple[Array, Array]:
+    """A coded block in training as the paper states it: every t_n in memory, XLA's grouped convolution."""
+
+    def norm(name: str, y: Array) -> Array:
+        mean, square = y.mean((0, 1, 2)), (y**2).mean((0, 1, 2))
+        factor = params[name]["scale"] * lax.rsqrt(square - mean**2 + 1e-5)
+        return (y - mean) * factor + params[name]["bias"]
+
+    u = nn.relu(norm("norm_reduce", x @ params["reduce"]["kernel"]))
+    u = lax.conv_general_dilated(
+        u,
+        params["inner_kernel"],
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=paths,
+    )
+    u = nn.relu(norm("norm_inner", u)).reshape(*u.shape[:3], paths, -1)
+    t = jnp.einsum("bhwnd,ndc->bhwnc", u, params["expand_kernel"])
+    energies = (t**2).mean((1, 2, 4))
+    rho = jnp.sqrt(energies.mean(1) + 1e-12)
+    y = norm("norm_expand", (t / rho[:, None, None, None, None]).sum(3))
+    return nn.relu(y + x), energies
+
+
+def objective(y: Array, energies: Array, target: Array) -> Array:
+    """A number that depends on every output and every energy."""
+    words = jnp.zeros_like(energies).at[:, ::2].set(1)
+    return (y * target).mean() + coding_loss(energies, words)
+
+
+Jobs = dict[str, Callable[[], Any]]
+Make = Callable[[bool], Callable[[], Any]]
+
+
+def blocks(options: Options) -> tuple[Jobs, Make]:
+    """The three steps of a block, and how far they differ."""
+    shape = (options.batch, options.side, options.side, options.features)
+    x, target = (jax.random.normal(jax.random.key(seed), shape) for seed in (0, 1))
+    block = CodedBlock(options.features, options.width, options.paths, options.paths)
+    variables = jax.jit(block.init)(jax.random.key(2), x)
+    scale = jax.random.normal(jax.random.key(3), (options.features,))  # at its initial 0 nothing of a block is seen
+    params = {**variables["params"], "norm_expand": {**variables["params"]["norm_expand"], "scale": scale}}
+
+    def ours(params: Any, x: Array) -> Array:
+        (y, energies), _ = block.apply({**variables, "params": params}, x, True, mutable="batch_stats")
+        return objective(y, energies, target)
+
+    def theirs(params: Any, x: Array) -> Array:
+        return objective(*literal(params, x, options.paths), target)
+
+    step, slow = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (ours, theirs))
+
+    def in_torch(channels_last: bool) -> Callable[[], Any]:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        net = Block(params, 1, True).train().to(memory_format=layout)
+        images, aim = (torch.from_numpy(np.array(a).transpose(0, 3, 1, 2)).contiguous() for a in (x, target))
+        images = images.to(memory_format=layout).requires_grad_()
+        words = torch.zeros(options.batch, options.paths)
+        words[:, ::2] = 1
+
+        def run() -> Any:
+            net.zero_grad(set_to_none=True)
+            images.grad = None
+            y, energies = net(images)
+            shares = words.sum(1, keepdim=True) * energies / energies.sum(1, keepdim=True)
+            loss = (y * aim).mean() + ((shares - words) ** 4).mean()
+            loss.backward()
+            return loss, net.inner.weight.grad, images.grad
+
+        return run
+
+    jobs = {
+        "ours": lambda: jax.block_until_ready(step(params, x)),
+        "literal": lambda: jax.block_until_ready(slow(params, x)),
+    }
+    return jobs, in_torch
+
+
+def block_differences(jobs: Jobs, rival: Callable[[], Any]) -> dict[str, float]:
+    """Largest differences of loss and gradients over the largest entry."""
+    value, (gradients, to_input) = jobs["ours"]()
+    loss, inner, images = rival()
+    other, (literal_gradients, _) = jobs["literal"]()
+    pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(literal_gradients), strict=True)
+    return {
+        "torch/loss": relative(value, loss),
+        "torch/kernel_gradient": relative(np.asarray(gradients["inner_kernel"]).transpose(3, 2, 0, 1), inner),
+        "torch/input_gradient": relative(np.asarray(to_input).transpose(0, 3, 1, 2), images),
+        "literal/loss": abs(float(value) / float(other) - 1),
+        "literal/gradients": max(float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-30)) for a, b in pairs),
+    }
+
+
+def network_steps(options: Options) -> tuple[Jobs, Make]:
+    """Training steps of the CIFAR-10 network, coded and not, and of PyTorch's baseline with the same parameters."""
+    images = jax.random.uniform(jax.random.key(0), (options.batch, 32, 32, 3))
+    labels = jax.random.randint(jax.random.key(1), (options.batch,), 0, 10)
+
+    def job(model: CodedResNeXt) -> tuple[Callable[[], Any], Any]:
+        variables = jax.jit(model.init)(jax.random.key(2), images)
+
+        def loss(params: Any) -> Array:
+            (logits, energies), _ = model.apply(
+                {**variables, "params": params},
+                images,
+                True,
+                energies=True,
+                mutable="batch_stats",
+                rngs={"dropout": jax.random.key(3)},
+            )
+            codes = zip(energies, model.codes, strict=True)
+            coding = [coding_loss(e, jnp.asarray(c.table, e.dtype)[labels]) for e, c in codes]
+            cross = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return cross + 6 * sum(coding, jnp.float32(0))
+
+        step = jax.jit(jax.value_and_grad(loss))
+        return lambda: jax.block_until_ready(step(variables["params"])), variables["params"]
+
+    coded, _ = job(coded_cifar10(drop=0.1))
+    plain, params = job(coded_cifar10(coded=False))
+
+    def in_torch(channels_last: bool) -> Callable[[], Any]:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        net = ResNeXt(coded_cifar10(coded=False), params).train().to(memory_format=layout)
+        x = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous().to(memory_format=layout)
+        y = torch.from_numpy(np.array(labels)).long()
+
+        def run() -> Any:
+            net.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            return loss, net.head.grad
+
+        return run
+
+    return {"coded": coded, "baseline": plain}, in_torch
+
+
+def fastest(make: Make) -> tuple[str, Callable[[], Any]]:
+    """PyTorch's job in its faster memory format."""
+    made = {"contiguous": make(False), "channels_last": make(True)}
+    times = alternate(made, 2)
+    best = min(made, key=lambda name: times[name]["median"])
+    return best, made[best]
+
+
+def probe(options: Options) -> int:
+    """Peak bytes that a block's step takes over its parameters, images and program, on one side."""
+    job = blocks(options)[0][options.probe]
+    job()
+    if jax.default_backend() == "gpu":
+        stats = jax.devices()[0].memory_stats()
+        return int(stats["peak_bytes_in_use"] - stats["bytes_in_use"])
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        job()
+    return resident("VmHWM") - before
+
+
+def main(options: Options) -> None:
+    """Measure, print and write the results."""
+    if options.probe:
+        print(probe(options))
+        return
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    jobs, make = blocks(options)
+    layout, rival = fastest(make)
+    difference = block_differences(jobs, rival)
+    layouts, ratios = {"block": layout}, {}
+    seconds = {f"block/{k}": v for k, v in alternate({**jobs, "torch": rival}, options.rounds).items()}
+    if options.network:
+        steps, make = network_steps(options)
+        layouts["network"], rival = fastest(make)
+        loss, head = rival()
+        value, gradients = steps["baseline"]()
+        difference["network/loss"] = relative(value, loss)
+        difference["network/head_gradient"] = relative(gradients["classifier"]["kernel"], head)
+        seconds |= {f"network/{k}": v for k, v in alternate({**steps, "torch": rival}, options.rounds).items()}
+    if not max(difference.values()) <= 1e-3:
+        raise SystemExit(f"the sides differ by {difference} of the largest entry, expected <= 1e-3")
+    median = {name: value["median"] for name, value in seconds.items()}
+    ratios["block_vs_literal_jax"] = median["block/literal"] / median["block/ours"]
+    ratios["block_vs_literal_torch"] = median["block/torch"] / median["block/ours"]
+    if options.network:
+        ratios["step_vs_baseline"] = median["network/coded"] / median["network/baseline"]
+        ratios["step_vs_torch_baseline"] = median["network/torch"] / median["network/coded"]
+    sizes = ("batch", "side", "features", "paths", "width")
+    flags = [part for name in sizes for part in (f"--{name}", str(getattr(options, name)))]
+    call = [sys.executable, "-m", "benchmarks.coded", *flags, "--probe"]
+    memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("ours", "literal")}
+    ratios["memory_vs_literal"] = memory["ours"] / memory["literal"]
+    result = {
+        "benchmark": "coded",
+        "command": " ".join(["python -m benchmarks.coded", *sys.argv[1:]]),
+        "machine": machine(),
+        "commit": commit(),
+        "device": jax.devices()[0].device_kind,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
+        "setting": {**{name: getattr(options, name) for name in sizes}, "torch_memory_format": layouts},
+        "relative_difference": difference,
+        "seconds": seconds,
+        "peak_bytes": memory,
+        "ratios": ratios,
+    }
+    path = RESULTS / f"coded-{slug(machine())}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({"ratios": ratios, "medians": median, "relative_difference": difference}, indent=2))
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
