@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from experiments.run import Split
 from jaxinterp.data import Dataset, hold_out
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.decoding import EarlyExit, Trace, choose_thresholds, compute_spent, exits, trace
@@ -30,7 +31,6 @@ NEGATIVES = 9  # for each positive, where classes are many (arXiv 2202.05343, Se
 TIMED = 5  # rounds
 CLASSIFIERS = "classifiers"  # folder, within a run's, of the networks of one class
 
-Split = Callable[[Literal["train", "test"]], Dataset]
 Say = Callable[[str], None]
 Images = Float[np.ndarray, "n h w c"]
 
@@ -45,7 +45,7 @@ def measured(
         model: its network, in float32.
         variables: its variables.
         run_dir: the run's folder; the classifiers of one class are written into it.
-        split: the run's data set, "train" or "test".
+        split: (run, "train" or "test") ↦ its data set.
         say: told about each measurement as it is made.
 
     Returns:
@@ -53,12 +53,12 @@ def measured(
         most → accuracy, compute); `removed` (paths of a block that are removed → accuracy); `specificity`.
 
     Raises:
-        ConfigError: ImageNet, whose training images are streamed; or data that a classifier cannot be chosen on.
+        ConfigError: data that a classifier cannot be chosen on.
     """
     if config.dataset == "imagenet2012":
-        say("classifiers, early exit and removals: not measured of streamed data")
+        say("decoding, classifiers, early exit and removals: not measured of streamed data")
         return {}
-    test_set, train_set = split("test"), split("train")
+    test_set, train_set = split(config, "test"), split(config, "train")
     test, labels = _floats(test_set), test_set.labels.astype(int)
     held: Dataset | None = None
     if config.validation:
@@ -71,7 +71,10 @@ def measured(
     say("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
     found: dict[str, Any] = {"metrics": metrics, "decoding": decoding}
     try:
-        found["classifiers"] = _classifiers(config, model, variables, run_dir, train_set, test, labels, metrics, say)
+        foreign = _foreign(config, split, say)
+        found["classifiers"] = _classifiers(
+            config, model, variables, run_dir, train_set, test, labels, foreign, metrics, say
+        )
         if held is not None:
             found["exits"] = _early_exit(config, model, variables, held, test, labels, seen, metrics, say)
         some, their = test[: config.path_images], labels[: config.path_images]
@@ -94,13 +97,13 @@ def _classifiers(
     train_set: Dataset,
     test: Images,
     labels: Int[np.ndarray, " n"],
+    foreign: Images | None,
     metrics: dict[str, float],
     say: Say,
 ) -> list[dict[str, float]]:
     """Cut out, choose thresholds on training images, measure on test images, keep as files."""
     chosen = _floats(train_set)[: config.classifier_images]
     known = train_set.labels[: config.classifier_images].astype(int)
-    foreign = _foreign(config, say)
     records, difference = [], 0.0
     for k in range(min(config.classifiers, config.classes)):
         small, sliced = binary_classifier(model, variables, k)
@@ -153,15 +156,13 @@ def _balanced(positive: np.ndarray, config: "CodedRun", k: int) -> Int[np.ndarra
     return np.sort(np.concatenate([np.flatnonzero(positive), drawn]))
 
 
-def _foreign(config: "CodedRun", say: Say) -> Images | None:
+def _foreign(config: "CodedRun", split: Split, say: Say) -> Images | None:
     """Test images of a data set that the network does not know; None where the run names none or it is not there."""
     if not config.foreign:
         return None
 
-    from experiments.stages import split  # which imports the files of all papers
-
     try:
-        return _floats(split(replace(config, dataset=config.foreign), "test", None))
+        return _floats(split(replace(config, dataset=config.foreign), "test"))
     except DataError as error:
         say(f"foreign images: {error}; left out")
         return None

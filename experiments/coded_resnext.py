@@ -34,10 +34,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from experiments import coded_page
 from experiments.coded_measures import measured
 from experiments.page import Report
-from experiments.run import DataSet, Experiment, Run, Schedule, at_least, shown, small
+from experiments.run import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
 from experiments.subject import Subject
 from jaxinterp.codes import named
-from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError
 from jaxinterp.models.coded import CodedResNeXt, Stage, coding_loss
 from jaxinterp.report.page import Section
@@ -406,7 +405,7 @@ def measure(
     config: CodedRun,
     variables: Any,
     run_dir: Path,
-    split: Callable[[Literal["train", "test"]], Dataset],
+    split: Split,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What only coded networks are measured for: see `experiments.coded_measures.measured`."""
@@ -414,7 +413,7 @@ def measure(
     return measured(config, model, variables, run_dir, split, say) if model.codes else {}
 
 
-def sections(report: Report, split: Callable[[Literal["train", "test"]], Dataset]) -> list[Section]:
+def sections(report: Report, split: Split) -> list[Section]:
     """What the report of a coded run shows besides: paths beside the code, decoding, classifiers, removals."""
     model = build(replace(report.config, dtype="float32"))
     return coded_page.sections(report, model) if model.codes else []

@@ -37,9 +37,8 @@ from jaxtyping import Array, Float
 from experiments import gated_page
 from experiments.page import Report, first_of_each_class
 from experiments.path_regression import Side, regress
-from experiments.run import DataSet, Experiment, Run, Schedule, at_least, shown, small
+from experiments.run import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
 from experiments.subject import Subject
-from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.paths import class_overlap
 from jaxinterp.kernels.path import Norm, PathKernel
@@ -545,7 +544,7 @@ def measure(
     config: GatedRun,
     variables: Any,
     run_dir: Path,
-    split: Callable[[Literal["train", "test"]], Dataset],
+    split: Split,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The NPK regression with a run's gates, where it asks for one; and how much classes share open sub-networks.
@@ -565,8 +564,9 @@ def measure(
     kernel, shaped = kernel_of(config, variables)
     inputs, opened = jax.jit(lambda x: shaped(model.encode(x))), gates_at(config, model, variables)
     sides, right = [], 0.0
-    for which, name in (("train", "kernel_images"), ("test", "kernel_tests")):
-        data, count = split("train" if which == "train" else "test"), getattr(config, name)
+    parts: tuple[tuple[Literal["train", "test"], str], ...] = (("train", "kernel_images"), ("test", "kernel_tests"))
+    for which, name in parts:
+        data, count = split(config, which), getattr(config, name)
         if which == "train" and count > len(data):
             raise ConfigError(f"{name}: got {count}, {data.name} has {len(data)} training images here")
         images = data.images[:count].astype(np.float32) / np.float32(data.maximum)
@@ -595,12 +595,12 @@ def measure(
     return {**found, "overlap": class_overlap(test.gates, test.labels, config.classes).round(6).tolist()}
 
 
-def sections(report: Report, split: Callable[[Literal["train", "test"]], Dataset]) -> list[Section]:
+def sections(report: Report, split: Split) -> list[Section]:
     """What the report of a gated run shows besides: deciding training images, filters of gates, shared sub-networks."""
     config: GatedRun = report.config
     made: list[Section] = []
     if "deciding" in report.found:
-        made.append(gated_page.regression(report, split("train")))
+        made.append(gated_page.regression(report, split(config, "train")))
         made.append(gated_page.overlaps(report))
     if config.regime != "relu" and config.gating != "relu":
         model = build(replace(config, dtype="float32"))

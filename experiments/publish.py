@@ -66,6 +66,10 @@ def gather(run_dirs: Sequence[Path]) -> Results:
     found = [read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}", "metrics") for run_dir in run_dirs]
     parts = [part for info in infos for part in (info, *info["resumed"])]
     measured = [evaluation["metrics"] for evaluation in found]
+    if any(metrics.keys() != measured[0].keys() for metrics in measured):
+        raise ConfigError(
+            f"{shown(tuple(map(str, run_dirs)))} were not measured for the same; evaluate all of them again"
+        )
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     changed = [
         f"{field.name}={shown(getattr(configs[0], field.name))}"

@@ -21,8 +21,12 @@ from jaxinterp.files import write_text
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from jaxinterp.data import Dataset
+
 Config = TypeVar("Config", bound="DataclassInstance")
 AnyRun = TypeVar("AnyRun", bound="Run")
+Split = Callable[["Run", Literal["train", "test"]], "Dataset"]
+"""What gives a run's data set to what is measured of one paper's runs only."""
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
 Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine", "cosine_by_epoch"]
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}

@@ -246,7 +246,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
     write_arrays(run_dir / LOGITS, logits)
     if hasattr(paper, "measure"):
         write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")  # should what follows fail
-        further = paper.measure(config, last.variables, run_dir, partial(split, config, data_dir=data_dir), say)
+        further = paper.measure(config, last.variables, run_dir, partial(split, data_dir=data_dir), say)
         found["metrics"] |= further.pop("metrics", {})
         found |= further
     watched = read_json(run_dir / "run.json", f"jaxinterp train {name}").get("summary", {}).get("highest", {})
@@ -359,6 +359,6 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
         reference_name=paper.REFERENCE_NAME,
     )
     if hasattr(paper, "sections"):
-        content = replace(content, further=paper.sections(content, partial(split, config, data_dir=data_dir)))
+        content = replace(content, further=paper.sections(content, partial(split, data_dir=data_dir)))
     write(compose_page(content), run_dir / "report.html")
     return run_dir / "report.html"

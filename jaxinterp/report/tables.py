@@ -24,7 +24,12 @@ HEADLINES: dict[str, tuple[str, str]] = {  # metric: (column title, number forma
 }
 
 SPEED = "× as fast"
-MEANINGS = {"memory": "of its working memory", "_vs_rectangular": "of its time", "_vs_relu": "of its time"}
+MEANINGS = {
+    "memory": "of its working memory",
+    "_vs_rectangular": "of its time",
+    "_vs_relu": "of its time",
+    "step_vs_baseline": "of its time",
+}
 
 
 @dataclass(frozen=True)
