@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -133,7 +134,7 @@ def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None
     config = replace(gated.smoke(gated.DIGITS), kernel_images=65)
     variables = gated.build(config).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(ConfigError, match="kernel_images: got 65, digits has 64 training images here"):
-        gated.measure(config, variables, tmp_path, stages.split, quiet)
+        gated.measure(config, variables, tmp_path, partial(stages.split, data_dir=None), quiet)
 
 
 @pytest.mark.slow
