@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from experiments.images import first
 from experiments.run import Split
 from jaxinterp.data import Dataset, hold_out
-from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.errors import DataError
 from jaxinterp.explain.decoding import EarlyExit, Trace, choose_thresholds, compute_spent, exits, trace
 from jaxinterp.explain.metrics import best_threshold, detect
 from jaxinterp.explain.subnets import accuracy_without, specificity
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 POINTS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)  # of accuracy, that early exit may lose
 ALLOWED = 0.005  # of these the one whose time is measured
 NEGATIVES = 9  # for each positive, where classes are many (arXiv 2202.05343, Sec. 4.3)
-TIMED = 5  # rounds
+TIMED = 3  # rounds
 CLASSIFIERS = "classifiers"  # folder, within a run's, of the networks of one class
 
 Say = Callable[[str], None]
@@ -52,8 +54,6 @@ def measured(
         JSON values: `metrics`; `decoding` (block → accuracy); `classifiers` (a record each); `exits` (points lost at
         most → accuracy, compute); `removed` (paths of a block that are removed → accuracy); `specificity`.
 
-    Raises:
-        ConfigError: data that a classifier cannot be chosen on.
     """
     if config.dataset == "imagenet2012":
         say("decoding, classifiers, early exit and removals: not measured of streamed data")
@@ -70,7 +70,7 @@ def measured(
     metrics = {f"decoding_accuracy_block_{block}": a for block, a in decoding.items()}
     say("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
     found: dict[str, Any] = {"metrics": metrics, "decoding": decoding}
-    try:
+    with jax.default_matmul_precision("highest"):
         foreign = _foreign(config, split, say)
         found["classifiers"] = _classifiers(
             config, model, variables, run_dir, train_set, test, labels, foreign, metrics, say
@@ -80,8 +80,6 @@ def measured(
         some, their = test[: config.path_images], labels[: config.path_images]
         found["removed"] = _removals(config, model, variables, some, their, say)
         found["specificity"] = _specificity(config, model, variables, some, their, metrics, say)
-    except ValueError as error:
-        raise ConfigError(f"coded measures: {error}") from error
     return found
 
 
@@ -102,28 +100,35 @@ def _classifiers(
     say: Say,
 ) -> list[dict[str, float]]:
     """Cut out, choose thresholds on training images, measure on test images, keep as files."""
-    chosen = _floats(train_set)[: config.classifier_images]
-    known = train_set.labels[: config.classifier_images].astype(int)
+    chosen_from = first(train_set, config.classifier_images)
+    chosen, known = _floats(chosen_from), chosen_from.labels.astype(int)
+    odds = NEGATIVES if config.classes > NEGATIVES + 1 else None
     records, difference = [], 0.0
     for k in range(min(config.classifiers, config.classes)):
+        if not ((known == k).any() and (labels == k).any()):
+            say(f"classifier of class {k}: no image of it among {len(known)} training or {len(labels)} test images")
+            continue
         small, sliced = binary_classifier(model, variables, k)
         export_network(run_dir / CLASSIFIERS / f"{k}.npz", small, sliced)
         on_train, on_test = (predict(small, sliced, images, config.eval_batch)[:, 0] for images in (chosen, test))
-        whole = model.apply(variables, jnp.asarray(test[:16]), keep=keep_only(model, k))
-        difference = max(difference, float(np.abs(np.asarray(whole)[:, k] - on_test[:16]).max()))
-        rows, columns = (_balanced(side == k, config, k) for side in (known, labels))
-        threshold = best_threshold(on_train[rows], known[rows] == k)
-        one = detect(on_test[columns], labels[columns] == k, threshold)
+        masked = np.asarray(_masked(model, variables, jnp.asarray(test[:16]), keep_only(model, k)))[:, k]
+        difference = max(difference, float(np.abs(masked - on_test[:16]).max()))
+        threshold = best_threshold(on_train, known == k, odds)
+        one = detect(on_test, labels == k, threshold, odds)
         record = {"class": k, "threshold": threshold, **one._asdict()}
         if foreign is not None:
             strange = predict(small, sliced, foreign, config.eval_batch)[:, 0]
             both = np.concatenate([on_test[labels == k], strange])
-            record["foreign_precision"] = detect(both, np.arange(len(both)) < (labels == k).sum(), threshold).precision
+            own = np.arange(len(both)) < (labels == k).sum()
+            record["foreign_precision"] = detect(both, own, threshold, odds).precision
         records.append(record)
+    if not records:
+        return []
     keys = [key for key in records[0] if key not in ("class", "threshold")]
-    means = {key: float(np.nanmean([record[key] for record in records])) for key in keys}
+    means = {key: float(np.mean([record[key] for record in records])) for key in keys}
     metrics |= {f"classifier_{key}": value for key, value in means.items()}
-    whole_costs, kept = (costs(net, config.image_shape) for net in (model, binary_classifier(model, variables, 0)[0]))
+    small, sliced = binary_classifier(model, variables, 0)
+    whole_costs, kept = costs(model, config.image_shape), costs(small, config.image_shape)
 
     def share(count: Callable[[Any], int]) -> float:
         return sum(map(count, kept)) / sum(map(count, whole_costs))
@@ -132,7 +137,6 @@ def _classifiers(
     metrics["parameters_kept_without_shortcuts"] = share(lambda part: part.parameters - part.shortcut)
     metrics["multiply_adds_kept"] = share(lambda part: part.multiply_adds)
     metrics["classifier_difference"] = difference
-    small, sliced = binary_classifier(model, variables, 0)
     batch = jnp.asarray(test[: config.eval_batch])
     metrics["classifier_time_share"] = _time_share(
         lambda: predict(small, sliced, batch, len(batch)), lambda: predict(model, variables, batch, len(batch))
@@ -146,14 +150,10 @@ def _classifiers(
     return records
 
 
-def _balanced(positive: np.ndarray, config: "CodedRun", k: int) -> Int[np.ndarray, " rows"]:
-    """All examples, or where classes are many the positives and nine negatives for each, drawn by the run's seed."""
-    if config.classes <= NEGATIVES + 1:
-        return np.arange(len(positive))
-    rng = np.random.default_rng((config.seed, k))
-    others = np.flatnonzero(~positive)
-    drawn = rng.choice(others, min(len(others), NEGATIVES * int(positive.sum())), replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(positive), drawn]))
+@partial(jax.jit, static_argnums=0)
+def _masked(model: CodedResNeXt, variables: Any, images: jax.Array, keep: Any) -> jax.Array:
+    logits: jax.Array = model.apply(variables, images, keep=keep)  # type: ignore[assignment]
+    return logits
 
 
 def _foreign(config: "CodedRun", split: Split, say: Say) -> Images | None:
@@ -181,35 +181,37 @@ def _early_exit(
 ) -> dict[str, dict[str, float]]:
     """Thresholds chosen on held-out images; accuracy and compute on test images, and the time that is really taken."""
     there = trace(model, variables, _floats(held), config.eval_batch)
-    curve = {}
+    batches = list(_whole_batches(test, config.eval_batch))
+    curve: dict[str, dict[str, float]] = {}
+    timed: dict[tuple[float, ...], float] = {}
     for points in POINTS:
         thresholds = choose_thresholds(there, held.labels.astype(int), points)
         stops, classes = exits(seen, thresholds)
+        same = tuple(thresholds.tolist())
+        if same not in timed:
+            early = EarlyExit(model, variables, thresholds)
+            timed[same] = _time_share(
+                lambda: [early(batch) for batch in batches],  # noqa: B023
+                lambda: [predict(model, variables, batch, len(batch)) for batch in batches],
+            )
         curve[str(points)] = {
             "accuracy": float((classes == labels).mean()),
             "compute": compute_spent(model, stops, config.image_shape),
+            "time": timed[same],
         }
-        if points == ALLOWED:
-            early = EarlyExit(model, variables, thresholds)
-            batches = list(_whole_batches(test, config.eval_batch))
-            share = _time_share(
-                lambda: [early(batch) for batch in batches],  # noqa: B023
-                lambda: [predict(model, variables, batch, len(batch)) for batch in batches],  # noqa: B023
-            )
-            metrics["early_exit_accuracy"] = curve[str(points)]["accuracy"]
-            metrics["early_exit_compute"] = curve[str(points)]["compute"]
-            metrics["early_exit_time_share"] = share
+    at = curve[str(ALLOWED)]
+    metrics |= {f"early_exit_{key}": at[key] for key in at}
     say(
-        f"early exit at {ALLOWED:.1%} allowed: accuracy {metrics['early_exit_accuracy']:.4f} with "
-        f"{metrics['early_exit_compute']:.1%} of the multiply-adds, {metrics['early_exit_time_share']:.1%} of the time"
+        f"early exit, {ALLOWED:.1%} allowed: accuracy {at['accuracy']:.4f} with {at['compute']:.1%} of the "
+        f"multiply-adds, in {at['time']:.1%} of the time"
     )
     return curve
 
 
 def _whole_batches(images: Images, size: int) -> Iterator[jax.Array]:
-    """At most eight batches of one size, on the device."""
+    """At most four batches of one size, on the device."""
     size = min(size, len(images))
-    for start in range(0, min(8 * size, len(images) - size + 1), size):
+    for start in range(0, min(4 * size, len(images) - size + 1), size):
         yield jnp.asarray(images[start : start + size])
 
 
@@ -240,7 +242,7 @@ def _removals(
         )
         found[kind] = {str(count): float(a) for count, a in zip(counts, accuracy, strict=True)}
     worst = {kind: list(values.values())[-1] for kind, values in found.items()}
-    say(f"removed from one block, all active: {worst['active']:.4f}, inactive: {worst['inactive']:.4f}")
+    say(f"as many paths removed as are measured, active: {worst['active']:.4f}, inactive: {worst['inactive']:.4f}")
     return found
 
 
@@ -256,12 +258,19 @@ def _specificity(
     """Accuracy that class j loses with the paths of class i, and how many paths they share."""
     found = specificity(model, variables, test, labels, batch=config.eval_batch)
     others = ~np.eye(config.classes, dtype=bool) & np.isfinite(found.lost)
-    metrics["specificity_own"] = float(np.nanmean(np.diag(found.lost)))
-    metrics["specificity_others"] = float(found.lost[others].mean())
-    metrics["specificity_correlation"] = float(np.corrcoef(found.overlap[others], found.lost[others])[0, 1])
-    own, other, correlation = (metrics[f"specificity_{key}"] for key in ("own", "others", "correlation"))
+    shared, losses = found.overlap[others], found.lost[others]
+    own, other = float(np.nanmean(np.diag(found.lost))), float(losses.mean())
+    varied = shared.std() > 0 and losses.std() > 0
+    correlation = float(np.corrcoef(shared, losses)[0, 1]) if varied else 0.0  # of a constant there is none
+    metrics |= {"specificity_own": own, "specificity_others": other, "specificity_correlation": correlation}
     say(
         f"specificity: a class loses {own:.3f} with its own paths, {other:.3f} with another's; correlation with shared "
         f"paths {correlation:.2f}"
     )
-    return {"accuracy": found.accuracy.tolist(), "lost": found.lost.tolist(), "overlap": found.overlap.tolist()}
+
+    def listed(values: np.ndarray) -> Any:
+        found: Any = values.astype(object)
+        found[~np.isfinite(values)] = None  # JSON has no NaN
+        return found.tolist()
+
+    return {"accuracy": listed(found.accuracy), "lost": listed(found.lost), "overlap": found.overlap.tolist()}

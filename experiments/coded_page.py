@@ -24,7 +24,7 @@ def sections(report: Report, model: CodedResNeXt) -> list[Section]:
     """All of them, in the order of the paper."""
     made = [_paths(report, model)]
     if "decoding" in report.found:
-        made += [_decoding(report), _classifiers(report), _removals(report)]
+        made += [_decoding(report), *([_classifiers(report)] if report.found["classifiers"] else []), _removals(report)]
     return made
 
 
@@ -47,7 +47,8 @@ def _paths(report: Report, model: CodedResNeXt) -> Section:
         figure = paths_beside_code(mean, code.table[present], names)
         active = code.table[present].astype(bool)
         caption = (
-            f"Block {block + 1}, mean over the first {len(images)} test images. Active paths contribute "
+            f"Block {block + 1}, mean over the first {len(images)} test images; its code has distance {code.distance}, "
+            f"{code.bound} is the upper bound. Active paths contribute "
             f"{mean[active].mean():+.3f} each on average, the others {mean[~active].mean():+.4f}."
         )
         pictures.append(picture(figure, caption, f"Paths of block {block + 1} and their code", 900))
@@ -84,7 +85,7 @@ def _decoding(report: Report) -> Section:
             "An image may leave at the first block that is sure of it, and the later blocks are not run. With half a "
             f"point allowed on held-out images: test accuracy {metrics['early_exit_accuracy']:.2%} instead of "
             f"{whole:.2%}, with {metrics['early_exit_compute']:.1%} of the multiply-adds in "
-            f"{metrics['early_exit_time_share']:.1%} of the time on the machine that measured."
+            f"{metrics['early_exit_time']:.1%} of the time on the machine that measured."
         )
     return Section("Decisions before the end", text, pictures)
 

@@ -120,9 +120,13 @@ class CodedRun(Run):
             self, 1, "classes", "depths", "features", "widths", "paths", "stem", "classifier_images", "path_images"
         )
         at_least(self, 0, "ghost", "classifiers")
-        for name in ("mu", "power"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a finite number, at least 0")
+        for name, least in (("mu", 0), ("power", 1)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a finite number, at least {least}")
+        if any(not 0 < deviation < math.inf for deviation in self.std):
+            raise ConfigError(f"std: got {shown(self.std)}, expected positive finite numbers")
+        if self.foreign == self.dataset:
+            raise ConfigError(f"foreign: got {self.foreign}, expected another data set than the run's own")
         for name in ("drop", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1)")
@@ -140,6 +144,7 @@ CIFAR100 = replace(
     mean=MEAN["cifar100"],
     std=STD["cifar100"],
     rand_augment=(1, 2),
+    classifiers=100,
     foreign="cifar10",
 )
 IMAGENET = replace(

@@ -136,6 +136,11 @@ class Code:
         return int(self.distances.min())
 
     @cached_property
+    def bound(self) -> int:
+        """What no code of as many words, this length and weight can exceed in distance; see `largest_distance`."""
+        return largest_distance(self.classes, self.length, self.weight)
+
+    @cached_property
     def gap(self) -> int:
         """Largest column sum less the smallest."""
         sums = self.table.sum(0, dtype=np.int64)
@@ -238,7 +243,7 @@ def design(num_classes: int, length: int, weight: int, key: PRNGKeyArray, distan
         distance: even distance to reach; None for the largest that is found, from `largest_distance` downwards.
 
     Returns:
-        The code; compare `code.distance` with `largest_distance(num_classes, length, weight)`.
+        The code; `code.bound` stands beside `code.distance`.
 
     Raises:
         ValueError: arguments out of range, fewer words than classes, or a distance above the bound, before any search;
@@ -246,8 +251,8 @@ def design(num_classes: int, length: int, weight: int, key: PRNGKeyArray, distan
 
     Example:
         >>> code = design(10, 10, 3, jax.random.key(0))
-        >>> code.distance, code.gap
-        (4, 0)
+        >>> code.distance, code.bound, code.gap
+        (4, 4, 0)
 
     Source: arXiv 2202.05343, Sec. 3.2.1 and Alg. 1; linear lexicodes and annealing are ours.
     """
@@ -416,6 +421,7 @@ def _balanced(pool: Int[np.ndarray, " words"], num_classes: int, length: int, rn
     """
     if len(pool) < num_classes:
         return None
+    pool = rng.permutation(pool)[: max(10_000, num_classes)]
     bits = (pool[:, None] >> np.arange(length)[::-1] & 1).astype(np.int64)
     ideal = int(num_classes * bits[0].sum() % length != 0)
     best: tuple[int, np.ndarray] | None = None

@@ -1,5 +1,6 @@
 """The coded runs: published networks by name, their loss, what is measured of them, and bad overrides in one line."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,11 @@ def test_an_exported_network_comes_back_or_is_refused(folder, tmp_path):
         with pytest.raises(CheckpointError, match=r"three.npz: expected a coded network's file") as error:
             load_network(path)
         assert "\n" not in str(error.value)
+    content = dict(np.load(io.BytesIO(whole)))
+    content["params/block_2/expand_kernel"] = content["params/block_2/expand_kernel"][:2]
+    np.savez(path, **content)
+    with pytest.raises(CheckpointError, match="params/block_2/expand_kernel is missing, foreign or of another shape"):
+        load_network(path)
     with pytest.raises(CheckpointError, match=r"nowhere\.npz"):
         load_network(tmp_path / "nowhere.npz")
 
@@ -135,7 +141,10 @@ def test_fields_that_do_not_fit_are_refused(changes, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mu": -1.0}, "mu: got -1.0, expected a finite number"),
+        ({"mu": -1.0}, "mu: got -1.0, expected a finite number, at least 0"),
+        ({"power": 0.5}, "power: got 0.5, expected a finite number, at least 1"),
+        ({"std": (0.0,)}, "std: got 0.0, expected positive finite numbers"),
+        ({"foreign": "digits"}, "foreign: got digits, expected another data set"),
         ({"drop": 1.0}, "drop: got 1.0, expected a number in [0, 1)"),
         ({"warmup_epochs": 20}, "warmup_epochs: got 20, expected less than epochs=20"),
         ({"floor": 1.0}, "floor: got 1.0, expected at most learning_rate=0.05"),

@@ -518,12 +518,14 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
         The smaller network and its variables.
 
     Raises:
-        ValueError: `class_index` out of range, or a network of which paths were removed before.
+        ValueError: `class_index` out of range, a network without codes, or one of which paths were removed before.
 
     Source: arXiv 2202.05343, Sec. 4.3.
     """
     if not 0 <= class_index < model.classes:
         raise ValueError(f"class_index: got {class_index}, expected 0 to {model.classes - 1}")
+    if not model.codes:
+        raise ValueError("model: got an ordinary ResNeXt, expected a network with coded blocks")
     if any(stage.kept is not None for stage in model.stages):
         raise ValueError("model: paths were removed from it before, expected the whole network")
     params = dict(variables["params"])

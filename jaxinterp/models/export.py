@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -40,7 +41,7 @@ def export_network(path: Path, model: CodedResNeXt, variables: Any) -> None:
 
 
 def load_network(path: Path) -> tuple[CodedResNeXt, Any]:
-    """Read what `export_network` wrote.
+    """Read what `export_network` wrote; the network computes in its input's type.
 
     Args:
         path: the file.
@@ -49,7 +50,7 @@ def load_network(path: Path) -> tuple[CodedResNeXt, Any]:
         The network and its variables.
 
     Raises:
-        CheckpointError: the file is missing, damaged (each array has a checksum) or not of a coded network.
+        CheckpointError: the file is missing, damaged (each array has a checksum), or its arrays are not the network's.
     """
     try:
         with path.open("rb") as file, np.load(file) as content:
@@ -68,6 +69,15 @@ def load_network(path: Path) -> tuple[CodedResNeXt, Any]:
         )
     except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: expected a coded network's file, got {error!r}") from None
+    side = 32 * network.stem[1]
+    channels = arrays["params/stem/kernel"].shape[2] if "params/stem/kernel" in arrays else 0
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    expected = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    wrong = [
+        n for n in {*expected, *arrays} if n not in arrays or arrays[n].shape != getattr(expected.get(n), "shape", 0)
+    ]
+    if wrong:
+        raise CheckpointError(f"{path}: {min(wrong)} is missing, foreign or of another shape than the network's")
     leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
     return network, traverse_util.unflatten_dict(leaves, sep="/")
 
