@@ -202,6 +202,7 @@ def sides(train: int, test: int) -> tuple[PathKernel, Side, Side]:
     return PathKernel(fc(16, 2, 3), normalize="width", exact=True), side(slice(train)), side(slice(train, None))
 
 
+@pytest.mark.slow
 def test_a_kernel_in_tiles_decides_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, train, test = sides(60, 20)
     options = {"seed": 0, "shown": np.array([0, 3]), "say": quiet}

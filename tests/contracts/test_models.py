@@ -88,7 +88,11 @@ def test_freezing_does_not_change_the_value(name):
     np.testing.assert_allclose(jax.jit(frozen)(variables, x), free, rtol=1e-5, atol=1e-6)
 
 
-@every_model
+# A second space or rescaling takes as long to compile as the first and has little of its own.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("coda-l2", "vgg", "hybrid") else name for name in ROWS],
+)
 @pytest.mark.parametrize("inner", [False, True])
 def test_contributions_and_bias_sum_to_the_logits(name, inner):
     _, variables, x, frozen = made(name)

@@ -34,6 +34,7 @@ def test_filters_of_a_fully_connected_gate_are_the_product_of_the_maps_below():
     np.testing.assert_allclose(network.apply(variables, moved)[1][:, 2], 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_filters_fold_convolution_pooling_and_batch_normalisation():
     layers = (Conv(3), BatchNorm(), Gate(), AvgPool(), Conv(4), BatchNorm(), Gate(), GlobalAvgPool(), Dense(2))
     network = GatingNetwork(layers)

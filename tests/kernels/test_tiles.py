@@ -190,7 +190,7 @@ print(count, np.array_equal(tiles.read(), np.outer(x, x)))
 """
 
 
-@pytest.mark.parametrize("late", ["0", "1"])
+@pytest.mark.parametrize("late", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_two_hosts_share_the_tiles(tmp_path, late):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -76,6 +76,7 @@ def test_a_path_is_an_input_its_gates_and_its_weights():
         np.testing.assert_array_equal(gates[1], q > 0)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_its_own_gating_network_is_the_relu_network():
     layers, shape = SMALL["resnet"]
     x = jax.random.normal(KEYS[0], (3, *shape))

@@ -72,6 +72,7 @@ def test_images_encoded_outside_give_the_same_logits():
     np.testing.assert_allclose(model.apply(variables, images, train=True, frozen=True), logits, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_resnets_trunk_fits():
     resnet, model = CifarResNet(depth=8, width=4), hybrid(encode_input=False)
     images, variables = started(model)
@@ -92,6 +93,7 @@ def test_a_trained_resnets_trunk_fits():
     np.testing.assert_allclose(names[1]["trunk"], names[0]["trunk/block_1"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_trunk_and_are_finite():
     model = hybrid()
     images, variables = started(model)
