@@ -216,6 +216,11 @@ def probe(options: Options) -> int:
         torch.cuda.reset_peak_memory_stats()
         job()
         return torch.cuda.max_memory_allocated() - before
+    return growth(job, gpu)
+
+
+def growth(job: Callable[[], Any], gpu: bool) -> int:
+    """Peak bytes that a job takes over what its process holds after a first call."""
     if gpu:
         stats = jax.devices()[0].memory_stats
         before = stats()["bytes_in_use"]  # the peak cannot be set back, so it has what compilation took

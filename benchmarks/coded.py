@@ -10,7 +10,6 @@ gradient, with the batch's statistics. All alternate in one process; medians. Me
 (GPU: the allocator's peak) during a block's step, each side in a process of its own.
 """
 
-import ctypes
 import json
 import os
 import subprocess
@@ -18,7 +17,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -32,7 +30,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from benchmarks.coda import RESULTS, alternate, relative, resident, slug
+from benchmarks.coda import RESULTS, alternate, growth, relative, slug
 from benchmarks.torch_coded import Block, ResNeXt
 from jaxinterp.models.coded import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss, grouped_conv
 from jaxinterp.train.log import commit, machine
@@ -226,17 +224,7 @@ def fastest(make: Make) -> tuple[str, Callable[[], Any]]:
 
 def probe(options: Options) -> int:
     """Peak bytes that a block's step takes over its parameters, images and program, on one side."""
-    job = blocks(options)[0][options.probe]
-    job()
-    if jax.default_backend() == "gpu":
-        stats = jax.devices()[0].memory_stats()
-        return int(stats["peak_bytes_in_use"] - stats["bytes_in_use"])
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        job()
-    return resident("VmHWM") - before
+    return growth(blocks(options)[0][options.probe], jax.default_backend() == "gpu")
 
 
 def main(options: Options) -> None:

@@ -114,8 +114,7 @@ def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w 
 
 
 def _check(model: CodedResNeXt, images: Any) -> None:
-    if not model.codes:
-        raise ValueError("model: got an ordinary ResNeXt, expected a network with coded blocks")
+    model.require_codes()
     if not len(images):
         raise ValueError("images: got none, expected at least one")
 

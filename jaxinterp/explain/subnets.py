@@ -132,8 +132,7 @@ def _right_without(
 
 
 def _check(model: CodedResNeXt, images: Any, labels: Any) -> None:
-    if not model.codes:
-        raise ValueError("model: got an ordinary ResNeXt, expected a network with coded blocks")
+    model.require_codes()
     if len(images) != len(labels) or not len(labels):
         raise ValueError(f"labels: got {len(labels)} for {len(images)} images, expected one for each of at least one")
     classes = min(code.classes for code in model.codes)

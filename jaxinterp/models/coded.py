@@ -359,6 +359,15 @@ class CodedResNeXt(ConvNet):
         """The code of every coded block."""
         return [stage.code for stage, _ in self.blocks if stage.code is not None]
 
+    def require_codes(self) -> None:
+        """Refuse, for what is read off coded blocks, a network without any.
+
+        Raises:
+            ValueError: no stage has a code.
+        """
+        if not self.codes:
+            raise ValueError("model: got an ordinary ResNeXt, expected a network with coded blocks")
+
     @nn.compact
     def __call__(
         self,
@@ -524,8 +533,7 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
     """
     if not 0 <= class_index < model.classes:
         raise ValueError(f"class_index: got {class_index}, expected 0 to {model.classes - 1}")
-    if not model.codes:
-        raise ValueError("model: got an ordinary ResNeXt, expected a network with coded blocks")
+    model.require_codes()
     if any(stage.kept is not None for stage in model.stages):
         raise ValueError("model: paths were removed from it before, expected the whole network")
     params = dict(variables["params"])
