@@ -74,25 +74,25 @@ def made(name: str, x64: bool = False) -> tuple[nn.Module, Any, jax.Array, Calla
     return model, jax.tree.unflatten(tree, moved), x, frozen
 
 
-every_model = pytest.mark.parametrize("name", ROWS)
-# Of tests that take 10 seconds a model, one model is for every day.
-one_model = pytest.mark.parametrize(
-    "name", [name if name == "coda" else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
-)
+def each_model(slow: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Every model; where compiling takes ten seconds, one family member less is for every day."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in ROWS]
+    )
 
 
-@one_model
+every_model = each_model()
+one_model = each_model(tuple(name for name in ROWS if name != "coda"))
+
+
+@each_model(("coda", "coda-l2", "vgg", "hybrid"))
 def test_freezing_does_not_change_the_value(name):
     model, variables, x, frozen = made(name)
     free = jax.jit(partial(model.apply, **ROWS[name].keywords))(variables, x)
     np.testing.assert_allclose(jax.jit(frozen)(variables, x), free, rtol=1e-5, atol=1e-6)
 
 
-# A second space or rescaling takes as long to compile as the first and has little of its own.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in ("coda-l2", "vgg", "hybrid") else name for name in ROWS],
-)
+@each_model(("coda-l2", "coda-one-row", "vgg", "hybrid"))
 @pytest.mark.parametrize("inner", [False, True])
 def test_contributions_and_bias_sum_to_the_logits(name, inner):
     _, variables, x, frozen = made(name)
@@ -113,7 +113,7 @@ def test_the_same_in_float64(name):
         assert float(jnp.abs(parts.residual).max()) <= 1e-10 * float(jnp.abs(parts.logits).max())
 
 
-@every_model
+@each_model(("coda-l2", "vgg", "hybrid"))
 def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the_affine_map(name):
     _, variables, x, frozen = made(name)
     parts = decompose(frozen, x, variables=variables)
@@ -132,7 +132,7 @@ def test_freezing_holds_coefficients_that_depend_on_the_input(name):
     assert float(jnp.abs(held - moving).max()) > 1e-2 * float(jnp.abs(held).max())
 
 
-@every_model
+@each_model(("vgg", "hybrid"))
 def test_examples_are_independent_and_targets_are_rows(name):
     _, variables, x, frozen = made(name)
     whole = decompose(frozen, x, variables=variables, check=False)

@@ -89,7 +89,7 @@ def test_logits_and_gradients_are_finite_and_jit_agrees_with_eager(name):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, images), eager, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet")) for name in TINY])
 def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
     model, shape = TINY[name]
     images, variables = trained(model, shape, jax.random.key(4))
@@ -101,7 +101,7 @@ def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standardised", "vgg"))]
+    "name", ["vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standardised", "resnet"))]
 )
 def test_is_affine_at_its_input(name):
     """f(x + εu) = f(x) + ε W(x) u for an ε that switches no gate, and the decomposition is complete, in float64."""

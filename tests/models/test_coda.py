@@ -158,7 +158,7 @@ def small(**fields) -> tuple[CoDANet, dict, jax.Array]:
     return model, jax.jit(model.init)(jax.random.key(1), images), images
 
 
-@pytest.mark.parametrize("rescale", ["squash", "l2"])
+@pytest.mark.parametrize("rescale", [pytest.param("squash", marks=pytest.mark.slow), "l2"])
 def test_zero_input_gives_the_bias_and_finite_gradients(rescale):
     model, variables, _images = small(rescale=rescale)
     empty = jnp.zeros((2, 6, 6, 2))

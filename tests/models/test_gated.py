@@ -97,7 +97,7 @@ def test_a_network_that_is_its_own_gating_network_is_the_relu_network():
 
 @pytest.mark.parametrize(
     ("name", "gating"),
-    [("fc", "relu"), ("c4gap", "shallow"), ("vconv", "linear")]
+    [("fc", "relu"), ("c4gap", "shallow"), pytest.param("vconv", "linear", marks=pytest.mark.slow)]
     + [
         pytest.param(name, gating, marks=pytest.mark.slow)
         for name in ("vgg", "resnet")
