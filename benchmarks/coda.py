@@ -14,19 +14,12 @@ Memory is the growth of the resident set (GPU: the allocator's peak) during a tr
 the compiled program, each side in a process of its own.
 """
 
-import ctypes
-import json
 import os
-import re
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -37,20 +30,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import tyro
 
+from benchmarks.measuring import alternate, growth, record, relative, timed
 from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose
 from jaxinterp.models.coda import encode, s_coda
 from jaxinterp.models.convert import to_torch
-from jaxinterp.train.log import commit
-from jaxinterp.train.log import machine as machine_in_words
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def slug(machine: str) -> str:
-    """A machine's name as a part of a file's: without its memory, in lower case, words joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine).lower()).strip("-")
-
 
 # The temperature, with no bias: at initialisation 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
 # and no comparison would then notice a wrong network.
@@ -169,40 +153,6 @@ def theirs(
     }
 
 
-def relative(ours: Any, theirs: torch.Tensor) -> float:
-    """Largest difference over the largest entry."""
-    want = theirs.detach().float().cpu().numpy()
-    return float(np.abs(np.asarray(ours).astype(np.float32).reshape(want.shape) - want).max() / np.abs(want).max())
-
-
-def timed(job: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
-
-
-def alternate(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each job, taken in turn."""
-    first, times = {name: timed(job) for name, job in jobs.items()}, {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            times[name].append(timed(job))
-    return {
-        name: {
-            "median": statistics.median(t),
-            "quartiles": statistics.quantiles([*t, *t], n=4),
-            "first_call": first[name],
-        }
-        for name, t in times.items()
-    }
-
-
-def resident(field: str) -> int:
-    """Bytes of this process, VmRSS (now) or VmHWM (peak)."""
-    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
-
-
 def probe(options: Options) -> int:
     """Peak bytes that a training step takes over parameters, images and the compiled program, on one side."""
     jobs, variables, images, labels = ours(options)
@@ -217,22 +167,6 @@ def probe(options: Options) -> int:
         job()
         return torch.cuda.max_memory_allocated() - before
     return growth(job, gpu)
-
-
-def growth(job: Callable[[], Any], gpu: bool) -> int:
-    """Peak bytes that a job takes over what its process holds after a first call."""
-    if gpu:
-        stats = jax.devices()[0].memory_stats
-        before = stats()["bytes_in_use"]  # the peak cannot be set back, so it has what compilation took
-        job()
-        return stats()["peak_bytes_in_use"] - before
-    job()  # compiles or warms up; what that left in the heap goes back before the mark is set
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        job()
-    return resident("VmHWM") - before
 
 
 def main(options: Options) -> None:
@@ -294,28 +228,16 @@ def main(options: Options) -> None:
     call = [sys.executable, "-m", "benchmarks.coda", "--batch", str(options.batch), "--dtype", options.dtype, "--probe"]
     memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
     ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
-    machine = options.machine or machine_in_words()
-    result = {
-        "benchmark": "coda",
-        "command": " ".join(["python -m benchmarks.coda", *sys.argv[1:]]),
-        "machine": machine,
-        "commit": commit(),
-        "device": jax.devices()[0].device_kind,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
-        "setting": {"net": "S", "batch": options.batch, "dtype": options.dtype, "torch_memory_format": best},
-        "relative_difference": difference,
-        "seconds": seconds,
-        "peak_bytes": memory,
-        "ratios": ratios,
-    }
-    suffix = "" if options.dtype == "float32" else f"-{options.dtype}"
-    path = RESULTS / f"coda-{slug(machine)}{suffix}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    medians = {name: round(times["median"], 4) for name, times in seconds.items()}
-    shown = {"ratios": ratios, "medians": medians, "peak_bytes": memory, "relative_difference": difference}
-    print(json.dumps(shown, indent=2))
-    print(f"written: {path}")
+    record(
+        "coda",
+        seconds,
+        ratios,
+        where=options.machine,
+        suffix="" if options.dtype == "float32" else f"-{options.dtype}",
+        setting={"net": "S", "batch": options.batch, "dtype": options.dtype, "torch_memory_format": best},
+        relative_difference=difference,
+        peak_bytes=memory,
+    )
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ The literal form makes the (B, H, W, N, C) tensor of all paths' answers, as the 
 by the framework's own convolution, whose backward pass is XLA's slow one on a CPU; `literal_split` is the same with our
 grouped convolution, so that the two parts of the gain stand apart. Same parameters and images; losses that depend on
 every output and energy, and their gradients, are compared before anything is timed. A step is the loss and its
-gradient, with the batch's statistics. All alternate in one process; medians. Memory is the growth of the resident set
+gradient, with the batch's statistics. `slice` is the forward pass of one class' classifier, cut out of the network,
+beside the whole network's. All alternate in one process; medians. Memory is the growth of the resident set
 (GPU: the allocator's peak) during a block's step, each side in a process of its own.
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal
 
 import jax
@@ -30,10 +29,10 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from benchmarks.coda import RESULTS, alternate, growth, relative, slug
+from benchmarks.measuring import alternate, growth, record, relative
 from benchmarks.torch_coded import Block, ResNeXt
 from jaxinterp.models.coded import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss, grouped_conv
-from jaxinterp.train.log import commit, machine
+from jaxinterp.models.slices import binary_classifier, costs
 
 # Relative, in float32: through nine blocks a ReLU near 0 rounds either way; in float64 the sides agree to 1e-14.
 TOLERANCE = 1e-2
@@ -220,6 +219,20 @@ def network_steps(options: Options) -> tuple[Jobs, Make]:
     return {"coded": coded, "baseline": plain}, in_torch
 
 
+def forwards(options: Options) -> tuple[Jobs, float]:
+    """The whole CIFAR-10 network and the classifier of one class cut out of it; the multiply-adds that it keeps."""
+    model, images = coded_cifar10(), jax.random.uniform(jax.random.key(0), (options.batch, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(2), images)
+    small, sliced = binary_classifier(model, variables, 0)
+    whole_run, slice_run = jax.jit(model.apply), jax.jit(small.apply)
+    adds = [sum(part.multiply_adds for part in costs(net, images.shape[1:])) for net in (small, model)]
+    jobs = {
+        "whole": lambda: jax.block_until_ready(whole_run(variables, images)),
+        "slice": lambda: jax.block_until_ready(slice_run(sliced, images)),
+    }
+    return jobs, adds[0] / adds[1]
+
+
 def fastest(make: Make) -> tuple[str, Callable[[], Any]]:
     """PyTorch's job in its faster memory format."""
     made = {"contiguous": make(False), "channels_last": make(True)}
@@ -258,6 +271,8 @@ def main(options: Options) -> None:
         if not max(difference.values()) <= TOLERANCE:
             raise SystemExit(f"the sides differ by {difference}, expected <= {TOLERANCE}")
         seconds |= {f"network/{k}": v for k, v in alternate({**steps, "torch": rival}, options.rounds).items()}
+        cut, kept = forwards(options)
+        seconds |= {f"forward/{k}": v for k, v in alternate(cut, 3 * options.rounds).items()}
     median = {name: value["median"] for name, value in seconds.items()}
     ratios["block_vs_literal_jax"] = median["block/literal"] / median["block/ours"]
     ratios["block_vs_literal_jax_same_convolution"] = median["block/literal_split"] / median["block/ours"]
@@ -265,29 +280,21 @@ def main(options: Options) -> None:
     if options.network:
         ratios["step_vs_baseline"] = median["network/coded"] / median["network/baseline"]
         ratios["step_vs_torch_baseline"] = median["network/torch"] / median["network/coded"]
+        ratios["slice_vs_whole"] = median["forward/slice"] / median["forward/whole"]
+        ratios["slice_vs_multiply_adds"] = ratios["slice_vs_whole"] / kept
     sizes = ("batch", "side", "features", "paths", "width")
     flags = [part for name in sizes for part in (f"--{name}", str(getattr(options, name)))]
     call = [sys.executable, "-m", "benchmarks.coded", *flags, "--probe"]
     memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("ours", "literal")}
     ratios["memory_vs_literal"] = memory["ours"] / memory["literal"]
-    result = {
-        "benchmark": "coded",
-        "command": " ".join(["python -m benchmarks.coded", *sys.argv[1:]]),
-        "machine": machine(),
-        "commit": commit(),
-        "device": jax.devices()[0].device_kind,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
-        "setting": {**{name: getattr(options, name) for name in sizes}, "torch_memory_format": layouts},
-        "relative_difference": difference,
-        "seconds": seconds,
-        "peak_bytes": memory,
-        "ratios": ratios,
-    }
-    path = RESULTS / f"coded-{slug(machine())}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({"ratios": ratios, "medians": median, "relative_difference": difference}, indent=2))
-    print(f"written: {path}")
+    record(
+        "coded",
+        seconds,
+        ratios,
+        setting={**{name: getattr(options, name) for name in sizes}, "torch_memory_format": layouts},
+        relative_difference=difference,
+        peak_bytes=memory,
+    )
 
 
 if __name__ == "__main__":

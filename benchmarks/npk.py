@@ -7,10 +7,8 @@
 shapes and type. PyTorch writes the same kernel with its own products, in place. All alternate in one process; medians.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -20,11 +18,10 @@ import optax
 import torch
 import tyro
 
-from benchmarks.coda import RESULTS, alternate, relative, slug
+from benchmarks.measuring import alternate, record, relative
 from jaxinterp.kernels.path import PathKernel
 from jaxinterp.models.architecture import c4gap, fc, gate_shapes
 from jaxinterp.models.gated import GatedNetwork, Network
-from jaxinterp.train.log import commit, machine
 
 
 @dataclass(frozen=True)
@@ -127,25 +124,15 @@ def main(options: Options) -> None:
         "dgn_step_vs_relu": median["dgn_step"] / median["relu_step"],
         "dlgn_step_vs_relu": median["dlgn_step"] / median["relu_step"],
     }
-    result = {
-        "benchmark": "npk",
-        "command": f"python -m benchmarks.npk --n {options.n} --rounds {options.rounds}",
-        "machine": machine(),
-        "commit": commit(),
-        "device": jax.devices()[0].device_kind,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
-        "setting": vars(options),
-        "relative_difference": difference,
-        "seconds": seconds,
-        "gflops": {name: 2e-9 * entries / median[name] for name in ("rectangular", "products", "torch")},
-        "convolutional_microseconds_per_pair_and_layer": 1e6 * median["convolutional"] / layers,
-        "ratios": ratios,
-    }
-    path = RESULTS / f"npk-{slug(machine())}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({"ratios": ratios, "medians": median, "gflops": result["gflops"]}, indent=2))
-    print(f"written: {path}")
+    record(
+        "npk",
+        seconds,
+        ratios,
+        setting=vars(options),
+        relative_difference=difference,
+        gflops={name: 2e-9 * entries / median[name] for name in ("rectangular", "products", "torch")},
+        convolutional_microseconds_per_pair_and_layer=1e6 * median["convolutional"] / layers,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What only coded networks show in their report: paths beside their code, decoding, classifiers, removals."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -113,28 +111,19 @@ def _classifiers(report: Report) -> Section:
 
 def _removals(report: Report) -> Section:
     found, metrics = report.found, report.found["metrics"]
-    lost = np.array(found["specificity"]["lost"], float)
-    overlap = np.array(found["specificity"]["overlap"], int)
-    return Section(
-        "What is lost without a path",
-        [
-            "First, paths of one block are removed that are active for the image's own class, or that are not. Then "
-            "all paths of one class are removed for everybody: a class loses "
+    text = ["Paths of one block are removed that are active for the image's own class, or that are not."]
+    drawn = removal_lines(found["removed"])
+    pictures = [picture(drawn, "Other paths are drawn for every image.", "Removal of paths", 600)]
+    if "specificity" in found:
+        lost = np.array(found["specificity"]["lost"], float)
+        overlap = np.array(found["specificity"]["overlap"], int)
+        text.append(
+            "Then all paths of one class are removed for everybody: a class loses "
             f"{metrics['specificity_own']:.3f} of its accuracy without its own paths and "
             f"{metrics['specificity_others']:.3f} without another's, and that loss and the number of shared paths have "
             f"a correlation of {metrics['specificity_correlation']:.2f}."
-        ],
-        [
-            picture(removal_lines(found["removed"]), "Other paths are drawn for every image.", "Removal of paths", 600),
-            picture(
-                specificity_matrix(lost, overlap, _short(report.classes)),
-                "Red: the class of the column loses accuracy when the paths of the class of the row are gone.",
-                "Specificity of paths",
-                900,
-            ),
-        ],
-    )
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    return [name[:12] for name in names]
+        )
+        matrix = specificity_matrix(lost, overlap, [name[:12] for name in report.classes])
+        caption = "Red: the class of the column loses accuracy when the paths of the class of the row are gone."
+        pictures.append(picture(matrix, caption, "Specificity of paths", 900))
+    return Section("What is lost without a path", text, pictures)

@@ -339,6 +339,11 @@ def build(config: CodedRun) -> CodedResNeXt:
         raise ConfigError(str(error)) from error
 
 
+def identity(config: CodedRun) -> dict[str, Any]:
+    """The words behind the names of the codes: energies of a network trained with others mean nothing."""
+    return {"words": {name: list(named(name).words) for name in config.codes if name}}
+
+
 @dataclass(frozen=True)
 class CodedLoss(ClassificationLoss):
     """CE(logits, y) + μ Σ_l L_l, the coding losses of all coded blocks (arXiv 2202.05343, Eq. 6)."""

@@ -1,7 +1,8 @@
 """The first classes of ImageNet, as the CoDA Nets paper uses them: training images streamed, validation images held."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, count
+from dataclasses import replace
+from itertools import chain, count, islice
 from pathlib import Path
 
 import jax
@@ -51,6 +52,20 @@ def training_stream(config: Run, classes: int, data_dir: Path | None) -> Stream:
 
     read(0, 0)  # missing data are reported before anything is built
     return Stream(config.dataset, steps, (size, size, 3), batches)
+
+
+def training_images(config: Run, classes: int, number: int, data_dir: Path | None) -> Dataset:
+    """The first training images of the stream, unaugmented, in memory: a sample of all.
+
+    Raises:
+        DataError: the data are missing; see `jaxinterp.data.stream`.
+    """
+    size, kept = min(number, config.batch_size), []
+    source = training_stream(replace(config, batch_size=size), classes, data_dir)
+    for batch in islice(source.batches(0), -(-number // size)):
+        kept.append((batch["image"], batch["label"]))
+    images, labels = (np.concatenate(parts)[:number] for parts in zip(*kept, strict=True))
+    return Dataset(config.dataset, "train", images, labels, tuple(map(str, range(classes))))
 
 
 def held_images(config: Run, classes: int, data_dir: Path | None) -> Dataset:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from experiments import paper_in, paper_of, runs
 from experiments.evaluation import Say, measure
-from experiments.imagenet import held_images, training_stream
+from experiments.imagenet import held_images, training_images, training_stream
 from experiments.images import first, read_images, resized
 from experiments.optimiser import optimiser_of, schedule_of
 from experiments.page import Report, compose_page, likeliest, top_maps
@@ -41,6 +41,7 @@ from jaxinterp.train.config import check, check_steps
 
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
 MAPS = "maps.npz"  # file, within a run's folder, of the first grid's maps
+SAMPLE = 10_000  # training images of a streamed data set, where some are looked at
 LOGITS = "logits.npz"  # and of the test images' logits, "last" and "best"
 
 
@@ -62,13 +63,17 @@ def augmentation(config: Run) -> Augment:
     return compose(*operations)
 
 
-def split(config: Run, which: Literal["train", "test"], data_dir: Path | None) -> Dataset:
-    """A split of the run's data set, at the run's size and number of images.
+def split(config: Any, which: Literal["train", "test"], data_dir: Path | None) -> Dataset:
+    """A split of the run's data set, at the run's size and number of images; of ImageNet's training images a sample.
 
     Raises:
         DataError: the data are missing or damaged.
         ConfigError: colour images are asked for with fewer channels.
     """
+    if config.dataset == "imagenet2012" and which == "train":
+        return training_images(config, config.classes, SAMPLE, data_dir)
+    if config.dataset == "imagenet2012":
+        return held_images(config, config.classes, data_dir)
     return first(resized(load(config.dataset, which, data_dir), config.image_size, config.channels), config.images)
 
 
@@ -117,15 +122,16 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     validation: Dataset | None = None
     if config.dataset == "imagenet2012":
         data = training_stream(config, config.classes, data_dir)
-        test, steps = held_images(config, config.classes, data_dir), data.steps
+        steps = data.steps
     else:
-        data, test = split(config, "train", data_dir), split(config, "test", data_dir)
+        data = split(config, "train", data_dir)
         if config.validation:
             try:
                 data, validation = hold_out(data, config.validation, config.seed)
             except ValueError as error:
                 raise ConfigError(f"validation: {error}") from error
         steps = len(data) // config.batch_size
+    test = split(config, "test", data_dir)
     check_fits(config, test)
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
@@ -154,9 +160,14 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         allow_older=allow_older,
         validation=validation,
         schedule=schedule,
-        identity=json.loads(json.dumps(asdict(config))),
+        identity=json.loads(json.dumps({**asdict(config), **identity(paper, config)})),
         initial=partial(paper.initial, config, gates=started) if hasattr(paper, "initial") else None,
     )
+
+
+def identity(paper: ModuleType, config: Any) -> dict[str, Any]:
+    """JSON values beside its configuration that a trained run depends on: what its names stood for."""
+    return paper.identity(config) if hasattr(paper, "identity") else {}
 
 
 def check_fits(config: Any, data: Dataset) -> None:
@@ -184,7 +195,7 @@ def trained(
     _, config = read_config(run_dir, type(paper.RUNS[name].config))
     with naming_config(run_dir):
         model = network(paper, replace(config, dtype=dtype))
-    variables = load_variables(run_dir, model, config.image_shape, which)
+    variables = load_variables(run_dir, model, config.image_shape, which, same=identity(paper, config))
     return name, config, paper.subject(config, model, variables)
 
 
@@ -196,8 +207,7 @@ def last_step(run_dir: Path) -> int:
 
 def test_images(config: Any, data_dir: Path | None) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
     """Test images in [0, 1] and their labels."""
-    held = config.dataset == "imagenet2012"
-    test = held_images(config, config.classes, data_dir) if held else split(config, "test", data_dir)
+    test = split(config, "test", data_dir)
     return test.images.astype(np.float32) / np.float32(test.maximum), test.labels
 
 

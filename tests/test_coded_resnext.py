@@ -13,18 +13,18 @@ import pytest
 from experiments import coded_resnext, stages
 from experiments.coded_resnext import CIFAR10, CIFAR100, DIGITS, IMAGENET, RUNS, CodedLoss, SmoothedCrossEntropy
 from experiments.run import write_config
-from jaxinterp.codes import Code
+from jaxinterp.codes import Code, named
 from jaxinterp.errors import CheckpointError, ConfigError
 from jaxinterp.models.coded import (
     CodedResNeXt,
     Stage,
-    binary_classifier,
     coded_cifar10,
     coded_cifar100,
     coded_imagenet,
     coding_loss,
 )
 from jaxinterp.models.export import export_network, load_network
+from jaxinterp.models.slices import binary_classifier
 from jaxinterp.train import cosine_by_epoch
 
 
@@ -70,6 +70,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("coded")
     stages.train("coded/digits", coded_resnext.smoke(DIGITS), run_dir)
     return run_dir
+
+
+@pytest.mark.slow
+def test_a_network_trained_with_other_words_is_not_examined(folder, monkeypatch):
+    monkeypatch.setattr(coded_resnext, "named", lambda name: Code(named(name).words[::-1]))
+    with pytest.raises(CheckpointError, match=r"another configuration: words was .* now it is"):
+        stages.trained(folder)
 
 
 @pytest.mark.slow

@@ -20,7 +20,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.codes import Code
-from jaxinterp.models.coded import CodedResNeXt, costs
+from jaxinterp.data.batches import padded_batches
+from jaxinterp.models.coded import CodedResNeXt
+from jaxinterp.models.slices import costs
 
 
 class Decoded(NamedTuple):
@@ -102,12 +104,10 @@ def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w 
         ValueError: a network without codes, no images, or an image without energy in a block.
     """
     _check(model, images)
-    batch = min(batch, len(images))
-    parts = []
-    for start in range(0, len(images), batch):
-        some = np.asarray(images[start : start + batch])
-        padded = np.concatenate([some, np.repeat(some[:1], batch - len(some), axis=0)])
-        parts.append([np.asarray(a)[:, : len(some)] for a in _everywhere(model, variables, jnp.asarray(padded))])
+    parts = [
+        [np.asarray(a)[:, :real] for a in _everywhere(model, variables, x)]
+        for _, real, (x,) in padded_batches(batch, images)
+    ]
     seen = Trace(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
     _require_finite(seen.margins)
     return seen

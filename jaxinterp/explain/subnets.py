@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.linear import Targets, decompose
 from jaxinterp.models.coded import CodedResNeXt
 
@@ -43,7 +44,7 @@ class PathShares(NamedTuple):
 @cache
 def _shortcuts(model: CodedResNeXt) -> Callable[..., Array]:
     """The frozen network through whose shortcuts alone derivatives flow; one function for each, compiled once."""
-    return partial(model.apply, frozen=True, alone=True)  # type: ignore[return-value]
+    return partial(model.apply, frozen=True, shortcuts_only=True)  # type: ignore[return-value]
 
 
 def path_shares(
@@ -180,22 +181,12 @@ def accuracy_without(
     if not all(0 <= count <= most for count in counts):
         raise ValueError(f"counts: got {min(counts)}..{max(counts)}, expected 0 to {most}")
     right = np.zeros(len(counts))
-    for start, x, y, real in _batches(images, labels, batch):
+    for start, real, (x, y) in padded_batches(batch, images, labels.astype(np.int32)):
         for i, count in enumerate(counts):
             one = jax.random.fold_in(jax.random.fold_in(key, start), i)
             found = _right_without(model, variables, x, y, block, jnp.int32(count), active, one)
             right[i] += float(found[:real].sum())
     return right / len(labels)
-
-
-def _batches(images: np.ndarray, labels: np.ndarray, batch: int) -> Any:
-    """(start, images, labels, how many are real), the last padded with its first, so that one program serves all."""
-    batch = min(batch, len(labels))
-    for start in range(0, len(labels), batch):
-        index = np.arange(start, start + batch)
-        index[index >= len(labels)] = start
-        real = min(batch, len(labels) - start)
-        yield start, jnp.asarray(images[index]), jnp.asarray(labels[index], jnp.int32), real
 
 
 class Specificity(NamedTuple):
@@ -246,7 +237,7 @@ def specificity(
     classes = model.classes
     tables = [code.table[:classes].astype(np.float32) for code in model.codes]
     right = np.zeros((classes + 1, classes))
-    for _, x, y, real in _batches(images, labels, batch):
+    for _, real, (x, y) in padded_batches(batch, images, labels.astype(np.int32)):
         for i in range(classes + 1):  # the last: nothing removed
             keep = [
                 jnp.ones(table.shape[1]) if i == classes or block not in concerned else jnp.asarray(1 - table[i])

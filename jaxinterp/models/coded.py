@@ -19,7 +19,7 @@ At each input the network is affine once ρ is held (`frozen=True`); ReLUs hold 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.codes import Code, named
 from jaxinterp.models.baselines import ConvNet, Layer
+from jaxinterp.models.batchnorm import BatchNorm
 
 TINY = 1e-12  # of the mean energy, where the original has nothing and divides 0 by 0
 
@@ -166,55 +167,6 @@ def coding_loss(
     return (miss**power).mean()
 
 
-class BatchNorm(Layer):
-    """BatchNorm as PyTorch's, with statistics of ghost batches where these are asked for.
-
-    y = γ (x − μ) / √(σ² + 1e-5) + β. In training μ and σ² are those of the batch, or of each part of `ghost` images of
-    it; the running statistics keep 0.9 of themselves per step and take σ² with n − 1 as PyTorch does. Parts that share
-    a batch hand on their mean.
-
-    Attributes:
-        zero: start from γ = 0 instead of 1.
-        ghost: images that share statistics in training; None for the whole batch.
-    """
-
-    zero: bool = False
-    ghost: int | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
-        """Normalise with the batch's statistics (train) or the running ones, in float32 or wider."""
-        channels, wide = x.shape[-1], np.promote_types(np.float32, self.param_dtype)
-        init = nn.initializers.zeros if self.zero else nn.initializers.ones
-        scale = self.param("scale", init, (channels,), wide)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), wide)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
-        var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
-        y = x.astype(np.promote_types(wide, x.dtype))
-        if not train:
-            factor = scale * lax.rsqrt(var.value + 1e-5)
-            shift = bias - mean.value * factor
-            return (y * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
-        size = len(x) if self.ghost is None else self.ghost
-        if len(x) % size:
-            raise ValueError(f"ghost: got {size}, expected a divisor of the batch, {len(x)}")
-        parts = y.reshape(-1, size, *y.shape[1:])
-        mu = parts.mean((1, 2, 3))
-        square = (parts**2).mean((1, 2, 3))
-        if self.axis_name is not None and self.ghost is None and not self.is_initializing():
-            mu, square = lax.pmean((mu, square), self.axis_name)
-        sigma2 = jnp.maximum(square - mu**2, 0)
-        factor = scale[None] * lax.rsqrt(sigma2 + 1e-5)
-        shift = bias[None] - mu * factor
-        if not self.is_initializing():
-            devices = 1 if self.axis_name is None or self.ghost is not None else lax.axis_size(self.axis_name)
-            count = devices * size * x.shape[1] * x.shape[2]
-            mean.value = 0.9 * mean.value + 0.1 * mu.mean(0)
-            var.value = 0.9 * var.value + 0.1 * sigma2.mean(0) * (count / max(1, count - 1))
-        spread = (slice(None), None, None, None)
-        return (parts * factor[spread] + shift[spread]).reshape(y.shape).astype(x.dtype)
-
-
 class Paths(nn.Module):
     """What the paths hand on, u_n m_n / ρ: the activation at which a path's share of a logit is read."""
 
@@ -262,7 +214,7 @@ class CodedBlock(Layer):
         frozen: bool = False,
         mask: Float[Array, "n paths"] | None = None,
         keep: Float[Array | np.ndarray, "..."] | None = None,
-        alone: bool = False,
+        shortcuts_only: bool = False,
     ) -> tuple[Float[Array, "n h2 w2 features"], Float[Array, "n paths"] | None]:
         """Run the block.
 
@@ -272,7 +224,7 @@ class CodedBlock(Layer):
             frozen: hold ρ under differentiation, and BatchNorm in evaluation.
             mask: what every path is multiplied with after the normalisation (dropSubNNs), (N, paths).
             keep: what every path is multiplied with before it, (paths,) or (N, paths): 0 removes one.
-            alone: hold the paths' inputs too, so that only the shortcut hands on derivatives.
+            shortcuts_only: hold the paths' inputs too, so that only the shortcut hands on derivatives.
 
         Returns:
             The output, and the energies of all paths, (N, paths), float32 or wider; None of an ordinary block.
@@ -280,8 +232,8 @@ class CodedBlock(Layer):
         train = train and not frozen
         inner, size = self.paths * self.width, self.divisor * self.width
         own = {"ghost": self.ghost, **self.shared}
-        u = lax.stop_gradient(x) if alone else x
-        u = nn.relu(BatchNorm(name="norm_reduce", **own)(self.dense("reduce", inner, size)(u), train))
+        u = lax.stop_gradient(x) if shortcuts_only else x
+        u = nn.relu(BatchNorm(name="norm_reduce", **own)(self.dense("reduce", u, inner, size), train))
         kernel = self.param(
             "inner_kernel",
             nn.initializers.normal(math.sqrt(2 / (9 * size))),
@@ -304,18 +256,24 @@ class CodedBlock(Layer):
         for factor in (mask, kept):
             scale = scale if factor is None else scale * factor.astype(wide)
         v, stacked = nn.dtypes.promote_dtype(Paths(name="paths")(u, scale), expand.reshape(inner, -1), dtype=self.dtype)
-        y = BatchNorm(zero=True, name="norm_expand", **own)(v @ stacked, train)
+        y = (v.reshape(-1, inner) @ stacked).reshape(*v.shape[:3], -1)
+        y = BatchNorm(zero=True, name="norm_expand", **own)(y, train)
         if self.strides != 1 or x.shape[-1] != self.features:
             x = x[:, :: self.strides, :: self.strides]
-            x = BatchNorm(name="norm_skip", **own)(self.dense("skip", self.features, self.features)(x), train)
+            x = BatchNorm(name="norm_skip", **own)(self.dense("skip", x, self.features, self.features), train)
         return Out(name="out")(y + x.astype(y.dtype)), energies
 
-    def dense(self, name: str, features: int, fan_out: int) -> nn.Dense:
-        """A 1×1 convolution without bias."""
+    def dense(self, name: str, x: Float[Array, "n h w c"], features: int, fan_out: int) -> Float[Array, "n h w f"]:
+        """A 1×1 convolution without bias, as a product of two matrices.
+
+        Of more than two axes XLA's CPU backend copies a transposed operand into every gradient of the weights, one
+        value at a time, which took a third of a step's time.
+        """
         init = nn.initializers.normal(math.sqrt(2 / fan_out))
-        return nn.Dense(
+        made = nn.Dense(
             features, use_bias=False, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
         )
+        return made(x.reshape(-1, x.shape[3])).reshape(*x.shape[:3], features)
 
 
 class CodedResNeXt(ConvNet):
@@ -376,7 +334,7 @@ class CodedResNeXt(ConvNet):
         frozen: bool = False,
         energies: bool = False,
         keep: Keep | None = None,
-        alone: bool = False,
+        shortcuts_only: bool = False,
         first: int = 0,
         last: int | None = None,
     ) -> Any:
@@ -390,7 +348,7 @@ class CodedResNeXt(ConvNet):
             energies: return the energies of the coded blocks too.
             keep: for each coded block None or 0 and 1, (paths,) or (N, paths): paths to keep; the energies of others
                 count as zero.
-            alone: see `CodedBlock`.
+            shortcuts_only: see `CodedBlock`.
             first: blocks that `x` has passed already.
             last: stop after this block, counted from 1; None for the whole network.
 
@@ -431,7 +389,7 @@ class CodedResNeXt(ConvNet):
                 self.ghost,
                 name=f"block_{i}",
                 **self.shared,
-            )(x, train, frozen, mask, kept, alone)
+            )(x, train, frozen, mask, kept, shortcuts_only)
             found += [] if energy is None else [energy]
         if last is None:
             pooled = x.astype(np.promote_types(np.float32, x.dtype)).mean((1, 2))
@@ -509,106 +467,3 @@ def coded_imagenet(coded: bool = True, **fields: Any) -> CodedResNeXt:
         Stage(3, 2048, 32, 32, 2, c5),
     )
     return CodedResNeXt(stages=stages, **{"classes": 1000, "stem": (7, 2), **fields})
-
-
-def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> tuple[CodedResNeXt, Any]:
-    """The part of a trained network that serves one class, as a smaller network with one logit.
-
-    In every coded block the paths that the class does not use are removed, with their parameters; energies are still
-    divided by N, as in the whole network with the energies of those paths at zero. Everything else, BatchNorm's
-    statistics too, is kept, and of the classifier one column.
-
-    Args:
-        model: the network, with its codes.
-        variables: its variables.
-        class_index: the class, in [0, classes).
-
-    Returns:
-        The smaller network and its variables.
-
-    Raises:
-        ValueError: `class_index` out of range, a network without codes, or one of which paths were removed before.
-
-    Source: arXiv 2202.05343, Sec. 4.3.
-    """
-    if not 0 <= class_index < model.classes:
-        raise ValueError(f"class_index: got {class_index}, expected 0 to {model.classes - 1}")
-    model.require_codes()
-    if any(stage.kept is not None for stage in model.stages):
-        raise ValueError("model: paths were removed from it before, expected the whole network")
-    params = dict(variables["params"])
-    stats = dict(variables["batch_stats"])
-    for i, (stage, _) in enumerate(model.blocks, 1):
-        if stage.code is None:
-            continue
-        name = f"block_{i}"
-        paths = np.flatnonzero(stage.code.table[class_index])
-        channels = (paths[:, None] * stage.width + np.arange(stage.width)).ravel()
-        block = dict(params[name])
-        block["reduce"] = {"kernel": block["reduce"]["kernel"][:, channels]}
-        block["inner_kernel"] = block["inner_kernel"][..., channels]
-        block["expand_kernel"] = block["expand_kernel"][paths]
-        norms = {key: jax.tree.map(lambda leaf: leaf[channels], block[key]) for key in ("norm_reduce", "norm_inner")}  # noqa: B023
-        params[name] = block | norms
-        kept = {key: jax.tree.map(lambda leaf: leaf[channels], stats[name][key]) for key in norms}  # noqa: B023
-        stats[name] = dict(stats[name]) | kept
-    params["classifier"] = {"kernel": params["classifier"]["kernel"][:, class_index : class_index + 1]}
-    stages = tuple(s if s.code is None else replace(s, kept=s.code.weight) for s in model.stages)
-    return model.clone(stages=stages, classes=1, drop=0.0, ghost=None), {"params": params, "batch_stats": stats}
-
-
-def keep_only(model: CodedResNeXt, class_index: int) -> list[Float[np.ndarray, " paths"]]:
-    """The `keep` argument that leaves a whole network only the paths of one class: its word, for each coded block."""
-    return [code.table[class_index].astype(np.float32) for code in model.codes]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a part of a network costs.
-
-    Attributes:
-        name: "stem", "block_1", ..., "classifier".
-        parameters: trained numbers of the part.
-        shortcut: those of them in a projection shortcut and its BatchNorm.
-        multiply_adds: of its convolutions and products for one image, energies and normalisation left out.
-    """
-
-    name: str
-    parameters: int
-    shortcut: int
-    multiply_adds: int
-
-
-def costs(model: CodedResNeXt, image_shape: tuple[int, int, int]) -> list[Cost]:
-    """Parameters and multiply-adds of every part of a network.
-
-    Args:
-        model: the network, whole or with paths removed.
-        image_shape: (H, W, C) of one image in pixels.
-
-    Returns:
-        One entry for the stem, each block and the classifier.
-    """
-    height, width, channels = image_shape
-    side, strides = model.stem
-
-    def shrunk(size: int, by: int) -> int:
-        return -(-size // by)
-
-    height, width = shrunk(height, strides), shrunk(width, strides)
-    found = [Cost("stem", 64 * (side**2 * channels + 2), 0, height * width * 64 * side**2 * channels)]
-    if strides != 1:
-        height, width = shrunk(height, 2), shrunk(width, 2)
-    channels = 64
-    for i, (stage, step) in enumerate(model.blocks, 1):
-        before = height * width
-        height, width = shrunk(height, step), shrunk(width, step)
-        after, inner, d, c = height * width, stage.present * stage.width, stage.width, stage.features
-        products = before * channels * inner, after * 9 * d * inner, after * inner * c
-        parameters = inner * channels + 2 * inner + 9 * d * inner + 2 * inner + inner * c + 2 * c
-        shortcut = channels * c + 2 * c if step != 1 or channels != c else 0
-        adds = sum(products) + (after * channels * c if shortcut else 0)
-        found.append(Cost(f"block_{i}", parameters + shortcut, shortcut, adds))
-        channels = c
-    found.append(Cost("classifier", channels * model.classes, 0, channels * model.classes))
-    return found

@@ -29,6 +29,18 @@ MEANINGS = {
     "_vs_rectangular": "of its time",
     "_vs_relu": "of its time",
     "step_vs_baseline": "of its time",
+    "slice_vs_whole": "of its time",
+    "slice_vs_multiply_adds": "of the share of multiply-adds that it keeps",
+}
+PATHS: dict[str, tuple[str, str]] = {  # what only networks with coded paths are measured for
+    "classifier_precision": ("classifiers of one class: precision", ".3f"),
+    "classifier_recall": ("recall", ".3f"),
+    "parameters_kept": ("parameters kept", ".1%"),
+    "multiply_adds_kept": ("multiply-adds kept", ".1%"),
+    "early_exit_accuracy": ("early exit: accuracy", ".2%"),
+    "early_exit_compute": ("multiply-adds spent", ".1%"),
+    "specificity_own": ("accuracy lost without a class' own paths", ".3f"),
+    "specificity_others": ("without another's", ".3f"),
 }
 
 
@@ -140,6 +152,19 @@ def results_table(results: Iterable[Results]) -> str:
     return "\n".join(lines)
 
 
+def paths_table(results: Iterable[Results]) -> str:
+    """What the paths of coded networks are worth, one row per run; empty where there are none."""
+    coded = [result for result in results if "classifier_precision" in result.metrics]
+    lines = [
+        "| run | " + " | ".join(title for title, _ in PATHS.values()) + " | seeds |",
+        "|---" * (len(PATHS) + 2) + "|",
+    ]
+    for result in coded:
+        cells = [_number(result.metrics.get(name), form) for name, (_, form) in PATHS.items()]
+        lines.append("| " + " | ".join([f"`{result.run}`", *cells, str(len(result.seeds))]) + " |")
+    return "\n".join(lines) if coded else ""
+
+
 def _best_rival(result: Results) -> str:
     rivals = {name: m for name, m in result.metrics.items() if name.startswith(f"{LOCALISATION}_")}
     best = max(rivals, key=lambda name: rivals[name].mean, default=None)
@@ -197,6 +222,7 @@ def readme_block(root: Path, everything: bool = False) -> str:
             raise ConfigError(f'{path}: a benchmark file has an object "ratios"')
         benchmarks[path.stem] = content
     tables = [results_table(results)] if results else []
+    tables += [paths] if (paths := paths_table(results)) else []
     tables += [measured] if everything and (measured := measurements_table(results)) else []
     tables += [ratios_table(benchmarks)] if benchmarks else []
     return "\n\n".join(tables) or "No results are committed yet."

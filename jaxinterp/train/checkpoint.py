@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxinterp.errors import CheckpointError
 from jaxinterp.train.state import TrainState
-from jaxinterp.train.verify import complete_steps, crc32, leaves, read_newest, seal, table
+from jaxinterp.train.verify import check_config, complete_steps, crc32, leaves, read_newest, seal, table
 
 Which = Literal["last", "best"]
 
@@ -152,6 +152,7 @@ def load_variables(
     input_shape: tuple[int, ...],
     which: Which = "last",
     allow_older: bool = False,
+    same: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The variables of a trained model, verified.
 
@@ -161,12 +162,13 @@ def load_variables(
         input_shape: Shape of one image, (H, W, C).
         which: `last` epoch, or `best` on the validation part.
         allow_older: If the newest checkpoint is damaged, use the newest intact one.
+        same: Some of the values, by name, that were given to `fit` as `identity`; in others the run may differ.
 
     Returns:
         `{"params": ..., "batch_stats": ...}`, on the default device.
 
     Raises:
-        CheckpointError: None there, damaged, or of another model.
+        CheckpointError: None there, damaged, of another model, or trained with other values than `same`.
     """
     image = jnp.zeros((1, *input_shape[-3:]), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -177,4 +179,7 @@ def load_variables(
     found = read_newest(folder, {"variables": target}, None, allow_older)
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder}")
+    if same:
+        written = found[1]["config"]
+        check_config(folder / str(found[1]["step"]), {name: written.get(name) for name in same}, same)
     return found[0]["variables"]

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxinterp.data.batches import padded_batches
 from jaxinterp.data.pipeline import to_device
 from jaxinterp.data.sources import Dataset
 from jaxinterp.train.losses import LogitsLoss
@@ -113,11 +114,5 @@ def predict(
         raise ValueError(f"images must be float (N > 0, H, W, C) in [0, 1], got {images.dtype} {images.shape}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    batch_size = min(batch_size, len(images))
-    logits = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-        padded = np.pad(batch, padding) if isinstance(batch, np.ndarray) else jnp.pad(batch, padding)
-        logits.append(np.asarray(_apply(model, dict(variables), jnp.asarray(padded)))[: len(batch)])
-    return np.concatenate(logits)
+    batches = padded_batches(batch_size, images)
+    return np.concatenate([np.asarray(_apply(model, dict(variables), x))[:real] for _, real, (x,) in batches])

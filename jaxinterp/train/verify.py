@@ -102,7 +102,8 @@ def _check_table(path: Path, written: Mapping[str, Any], items: Mapping[str, Any
             raise CheckpointError(f"checkpoint {path} is of another model: {leaf} is {there} in it, expected {here}")
 
 
-def _check_config(path: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_config(path: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was written with other values than these, and name the first."""
     for name in sorted(written.keys() | config.keys()):
         there, here = (" ".join(str(values.get(name)).split()) for values in (written, config))
         if there != here:
@@ -120,7 +121,7 @@ def _read(path: Path, items: Mapping[str, Any], config: Mapping[str, Any] | None
 
     meta = _read_meta(path)
     if config is not None:
-        _check_config(path, meta["config"], config)
+        check_config(path, meta["config"], config)
     _check_table(path, meta["leaves"], items)
     trees = {name: _read_item(path, name, ocp.args.StandardRestore(tree)) for name, tree in items.items()}
     if table(trees) != table(items):

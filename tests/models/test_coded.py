@@ -14,21 +14,18 @@ from jax import lax
 from jaxinterp.codes import Code, named
 from jaxinterp.errors import ConfigError
 from jaxinterp.models.coded import (
-    BatchNorm,
     CodedBlock,
     CodedResNeXt,
     Stage,
-    binary_classifier,
     coded_cifar10,
     coded_cifar100,
     coded_imagenet,
     coding_loss,
-    costs,
     grouped_conv,
-    keep_only,
     path_energies,
 )
 from jaxinterp.models.convert import coded_block_from_torch
+from jaxinterp.models.slices import binary_classifier, costs, keep_only
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/coded_resnext_blocks.npz")
 STAGES = (
@@ -300,20 +297,6 @@ def test_coding_loss_at_uniform_energies(power):
             assert found == pytest.approx(fourth, abs=5e-5)
     black = jax.value_and_grad(lambda e: coding_loss(e, word, power))(jnp.zeros((1, 32)))
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in black)
-
-
-def test_ghost_batches_share_statistics_in_parts():
-    x = jax.random.normal(jax.random.key(0), (6, 3, 3, 2)) * 2 + 1
-    whole, ghost = BatchNorm(), BatchNorm(ghost=3)
-    variables = whole.init(jax.random.key(0), x)
-    out, updates = ghost.apply(variables, x, True, mutable="batch_stats")
-    for part in (slice(3), slice(3, None)):
-        alone, _ = whole.apply(variables, x[part], True, mutable="batch_stats")
-        np.testing.assert_allclose(out[part], alone, rtol=1e-5, atol=1e-6)
-    mean = np.asarray(x).reshape(2, 27, 2).mean(1).mean(0)
-    np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
-    with pytest.raises(ValueError, match="ghost: got 4, expected a divisor of the batch, 6"):
-        BatchNorm(ghost=4).apply(variables, x, True, mutable="batch_stats")
 
 
 @pytest.mark.parametrize(

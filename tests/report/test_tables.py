@@ -59,6 +59,16 @@ def test_results_table_shows_spread_paper_and_best_rival() -> None:
     assert cells == ["`coda/x`", "93.12% ± 0.20% (paper 93.20%)", "0.940 ± 0.010", "1e-06", "0.740 (grad cam)", "2"]
 
 
+def test_paths_have_a_table_where_they_were_measured() -> None:
+    assert tables.paths_table([results(test_accuracy=tables.Metric(1, 0.5, 0.0))]) == ""
+    found = results(classifier_precision=tables.Metric(3, 0.95, 0.01), parameters_kept=tables.Metric(3, 0.463, 0.0))
+    header, _, row = tables.paths_table([found]).splitlines()
+    cells = dict(zip(*([c.strip() for c in line.strip("|").split("|")] for line in (header, row)), strict=True))
+    assert cells["classifiers of one class: precision"] == "0.950 ± 0.010"
+    assert cells["parameters kept"].startswith("46.3%")
+    assert cells["recall"] == "–"
+
+
 def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")

@@ -214,8 +214,11 @@ def test_load_variables_notices_damage_and_a_foreign_model(tmp_path, tiny):
         load_variables(tmp_path, model, (4, 4, 1))
     for step in (5, 6):
         with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(state.replace(step=jnp.int32(step)), {})
+            checkpoints.save(state.replace(step=jnp.int32(step)), {"config": {"words": ["01", "10"], "epochs": 3}})
     assert_same(load_variables(tmp_path, model, (4, 4, 1)), dict(variables))
+    assert_same(load_variables(tmp_path, model, (4, 4, 1), same={"words": ["01", "10"]}), dict(variables))
+    with pytest.raises(CheckpointError, match=r"another configuration: words was \['01', '10'\], now it is \['11'\]"):
+        load_variables(tmp_path, model, (4, 4, 1), same={"words": ["11"]})
     assert_same(load_variables(tmp_path, tiny(dtype=jnp.bfloat16), (1, 4, 4, 1)), dict(variables))
     with pytest.raises(CheckpointError, match=r"another model: .* \(4,\) in it, expected float32 \(8,\)"):
         load_variables(tmp_path, tiny(features=8), (4, 4, 1))

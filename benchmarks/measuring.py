@@ -1,0 +1,114 @@
+"""What all benchmarks share: jobs timed in turn, memory of one job, and one record of it as JSON."""
+
+import ctypes
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from jaxinterp.train.log import commit, machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def slug(machine: str) -> str:
+    """A machine's name as a part of a file's: without its memory, in lower case, words joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine).lower()).strip("-")
+
+
+def relative(ours: Any, theirs: torch.Tensor) -> float:
+    """Largest difference over the largest entry."""
+    want = theirs.detach().float().cpu().numpy()
+    return float(np.abs(np.asarray(ours).astype(np.float32).reshape(want.shape) - want).max() / np.abs(want).max())
+
+
+def timed(job: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def alternate(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds of each job, taken in turn."""
+    first, times = {name: timed(job) for name, job in jobs.items()}, {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            times[name].append(timed(job))
+    return {
+        name: {
+            "median": statistics.median(t),
+            "quartiles": statistics.quantiles([*t, *t], n=4),
+            "first_call": first[name],
+        }
+        for name, t in times.items()
+    }
+
+
+def resident(field: str) -> int:
+    """Bytes of this process, VmRSS (now) or VmHWM (peak)."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+
+def growth(job: Callable[[], Any], gpu: bool) -> int:
+    """Peak bytes that a job takes over what its process holds after a first call."""
+    if gpu:
+        stats = jax.devices()[0].memory_stats
+        before = stats()["bytes_in_use"]  # the peak cannot be set back, so it has what compilation took
+        job()
+        return stats()["peak_bytes_in_use"] - before
+    job()  # compiles or warms up; what that left in the heap goes back before the mark is set
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        job()
+    return resident("VmHWM") - before
+
+
+def record(
+    benchmark: str,
+    seconds: Mapping[str, Mapping[str, Any]],
+    ratios: Mapping[str, float],
+    *,
+    where: str = "",
+    suffix: str = "",
+    **further: Any,
+) -> None:
+    """Write results/<benchmark>-<machine><suffix>.json and print what matters of it.
+
+    Args:
+        benchmark: its name.
+        seconds: as `alternate` returns them.
+        ratios: the figures that the benchmark is for.
+        where: the machine in words, where it cannot tell by itself.
+        suffix: of the file's name.
+        **further: JSON values, such as `setting` and `relative_difference`.
+    """
+    where = where or machine()
+    result = {
+        "benchmark": benchmark,
+        "command": " ".join([f"python -m benchmarks.{benchmark}", *sys.argv[1:]]),
+        "machine": where,
+        "commit": commit(),
+        "device": jax.devices()[0].device_kind,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
+        **further,
+        "seconds": seconds,
+        "ratios": ratios,
+    }
+    path = RESULTS / f"{benchmark}-{slug(where)}{suffix}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    medians = {name: round(times["median"], 4) for name, times in seconds.items()}
+    print(json.dumps({"ratios": ratios, "medians": medians, **further}, indent=2))
+    print(f"written: {path}")
