@@ -26,6 +26,7 @@ LANDMARKS = 1_000  # columns of the preconditioner
 TILE = 2_048  # most images along a side of a tile
 GATES = 1 << 28  # most bytes of float32 gates that one side of a tile may ask for
 TOLERANCE = 1e-5
+KEPT = 4 << 30  # bytes of tiles that stay in memory between products
 TOLD = 20  # products after which the solver says how far it is
 
 
@@ -146,7 +147,7 @@ def _in_tiles(
     identity: Mapping[str, Any],
 ) -> tuple[Ridge, str]:
     n, start = len(targets), time.perf_counter()
-    tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity)
+    tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity, keep=KEPT)
     computed = tiles.compute(lambda rows, columns: _between(kernel, train[rows], train[columns]))
     say(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
     draw = np.random.default_rng(seed).permutation(n)

@@ -41,6 +41,7 @@ class Tiles:
         tile: int = 2048,
         symmetric: bool = False,
         identity: Mapping[str, Any] | None = None,
+        keep: int = 0,
     ) -> None:
         """Open the tiles of a folder, or make an empty one.
 
@@ -51,6 +52,8 @@ class Tiles:
             symmetric: the matrix is; only half of it is computed and stored.
             identity: JSON values that tell this kernel from others, such as architecture, data set and seeds; a
                 folder of another one is refused.
+            keep: bytes of tiles that products leave in memory once they have read them; reading and checking a tile
+                takes longer than multiplying with it.
 
         Raises:
             ConfigError: a size that is not a positive integer, a symmetric matrix that is not square, or a folder that
@@ -63,6 +66,7 @@ class Tiles:
             raise ConfigError(f"shape: got {shape}, expected a square for a symmetric kernel")
         self.folder, self.shape, self.tile, self.symmetric = Path(folder), shape, tile, symmetric
         self._whole = False  # once seen
+        self.keep, self._held = keep, dict[tuple[int, int], np.ndarray]()
         self.counts = tuple(math.ceil(size / tile) for size in shape)
         config = {
             "format": FORMAT,
@@ -220,7 +224,7 @@ class Tiles:
         return np.block([[self[i, j] for j in range(self.counts[1])] for i in range(self.counts[0])])
 
     def product(self, y: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
-        """K y, with every stored tile read once, as many at a time as there are cores; sums are in y's type.
+        """K y, with every stored tile used once, as many at a time as there are cores; sums are in y's type.
 
         Raises:
             DataError: a tile is not finished, damaged or lost.
@@ -235,10 +239,13 @@ class Tiles:
 
         def share(i: int, j: int) -> list[tuple[slice, np.ndarray]]:
             rows, columns = self._slices(i, j)
-            # Few rows times a tile, in one type: BLAS takes three times as long for a tile times few columns, in two.
-            tile = self._tile(i, j).astype(y.dtype, copy=False)
-            parts = [(rows, (y[columns].T @ tile.T).T)]
-            return parts + ([(columns, (y[rows].T @ tile).T)] if self.symmetric and i != j else [])
+            tile = self._held.get((i, j))
+            if tile is None:
+                tile = self._tile(i, j)
+                if sum(held.nbytes for held in list(self._held.values())) + tile.nbytes <= self.keep:
+                    self._held[i, j] = tile
+            parts = [(rows, tile @ y[columns])]
+            return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
         def add(shares: Shares) -> None:
             for rows, part in shares.result():
