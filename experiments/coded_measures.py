@@ -63,7 +63,8 @@ def measured(
     if config.validation:
         train_set, held = hold_out(train_set, config.validation, config.seed)
     blocks = [i for i, (stage, _) in enumerate(model.blocks, 1) if stage.code is not None]
-    seen = trace(model, variables, test, config.eval_batch)
+    with jax.default_matmul_precision("highest"):
+        seen = trace(model, variables, test, config.eval_batch)
     accuracy = (seen.classes == labels).mean(1)
     decoding = {str(block): float(a) for block, a in zip(blocks, accuracy[:-1], strict=True)}
     metrics = {f"decoding_accuracy_block_{block}": a for block, a in decoding.items()}

@@ -48,7 +48,7 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
         Classes and margins.
 
     Raises:
-        ValueError: not N energies, or an image without any.
+        ValueError: not N energies, an image without any, or a code of a single word, which leads no other.
 
     Example:
         >>> found = decode(jnp.array([[3.0, 0.0, 1.0, 0.0]]), Code(("1100", "1010", "0011")))
@@ -59,6 +59,8 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
     """
     if energies.shape[1] != code.length:
         raise ValueError(f"energies: got {energies.shape[1]} paths, expected the code's {code.length}")
+    if code.classes < 2:
+        raise ValueError("code: got a single word, expected at least two to tell apart")
     total = energies.sum(1)
     if not isinstance(total, jax.core.Tracer) and not bool((total > 0).all()):
         row = int(jnp.argmin(total > 0))

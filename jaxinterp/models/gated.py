@@ -189,11 +189,15 @@ class Network(_Part):
             Logits, (N, classes).
 
         Raises:
-            ValueError: gates of another count or shape than the architecture's.
+            ValueError: gates of another count or shape than the architecture's, or, outside of `jit`, not finite.
         """
         expected = gate_count(self.layers)
         if gates is not None and len(gates) != expected:
             raise ValueError(f"gates: got {len(gates)}, expected {expected}, one for each Gate of the architecture")
+        for i, gate in enumerate(gates or ()):
+            finite = jnp.isfinite(gate).all()
+            if not isinstance(finite, jax.core.Tracer) and not bool(finite):
+                raise ValueError(f"gates: gate {i} has NaN or infinity, expected finite numbers")
         count = dict.fromkeys(("linear", "norm", "gate"), 0)
 
         def number(kind: str) -> int:

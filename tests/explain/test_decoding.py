@@ -116,6 +116,7 @@ def test_compute_is_the_specs():
         (lambda: EarlyExit(NET, {}, [0.1, np.nan]), "thresholds: got NaN"),
         (lambda: EarlyExit(NET, {}, [0.1]), "thresholds: got 1, expected one for each of 2 blocks"),
         (lambda: trace(NET, {}, X[:0]), "images: got none"),
+        (lambda: decode(jnp.ones((1, 4)), Code(("1100",))), "code: got a single word"),
         (lambda: trace(CodedResNeXt(stages=NET.stages[:1]), {}, X), "model: got an ordinary ResNeXt"),
         (
             lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(3, int), 1.0),

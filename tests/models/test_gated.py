@@ -237,6 +237,7 @@ def test_gates_that_do_not_fit_are_refused():
         ((jnp.ones((3, 4)),), "gates: got 1, expected 2"),
         ((jnp.ones((3, 4)), jnp.ones((3, 5))), r"gate_1 has shape \(3, 5\), expected \(3, 4\)"),
         ((jnp.ones((2, 4)), jnp.ones((3, 4))), r"gate_0 has shape \(2, 4\), expected \(3, 4\)"),
+        ((jnp.ones((3, 4)), jnp.full((3, 4), jnp.nan)), "gate 1 has NaN or infinity"),
     ):
         with pytest.raises(ValueError, match=says):
             net.apply(variables, x, gates)
