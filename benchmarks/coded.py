@@ -34,8 +34,8 @@ from benchmarks.torch_coded import Block, ResNeXt
 from jaxinterp.models.coded import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss, grouped_conv
 from jaxinterp.models.slices import binary_classifier, costs
 
-# Relative, in float32: through nine blocks a ReLU near 0 rounds either way; in float64 the sides agree to 1e-14.
-TOLERANCE = 1e-2
+TOLERANCE = 1e-3  # relative, of losses and gradients in float32
+DEEP = {"network/first_block_gradient": 1e-2}  # on whose way back nine blocks of ReLUs near 0 round either way
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,20 @@ def block_differences(jobs: Jobs, rival: Callable[[], Any]) -> dict[str, float]:
         "torch/kernel_gradient": relative(np.asarray(gradients["inner_kernel"]).transpose(3, 2, 0, 1), inner),
         "torch/input_gradient": relative(np.asarray(to_input).transpose(0, 3, 1, 2), images),
         "literal/loss": abs(float(value) / float(other) - 1),
-        "literal/gradients": max(distance(a, b) for a, b in pairs),
+        "literal/gradients": float(np.max([distance(a, b) for a, b in pairs])),
     }
 
 
 def distance(ours: Any, theirs: Any) -> float:
     """Norm of the difference over the norm."""
     return float(np.linalg.norm(np.subtract(ours, theirs)) / np.linalg.norm(theirs))
+
+
+def require_equal(differences: dict[str, float]) -> None:
+    """End the benchmark where the sides differ."""
+    for name, difference in differences.items():
+        if not difference <= DEEP.get(name, TOLERANCE):
+            raise SystemExit(f"{name}: the sides differ by {difference:.1e}, expected <= {DEEP.get(name, TOLERANCE)}")
 
 
 def _awake(params: Any) -> Any:
@@ -256,8 +263,7 @@ def main(options: Options) -> None:
     layout, rival = fastest(make)
     difference = block_differences(jobs, rival)
     layouts, ratios = {"block": layout}, {}
-    if not max(difference.values()) <= TOLERANCE:
-        raise SystemExit(f"the sides differ by {difference}, expected <= {TOLERANCE}")
+    require_equal(difference)
     seconds = {f"block/{k}": v for k, v in alternate({**jobs, "torch": rival}, options.rounds).items()}
     if options.network:
         steps, make = network_steps(options)
@@ -268,8 +274,7 @@ def main(options: Options) -> None:
         difference["network/head_gradient"] = relative(gradients["classifier"]["kernel"], head)
         first = np.asarray(gradients["block_1"]["inner_kernel"]).transpose(3, 2, 0, 1)
         difference["network/first_block_gradient"] = distance(first, inner.detach().numpy())
-        if not max(difference.values()) <= TOLERANCE:
-            raise SystemExit(f"the sides differ by {difference}, expected <= {TOLERANCE}")
+        require_equal(difference)
         seconds |= {f"network/{k}": v for k, v in alternate({**steps, "torch": rival}, options.rounds).items()}
         cut, kept = forwards(options)
         seconds |= {f"forward/{k}": v for k, v in alternate(cut, 3 * options.rounds).items()}

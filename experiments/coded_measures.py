@@ -40,7 +40,14 @@ Images = Float[np.ndarray, "n h w c"]
 
 
 def measured(
-    config: "CodedRun", model: CodedResNeXt, variables: Any, run_dir: Path, split: Split, say: Say
+    config: "CodedRun",
+    model: CodedResNeXt,
+    variables: Any,
+    run_dir: Path,
+    test: Images,
+    labels: Int[np.ndarray, " n"],
+    split: Split,
+    say: Say,
 ) -> dict[str, Any]:
     """Measure a trained network with codes.
 
@@ -49,6 +56,8 @@ def measured(
         model: its network, in float32.
         variables: its variables.
         run_dir: the run's folder; the classifiers of one class are written into it.
+        test: test images, float32 in [0, 1].
+        labels: their classes.
         split: (run, "train" or "test") ↦ its data set.
         say: told about each measurement as it is made.
 
@@ -57,30 +66,27 @@ def measured(
         most → accuracy, compute), where images were held out; `removed` (paths of a block that are removed → accuracy);
         `specificity`, of at most 100 classes.
     """
-    test_set, train_set = split(config, "test"), split(config, "train")
-    test, labels = _floats(test_set), test_set.labels.astype(int)
+    train_set, labels = split(config, "train"), labels.astype(int)
     held: Dataset | None = None
     if config.validation:
         train_set, held = hold_out(train_set, config.validation, config.seed)
     blocks = [i for i, (stage, _) in enumerate(model.blocks, 1) if stage.code is not None]
-    with jax.default_matmul_precision("highest"):
-        seen = trace(model, variables, test, config.eval_batch)
+    seen = trace(model, variables, test, config.eval_batch)
     accuracy = (seen.classes == labels).mean(1)
     decoding = {str(block): float(a) for block, a in zip(blocks, accuracy[:-1], strict=True)}
     metrics = {f"decoding_accuracy_block_{block}": a for block, a in decoding.items()}
     say("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
     found: dict[str, Any] = {"metrics": metrics, "decoding": decoding}
-    with jax.default_matmul_precision("highest"):
-        foreign = _foreign(config, split, say)
-        found["classifiers"] = _classifiers(
-            config, model, variables, run_dir, train_set, test, labels, foreign, metrics, say
-        )
-        if held is not None:
-            found["exits"] = _early_exit(config, model, variables, held, test, labels, seen, metrics, say)
-        some, their = test[: config.path_images], labels[: config.path_images]
-        found["removed"] = _removals(config, model, variables, some, their, say)
-        if config.classes <= MATRIX:
-            found["specificity"] = _specificity(config, model, variables, some, their, metrics, say)
+    foreign = _foreign(config, split, say)
+    found["classifiers"] = _classifiers(
+        config, model, variables, run_dir, train_set, test, labels, foreign, metrics, say
+    )
+    if held is not None:
+        found["exits"] = _early_exit(config, model, variables, held, test, labels, seen, metrics, say)
+    some, their = test[: config.path_images], labels[: config.path_images]
+    found["removed"] = _removals(config, model, variables, some, their, say)
+    if config.classes <= MATRIX:
+        found["specificity"] = _specificity(config, model, variables, some, their, metrics, say)
     return found
 
 
@@ -161,9 +167,9 @@ def _foreign(config: "CodedRun", split: Split, say: Say) -> Images | None:
     """Test images of a data set that the network does not know; None where the run names none or it is not there."""
     if not config.foreign:
         return None
-
+    other = replace(config, dataset=config.foreign, foreign="", image_size=config.image_shape[0])
     try:
-        return _floats(split(replace(config, dataset=config.foreign), "test"))
+        return _floats(split(other, "test"))
     except DataError as error:
         say(f"foreign images: {error}; left out")
         return None

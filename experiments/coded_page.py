@@ -20,10 +20,8 @@ SHOWN = 200  # test images whose paths are read
 
 def sections(report: Report, model: CodedResNeXt) -> list[Section]:
     """All of them, in the order of the paper."""
-    made = [_paths(report, model)]
-    if "decoding" in report.found:
-        made += [_decoding(report), *([_classifiers(report)] if report.found["classifiers"] else []), _removals(report)]
-    return made
+    classifiers = [_classifiers(report)] if report.found["classifiers"] else []
+    return [_paths(report, model), _decoding(report), *classifiers, _removals(report)]
 
 
 def _paths(report: Report, model: CodedResNeXt) -> Section:
@@ -102,7 +100,7 @@ def _classifiers(report: Report) -> Section:
             f"{metrics['multiply_adds_kept']:.1%} of the multiply-adds and {metrics['classifier_time_share']:.1%} of "
             f"the time. Its logit is that of the whole network with the other paths off, to "
             f"{metrics['classifier_difference']:.1e}. Thresholds have the best F1 on training images without "
-            "augmentation; the numbers are of test images."
+            "augmentation (ImageNet's are cropped at random); the numbers are of test images."
         ],
         [],
         [Table(header, rows)],

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import coded_page
 from experiments.coded_measures import measured
@@ -125,8 +125,8 @@ class CodedRun(Run):
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a finite number, at least {least}")
         if any(not 0 < deviation < math.inf for deviation in self.std):
             raise ConfigError(f"std: got {shown(self.std)}, expected positive finite numbers")
-        if self.foreign == self.dataset:
-            raise ConfigError(f"foreign: got {self.foreign}, expected another data set than the run's own")
+        if self.foreign in (self.dataset, "imagenet2012"):
+            raise ConfigError(f"foreign: got {self.foreign}, expected a small data set other than the run's own")
         for name in ("drop", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1)")
@@ -415,12 +415,17 @@ def measure(
     config: CodedRun,
     variables: Any,
     run_dir: Path,
+    images: Float[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
     split: Split,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What only coded networks are measured for: see `experiments.coded_measures.measured`."""
     model = build(replace(config, dtype="float32"))
-    return measured(config, model, variables, run_dir, split, say) if model.codes else {}
+    if not model.codes:
+        return {}
+    with jax.default_matmul_precision("highest"):
+        return measured(config, model, variables, run_dir, images, labels, split, say)
 
 
 def sections(report: Report, split: Split) -> list[Section]:

@@ -55,14 +55,20 @@ def training_stream(config: Run, classes: int, data_dir: Path | None) -> Stream:
 
 
 def training_images(config: Run, classes: int, number: int, data_dir: Path | None) -> Dataset:
-    """The first training images of the stream, unaugmented, in memory: a sample of all.
+    """The first training images of the stream, in memory: a sample, cropped at random as in training, not augmented.
+
+    Args:
+        config: with the image size, batch size and seed.
+        classes: how many of the first classes.
+        number: of images, at most; no more than an epoch's are returned.
+        data_dir: the data folder.
 
     Raises:
         DataError: the data are missing; see `jaxinterp.data.stream`.
     """
     size, kept = min(number, config.batch_size), []
     source = training_stream(replace(config, batch_size=size), classes, data_dir)
-    for batch in islice(source.batches(0), -(-number // size)):
+    for batch in islice(source.batches(0), min(-(-number // size), source.steps)):
         kept.append((batch["image"], batch["label"]))
     images, labels = (np.concatenate(parts)[:number] for parts in zip(*kept, strict=True))
     return Dataset(config.dataset, "train", images, labels, tuple(map(str, range(classes))))

@@ -26,7 +26,6 @@ LANDMARKS = 1_000  # columns of the preconditioner
 TILE = 2_048  # most images along a side of a tile
 GATES = 1 << 28  # most bytes of float32 gates that one side of a tile may ask for
 TOLERANCE = 1e-5
-KEPT = 4 << 30  # bytes of tiles that stay in memory between products
 TOLD = 20  # products after which the solver says how far it is
 
 
@@ -100,7 +99,8 @@ def regress(
         classes: how many classes.
         folder: of the tiles.
         identity: JSON values that tell this kernel from others.
-        memory: GiB that the kernel of the training images may take in memory, in float64.
+        memory: GiB that the kernel of the training images may take in memory, in float64; of a larger one so many
+            GiB of tiles are held.
         seed: of the images on which λ is chosen, and of the preconditioner's.
         shown: test images of which the training images that decided are found.
         say: told what was measured.
@@ -119,7 +119,9 @@ def regress(
         ridge, steps = kernel_ridge(np.asarray(kernel(*train[:])), targets), "kernel in memory"
     else:
         same = {**identity, "gates": [crc32(gate) for gate in train.gates]}
-        ridge, steps = _in_tiles(kernel, train, targets, seed=seed, say=say, folder=folder, identity=same)
+        ridge, steps = _in_tiles(
+            kernel, train, targets, memory=memory, seed=seed, say=say, folder=folder, identity=same
+        )
     logits = np.concatenate([_predict(kernel, ridge, train, test[rows]) for rows in test.blocks()])
     metrics = {
         "npk_test_accuracy": float((logits.argmax(1) == test.labels).mean()),
@@ -141,13 +143,14 @@ def _in_tiles(
     train: Side,
     targets: Float[np.ndarray, "n classes"],
     *,
+    memory: float,
     seed: int,
     say: Say,
     folder: Path,
     identity: Mapping[str, Any],
 ) -> tuple[Ridge, str]:
     n, start = len(targets), time.perf_counter()
-    tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity, keep=KEPT)
+    tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity, keep=int(memory * 2**30))
     computed = tiles.compute(lambda rows, columns: _between(kernel, train[rows], train[columns]))
     say(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
     draw = np.random.default_rng(seed).permutation(n)

@@ -64,7 +64,9 @@ def augmentation(config: Run) -> Augment:
 
 
 def split(config: Any, which: Literal["train", "test"], data_dir: Path | None) -> Dataset:
-    """A split of the run's data set, at the run's size and number of images; of ImageNet's training images a sample.
+    """A split of the run's data set, at the run's size and number of images.
+
+    Of ImageNet all validation images of the run's classes, and a sample of the training images.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -256,7 +258,8 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
     write_arrays(run_dir / LOGITS, logits)
     if hasattr(paper, "measure"):
         write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")  # should what follows fail
-        further = paper.measure(config, last.variables, run_dir, partial(split, data_dir=data_dir), say)
+        source = partial(split, data_dir=data_dir)
+        further = paper.measure(config, last.variables, run_dir, images, labels, source, say)
         found["metrics"] |= further.pop("metrics", {})
         found |= further
     watched = read_json(run_dir / "run.json", f"jaxinterp train {name}").get("summary", {}).get("highest", {})

@@ -57,7 +57,7 @@ class Demo:
         Evaluate((gated,))(console)
         Report(gated)(console)
         coded = self.run_dir / "coded"
-        shorter = ("epochs=8", "classifiers=3", "occlusion=", "path_images=120", "removal_images=120")
+        shorter = ("epochs=8", "classifiers=3", "occlusion=", "path_images=120", "removal_images=40")
         Train("coded/digits", () if self.smoke else shorter, run_dir=coded, smoke=self.smoke)(console)
         Evaluate((coded,))(console)
         Report(coded)(console)

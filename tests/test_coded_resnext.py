@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import coded_resnext, stages
+from experiments import coded_measures, coded_resnext, stages
 from experiments.coded_resnext import CIFAR10, CIFAR100, DIGITS, IMAGENET, RUNS, CodedLoss, SmoothedCrossEntropy
 from experiments.run import write_config
 from jaxinterp.codes import Code, named
-from jaxinterp.errors import CheckpointError, ConfigError
+from jaxinterp.data import Dataset
+from jaxinterp.errors import CheckpointError, ConfigError, DataError
 from jaxinterp.models.coded import (
     CodedResNeXt,
     Stage,
@@ -70,6 +71,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("coded")
     stages.train("coded/digits", coded_resnext.smoke(DIGITS), run_dir)
     return run_dir
+
+
+def test_foreign_images_have_the_runs_size_or_are_left_out():
+    config, asked, said = RUNS["coded/mnist"].config, [], []
+
+    def split(other, which):
+        asked.append((other.dataset, which, other.image_size))
+        return Dataset("fashion_mnist", "test", np.full((2, 28, 28, 1), 51, np.uint8), np.zeros(2, np.int32), ("a",))
+
+    def missing(other, which):
+        raise DataError("fashion_mnist is not there")
+
+    np.testing.assert_allclose(coded_measures._foreign(config, split, said.append), np.full((2, 28, 28, 1), 0.2))
+    assert asked == [("fashion_mnist", "test", 28)]
+    assert coded_measures._foreign(config, missing, said.append) is None
+    assert said == ["foreign images: fashion_mnist is not there; left out"]
+    with pytest.raises(ConfigError, match="foreign: got imagenet2012, expected a small data set"):
+        replace(config, foreign="imagenet2012")
 
 
 @pytest.mark.slow
@@ -170,7 +189,7 @@ def test_fields_that_do_not_fit_are_refused(changes, says):
         ({"mu": -1.0}, "mu: got -1.0, expected a finite number, at least 0"),
         ({"power": 0.5}, "power: got 0.5, expected a finite number, at least 1"),
         ({"std": (0.0,)}, "std: got 0.0, expected positive finite numbers"),
-        ({"foreign": "digits"}, "foreign: got digits, expected another data set"),
+        ({"foreign": "digits"}, "foreign: got digits, expected a small data set"),
         ({"drop": 1.0}, "drop: got 1.0, expected a number in [0, 1)"),
         ({"warmup_epochs": 20}, "warmup_epochs: got 20, expected less than epochs=20"),
         ({"floor": 1.0}, "floor: got 1.0, expected at most learning_rate=0.05"),

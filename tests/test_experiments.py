@@ -213,6 +213,9 @@ def test_imagenet_keeps_the_first_classes_and_refills_an_epoch(monkeypatch: pyte
     assert asked == [(5, 3000), (5, 3001)]
     assert all(batch["label"].shape == (8,) and batch["label"].max() < 2 for batch in batches)
     assert imagenet.held_images(replace(config, image_size=240), 3, None).labels.tolist() == [0, 1, 2] * 256 * 3
+    some = imagenet.training_images(config, 2, 20, None)
+    assert (some.split, some.images.shape, some.labels.tolist()) == ("train", (20, 1, 1, 3), [0, 1] * 10)
+    assert len(imagenet.training_images(config, 2, 10_000, None)) == 2 * 1280  # an epoch, not the same ones again
 
 
 @pytest.mark.parametrize("module", [run, imagenet, page])

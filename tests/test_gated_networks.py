@@ -133,8 +133,9 @@ def test_learnt_gates_are_those_of_the_relu_network_trained_first(tmp_path: Path
 def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None:
     config = replace(gated.smoke(gated.DIGITS), kernel_images=65)
     variables = gated.build(config).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    source, images = partial(stages.split, data_dir=None), np.zeros((1, 8, 8, 1), np.float32)
     with pytest.raises(ConfigError, match="kernel_images: got 65, digits has 64 training images here"):
-        gated.measure(config, variables, tmp_path, partial(stages.split, data_dir=None), quiet)
+        gated.measure(config, variables, tmp_path, images, np.zeros(1, int), source, quiet)
 
 
 @pytest.mark.slow

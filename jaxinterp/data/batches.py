@@ -17,12 +17,17 @@ def padded_batches(size: int, *arrays: np.ndarray | Array) -> Iterator[tuple[int
     Yields:
         Where the batch starts, how many of its rows are not repetitions, and that part of each array.
 
+    Raises:
+        ValueError: `size` is less than 1.
+
     Example:
         >>> for start, real, (x,) in padded_batches(4, np.arange(6)):
         ...     print(start, real, x)
         0 4 [0 1 2 3]
         4 2 [4 5 4 5]
     """
+    if size < 1:
+        raise ValueError(f"batch: got {size}, expected at least 1")
     count = len(arrays[0])
     size = min(size, count)
     for start in range(0, count, size):

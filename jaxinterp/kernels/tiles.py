@@ -66,7 +66,7 @@ class Tiles:
             raise ConfigError(f"shape: got {shape}, expected a square for a symmetric kernel")
         self.folder, self.shape, self.tile, self.symmetric = Path(folder), shape, tile, symmetric
         self._whole = False  # once seen
-        self.keep, self._held = keep, dict[tuple[int, int], np.ndarray]()
+        self._room, self._held = keep // (4 * tile**2), dict[tuple[int, int], np.ndarray]()
         self.counts = tuple(math.ceil(size / tile) for size in shape)
         config = {
             "format": FORMAT,
@@ -237,13 +237,11 @@ class Tiles:
         self._whole = True
         found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
 
-        def share(i: int, j: int) -> list[tuple[slice, np.ndarray]]:
+        def share(i: int, j: int, held: bool) -> list[tuple[slice, np.ndarray]]:
             rows, columns = self._slices(i, j)
-            tile = self._held.get((i, j))
-            if tile is None:
-                tile = self._tile(i, j)
-                if sum(held.nbytes for held in list(self._held.values())) + tile.nbytes <= self.keep:
-                    self._held[i, j] = tile
+            tile = self._held[i, j] if (i, j) in self._held else self._tile(i, j)
+            if held:
+                self._held[i, j] = tile
             parts = [(rows, tile @ y[columns])]
             return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
@@ -254,8 +252,8 @@ class Tiles:
         # One core a tile: a product with few columns is too short to be worth sharing.
         cores, under_way = os.cpu_count() or 1, deque[Shares]()
         with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
-            for index in self.wanted():
-                under_way.append(pool.submit(share, *index))
+            for number, index in enumerate(self.wanted()):
+                under_way.append(pool.submit(share, *index, number < self._room))
                 if len(under_way) > 2 * cores:
                     add(under_way.popleft())
             for shares in under_way:

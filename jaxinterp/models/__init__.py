@@ -1,1 +1,1 @@
-"""Networks that can be read, one file per family."""
+"""Networks that can be read, the families of networks, a file each, and what they share."""

@@ -26,7 +26,18 @@ class BatchNorm(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
-        """Normalise with the batch's statistics (train) or the running ones, in float32 or wider."""
+        """Normalise with the batch's statistics (train) or the running ones, in float32 or wider.
+
+        Args:
+            x: (N, H, W, C).
+            train: with the batch's statistics, which the running ones then take up.
+
+        Returns:
+            (N, H, W, C), in the type of `x`.
+
+        Raises:
+            ValueError: the batch cannot be cut into parts of `ghost` images.
+        """
         channels, wide = x.shape[-1], np.promote_types(np.float32, self.param_dtype)
         init = nn.initializers.zeros if self.zero else nn.initializers.ones
         scale = self.param("scale", init, (channels,), wide)

@@ -33,8 +33,7 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
 
     Source: arXiv 2202.05343, Sec. 4.3.
     """
-    if not 0 <= class_index < model.classes:
-        raise ValueError(f"class_index: got {class_index}, expected 0 to {model.classes - 1}")
+    _require_class(model, class_index)
     model.require_codes()
     if any(stage.kept is not None for stage in model.stages):
         raise ValueError("model: paths were removed from it before, expected the whole network")
@@ -59,8 +58,25 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
     return model.clone(stages=stages, classes=1, drop=0.0, ghost=None), {"params": params, "batch_stats": stats}
 
 
+def _require_class(model: CodedResNeXt, class_index: int) -> None:
+    if not 0 <= class_index < model.classes:
+        raise ValueError(f"class_index: got {class_index}, expected 0 to {model.classes - 1}")
+
+
 def keep_only(model: CodedResNeXt, class_index: int) -> list[Float[np.ndarray, " paths"]]:
-    """The `keep` argument that leaves a whole network only the paths of one class: its word, for each coded block."""
+    """The `keep` argument that leaves a whole network only the paths of one class: its word, for each coded block.
+
+    Args:
+        model: the network, with its codes.
+        class_index: the class, in [0, classes).
+
+    Returns:
+        0 and 1, (paths,), for each coded block.
+
+    Raises:
+        ValueError: `class_index` out of range.
+    """
+    _require_class(model, class_index)
     return [code.table[class_index].astype(np.float32) for code in model.codes]
 
 

@@ -154,7 +154,7 @@ def results_table(results: Iterable[Results]) -> str:
 
 def paths_table(results: Iterable[Results]) -> str:
     """What the paths of coded networks are worth, one row per run; empty where there are none."""
-    coded = [result for result in results if "classifier_precision" in result.metrics]
+    coded = [result for result in results if PATHS.keys() & result.metrics.keys()]
     lines = [
         "| run | " + " | ".join(title for title, _ in PATHS.values()) + " | seeds |",
         "|---" * (len(PATHS) + 2) + "|",

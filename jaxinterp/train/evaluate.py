@@ -112,7 +112,5 @@ def predict(
     """
     if images.ndim != 4 or len(images) == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be float (N > 0, H, W, C) in [0, 1], got {images.dtype} {images.shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batches = padded_batches(batch_size, images)
     return np.concatenate([np.asarray(_apply(model, dict(variables), x))[:real] for _, real, (x,) in batches])

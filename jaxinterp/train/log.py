@@ -46,14 +46,14 @@ def machine() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of this package's checkout, with `+` if files in it have changed; None outside a checkout."""
+    """The git commit of this package's checkout, with `+` if files of it have changed; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         head = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
         )
         changed = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "."],
+            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", ":/"],
             capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

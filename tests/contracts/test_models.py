@@ -75,7 +75,7 @@ def made(name: str, x64: bool = False) -> tuple[nn.Module, Any, jax.Array, Calla
 
 
 def each_model(slow: tuple[str, ...] = ()) -> pytest.MarkDecorator:
-    """Every model; where compiling takes ten seconds, one family member less is for every day."""
+    """Every model; where compiling takes ten seconds, some are not for every day."""
     return pytest.mark.parametrize(
         "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in ROWS]
     )
@@ -92,7 +92,7 @@ def test_freezing_does_not_change_the_value(name):
     np.testing.assert_allclose(jax.jit(frozen)(variables, x), free, rtol=1e-5, atol=1e-6)
 
 
-@each_model(("coda-l2", "coda-one-row", "vgg", "hybrid"))
+@each_model(("coda-l2", "coda-one-row", "vgg"))
 @pytest.mark.parametrize("inner", [False, True])
 def test_contributions_and_bias_sum_to_the_logits(name, inner):
     _, variables, x, frozen = made(name)

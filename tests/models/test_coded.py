@@ -230,6 +230,19 @@ def tiny():
     return jax.tree.unflatten(tree, moved), x
 
 
+def test_products_keep_the_shape_of_images_where_they_can_be_decomposed():
+    model = coded_cifar10()
+
+    def seen(variables, x):
+        _, state = model.apply(variables, x, capture_intermediates=lambda m, _: m.name in ("reduce", "skip"))
+        return state["intermediates"]["block_4"]
+
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    found = jax.eval_shape(seen, jax.eval_shape(model.init, jax.random.key(0), x), x)
+    shapes = {name: found[name]["__call__"][0].shape for name in ("reduce", "skip")}
+    assert shapes == {"reduce": (2, 32, 32, 220), "skip": (2, 16, 16, 512)}
+
+
 def test_a_class_alone_is_the_masked_network(tiny):
     variables, x = tiny
     for k in (0, 2):
