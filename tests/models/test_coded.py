@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxinterp.codes import Code, named
 from jaxinterp.errors import ConfigError
+from jaxinterp.models import coded
 from jaxinterp.models.coded import (
     CodedBlock,
     CodedResNeXt,
@@ -156,7 +157,9 @@ def test_the_gram_form_is_the_literal_form_and_so_are_its_gradients():
 
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("size", [(6, 7), (1, 4)])
-def test_grouped_convolution_is_xlas(strides, size):
+@pytest.mark.parametrize("few", [coded.FEW, 0])  # as one dense convolution, and as one for each group
+def test_grouped_convolution_is_xlas(monkeypatch, strides, size, few):
+    monkeypatch.setattr(coded, "FEW", few)
     x = jax.random.normal(jax.random.key(0), (2, *size, 12))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 12))
 
@@ -184,8 +187,8 @@ def test_grouped_convolution_is_xlas(strides, size):
 )
 def test_parameters_of_the_published_networks(network, shape, parameters, kept, faithful, paper):
     model = network()
-    for coded in (True, False):
-        init = jax.eval_shape(network(coded).init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    for kind in (True, False):
+        init = jax.eval_shape(network(kind).init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         assert sum(leaf.size for leaf in jax.tree.leaves(init["params"])) == parameters
     whole = costs(model, shape)
     assert sum(part.parameters for part in whole) == parameters
