@@ -76,10 +76,17 @@ def whole(train: "Train", console: Console) -> None:
 
 
 def made_beside(trainings: Sequence["Train"], said: Path) -> None:
-    """Networks made one after another in a process of their own; what it says goes into a file."""
+    """Networks made one after another in a process of their own; what it says goes into a file.
+
+    Raises:
+        SystemExit: with one line on stderr, where a network could not be made.
+    """
     with said.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        for train in trainings:
-            whole(train, Console(file=file, width=100))
+        try:
+            for train in trainings:
+                whole(train, Console(file=file, width=100))
+        except JaxInterpError as error:
+            raise SystemExit(f"jaxinterp: {' '.join(str(error).split())}") from None
 
 
 @dataclass(frozen=True)

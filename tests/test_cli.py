@@ -276,3 +276,20 @@ def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureF
     configs = [json.loads((tmp_path / "runs" / f"d-seed-{seed}" / "config.json").read_text()) for seed in (3, 4)]
     assert [config["config"]["seed"] for config in configs] == [3, 4]
     assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_the_demo_makes_three_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = run(f"demo --smoke --run-dir {tmp_path / 'demo'}", capsys)
+    assert status == 0
+    for folder in ("demo", "demo/gated", "demo/coded"):
+        assert (tmp_path / folder / "report.html").stat().st_size > 10_000
+        assert f"{folder}/report.html" in said.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_what_fails_beside_the_demo_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gated").write_text("in the way")
+    status, _, err = run(f"demo --smoke --run-dir {tmp_path}", capsys)
+    assert status == 2
+    assert "were not finished: status 1" in err
