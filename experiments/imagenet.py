@@ -66,10 +66,10 @@ def training_images(config: Run, classes: int, number: int, data_dir: Path | Non
     Raises:
         DataError: the data are missing; see `jaxinterp.data.stream`.
     """
-    size, kept = min(number, config.batch_size), []
+    size = min(number, config.batch_size)
     source = training_stream(replace(config, batch_size=size), classes, data_dir)
-    for batch in islice(source.batches(0), min(-(-number // size), source.steps)):
-        kept.append((batch["image"], batch["label"]))
+    batches = islice(source.batches(0), min(-(-number // size), source.steps))
+    kept = [(batch["image"], batch["label"]) for batch in batches]
     images, labels = (np.concatenate(parts)[:number] for parts in zip(*kept, strict=True))
     return Dataset(config.dataset, "train", images, labels, tuple(map(str, range(classes))))
 

@@ -141,28 +141,24 @@ def results_table(results: Iterable[Results]) -> str:
     """
     trained = [result for result in results if "test_accuracy" in result.metrics]
     columns = {name: HEADLINES[name] for name in HEADLINES if any(name in result.metrics for result in trained)}
-    titles = [title for title, _ in columns.values()]
-    titles += ["best rival's localisation"] if LOCALISATION in columns else []
-    lines = ["| run | " + " | ".join([*titles, "seeds"]) + " |", "|---" * (len(titles) + 2) + "|"]
-    for result in trained:
-        cells = [_number(result.metrics.get(name), form) for name, (_, form) in columns.items()]
-        if LOCALISATION in columns:
-            cells.append(_best_rival(result))
-        lines.append("| " + " | ".join([f"`{result.run}`", *cells, str(len(result.seeds))]) + " |")
-    return "\n".join(lines)
+    return _rows(trained, columns, rival=LOCALISATION in columns)
 
 
 def paths_table(results: Iterable[Results]) -> str:
     """What the paths of coded networks are worth, one row per run; empty where there are none."""
     coded = [result for result in results if PATHS.keys() & result.metrics.keys()]
-    lines = [
-        "| run | " + " | ".join(title for title, _ in PATHS.values()) + " | seeds |",
-        "|---" * (len(PATHS) + 2) + "|",
-    ]
-    for result in coded:
-        cells = [_number(result.metrics.get(name), form) for name, (_, form) in PATHS.items()]
+    return _rows(coded, PATHS) if coded else ""
+
+
+def _rows(results: Iterable[Results], columns: Mapping[str, tuple[str, str]], rival: bool = False) -> str:
+    """A Markdown table: metrics (name → title, format) of results, one row per run."""
+    titles = [title for title, _ in columns.values()] + ["best rival's localisation"] * rival
+    lines = ["| run | " + " | ".join([*titles, "seeds"]) + " |", "|---" * (len(titles) + 2) + "|"]
+    for result in results:
+        cells = [_number(result.metrics.get(name), form) for name, (_, form) in columns.items()]
+        cells += [_best_rival(result)] if rival else []
         lines.append("| " + " | ".join([f"`{result.run}`", *cells, str(len(result.seeds))]) + " |")
-    return "\n".join(lines) if coded else ""
+    return "\n".join(lines)
 
 
 def _best_rival(result: Results) -> str:
