@@ -98,7 +98,7 @@ class CodedRun(Run):
     rand_augment: tuple[int, ...] = (3, 4)
     rand_augment_kind: Literal["uda", "timm"] = "timm"
     rand_augment_first: bool = True
-    optimiser: Literal["adam", "sgd"] = "sgd"
+    optimiser: Literal["adam", "adamw", "sgd"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True

@@ -431,13 +431,14 @@ def prior(name: str, config: GatedRun) -> tuple[str, GatedRun] | None:
     return (known if known in RUNS else name), relu
 
 
-def initial(config: GatedRun, variables: Any, gates: Any | None) -> Any:
+def initial(config: GatedRun, variables: Any, prior: Any | None, data: Any = None) -> Any:
     """Where training starts: gates equal to the initial values (FR-DI), or those of a trained ReLU network.
 
     Args:
         config: the run.
         variables: random ones of its network.
-        gates: variables of the run that `prior` names.
+        prior: variables of the run that the function `prior` names.
+        data: the training data, of which nothing is needed here.
     """
     if config.regime not in ("copied", "learnt"):
         return variables
@@ -445,7 +446,7 @@ def initial(config: GatedRun, variables: Any, gates: Any | None) -> Any:
     for kind, values in variables.items():
         body = dict(values.get("body", {}))
         if "gating_network" in body:
-            source = body["value_network"] if gates is None else gates[kind]["body"]
+            source = body["value_network"] if prior is None else prior[kind]["body"]
             body["gating_network"] = {layer: source[layer] for layer in body["gating_network"]}
             started[kind] = {**values, "body": body}
     return started

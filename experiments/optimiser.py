@@ -31,6 +31,7 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
         "cosine_by_epoch": partial(
             cosine_by_epoch, config.learning_rate, config.epochs, steps, config.floor, config.warmup_epochs
         ),
+        "onecycle": partial(optax.cosine_onecycle_schedule, config.epochs * steps, config.learning_rate),
         "cosine": partial(warmup_cosine, config.learning_rate, config.epochs, steps),
         "ramp": partial(ramp, config.learning_rate, config.epochs * steps),
         "warmup": partial(coda_imagenet, steps, config.learning_rate / 4, config.learning_rate),
@@ -42,20 +43,25 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
 def optimiser_of(
     config: Run, schedule: Callable[[Any], Any], fixed: Callable[[str], bool] | None = None
 ) -> optax.GradientTransformation:
-    """Adam or SGD; weight decay is added to gradients (of kernels, or all), as an L2 penalty of λ/2 ||w||² would.
+    """Adam, AdamW or SGD, on gradients that are clipped first where the run says so.
+
+    Weight decay (of kernels, or all) is added to gradients, as an L2 penalty of λ/2 ||w||² would; AdamW's is not.
 
     Args:
         config: with the optimiser and its numbers.
         schedule: the learning rate of a step.
         fixed: tells by a parameter's path, such as body/gating_network/linear_0/kernel, whether it is not trained.
     """
+    mask = None if config.decay_all else _by_path(_is_kernel)
     steps = {
         "adam": partial(optax.adam, schedule, eps=config.epsilon),
+        "adamw": partial(optax.adamw, schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask),
         "sgd": partial(optax.sgd, schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     }[config.optimiser]()
-    if config.weight_decay:
-        mask = None if config.decay_all else _by_path(_is_kernel)
+    if config.weight_decay and config.optimiser != "adamw":
         steps = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), steps)
+    if config.clip:
+        steps = optax.chain(optax.clip_by_global_norm(config.clip), steps)
     if fixed is None:
         return steps
     trained = _by_path(lambda path: "fixed" if fixed(path) else "trained")

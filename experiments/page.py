@@ -114,7 +114,7 @@ def compose_page(report: Report) -> Page:
         rival = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
         tiles[f"localisation {size}, median"] = f"{metrics[key]:.3f}"
         tiles[f"best rival: {method_style(rival.removeprefix(f'{key}_'))[0]}"] = f"{metrics[rival]:.3f}"
-    constant = "a part that depends on the image"
+    constant = report.subject.constant
     if report.subject.bias is not None:
         constant = f"the constant {report.subject.bias:.3f}"
     return Page(

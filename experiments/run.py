@@ -28,7 +28,7 @@ AnyRun = TypeVar("AnyRun", bound="Run")
 Split = Callable[["Run", Literal["train", "test"]], "Dataset"]
 """What gives a run's data set to what is measured of one paper's runs only."""
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
-Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine", "cosine_by_epoch"]
+Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine", "cosine_by_epoch", "onecycle"]
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -58,15 +58,17 @@ class Run:
         rand_augment_kind: its table of operations, that of UDA or timm's.
         rand_augment_first: before flip and crop instead of after them.
         dtype: type of the large products in training; what is measured and explained runs in float32.
-        optimiser: adam or sgd.
+        optimiser: adam, adamw or sgd.
         learning_rate: peak rate.
         epsilon: Adam's ε.
         momentum: SGD's.
         nesterov: Nesterov's form of it.
-        weight_decay: λ, which adds λ w to the gradient of every kernel.
+        weight_decay: λ, which adds λ w to the gradient of every kernel; adamw takes λ w off, times the rate.
         decay_all: of every parameter instead, those of BatchNorm too.
+        clip: largest norm of the gradient of all parameters together, to which it is scaled down; none where 0.
         schedule: constant, staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet), ramp (of DLGN) or
-            cosine, or cosine_by_epoch (of Coded ResNeXt; it changes once per epoch and ends at `floor`).
+            cosine, or cosine_by_epoch (of Coded ResNeXt; it changes once per epoch and ends at `floor`), or onecycle
+            (up for three tenths of the run, then down to nothing).
         floor: last rate of cosine_by_epoch.
         warmup_epochs: epochs in which cosine_by_epoch rises from 1e-4.
         epochs: passes over the training images.
@@ -97,13 +99,14 @@ class Run:
     rand_augment_kind: Literal["uda", "timm"] = "uda"
     rand_augment_first: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     epsilon: float = 1e-8
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
     decay_all: bool = False
+    clip: float = 0.0
     schedule: Schedule = "cosine"
     floor: float = 0.0
     warmup_epochs: int = 0
@@ -127,7 +130,7 @@ class Run:
         Raises:
             ConfigError: in one line, which field, what came and what was expected.
         """
-        at_least(self, 0, "crop", "seed", "floor", "warmup_epochs")
+        at_least(self, 0, "crop", "seed", "floor", "warmup_epochs", "clip")
         at_least(self, 1, "image_size", "images", "epochs", "batch_size", "accumulate", "eval_batch")
         at_least(self, 1, "grid_sizes", "grids", "removal_images", "occlusion", "occlusion_stride")
         if self.channels not in (1, 3):

@@ -163,7 +163,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         validation=validation,
         schedule=schedule,
         identity=json.loads(json.dumps({**asdict(config), **identity(paper, config)})),
-        initial=partial(paper.initial, config, gates=started) if hasattr(paper, "initial") else None,
+        initial=partial(paper.initial, config, prior=started, data=data) if hasattr(paper, "initial") else None,
     )
 
 

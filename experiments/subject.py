@@ -41,6 +41,7 @@ class Subject:
         occlusions: window sizes of the occlusion rivals in pixels.
         stride: step of their windows in pixels.
         probability: what the logits were trained as, each class on its own or one of all.
+        constant: what contributions leave out of a logit, in words, where `bias` is None.
     """
 
     variables: Any
@@ -55,6 +56,7 @@ class Subject:
     occlusions: tuple[int, ...]
     stride: int
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
+    constant: str = "a part that depends on the image"
 
     def odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
         """Log odds log p/(1 − p) of every class: the logits, or what softmax makes of them."""

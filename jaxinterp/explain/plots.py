@@ -232,3 +232,33 @@ def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.grid(axis=grid, color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
+    """Energy of each order of a series, and the accuracy of the series cut off after it.
+
+    Args:
+        energy: (M + 1,), from `jaxinterp.explain.series.energy`, in logits.
+        accuracy: (M + 1,), in [0, 1].
+        chance: accuracy of a guess.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    sizes, right = np.asarray(energy), np.asarray(accuracy)
+    order = np.arange(len(sizes))
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, other = figure.subplots(1, 2)
+    left.bar(order, np.maximum(sizes, 1e-9), color=METHODS["decomposition"][1], edgecolor=INK, linewidth=0.6)
+    left.set(yscale="log", xlabel="order m", ylabel="energy (logits)")
+    left.set_ylim(max(1e-6, float(sizes[sizes > 0].min(initial=1.0)) / 2), float(sizes.max(initial=1.0)) * 2)
+    other.plot(order, right, color=ORACLE, marker="o", markersize=4)
+    other.axhline(chance, color=UNIFORM, linestyle="--", linewidth=1.2)
+    other.annotate("chance", (len(order) - 1, chance), (0, 4), textcoords="offset points", ha="right", fontsize=9)
+    other.set(ylim=(0, 1.03), xlabel="orders up to m", ylabel="accuracy")
+    for axes in (left, other):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        plain(axes, grid="y")
+    return figure

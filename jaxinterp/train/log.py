@@ -16,6 +16,8 @@ import jax
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
 
+# Asked before any library pins the thread that imported it.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 PACKAGES = ("jaxinterp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -39,7 +41,7 @@ def machine() -> str:
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     parts = [] if device.platform == "cpu" else [f"{jax.device_count()} x {device.device_kind}"]
-    parts += [model, f"{len(os.sched_getaffinity(0))} cores"] if hasattr(os, "sched_getaffinity") else [model]
+    parts += [model, f"{CORES} cores"]
     if hasattr(os, "sysconf"):
         parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
     return ", ".join(parts)

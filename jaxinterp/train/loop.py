@@ -59,7 +59,8 @@ class _Run:
             saved = self.checkpoints.steps()
             raise NonFiniteError(
                 f"loss, gradient norm or parameter norm is not finite at step {bad} (epoch {epoch + 1}, batch "
-                f"{batch + 1} of {self.feed.steps}); last checkpoint: {f'step {saved[0]}' if saved else 'none'}"
+                f"{batch + 1} of {self.feed.steps}); last checkpoint: {f'step {saved[0]}' if saved else 'none'}; "
+                "try a lower learning rate, or clipped gradients"
             )
         means = {name: float(total / max(sums["count"], 1)) for name, total in sums.items() if name != "count"}
         self.clock.tick(means)

@@ -1,0 +1,126 @@
+"""What only polynomials show in their report: orders, their maps at every level, pairs of pixels, coefficients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.page import Report, first_of_each_class
+from jaxinterp.explain.draw import panel
+from jaxinterp.explain.plots import order_curves
+from jaxinterp.explain.series import contributions, pairs
+from jaxinterp.models.taylor import Expansion, TaylorNet
+from jaxinterp.report.page import Picture, Section, Table, picture
+
+MAPS = 5  # orders that are drawn
+
+
+def sections(report: Report, model: Expansion) -> list[Section]:
+    """All of them."""
+    counted = [_counts(report)] if report.found["counts"] else []
+    return [_orders(report, model), _maps(report, model), _pairs(report, model), *counted]
+
+
+def _orders(report: Report, model: Expansion) -> Section:
+    found = report.found["orders"]
+    accuracy = np.array(found["accuracy"])
+    figure = order_curves(found["energy"], accuracy, 1 / len(report.classes))
+    low = ", ".join(f"{accuracy[min(m, len(accuracy) - 1)]:.2%}" for m in (1, 2, 3, 5))
+    text = (
+        f"The network is a polynomial of degree {model.degree} in the pixels. About the expansion point x0 each logit "
+        "is the sum of its orders, f = f_0 + f_1 + f_2 + …, exactly. "
+        f"The orders up to 1, 2, 3 and 5 decide {low} of the images rightly, all that were read {accuracy[-1]:.2%}."
+    )
+    return Section(
+        "The series, order by order",
+        [text],
+        [
+            picture(
+                figure,
+                "Left: root mean square of each order over images and classes, the mean over classes taken off. Right: "
+                "accuracy of the series cut off after each order.",
+                "Energy and accuracy by order",
+                900,
+            )
+        ],
+    )
+
+
+def _maps(report: Report, model: Expansion) -> Section:
+    """What pixels, and blocks of the middle level, contribute to each of the lowest orders."""
+    chosen = first_of_each_class(report.labels, 4)
+    images, top = jnp.asarray(report.images[chosen]), report.logits[chosen].argmax(1)
+    variables, apply = report.subject.variables, jax.tree_util.Partial(model.apply)
+    x0, most = variables["batch_stats"]["expansion_point"], min(MAPS, model.degree)
+    levels: list[str | None] = [None]
+    if isinstance(model, TaylorNet) and len(model.levels) > 1:
+        levels.append(f"level_{len(model.levels) // 2 - 1}")
+    pictures = []
+    for level in levels:
+        parts = contributions(apply, images, x0, most, top, variables=variables, at=level)
+        maps = np.asarray(parts.contributions[:, 0].sum(-1))
+        values = np.asarray(parts.orders[:, 0])
+        titles = [[f"order {m + 1}: {v:+.2f}" for m, v in enumerate(row[1:])] for row in values]
+        names = [f"as {report.classes[k]}" for k in top]
+        figure = panel(report.images[chosen], maps, titles, names, scale="map")
+        where = "the pixels" if level is None else f"the entries of {level.replace('_', ' ')}, summed over channels,"
+        missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.orders).max())
+        pictures.append(
+            picture(
+                figure,
+                f"What {where} contribute to the lowest orders of the predicted class' logit; each map has its own "
+                f"scale, and its sum is the number above it. Largest relative remainder: {missed:.1e}.",
+                "Contribution maps by order",
+                130 * (most + 1),
+            )
+        )
+    return Section(
+        "Maps of single orders",
+        [
+            "Order 1 asks what each pixel does by itself, order 2 what pairs of pixels do, order m what m of them do "
+            "together; Euler's identity splits every order over the pixels. The sum of all these maps is the "
+            "decomposition above. At a coarser level the same logit is a polynomial of lower degree in fewer variables."
+        ],
+        pictures,
+    )
+
+
+def _pairs(report: Report, model: Expansion) -> Section:
+    """Pairs that the pixel with the largest contribution of order 2 forms."""
+    chosen = first_of_each_class(report.labels, 3)
+    variables, apply = report.subject.variables, jax.tree_util.Partial(model.apply)
+    x0, top = variables["batch_stats"]["expansion_point"], report.logits[chosen].argmax(1)
+    if model.degree < 2:
+        return Section("Pairs of pixels", ["A polynomial of degree 1 has none."])
+    rows: list[np.ndarray] = []
+    titles: list[list[str]] = []
+    for image, label in zip(report.images[chosen], top, strict=True):
+        x = jnp.asarray(image)[None]
+        second = contributions(apply, x, x0, 2, int(label), variables=variables).contributions[0, 0, 1].sum(-1)
+        places = np.argsort(-np.abs(np.asarray(second)), axis=None)[[0, second.size // 50 + 1]]
+        pixels = np.stack(np.unravel_index(places, second.shape), -1)
+        maps = np.asarray(pairs(apply, x, x0, pixels, int(label), variables=variables))[0, 0]
+        rows.append(np.concatenate([np.asarray(second)[None], maps]))
+        titles.append(["order 2", *(f"with ({y}, {x})" for y, x in pixels)])
+    names = [f"as {report.classes[k]}" for k in top]
+    figure: Picture = picture(
+        panel(report.images[chosen], np.stack(rows), titles, names, scale="map"),
+        "Left: each pixel's part of order 2. Then: what the pairs of one pixel, at (row, column), contribute.",
+        "Contributions of pairs of pixels",
+        620,
+    )
+    return Section(
+        "Pairs of pixels",
+        ["Order 2 is a sum over pairs, ½ d_i H_ij d_j with the Hessian at x0; here are all pairs of single pixels."],
+        [figure],
+    )
+
+
+def _counts(report: Report) -> Section:
+    header = ["part", "blocks", "inputs", "outputs", "degree", "parameters", "coefficients of its full expansion"]
+    rows = [[*row[:-1], row[-1] if len(row[-1]) < 8 else f"{float(row[-1]):.2e}"] for row in report.found["counts"]]
+    return Section(
+        "Coefficients and parameters",
+        ["What coarse-graining saves: a polynomial of that degree in all inputs would have the last column's numbers."],
+        [],
+        [Table(header, rows)],
+    )

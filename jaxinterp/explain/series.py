@@ -1,0 +1,481 @@
+"""A polynomial network read order by order, and every smooth one up to an order.
+
+About a point x0, with d = x − x0 and g(t) = f(x0 + t d), the contribution of order m is the m-th coefficient of g,
+
+    f(x0 + t d) = Σ_m t^m f_m(x),      f(x) = Σ_m f_m(x),      f_m(x0 + c d) = c^m f_m(x0 + d)
+
+All f_m come out of one pass in which every intermediate value is a truncated power series in t: affine operations act
+on each coefficient, products of two series are Cauchy products, (p ⊙ q)_m = Σ_i p_i ⊙ q_{m−i}. The pass runs over the
+program that JAX traces, so it reads any model and any function, and truncation does not touch the lower orders.
+
+Each f_m is homogeneous, so Euler's identity splits it over the entries of the input without remainder,
+
+    f_m = Σ_i d_i ∂_i f_m / m,      ∂_i f_m = the coefficient of order m − 1 of ∂_i f along the same line
+
+and the sum over orders is the integrated gradient from x0.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import jet
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.explain.linear import (
+    Targets,
+    bytes_per_example,
+    in_chunks,
+    require_batch,
+    require_finite,
+    require_levels,
+    select_targets,
+    split_at,
+)
+
+LINEAR = frozenset(
+    ("add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cumsum", "dynamic_slice")
+    + ("dynamic_update_slice", "gather", "neg", "pad", "reduce_sum", "reduce_window_sum", "reshape", "rev")
+    + ("scatter-add", "slice", "split", "squeeze", "sub", "transpose")
+)
+"""Operations that are linear in all of their arguments together, those of indices aside."""
+VALUES = {"dynamic_slice": {0}, "dynamic_update_slice": {0, 1}, "gather": {0}, "scatter-add": {0, 2}}
+"""Positions of the arguments that are not indices, where some are."""
+BILINEAR = frozenset(("conv_general_dilated", "dot_general", "mul"))
+
+
+class NotPolynomialError(ValueError):
+    """An operation of a function is no polynomial of its input."""
+
+
+class _Series(NamedTuple):
+    """Coefficients of a truncated power series, (terms, *shape); those beyond are zero."""
+
+    terms: Array
+
+
+def propagate(
+    function: Callable[..., Any], x0: Float[Array, "*shape"], step: Float[Array, "*shape"], max_order: int
+) -> Any:
+    """Coefficients of t ↦ function(x0 + t · step) up to an order.
+
+    Args:
+        function: a polynomial in JAX operations; of a batch as a whole, for examples are not taken apart.
+        x0: where t = 0.
+        step: derivative with respect to t.
+        max_order: largest order, ≥ 0.
+
+    Returns:
+        The function's pytree of outputs, each with a leading axis of max_order + 1 coefficients.
+
+    Raises:
+        NotPolynomialError: the function applies an operation that is no polynomial; the line names it and the module.
+
+    Example:
+        >>> propagate(lambda x: (x * x).sum(), jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]), 3).tolist()
+        [5.0, 6.0, 2.0, 0.0]
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(x0)
+    (*outs,) = _run(closed.jaxpr, closed.consts, [_Series(jnp.stack([x0, step])[: max_order + 1])], max_order)
+    full = [_padded(_as_series(out).terms, max_order + 1) for out in outs]
+    return jax.tree.unflatten(jax.tree.structure(shape), full)
+
+
+def _run(jaxpr: Any, consts: Sequence[Array], args: Sequence[Any], most: int) -> list[Any]:
+    """The outputs of a traced program whose arguments are arrays or series."""
+    known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else known[atom]
+
+    last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not hasattr(atom, "val")}
+    last |= dict.fromkeys((atom for atom in jaxpr.outvars if not hasattr(atom, "val")), len(jaxpr.eqns))
+    for i, eqn in enumerate(jaxpr.eqns):
+        outs = _apply(eqn, [read(atom) for atom in eqn.invars], most)
+        known.update(zip(eqn.outvars, outs, strict=True))
+        for atom in {a for a in eqn.invars if not hasattr(a, "val") and last[a] == i}:
+            del known[atom]  # a pass of 17 coefficients holds only what is still read
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: Any, args: list[Any], most: int) -> list[Any]:
+    """One operation on arrays and series."""
+    inner = _inner(eqn)
+    if inner is not None:
+        return _run(inner.jaxpr, inner.consts, args, most)
+    moving = [i for i, arg in enumerate(args) if isinstance(arg, _Series)]
+    name, run = eqn.primitive.name, partial(eqn.primitive.bind, **eqn.params)
+    if not moving:
+        outs = run(*args)
+        return list(outs) if eqn.primitive.multiple_results else [outs]
+    joint = VALUES.get(name, set(range(len(args))))
+    if name in LINEAR and joint.issuperset(moving):
+        return _linear(run, args, joint)
+    if name == "select_n" and 0 not in moving:
+        return _linear(run, args, joint - {0})
+    if (name in BILINEAR and len(moving) == 1) or (name == "div" and moving == [0]):
+        return _linear(run, args, set(moving))
+    if name in BILINEAR:
+        return [_Series(_cauchy(run, args[0].terms, args[1].terms, most))]
+    if name in ("square", "integer_pow") and eqn.params.get("y", 2) >= 1:
+        base = power = args[0].terms
+        for _ in range(eqn.params.get("y", 2) - 1):
+            power = _cauchy(jnp.multiply, power, base, most)
+        return [_Series(power)]
+    if name == "stop_gradient":
+        return args
+    where = str(eqn.source_info.name_stack) or "the function itself"
+    raise NotPolynomialError(f"apply: {where} applies {name}, expected sums and products only (a polynomial)")
+
+
+def _inner(eqn: Any) -> Any:
+    """The program that an operation only wraps, such as a jitted function, as a closed one."""
+    if eqn.primitive.name in ("scan", "while", "cond"):
+        return None
+    for value in eqn.params.values():
+        if hasattr(value, "eqns") and hasattr(value, "invars") and len(value.invars) == len(eqn.invars):
+            return jax.extend.core.ClosedJaxpr(value, ())
+        if hasattr(value, "jaxpr") and len(value.jaxpr.invars) == len(eqn.invars):
+            return value
+    return None
+
+
+def _linear(run: Callable[..., Any], args: list[Any], joint: set[int]) -> list[_Series]:
+    """An operation, linear in its `joint` arguments together, on every coefficient; constants have order 0."""
+    count = max(len(arg.terms) for arg in args if isinstance(arg, _Series))
+    mapped = [_padded(_as_series(arg).terms, count) if i in joint else arg for i, arg in enumerate(args)]
+    outs = jax.vmap(run, in_axes=[0 if i in joint else None for i in range(len(args))])(*mapped)
+    return [_Series(out) for out in jax.tree.leaves(outs)]
+
+
+def _cauchy(run: Callable[..., Array], p: Array, q: Array, most: int) -> Array:
+    """Coefficients of the product of two series."""
+    count = min(len(p) + len(q) - 1, most + 1)
+    terms = []
+    for m in range(count):
+        pairs = range(max(0, m - len(q) + 1), min(m, len(p) - 1) + 1)
+        terms.append(sum((run(p[i], q[m - i]) for i in pairs[1:]), run(p[pairs[0]], q[m - pairs[0]])))
+    return jnp.stack(terms)
+
+
+def _as_series(value: Any) -> _Series:
+    return value if isinstance(value, _Series) else _Series(jnp.asarray(value)[None])
+
+
+def _padded(terms: Array, count: int) -> Array:
+    """Coefficients with zeros after them."""
+    return jnp.pad(terms, ((0, count - len(terms)), *((0, 0),) * (terms.ndim - 1)))
+
+
+def _checked(
+    apply: Callable[..., Array], x: Array, x0: Array, max_order: int, least: int, variables: Any
+) -> tuple[jax.tree_util.Partial, Array, Array]:
+    """The function x ↦ logits, the inputs and the points of a call, found to fit one another."""
+    x = jnp.asarray(x)
+    require_batch(x)
+    x0 = jnp.asarray(x0, x.dtype)
+    if x0.shape not in (x.shape, x.shape[1:]):
+        raise ValueError(f"x0: got shape {x0.shape}, expected {x.shape[1:]}, that of one example, or {x.shape}")
+    if max_order < least:
+        raise ValueError(f"max_order: got {max_order}, expected at least {least}")
+    require_finite("x", x)
+    require_finite("x0", x0)
+    one = jax.tree_util.Partial(apply) if variables is None else jax.tree_util.Partial(apply, variables)
+    out = jax.eval_shape(one, x)
+    if out.ndim != 2 or out.shape[0] != len(x):
+        raise ValueError(f"apply: got output {out.shape}, expected ({len(x)}, classes)")
+    return one, x, jnp.broadcast_to(x0, x.shape)
+
+
+def orders(
+    apply: Callable[..., Float[Array, "batch classes"]],
+    x: Float[Array, "batch ..."],
+    x0: Float[Array, "..."],
+    max_order: int,
+    *,
+    variables: Any = None,
+    at: str | None = None,
+    memory: int = 2 << 30,
+) -> Float[Array, "orders batch classes"]:
+    """Contributions f_0, …, f_M of all orders to every logit, exact up to rounding.
+
+    Args:
+        apply: x ↦ logits (batch, classes), a polynomial, examples independent of one another; or (variables, x) ↦
+            logits where `variables` is given: then it is compiled once, for as long as the same function is passed.
+        x: inputs, (batch, ...).
+        x0: expansion point, of one example's shape or of the batch's.
+        max_order: M ≥ 0; the degree of the polynomial for all of it.
+        variables: the model's variables.
+        at: path of a Flax submodule: then orders in its output, about its output at x0, the reading at that level.
+        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+
+    Returns:
+        (M + 1, batch, classes). The sum over orders is f(x), where M is the degree or more.
+
+    Raises:
+        NotPolynomialError: an operation that is no polynomial; the line names it and its module.
+        ValueError: x0 of another shape, values that are not finite, a negative order, an unknown `at`.
+
+    Example:
+        >>> square = lambda x: (x**2).sum(-1, keepdims=True)
+        >>> orders(square, jnp.array([[3.0]]), jnp.array([1.0]), 2).ravel().tolist()
+        [1.0, 4.0, 4.0]
+    """
+    with jax.default_matmul_precision("highest"):
+        one, x, x0 = _checked(apply, x, x0, max_order, 0, variables)
+        if at is not None:
+            require_levels(one, x, [at])
+        run = _orders if variables is None else _orders_compiled
+        size = (max_order + 2) * bytes_per_example(one, x, 1)
+        found = in_chunks(lambda x, x0: jnp.moveaxis(run(one, at, max_order, x, x0), 0, 1), (x, x0), size, memory)
+        return jnp.moveaxis(found, 1, 0)
+
+
+def _orders(apply: Callable[..., Array], at: str | None, max_order: int, x: Array, x0: Array) -> Array:
+    function, start, step = _line(apply, at, x, x0)
+    return propagate(function, start, step, max_order)
+
+
+_orders_compiled = jax.jit(_orders, static_argnums=(1, 2))
+
+
+def _line(
+    apply: Callable[..., Array], at: str | None, x: Array, x0: Array
+) -> tuple[Callable[..., Array], Array, Array]:
+    """The function, the point and the step of an expansion in the input, or in a submodule's output."""
+    if at is None:
+        return apply, x0, x - x0
+    zeros, added = split_at(apply, x0, [at])
+    (here,), (there,) = added(*zeros)[1], split_at(apply, x, [at])[1](*zeros)[1]
+    return lambda y: added(y)[0], zeros[0], there - here
+
+
+class OrderContributions(NamedTuple):
+    """What `contributions` returns; T is the number of targets, M the largest order, `...` the input's shape.
+
+    Attributes:
+        orders: f_m, (batch, T, M + 1).
+        contributions: of every entry of the input to every order from 1 to M, (batch, T, M, ...).
+        remainder: f − Σ_{m ≤ M} f_m, what the orders beyond M are, (batch, T).
+        residual: f_m − Σ contributions_m for every order from 1 to M, (batch, T, M); zero up to rounding.
+    """
+
+    orders: Float[Array, "batch t m1"]
+    contributions: Float[Array, "batch t m *shape"]
+    remainder: Float[Array, "batch t"]
+    residual: Float[Array, "batch t m"]
+
+
+def contributions(
+    apply: Callable[..., Float[Array, "batch classes"]],
+    x: Float[Array, "batch ..."],
+    x0: Float[Array, "..."],
+    max_order: int,
+    targets: Targets = None,
+    *,
+    variables: Any = None,
+    at: str | None = None,
+    memory: int = 2 << 30,
+) -> OrderContributions:
+    """Contributions of every entry of the input (or of a submodule's output) to every order of every logit.
+
+        c_{m,i} = d_i ∂_i f_m / m,      Σ_i c_{m,i} = f_m,      Σ_m c_{m,i} = integrated gradient of entry i from x0
+
+    Args:
+        apply: as in `orders`.
+        x: inputs, (batch, ...).
+        x0: expansion point.
+        max_order: M ≥ 1.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        variables: the model's variables.
+        at: path of a Flax submodule.
+        memory: bytes that one pass may take by estimate.
+
+    Raises:
+        NotPolynomialError, ValueError: as `orders`.
+
+    Example:
+        >>> product = lambda x: x[:, :1] * x[:, 1:] + x[:, :1]
+        >>> parts = contributions(product, jnp.array([[2.0, 3.0]]), jnp.zeros(2), 2)
+        >>> parts.contributions[0, 0].tolist()
+        [[2.0, 0.0], [3.0, 3.0]]
+
+    Source: Euler's theorem on homogeneous functions; integrated gradients, Sundararajan et al., ICML 2017.
+    """
+    with jax.default_matmul_precision("highest"):
+        one, x, x0 = _checked(apply, x, x0, max_order, 1, variables)
+        if at is not None:
+            require_levels(one, x, [at])
+        rows = select_targets(targets, *jax.eval_shape(one, x).shape)
+        run = _contributions if variables is None else _contributions_compiled
+        size = (max_order + 2) * 3 * bytes_per_example(one, x, rows.shape[1])
+        return in_chunks(partial(run, one, at, max_order), (x, x0, rows), size, memory)
+
+
+def _contributions(
+    apply: Callable[..., Array], at: str | None, max_order: int, x: Array, x0: Array, rows: Array
+) -> OrderContributions:
+    function, start, step = _line(apply, at, x, x0)
+
+    def with_gradients(x: Array) -> tuple[Array, Array]:
+        logits, pullback = jax.vjp(function, x)
+        cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
+        return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
+
+    values, gradients = propagate(with_gradients, start, step, max_order)
+    order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
+    parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
+    found = jnp.moveaxis(values, 0, 2)
+    whole = jnp.take_along_axis(function(start + step), rows, axis=1)
+    residual = found[:, :, 1:] - parts.reshape(*parts.shape[:3], -1).sum(-1)
+    return OrderContributions(found, parts, whole - found.sum(-1), residual)
+
+
+_contributions_compiled = jax.jit(_contributions, static_argnums=(1, 2))
+
+
+def pairs(
+    apply: Callable[..., Float[Array, "batch classes"]],
+    x: Float[Array, "batch height width channels"],
+    x0: Float[Array, "..."],
+    pixels: Int[np.ndarray, "p 2"] | Sequence[tuple[int, int]] | None = None,
+    targets: Targets = None,
+    *,
+    variables: Any = None,
+    memory: int = 2 << 30,
+) -> Float[Array, "batch t p height width"]:
+    """What pairs of pixels contribute to order 2: ½ d_i H_ij d_j, H the Hessian at x0.
+
+    Args:
+        apply: as in `orders`; any twice differentiable function.
+        x: images, (batch, H, W, C).
+        x0: expansion point.
+        pixels: (y, x) of the pixels whose pairs are asked for; all where None.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        variables: the model's variables.
+        memory: bytes that one pass may take by estimate.
+
+    Returns:
+        (batch, T, P, H, W), summed over channels. The sum over the last two axes is the pixel's contribution of order
+        2, the sum over all pixels as well is f_2; a pixel's square stands at its own place.
+
+    Raises:
+        ValueError: as `orders`, or a pixel outside of the image.
+    """
+    with jax.default_matmul_precision("highest"):
+        one, x, x0 = _checked(apply, x, x0, 2, 0, variables)
+        if x.ndim != 4:
+            raise ValueError(f"x: got shape {x.shape}, expected images (batch, H, W, C)")
+        height, width = x.shape[1:3]
+        every = [(y, c) for y in range(height) for c in range(width)]
+        chosen = np.asarray(every if pixels is None else pixels, dtype=np.int32).reshape(-1, 2)
+        if len(chosen) == 0 or chosen.min() < 0 or (chosen >= (height, width)).any():
+            raise ValueError(f"pixels: got {chosen.tolist()[:3]}, expected (y, x) within {height}x{width}")
+        rows = select_targets(targets, *jax.eval_shape(one, x).shape)
+        run = _pairs if variables is None else _pairs_compiled
+        size = 4 * bytes_per_example(one, x, rows.shape[1] * len(chosen))
+        return in_chunks(partial(run, one, jnp.asarray(chosen)), (x, x0, rows), size, memory)
+
+
+def _pairs(apply: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:
+    step = x - x0
+
+    def gradients(x: Array) -> Array:
+        logits, pullback = jax.vjp(apply, x)
+        cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
+        return jax.vmap(pullback)(cotangents)[0]
+
+    def one(pixel: Array) -> Array:
+        mask = jnp.zeros(x.shape[1:3], x.dtype).at[pixel[0], pixel[1]].set(1)
+        row = jax.jvp(gradients, (x0,), (step * mask[None, :, :, None],))[1]
+        return (row * step[None]).sum(-1) / 2
+
+    return jnp.moveaxis(jax.lax.map(one, pixels), (0, 1), (2, 1))
+
+
+_pairs_compiled = jax.jit(_pairs)
+
+
+def smooth_orders(
+    apply: Callable[..., Float[Array, "batch classes"]],
+    x: Float[Array, "batch ..."],
+    x0: Float[Array, "..."],
+    max_order: int,
+    *,
+    variables: Any = None,
+) -> tuple[Float[Array, "orders batch classes"], Float[Array, "batch classes"]]:
+    """The same orders of any smooth function, by `jax.experimental.jet`, and what they leave of it.
+
+    A tanh or softplus network has infinitely many orders, and its series need not converge at x.
+
+    Args:
+        apply: as in `orders`, of operations that jet knows (a tanh-approximated GELU; not ReLU, whose kinks it
+            takes for smooth).
+        x: inputs, (batch, ...).
+        x0: expansion point.
+        max_order: M ≥ 1.
+        variables: the model's variables.
+
+    Returns:
+        f_0, …, f_M, (M + 1, batch, classes), and the remainder f − Σ f_m, (batch, classes).
+
+    Raises:
+        ValueError: as `orders`.
+        NotImplementedError: an operation that jet does not know.
+
+    Example:
+        >>> found, remainder = smooth_orders(jnp.exp, jnp.array([[1.0]]), jnp.zeros(1), 3)
+        >>> found.ravel().round(4).tolist(), round(float(remainder[0, 0]), 4)
+        ([1.0, 1.0, 0.5, 0.1667], 0.0516)
+    """
+    with jax.default_matmul_precision("highest"):
+        one, x, x0 = _checked(apply, x, x0, max_order, 1, variables)
+        return (_smooth if variables is None else _smooth_compiled)(one, max_order, x, x0)
+
+
+def _smooth(apply: Callable[..., Array], max_order: int, x: Array, x0: Array) -> tuple[Array, Array]:
+    zeros = [jnp.zeros_like(x)] * (max_order - 1)
+    first, others = jet.jet(apply, (x0,), ([x - x0, *zeros],))
+    factorials = np.cumprod(np.arange(1.0, max_order + 1))
+    found = jnp.stack([first, *(term / jnp.asarray(n, x.dtype) for term, n in zip(others, factorials, strict=True))])
+    return found, apply(x) - found.sum(0)
+
+
+_smooth_compiled = jax.jit(_smooth, static_argnums=1)
+
+
+def energy(found: Float[Array | np.ndarray, "orders n classes"]) -> Float[np.ndarray, " orders"]:
+    """Root mean square of every order over images and classes, the mean over classes taken off.
+
+    A constant added to all logits decides nothing.
+    """
+    each = np.asarray(found, np.float64)
+    return np.sqrt(((each - each.mean(-1, keepdims=True)) ** 2).mean((1, 2)))
+
+
+def truncated_accuracy(
+    found: Float[Array | np.ndarray, "orders n classes"], labels: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " orders"]:
+    """Accuracy of f_0 + … + f_m for every m.
+
+    Example:
+        >>> found = np.array([[[0.0, 1.0]], [[3.0, 0.0]]])
+        >>> truncated_accuracy(found, np.array([0])).tolist()
+        [0.0, 1.0]
+    """
+    partial_sums = np.cumsum(np.asarray(found, np.float64), axis=0)
+    return (partial_sums.argmax(-1) == np.asarray(labels)).mean(1)
+
+
+def order_penalty(found: Float[Array, "orders n classes"], growth: float) -> Float[Array, ""]:
+    """Σ_m c^m ⟨f_m²⟩ over m ≥ 1, the mean over images and classes: it moves weight to low orders where c > 1.
+
+    Args:
+        found: what `propagate` or `orders` returns.
+        growth: c > 0.
+    """
+    weights = growth ** jnp.arange(1, len(found), dtype=found.dtype)
+    return (weights * (found[1:] ** 2).mean((1, 2))).sum()
