@@ -36,11 +36,13 @@ from jaxinterp.explain.linear import (
     split_at,
 )
 
-LINEAR = frozenset(
-    ("add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cumsum", "dynamic_slice")
-    + ("dynamic_update_slice", "gather", "neg", "pad", "reduce_sum", "reduce_window_sum", "reshape", "rev")
-    + ("scatter-add", "slice", "split", "squeeze", "sub", "transpose")
-)
+# fmt: off
+LINEAR = frozenset({
+    "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cumsum", "dynamic_slice",
+    "dynamic_update_slice", "gather", "neg", "pad", "reduce_sum", "reduce_window_sum", "reshape", "rev", "scatter-add",
+    "slice", "split", "squeeze", "sub", "transpose",
+})
+# fmt: on
 """Operations that are linear in all of their arguments together, those of indices aside."""
 VALUES = {"dynamic_slice": {0}, "dynamic_update_slice": {0, 1}, "gather": {0}, "scatter-add": {0, 2}}
 """Positions of the arguments that are not indices, where some are."""
