@@ -49,6 +49,7 @@ class Run:
 
     Attributes:
         dataset: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
+        distilled: file of distilled images that takes the place of the training images; none where empty.
         image_size: side of the square images in pixels; the data set's own where None.
         channels: channels of the images, 1 or 3.
         images: use only so many images of each split; all where None.
@@ -90,6 +91,7 @@ class Run:
     OUTPUTS: ClassVar[str] = "classes: got"  # how an error names the field that says how many outputs there are
 
     dataset: DataSet = "cifar10"
+    distilled: str = ""
     image_size: int | None = None
     channels: int = 3
     images: int | None = None

@@ -25,6 +25,7 @@ from experiments.run import Run, naming_config, read_arrays, read_config, read_j
 from experiments.subject import Subject, summed
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
+from jaxinterp.distill import read_set
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.report.page import picture, write
@@ -127,6 +128,8 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         steps = data.steps
     else:
         data = split(config, "train", data_dir)
+        if config.distilled:
+            data = resized(read_set(Path(config.distilled)).dataset(data.name, data.classes), *config.image_shape[1:])
         if config.validation:
             try:
                 data, validation = hold_out(data, config.validation, config.seed)

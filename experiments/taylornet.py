@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,7 @@ class TaylorRun(Run):
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a positive finite number")
 
 
+AnyTaylorRun = TypeVar("AnyTaylorRun", bound=TaylorRun)
 MNIST = TaylorRun()
 SMALL = replace(MNIST, side=2, features=(8, 16, 32, 64), epochs=20)
 DIGITS = replace(
@@ -196,7 +197,7 @@ RUNS: dict[str, Experiment[TaylorRun]] = {
 }
 
 
-def smoke(config: TaylorRun) -> TaylorRun:
+def smoke(config: AnyTaylorRun) -> AnyTaylorRun:
     """The same run in seconds: see `small`, with few features."""
     return replace(
         small(config),

@@ -262,3 +262,28 @@ def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
         axes.xaxis.get_major_locator().set_params(integer=True)
         plain(axes, grid="y")
     return figure
+
+
+def level_curves(levels: Sequence[Mapping[str, float]]) -> "Figure":
+    """Accuracy by references of every level of abstraction.
+
+    Args:
+        levels: of each the `level`, `images` per class, and accuracies in [0, 1]: by `one` reference per class, by the
+            `nearest` of all, and by the `mean` of their embeddings.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    place = [row["level"] for row in levels]
+    names = {"one": "one reference per class", "nearest": "the nearest of all", "mean": "mean embedding"}
+    for (key, name), colour in zip(names.items(), OTHERS, strict=False):
+        axes.plot(place, [row[key] for row in levels], marker="o", markersize=4, color=colour, label=name)
+    axes.set_xticks(place, [f"{row['level']}\n({row['images']:.0f})" for row in levels])
+    axes.set(xlabel="level (images per class)", ylabel="accuracy")
+    axes.legend(frameon=False, fontsize=9)
+    plain(axes, grid="y")
+    return figure

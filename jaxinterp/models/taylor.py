@@ -56,6 +56,7 @@ class TaylorUnit(Layer):
         rank: R of cp and ccp, r = r_o of tucker; `features` where None.
         quadratic: factor of the initial deviation of what multiplies products.
         sites: shape of the places that have weights of their own, (H, W); none where all places share them.
+        gain: factor of the initial deviation of all that comes out; 0 for a unit that starts at zero.
     """
 
     features: int
@@ -64,6 +65,7 @@ class TaylorUnit(Layer):
     rank: int | None = None
     quadratic: float = 0.5
     sites: tuple[int, ...] = ()
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, z: Float[Array, "..."], project: Project | None = None, size: int | None = None) -> Array:
@@ -100,20 +102,20 @@ class TaylorUnit(Layer):
     def _dense(self, of: Callable[[Array], Array], d: int, rank: int) -> Array:
         eye = jnp.broadcast_to(jnp.eye(d, dtype=self.param_dtype), (*self.sites, d, d))
         u = of(eye) if self.order > 1 else None
-        out = of(self._weight("linear", d, self.features))
+        out = of(self._weight("linear", d, self.features, self.gain))
         for m in range(2, self.order + 1):
             assert u is not None
             products: Array = jnp.ones_like(u[..., :1])
             for index in np.array(list(combinations_with_replacement(range(d), m))).T:
                 products = products * u[..., index]
             out = out + _matrix_product(
-                products, self._weight(f"order_{m}", products.shape[-1], self.features, self.quadratic)
+                products, self._weight(f"order_{m}", products.shape[-1], self.features, self.quadratic * self.gain)
             )
         return out
 
     def _cp(self, of: Callable[[Array], Array], d: int, rank: int) -> Array:
         pairs = [(m, j) for m in range(2, self.order + 1) for j in range(m)]
-        kernels = [self._weight("linear", d, self.features)]
+        kernels = [self._weight("linear", d, self.features, self.gain)]
         kernels += [self._weight(f"factor_{m}_{j + 1}", d, rank) for m, j in pairs]
         # One product for all of them: the block is read once.
         parts = jnp.split(of(jnp.concatenate(kernels, -1)), np.cumsum([k.shape[-1] for k in kernels])[:-1], -1)
@@ -122,7 +124,9 @@ class TaylorUnit(Layer):
             product = factors[m, 0]
             for j in range(1, m):
                 product = product * factors[m, j]
-            out = out + _matrix_product(product, self._weight(f"out_{m}", rank, self.features, self.quadratic))
+            out = out + _matrix_product(
+                product, self._weight(f"out_{m}", rank, self.features, self.quadratic * self.gain)
+            )
         return out
 
     def _ccp(self, of: Callable[[Array], Array], d: int, rank: int) -> Array:
@@ -131,7 +135,7 @@ class TaylorUnit(Layer):
         h = first
         for factor in others:
             h = h + factor * h
-        return _matrix_product(h, self._weight("out", rank, self.features))
+        return _matrix_product(h, self._weight("out", rank, self.features, self.gain))
 
     def _tucker(self, of: Callable[[Array], Array], d: int, rank: int) -> Array:
         u = of(self._weight("factors", d, rank))
@@ -140,7 +144,7 @@ class TaylorUnit(Layer):
         for m in range(2, self.order + 1):
             power = (power[..., :, None] * u[..., None, :]).reshape(*u.shape[:-1], -1)
             total = total + _matrix_product(power, self._weight(f"core_{m}", rank**m, rank, self.quadratic))
-        return _matrix_product(total, self._weight("out", rank, self.features))
+        return _matrix_product(total, self._weight("out", rank, self.features, self.gain))
 
     @property
     def _orders(self) -> range:
@@ -193,6 +197,7 @@ class TaylorLevel(Layer):
 
     level: Level
     quadratic: float = 0.5
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, z: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
@@ -212,6 +217,7 @@ class TaylorLevel(Layer):
             level.rank,
             self.quadratic,
             () if level.shared else (height // level.stride, width // level.stride),
+            self.gain,
             **self.shared,
             name="unit",
         )
@@ -314,7 +320,8 @@ def _warn_outside(x: Array, bounds: tuple[float, float], degree: int) -> None:
     """Warn of images outside of the training range, where their values are known."""
     if isinstance(x, jax.core.Tracer):
         return
-    low, high = float(x.min()), float(x.max())
+    values = np.asarray(x)  # what is known is not traced, even where other things are
+    low, high = float(values.min()), float(values.max())
     margin = 1e-3 * (bounds[1] - bounds[0])
     if not (low >= bounds[0] - margin and high <= bounds[1] + margin):
         warnings.warn(

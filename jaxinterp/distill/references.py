@@ -1,0 +1,161 @@
+"""Sets of a few images that stand for a data set: files and sheets of them, plain ways to choose them, their worth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxinterp.data.sources import Dataset
+from jaxinterp.errors import DataError
+from jaxinterp.files import write_arrays
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their classes.
+
+    Attributes:
+        images: float32 (N, H, W, C) in [0, 1].
+        labels: int32 (N,).
+        level: of abstraction; 0 for real images.
+        provenance: how and from what they were made.
+    """
+
+    images: Float[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    level: int = 0
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
+        """The same as a data set of 8-bit images, to train on."""
+        images = np.round(255 * self.images).astype(np.uint8)
+        return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
+
+
+def write_set(path: Path, one: ImageSet) -> None:
+    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words."""
+    words = {"keys": np.array(list(one.provenance.keys()), str), "values": np.array(list(one.provenance.values()), str)}
+    write_arrays(path, {"images": one.images, "labels": one.labels, "level": np.array(one.level, np.int32), **words})
+
+
+def read_set(path: Path) -> ImageSet:
+    """A set that `write_set` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged, or holds no images with labels.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            found = dict(arrays)
+        told = dict(zip(found["keys"].tolist(), found["values"].tolist(), strict=True))
+        one = ImageSet(found["images"], found["labels"], int(found["level"]), told)
+    except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
+        raise DataError(f"{path}: not a set of distilled images ({error})") from error
+    images = one.images
+    if images.ndim != 4 or len(images) != len(one.labels) or not (images.min() >= 0 and images.max() <= 1):
+        raise DataError(
+            f"{path}: got images {images.shape} and {len(one.labels)} labels, expected (N, H, W, C) in [0, 1], N labels"
+        )
+    return one
+
+
+def sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":
+    """A picture of levels of abstraction: a row for each class, and from left to right ever fewer images.
+
+    Args:
+        levels: sets from fine to coarse, as `abstract` returns them.
+        classes: names of the rows.
+        columns: of single images, over all levels.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    each = max(1, columns // len(levels))
+    shown = [min(each, int((one.labels == 0).sum())) for one in levels]
+    figure = Figure(figsize=(0.62 * (sum(shown) + 1), 0.66 * len(classes) + 0.4), layout="constrained")
+    axes = figure.subplots(len(classes), sum(shown), squeeze=False)
+    place = 0
+    for one, count in zip(levels, shown, strict=True):
+        for row in range(len(classes)):
+            of_class = one.images[one.labels == row][:count]
+            for i in range(count):
+                picture = of_class[i] if of_class.shape[-1] == 3 else of_class[i, ..., 0]
+                at = axes[row, place + i]
+                at.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                at.set(xticks=[], yticks=[])
+                if place + i == 0:
+                    at.set_ylabel(classes[row], rotation=0, ha="right", va="center", fontsize=9)
+        axes[0, place].set_title(f"level {one.level}", fontsize=9, loc="left")
+        place += count
+    return figure
+
+
+def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int) -> ImageSet:
+    """The mean image of every class."""
+    means = np.stack([images[labels == c].mean(0) for c in range(classes)]).astype(np.float32)
+    return ImageSet(means, np.arange(classes, dtype=np.int32), provenance={"method": "class mean"})
+
+
+def random_references(
+    images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
+) -> ImageSet:
+    """So many random images of every class.
+
+    Raises:
+        ValueError: a class has fewer.
+    """
+    drawn = np.random.default_rng(seed)
+    _require(labels, classes, count)
+    places = np.concatenate([drawn.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
+    told = {"method": "random", "seed": str(seed)}
+    return ImageSet(images[places], np.repeat(np.arange(classes, dtype=np.int32), count), provenance=told)
+
+
+def k_means(
+    images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
+) -> ImageSet:
+    """Centres of so many clusters of every class' images, by scikit-learn's k-means on pixels.
+
+    Raises:
+        ValueError: a class has fewer images.
+    """
+    from sklearn.cluster import KMeans
+
+    _require(labels, classes, count)
+    centres = [
+        KMeans(count, n_init=1, random_state=seed).fit(images[labels == c].reshape((labels == c).sum(), -1))
+        for c in range(classes)
+    ]
+    found = np.concatenate([one.cluster_centers_ for one in centres]).reshape(-1, *images.shape[1:])
+    told = {"method": "k-means", "seed": str(seed)}
+    return ImageSet(
+        np.clip(found, 0, 1).astype(np.float32), np.repeat(np.arange(classes, dtype=np.int32), count), provenance=told
+    )
+
+
+def _require(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
+    counts = np.bincount(np.asarray(labels), minlength=classes)
+    if counts.min() < count:
+        raise ValueError(f"count: got {count}, class {int(counts.argmin())} has {counts.min()} images")
+
+
+def nearest_reference(
+    queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "r d"], labels: Int[np.ndarray, " r"]
+) -> Int[np.ndarray, " n"]:
+    """Class of the nearest reference (L2) of every query, both as vectors of pixels or of an embedding.
+
+    Example:
+        >>> nearest_reference(np.array([[0.9]]), np.array([[0.0], [1.0]]), np.array([7, 3])).tolist()
+        [3]
+    """
+    squares = (references**2).sum(1)[None] - 2 * queries @ references.T
+    return labels[squares.argmin(1)]
