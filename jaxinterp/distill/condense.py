@@ -20,6 +20,19 @@ from jaxinterp.distill.references import ImageSet, random_references
 from jaxinterp.train.evaluate import predict
 
 
+class InstanceNorm(nn.Module):
+    """Every channel of every image on its own: γ (x − μ) / √(σ² + 1e-5) + β."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """(N, H, W, C) ↦ (N, H, W, C)."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        spread = x - x.mean((1, 2), keepdims=True)
+        unit = spread * lax.rsqrt((spread**2).mean((1, 2), keepdims=True) + jnp.asarray(1e-5, x.dtype))
+        return unit * scale[None, None, None] + bias[None, None, None]
+
+
 class DistillationNet(nn.Module):
     """The ConvNet of that literature: blocks of 3×3 convolution, instance norm, ReLU and 2×2 average pooling.
 
@@ -38,9 +51,16 @@ class DistillationNet(nn.Module):
         """(N, H, W, C) ↦ (N, classes)."""
         for i in range(self.depth):
             x = nn.Conv(self.width, (3, 3), padding=((1, 1), (1, 1)), name=f"conv_{i}")(x)
-            x = nn.GroupNorm(num_groups=self.width, epsilon=1e-5, name=f"norm_{i}")(x)
-            x = nn.avg_pool(nn.relu(x), (2, 2), (2, 2))
+            x = InstanceNorm(name=f"norm_{i}")(x)
+            x = _halved(nn.relu(x))
         return nn.Dense(self.classes, name="classifier")(x.reshape(len(x), -1))
+
+
+def _halved(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """The means of disjoint 2×2 blocks; a last odd row or column is dropped."""
+    n, height, width, channels = x.shape
+    even = x[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def _loss(net: DistillationNet, params: Any, images: Array, labels: Array) -> Float[Array, ""]:
@@ -71,6 +91,7 @@ def condense(
     iterations: int = 1000,
     batch: int = 256,
     width: int = 128,
+    depth: int = 3,
     learning_rate: float = 0.1,
     momentum: float = 0.5,
 ) -> ImageSet:
@@ -88,6 +109,7 @@ def condense(
         iterations: networks, each of which moves the images once.
         batch: real images of one class in a step.
         width: channels of the network.
+        depth: its blocks, each of which halves the map; gradients of many on tiny images are too rough to match.
         learning_rate: of the images.
         momentum: of the images.
 
@@ -101,35 +123,31 @@ def condense(
     start = random_references(images, labels, classes, count, seed)
     most = min(int((labels == c).sum()) for c in range(classes))
     pool = np.stack([np.flatnonzero(labels == c)[:most] for c in range(classes)])
-    net = DistillationNet(classes, width)
+    net = DistillationNet(classes, width, depth)
     tx = optax.sgd(learning_rate, momentum)
     mean, std = float(images.mean()), float(images.std()) or 1.0
 
-    def step(synthetic: Array, state: Any, real: Array, key: PRNGKeyArray) -> tuple[Array, Any]:
-        params = net.init(key, synthetic[0])["params"]
-
+    @jax.jit
+    def step(params: Any, synthetic: Array, state: Any, real: Array, label: Array) -> tuple[Array, Any]:
         def distance(synthetic: Array) -> Array:
-            def of_class(total: Array, entry: tuple[Array, Array, Array]) -> tuple[Array, None]:
-                ours, theirs, label = entry
-                gradient = jax.grad(lambda p, x: _loss(net, p, x, jnp.full(len(x), label)))
-                wanted = lax.stop_gradient(gradient(params, theirs))
-                return total + gradient_distance(gradient(params, ours), wanted), None
-
-            start = jnp.zeros((), synthetic.dtype)
-            return lax.scan(of_class, start, (synthetic, real, jnp.arange(classes, dtype=jnp.int32)))[0]
+            gradient = jax.grad(lambda p, x: _loss(net, p, x, jnp.broadcast_to(label, len(x))))
+            return gradient_distance(gradient(params, synthetic), lax.stop_gradient(gradient(params, real)))
 
         updates, state = tx.update(jax.grad(distance)(synthetic), state)
         moved: Any = optax.apply_updates(synthetic, updates)
         return moved, state
 
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-    synthetic = jnp.asarray((start.images.reshape(classes, count, *images.shape[1:]) - mean) / std)
-    state, drawn = tx.init(synthetic), np.random.default_rng(seed)
+    # Classes one by one: their images do not meet, and XLA runs what is in a loop of its own on one core of a CPU.
+    init = jax.jit(lambda key, x: net.init(key, x)["params"])
+    synthetic = [jnp.asarray((start.images[start.labels == c] - mean) / std) for c in range(classes)]
+    states, drawn = [tx.init(one) for one in synthetic], np.random.default_rng(seed)
+    names = jnp.arange(classes, dtype=jnp.int32)
     for i in range(iterations):
-        places = np.take_along_axis(pool, drawn.integers(0, most, (classes, min(batch, most))), 1)
-        real = jnp.asarray((images[places] - mean) / std)
-        synthetic, state = compiled(synthetic, state, real, jax.random.fold_in(key, i))
-    found = np.clip(np.asarray(synthetic).reshape(-1, *images.shape[1:]) * std + mean, 0, 1).astype(np.float32)
+        params = init(jax.random.fold_in(key, i), synthetic[0])
+        for c in range(classes):
+            real = jnp.asarray((images[drawn.choice(pool[c], min(batch, most), replace=False)] - mean) / std)
+            synthetic[c], states[c] = step(params, synthetic[c], states[c], real, names[c])
+    found = np.clip(np.concatenate(synthetic) * std + mean, 0, 1).astype(np.float32)
     told = {"method": f"gradient matching, {iterations} networks of width {width}", "seed": str(seed)}
     return ImageSet(found, start.labels, provenance=told)
 
@@ -143,6 +161,7 @@ def train_on(
     *,
     steps: int = 300,
     width: int = 128,
+    depth: int = 3,
     learning_rate: float = 0.01,
     shift: int = 2,
 ) -> float:
@@ -156,27 +175,26 @@ def train_on(
         key: of the network and the shifts.
         steps: of SGD with momentum 0.9 and weight decay 5e-4; the rate falls to a tenth after half of them.
         width: channels of the network.
+        depth: its blocks.
         learning_rate: of the first half.
         shift: largest shift in pixels, around the edge.
     """
-    net = DistillationNet(classes, width)
+    net = DistillationNet(classes, width, depth)
     mean, std = float(few.images.mean()), float(few.images.std()) or 1.0
     x, y = jnp.asarray((few.images - mean) / std), jnp.asarray(few.labels)
     schedule = optax.piecewise_constant_schedule(learning_rate, {steps // 2: 0.1})
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(lambda step: jnp.float32(schedule(step)), momentum=0.9))
 
-    def step(carry: tuple[Any, Any], key: PRNGKeyArray) -> tuple[tuple[Any, Any], None]:
-        params, state = carry
+    @jax.jit
+    def step(params: Any, state: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
         by = jax.random.randint(key, (len(x), 2), -shift, shift + 1)
         moved = jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(x, by)
         updates, state = tx.update(jax.grad(lambda p: _loss(net, p, moved, y))(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
+        return optax.apply_updates(params, updates), state
 
-    @jax.jit
-    def trained(key: PRNGKeyArray) -> Any:
-        params = net.init(key, x)["params"]
-        keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-        return lax.scan(step, (params, tx.init(params)), keys)[0][0]
-
-    logits = predict(net, {"params": trained(key)}, ((images - mean) / std).astype(np.float32))
+    params = jax.jit(net.init)(key, x)["params"]
+    state = tx.init(params)
+    for one in jax.random.split(jax.random.fold_in(key, 1), steps):
+        params, state = step(params, state, one)
+    logits = predict(net, {"params": params}, ((images - mean) / std).astype(np.float32))
     return float((logits.argmax(1) == labels).mean())

@@ -178,7 +178,7 @@ class SimilarityLoss:
             each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             losses.append((weight * each).sum() / jnp.maximum(weight.sum(), 1))
         loss = jnp.stack(losses).mean() + self.fidelity * strayed
-        right = weight * (logits.argmax(-1) == labels)
+        right = weight * (logits.argmax(-1) == labels).astype(weight.dtype)
         stats = {**batch_stats, "references": lax.stop_gradient(level[:, 0])}
         metrics = {"loss": loss, "accuracy": right.sum() / jnp.maximum(weight.sum(), 1), "strayed": strayed}
         return loss, (stats, metrics)

@@ -256,7 +256,9 @@ def _pass(
 _pass_compiled = jax.jit(_pass, static_argnums=1)
 
 
-def bytes_per_example(apply: Callable[..., Array], x: Array, targets: int, given: Sequence[Array] = ()) -> int:
+def bytes_per_example(
+    apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, targets: int, given: Sequence[Array] = ()
+) -> int:
     """Upper estimate of one example's bytes: every value of the forward pass, and its largest once per target.
 
     Args:

@@ -16,7 +16,7 @@ and the sum over orders is the integrated gradient from x0.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -86,8 +86,8 @@ def propagate(
     return jax.tree.unflatten(jax.tree.structure(shape), full)
 
 
-def _run(jaxpr: Any, consts: Sequence[Array], args: Sequence[Any], most: int) -> list[Any]:
-    """The outputs of a traced program whose arguments are arrays or series."""
+def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], most: int, within: str = "") -> list[Any]:
+    """The outputs of a traced program, within a module of that path, whose arguments are arrays or series."""
     known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom: Any) -> Any:
@@ -96,18 +96,19 @@ def _run(jaxpr: Any, consts: Sequence[Array], args: Sequence[Any], most: int) ->
     last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not hasattr(atom, "val")}
     last |= dict.fromkeys((atom for atom in jaxpr.outvars if not hasattr(atom, "val")), len(jaxpr.eqns))
     for i, eqn in enumerate(jaxpr.eqns):
-        outs = _apply(eqn, [read(atom) for atom in eqn.invars], most)
+        where = "/".join(filter(None, (within, str(eqn.source_info.name_stack))))
+        outs = _apply(eqn, [read(atom) for atom in eqn.invars], most, where)
         known.update(zip(eqn.outvars, outs, strict=True))
         for atom in {a for a in eqn.invars if not hasattr(a, "val") and last[a] == i}:
             del known[atom]  # a pass of 17 coefficients holds only what is still read
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(eqn: Any, args: list[Any], most: int) -> list[Any]:
+def _apply(eqn: Any, args: list[Any], most: int, where: str) -> list[Any]:
     """One operation on arrays and series."""
     inner = _inner(eqn)
     if inner is not None:
-        return _run(inner.jaxpr, inner.consts, args, most)
+        return _run(inner.jaxpr, inner.consts, args, most, where)
     moving = [i for i, arg in enumerate(args) if isinstance(arg, _Series)]
     name, run = eqn.primitive.name, partial(eqn.primitive.bind, **eqn.params)
     if not moving:
@@ -129,8 +130,9 @@ def _apply(eqn: Any, args: list[Any], most: int) -> list[Any]:
         return [_Series(power)]
     if name == "stop_gradient":
         return args
-    where = str(eqn.source_info.name_stack) or "the function itself"
-    raise NotPolynomialError(f"apply: {where} applies {name}, expected sums and products only (a polynomial)")
+    raise NotPolynomialError(
+        f"apply: {where or 'the function itself'} applies {name}, expected sums and products only (a polynomial)"
+    )
 
 
 def _inner(eqn: Any) -> Any:
@@ -172,10 +174,33 @@ def _padded(terms: Array, count: int) -> Array:
     return jnp.pad(terms, ((0, count - len(terms)), *((0, 0),) * (terms.ndim - 1)))
 
 
-def _checked(
-    apply: Callable[..., Array], x: Array, x0: Array, max_order: int, least: int, variables: Any
-) -> tuple[jax.tree_util.Partial, Array, Array]:
-    """The function x ↦ logits, the inputs and the points of a call, found to fit one another."""
+class _Call(NamedTuple):
+    """What a call was found to be: x ↦ logits, inputs, points, classes, and (targets) ↦ bytes of one example."""
+
+    apply: jax.tree_util.Partial
+    x: Array
+    x0: Array
+    classes: int
+    size: Callable[[int], int]
+
+
+def _traced(apply: Callable[..., Array], shape: tuple[int, ...], dtype: Any, *variables: Any) -> Any:
+    """Shape of the logits, and an example's bytes with no target and with one; no logit is computed."""
+    x: Any = jax.ShapeDtypeStruct(shape, dtype)
+    one = partial(apply, *variables)
+    return jax.eval_shape(one, x).shape, *(bytes_per_example(one, x, targets) for targets in (0, 1))
+
+
+@lru_cache(maxsize=256)
+def _traced_once(
+    apply: Callable[..., Array], shape: tuple[int, ...], dtype: Any, structure: Any, leaves: tuple[Any, ...]
+) -> Any:
+    variables = jax.tree.unflatten(structure, [jnp.zeros(*leaf) for leaf in leaves])
+    return _traced(apply, shape, dtype, variables)
+
+
+def _checked(apply: Callable[..., Array], x: Array, x0: Array, max_order: int, least: int, variables: Any) -> _Call:
+    """The parts of a call, found to fit one another; with `variables`, traced once for each shape."""
     x = jnp.asarray(x)
     require_batch(x)
     x0 = jnp.asarray(x0, x.dtype)
@@ -185,11 +210,16 @@ def _checked(
         raise ValueError(f"max_order: got {max_order}, expected at least {least}")
     require_finite("x", x)
     require_finite("x0", x0)
-    one = jax.tree_util.Partial(apply) if variables is None else jax.tree_util.Partial(apply, variables)
-    out = jax.eval_shape(one, x)
-    if out.ndim != 2 or out.shape[0] != len(x):
-        raise ValueError(f"apply: got output {out.shape}, expected ({len(x)}, classes)")
-    return one, x, jnp.broadcast_to(x0, x.shape)
+    given = () if variables is None else (variables,)
+    if given:
+        leaves, structure = jax.tree.flatten(variables)
+        out, none, one = _traced_once(apply, x.shape, x.dtype, structure, tuple((a.shape, a.dtype) for a in leaves))
+    else:
+        out, none, one = _traced(apply, x.shape, x.dtype)
+    if len(out) != 2 or out[0] != len(x):
+        raise ValueError(f"apply: got output {out}, expected ({len(x)}, classes)")
+    call = jax.tree_util.Partial(apply, *given)
+    return _Call(call, x, jnp.broadcast_to(x0, x.shape), out[1], lambda targets: none + targets * (one - none))
 
 
 def orders(
@@ -227,18 +257,18 @@ def orders(
         [1.0, 4.0, 4.0]
     """
     with jax.default_matmul_precision("highest"):
-        one, x, x0 = _checked(apply, x, x0, max_order, 0, variables)
+        call = _checked(apply, x, x0, max_order, 0, variables)
         if at is not None:
-            require_levels(one, x, [at])
-        run = _orders if variables is None else _orders_compiled
-        size = (max_order + 2) * bytes_per_example(one, x, 1)
-        found = in_chunks(lambda x, x0: jnp.moveaxis(run(one, at, max_order, x, x0), 0, 1), (x, x0), size, memory)
-        return jnp.moveaxis(found, 1, 0)
+            require_levels(call.apply, call.x, [at])
+        run = partial(_orders if variables is None else _orders_compiled, call.apply, at, max_order)
+        size = (max_order + 2) * call.size(1)
+        return jnp.moveaxis(in_chunks(run, (call.x, call.x0), size, memory), 1, 0)
 
 
 def _orders(apply: Callable[..., Array], at: str | None, max_order: int, x: Array, x0: Array) -> Array:
+    """The orders of a chunk, examples first."""
     function, start, step = _line(apply, at, x, x0)
-    return propagate(function, start, step, max_order)
+    return jnp.moveaxis(propagate(function, start, step, max_order), 0, 1)
 
 
 _orders_compiled = jax.jit(_orders, static_argnums=(1, 2))
@@ -308,13 +338,13 @@ def contributions(
     Source: Euler's theorem on homogeneous functions; integrated gradients, Sundararajan et al., ICML 2017.
     """
     with jax.default_matmul_precision("highest"):
-        one, x, x0 = _checked(apply, x, x0, max_order, 1, variables)
+        call = _checked(apply, x, x0, max_order, 1, variables)
         if at is not None:
-            require_levels(one, x, [at])
-        rows = select_targets(targets, *jax.eval_shape(one, x).shape)
-        run = _contributions if variables is None else _contributions_compiled
-        size = (max_order + 2) * 3 * bytes_per_example(one, x, rows.shape[1])
-        return in_chunks(partial(run, one, at, max_order), (x, x0, rows), size, memory)
+            require_levels(call.apply, call.x, [at])
+        rows = select_targets(targets, len(call.x), call.classes)
+        run = partial(_contributions if variables is None else _contributions_compiled, call.apply, at, max_order)
+        size = 3 * (max_order + 2) * call.size(rows.shape[1])
+        return in_chunks(run, (call.x, call.x0, rows), size, memory)
 
 
 def _contributions(
@@ -368,18 +398,17 @@ def pairs(
         ValueError: as `orders`, or a pixel outside of the image.
     """
     with jax.default_matmul_precision("highest"):
-        one, x, x0 = _checked(apply, x, x0, 2, 0, variables)
-        if x.ndim != 4:
+        call = _checked(apply, x, x0, 2, 0, variables)
+        if call.x.ndim != 4:
             raise ValueError(f"x: got shape {x.shape}, expected images (batch, H, W, C)")
-        height, width = x.shape[1:3]
+        height, width = call.x.shape[1:3]
         every = [(y, c) for y in range(height) for c in range(width)]
         chosen = np.asarray(every if pixels is None else pixels, dtype=np.int32).reshape(-1, 2)
         if len(chosen) == 0 or chosen.min() < 0 or (chosen >= (height, width)).any():
             raise ValueError(f"pixels: got {chosen.tolist()[:3]}, expected (y, x) within {height}x{width}")
-        rows = select_targets(targets, *jax.eval_shape(one, x).shape)
-        run = _pairs if variables is None else _pairs_compiled
-        size = 4 * bytes_per_example(one, x, rows.shape[1] * len(chosen))
-        return in_chunks(partial(run, one, jnp.asarray(chosen)), (x, x0, rows), size, memory)
+        rows = select_targets(targets, len(call.x), call.classes)
+        run = partial(_pairs if variables is None else _pairs_compiled, call.apply, jnp.asarray(chosen))
+        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size(rows.shape[1]), memory)
 
 
 def _pairs(apply: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:
@@ -434,8 +463,8 @@ def smooth_orders(
         ([1.0, 1.0, 0.5, 0.1667], 0.0516)
     """
     with jax.default_matmul_precision("highest"):
-        one, x, x0 = _checked(apply, x, x0, max_order, 1, variables)
-        return (_smooth if variables is None else _smooth_compiled)(one, max_order, x, x0)
+        call = _checked(apply, x, x0, max_order, 1, variables)
+        return (_smooth if variables is None else _smooth_compiled)(call.apply, max_order, call.x, call.x0)
 
 
 def _smooth(apply: Callable[..., Array], max_order: int, x: Array, x0: Array) -> tuple[Array, Array]:

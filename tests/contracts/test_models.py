@@ -18,6 +18,7 @@ from jaxinterp.models.coda import CoDANet, encode
 from jaxinterp.models.coded import CodedResNeXt, Stage
 from jaxinterp.models.gated import GatedNetwork
 from jaxinterp.models.hybrid import Hybrid
+from jaxinterp.models.taylor import PolynomialResNet, TaylorNet, overlapping
 
 
 class Row(NamedTuple):
@@ -27,7 +28,7 @@ class Row(NamedTuple):
     shape: tuple[int, int, int]
     keywords: dict[str, Any]
     encoded: bool
-    level: str  # an inner activation
+    level: str | None  # an inner activation; none of a network that is frozen along a path from its input
     exact_bias: float | None  # the bias part where it is known in closed form
 
 
@@ -35,6 +36,8 @@ CODA = {"features": (3, 4, 3), "ranks": (2, 2, 2), "kernel_sizes": (3, 3, 1), "s
 HEAD = {"features": (4, 3), "ranks": (2, 2), "kernel_sizes": (3, 1), "strides": (2, 1), "temperature": 2.0}
 CODED = (Stage(1, 6, 2, 3), Stage(1, 8, 2, 4, 2, Code(("1100", "0110", "0011"))))
 SHALLOW = c4gap(4, classes=3, depth=2)
+TAYLOR = overlapping((2, 3))
+RESIDUAL = {"depths": (1, 1), "widths": (2, 3), "classes": 3}
 BIAS = float(np.log(0.1 / 0.9))
 
 
@@ -51,6 +54,8 @@ ROWS = {
     "dgn": Row(partial(GatedNetwork, SHALLOW, "relu"), (6, 6, 3), {}, False, "value_network/gate_1", 0.0),
     "dlgn-sf": Row(partial(GatedNetwork, SHALLOW, "shallow"), (6, 5, 1), {}, False, "value_network/gate_0", 0.0),
     "coded": Row(partial(CodedResNeXt, stages=CODED, classes=3), (8, 8, 3), {}, False, "block_2/paths", None),
+    "taylor": Row(partial(TaylorNet, levels=TAYLOR, classes=3), (4, 4, 1), {}, False, None, None),
+    "taylor-residual": Row(partial(PolynomialResNet, **RESIDUAL), (4, 4, 1), {}, False, None, None),
     "hybrid": Row(hybrid, (8, 8, 3), {"encoded": True}, True, "trunk", None),
 }
 
@@ -124,7 +129,7 @@ def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the
     np.testing.assert_allclose(parts.bias[0], affine, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["coda", "coda-l2", "coded", "hybrid"])
+@pytest.mark.parametrize("name", ["coda", "coda-l2", "coded", "taylor", "hybrid"])
 def test_freezing_holds_coefficients_that_depend_on_the_input(name):
     model, variables, x, frozen = made(name)
     free = partial(model.apply, **ROWS[name].keywords)

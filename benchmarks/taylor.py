@@ -1,0 +1,113 @@
+"""TaylorNet: all orders against a forward pass, low orders and the training step against PyTorch.
+
+    python -m benchmarks.taylor                 # the network of taylor/mnist, degree 16; 64 images, steps of 128
+
+`orders` reads all 17 orders of 64 images by series propagation, `orders_4` those up to 4, as PyTorch does by nested
+`torch.func.jvp`; a step is the loss and its gradient (PyTorch in its faster memory format). Same parameters and images;
+orders, losses and gradients are compared before anything is timed. All alternate in one process; medians.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F  # noqa: N812
+import tyro
+
+from benchmarks import torch_taylor
+from benchmarks.measuring import alternate, record, relative
+from jaxinterp.explain.series import orders
+from jaxinterp.models.taylor import TaylorNet, about, overlapping
+
+TOLERANCE = 1e-3  # relative, of what is compared in float32
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    batch: int = 64  # images whose orders are read
+    step: int = 128  # images of a training step
+    rounds: int = 15
+    low: int = 4  # orders that PyTorch reads too
+
+
+def main(options: Options) -> None:
+    """Measure, print and write the results."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = TaylorNet(levels=overlapping(), size=32)
+    images = jax.random.uniform(jax.random.key(0), (options.step, 28, 28, 1))
+    labels = jnp.arange(options.step) % 10
+    variables = about(jax.jit(model.init)(jax.random.key(1), images), np.full((28, 28, 1), 0.3))
+    x0, few = variables["batch_stats"]["expansion_point"], images[: options.batch]
+    forward = jax.jit(model.apply)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        logits = model.apply({**variables, "params": params}, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    jobs: dict[str, Callable[[], Any]] = {
+        "forward": lambda: jax.block_until_ready(forward(variables, few)),
+        "orders": lambda: jax.block_until_ready(orders(model.apply, few, x0, model.degree, variables=variables)),
+        "orders_low": lambda: jax.block_until_ready(orders(model.apply, few, x0, options.low, variables=variables)),
+        "step": lambda: jax.block_until_ready(step(variables["params"], images)),
+    }
+
+    net = torch_taylor.Net(model, variables)
+    theirs = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous()
+    target = torch.from_numpy(np.array(labels)).long()
+
+    def torch_step(layout: torch.memory_format) -> Callable[[], Any]:
+        twin = torch_taylor.Net(model, variables).to(memory_format=layout)
+        inputs = theirs.to(memory_format=layout)
+
+        def run() -> Any:
+            twin.zero_grad(set_to_none=True)
+            value = F.cross_entropy(twin(inputs), target)
+            value.backward()
+            return value, twin.head.weight.grad, twin.outs[0].weight.grad  # type: ignore[union-attr]
+
+        return run
+
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    rivals = {name: torch_step(layout) for name, layout in layouts.items()}
+    tried = alternate(rivals, 3)
+    layout = min(tried, key=lambda name: tried[name]["median"])
+    jobs["torch_orders_low"] = partial(torch_taylor.orders, net, theirs[: options.batch], options.low)
+    jobs["torch_step"] = rivals[layout]
+
+    value, head, first = rivals[layout]()
+    ours, gradients = jobs["step"]()
+    difference = {
+        "orders": relative(jobs["orders_low"](), jobs["torch_orders_low"]()),
+        "sum_of_orders": float(
+            jnp.abs(jobs["orders"]().sum(0) - jobs["forward"]()).max() / jnp.abs(jobs["forward"]()).max()
+        ),
+        "loss": relative(ours, value),
+        "head_gradient": relative(gradients["head"]["linear"].T, head),
+        "first_level_gradient": relative(gradients["level_0"]["unit"]["out_2"].T, first),
+    }
+    wrong = {name: size for name, size in difference.items() if not size <= TOLERANCE}
+    if wrong:
+        raise SystemExit(f"they differ: {wrong}, expected at most {TOLERANCE}")
+    seconds = alternate(jobs, options.rounds)
+    median = {name: times["median"] for name, times in seconds.items()}
+    ratios = {
+        "orders_vs_forward": median["orders"] / median["forward"],
+        "low_orders_vs_torch": median["torch_orders_low"] / median["orders_low"],
+        "step_vs_torch": median["torch_step"] / median["step"],
+    }
+    setting = {**vars(options), "degree": model.degree, "torch_memory_format": layout}
+    record("taylor", seconds, ratios, setting=setting, relative_difference=difference)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

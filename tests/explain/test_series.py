@@ -1,0 +1,239 @@
+"""Orders of polynomials: against jet, roots of unity, derivatives and integrated gradients; bad input in one line."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from jaxinterp import decompose
+from jaxinterp.explain import series
+from jaxinterp.explain.posthoc import integrated_gradients
+from jaxinterp.explain.series import NotPolynomialError, contributions, orders, pairs, propagate, smooth_orders
+from jaxinterp.models.taylor import PolynomialResNet, TaylorNet, about, hierarchical, overlapping
+
+NETS = {
+    "hierarchical": TaylorNet(levels=hierarchical((2, 3)), classes=2, size=4, param_dtype=jnp.float64),
+    "overlapping": TaylorNet(levels=overlapping((2, 3)), classes=2, size=4, param_dtype=jnp.float64),
+    "dense": TaylorNet(levels=hierarchical((2,), form="dense", order=3), classes=2, size=4, param_dtype=jnp.float64),
+    "own": TaylorNet(
+        levels=overlapping((2,), form="ccp", order=3, shared=False), classes=2, size=4, param_dtype=jnp.float64
+    ),
+    "direct": TaylorNet(levels=(), classes=2, head_order=4, head_form="tucker", head_rank=3, param_dtype=jnp.float64),
+    "residual": PolynomialResNet(depths=(1, 1), widths=(2, 3), classes=2, param_dtype=jnp.float64),
+}
+
+
+def made(name):
+    """Network, variables off their initial values, images, and expansion point."""
+    net = NETS[name]
+    x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1), jnp.float64)
+    variables = jax.jit(net.init)(jax.random.key(1), x)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    x0 = jax.random.uniform(jax.random.key(2), (4, 4, 1), jnp.float64)
+    return net, about(variables, np.asarray(x0)), x, x0
+
+
+def roots_of_unity(apply, variables, x, x0, degree):
+    """f_m = 1/(D + 1) Σ_k f(x0 + ω^k d) ω^(−mk): a polynomial's coefficients from its values on the unit circle."""
+    omega = np.exp(2j * np.pi * np.arange(degree + 1) / (degree + 1))
+    complex_variables = jax.tree.map(lambda leaf: leaf.astype(jnp.complex128), variables)
+    start, step = np.asarray(x0)[None], np.asarray(x - x0[None])
+    values = np.stack([apply(complex_variables, jnp.asarray(start + w * step)) for w in omega])
+    return np.einsum("knc,mk->mnc", values, np.array([omega ** (-m) for m in range(degree + 1)])) / (degree + 1)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_orders_sum_to_the_value_and_agree_with_jet_and_derivatives(name):
+    with jax.enable_x64(True):
+        net, variables, x, x0 = made(name)
+        found = np.asarray(orders(net.apply, x, x0, net.degree + 2, variables=variables))
+        size = np.abs(found).max()
+        np.testing.assert_allclose(found.sum(0), jax.jit(net.apply)(variables, x), atol=1e-10 * size)
+        assert np.abs(found[net.degree + 1 :]).max() == 0
+        low, remainder = smooth_orders(net.apply, x, x0, 3, variables=variables)
+        np.testing.assert_allclose(found[:4], low, atol=1e-10 * size)
+        np.testing.assert_allclose(remainder, found[4:].sum(0), atol=1e-10 * size)
+        truncated = orders(net.apply, x, x0, 2, variables=variables)
+        np.testing.assert_allclose(truncated, found[:3], atol=1e-12 * size)
+        d, start = x - x0[None], jnp.broadcast_to(x0, x.shape)
+        line = jax.jit(lambda t: net.apply(variables, start + t * d))
+        first = jax.jacfwd(line)
+        np.testing.assert_allclose(found[1], first(0.0), atol=1e-10 * size)
+        np.testing.assert_allclose(found[2], jax.jacfwd(first)(0.0) / 2, atol=1e-10 * size)
+
+
+@pytest.mark.parametrize("name", ["overlapping", "dense"])
+def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # complex images are for this test alone
+    with jax.enable_x64(True):
+        net, variables, x, x0 = made(name)
+        found = np.asarray(orders(net.apply, x, x0, net.degree, variables=variables))
+
+        def on_circle(complex_variables, z):
+            return jax.jit(net.apply)(complex_variables, z)
+
+        want = roots_of_unity(on_circle, variables, x, x0, net.degree)
+        np.testing.assert_allclose(found, want.real, atol=1e-10 * np.abs(found).max())
+        half = orders(net.apply, x0[None] + (x - x0[None]) / 2, x0, net.degree, variables=variables)
+        powers = 0.5 ** np.arange(net.degree + 1)
+        np.testing.assert_allclose(half, found * powers[:, None, None], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["overlapping", "own", "residual"])
+def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
+    with jax.enable_x64(True):
+        net, variables, x, x0 = made(name)
+        parts = contributions(net.apply, x, x0, net.degree, variables=variables)
+        size = float(jnp.abs(parts.orders).max())
+        assert float(jnp.abs(parts.residual).max()) <= 1e-12 * size
+        assert float(jnp.abs(parts.remainder).max()) <= 1e-10 * size
+        found = orders(net.apply, x, x0, net.degree, variables=variables)
+        np.testing.assert_allclose(parts.orders, jnp.moveaxis(found, 0, 2), atol=1e-12 * size)
+        nodes = (net.degree + 1) // 2
+        rival = integrated_gradients(
+            net.apply, x, baseline=jnp.broadcast_to(x0, x.shape), steps=nodes, variables=variables
+        )
+        np.testing.assert_allclose(parts.contributions.sum(2), rival.contributions, atol=1e-10 * size)
+
+        def frozen(variables, step):
+            return net.apply(variables, step + x0[None], frozen=True)
+
+        total = decompose(frozen, x - x0[None], variables=variables)
+        np.testing.assert_allclose(total.contributions, parts.contributions.sum(2), atol=1e-10 * size)
+        np.testing.assert_allclose(total.bias, parts.orders[:, :, 0], atol=1e-10 * size)
+
+
+def test_contributions_of_chosen_targets_and_orders_in_chunks():
+    with jax.enable_x64(True):
+        net, variables, x, x0 = made("overlapping")
+        whole = contributions(net.apply, x, x0, 3, variables=variables)
+        chosen = contributions(net.apply, x, x0, 3, [1, 0], variables=variables, memory=1)
+        for i, target in enumerate((1, 0)):
+            np.testing.assert_allclose(chosen.contributions[i, 0], whole.contributions[i, target], atol=1e-12)
+            np.testing.assert_allclose(chosen.remainder[i, 0], whole.remainder[i, target], atol=1e-12)
+
+
+def test_orders_at_a_level_are_those_of_the_network_above_it():
+    with jax.enable_x64(True):
+        net, variables, x, x0 = made("hierarchical")
+        found = np.asarray(orders(net.apply, x, x0, 4, variables=variables, at="level_0"))
+        np.testing.assert_allclose(found.sum(0), net.apply(variables, x), atol=1e-12)
+        assert np.abs(found[3:]).max() < 1e-14 < np.abs(found[2]).max()  # one level above it: of order 2
+        parts = contributions(net.apply, x, x0, 2, variables=variables, at="level_0")
+        assert parts.contributions.shape == (2, 2, 2, 2, 2, 2)
+        np.testing.assert_allclose(parts.orders, np.moveaxis(found[:3], 0, 2), atol=1e-12)
+        assert float(jnp.abs(parts.residual).max()) < 1e-12
+
+
+def test_pairs_sum_to_order_two_and_are_the_hessian():
+    with jax.enable_x64(True):
+        net, variables, x, x0 = made("overlapping")
+        found = np.asarray(pairs(net.apply, x, x0, None, 1, variables=variables))[:, 0]
+        second = contributions(net.apply, x, x0, 2, 1, variables=variables).contributions[:, 0, 1, ..., 0]
+        np.testing.assert_allclose(found.sum((-1, -2)).reshape(2, 4, 4), second, atol=1e-12)
+        np.testing.assert_allclose(found.reshape(2, 16, 16), found.reshape(2, 16, 16).swapaxes(1, 2), atol=1e-12)
+        hessian = jax.hessian(lambda x: net.apply(variables, x[None])[0, 1])(x0).reshape(16, 16)
+        d = np.asarray(x - x0[None]).reshape(2, 16)
+        want = d[:, :, None] * np.asarray(hessian)[None] * d[:, None] / 2
+        np.testing.assert_allclose(found.reshape(2, 16, 16), want, atol=1e-12)
+        some = pairs(net.apply, x, x0, [(1, 2)], 1, variables=variables)
+        np.testing.assert_allclose(some[:, 0, 0], found[:, 6], atol=1e-12)
+
+
+def test_a_smooth_network_is_read_by_jet_and_its_remainder_stated():
+    net = nn.Sequential([nn.Dense(4), nn.tanh, nn.Dense(2)])
+    x = jax.random.normal(jax.random.key(0), (3, 5))
+    variables = net.init(jax.random.key(1), x)
+    errors = []
+    for scale in (0.1, 0.2):
+        found, remainder = smooth_orders(net.apply, scale * x, jnp.zeros(5), 3, variables=variables)
+        np.testing.assert_allclose(found.sum(0) + remainder, net.apply(variables, scale * x), atol=1e-6)
+        errors.append(float(jnp.abs(remainder).max()))
+    assert errors[1] < 0.1
+    with pytest.raises(NotPolynomialError, match="applies tanh, expected sums and products only"):
+        orders(net.apply, x, jnp.zeros(5), 2, variables=variables)
+
+
+def test_the_remainder_of_a_smooth_function_has_the_next_order():
+    with jax.enable_x64(True):
+        sizes = [
+            float(smooth_orders(lambda x: jnp.sin(x) + jnp.cos(x), jnp.full((1, 1), t), jnp.zeros(1), 3)[1][0, 0])
+            for t in (0.01, 0.02)
+        ]
+        assert np.log2(sizes[1] / sizes[0]) == pytest.approx(4, abs=0.05)
+
+
+class Kinked(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.relu(nn.Dense(3, name="under")(x)))
+
+
+def test_a_module_that_is_no_polynomial_is_named():
+    x = jnp.ones((1, 3))
+    variables = Kinked().init(jax.random.key(0), x)
+    with pytest.raises(NotPolynomialError, match=r"Kinked.*applies max"):
+        orders(Kinked().apply, x, jnp.zeros(3), 2, variables=variables)
+
+
+@pytest.mark.parametrize(
+    ("function", "want"),
+    [
+        (lambda x: x**3 + 2, [10.0, 12.0, 6.0, 1.0]),
+        (lambda x: (1 + x) * (2 - x) / 4, [0.0, -3 / 4, -1 / 4, 0.0]),
+        (lambda x: jnp.where(jnp.array([True]), jnp.square(x), 0), [4.0, 4.0, 1.0, 0.0]),
+        (lambda x: jnp.concatenate([x, jnp.ones(1)]).sum()[None] - x[::-1], [1.0, 0.0, 0.0, 0.0]),
+        (lambda x: lax.dynamic_update_slice(jnp.zeros(2), x, (1,))[1:] * x, [4.0, 4.0, 1.0, 0.0]),
+        (lambda x: jax.jit(jax.checkpoint(lambda y: y * y))(x), [4.0, 4.0, 1.0, 0.0]),
+        (lambda x: jnp.outer(x, x)[0], [4.0, 4.0, 1.0, 0.0]),
+        (lambda x: lax.cond(True, lambda: jnp.ones(1), lambda: jnp.zeros(1)) + x, [3.0, 1.0, 0.0, 0.0]),
+    ],
+)
+def test_operations_of_polynomials(function, want):
+    found = propagate(function, jnp.array([2.0]), jnp.array([1.0]), 3)
+    np.testing.assert_allclose(np.asarray(found).ravel(), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function", [jnp.abs, jnp.exp, lambda x: 1 / x, lambda x: x**-1, lambda x: jnp.where(x > 0, x, 0)]
+)
+def test_operations_that_are_not_of_polynomials_are_refused(function):
+    with pytest.raises(NotPolynomialError, match="the function itself applies"):
+        propagate(function, jnp.array([2.0]), jnp.array([1.0]), 3)
+
+
+def test_energy_accuracy_and_penalty_are_their_formulas():
+    found = np.random.default_rng(0).normal(size=(3, 5, 4))
+    centred = found - found.mean(-1, keepdims=True)
+    np.testing.assert_allclose(series.energy(found), np.sqrt((centred**2).mean((1, 2))))
+    labels = np.array([0, 1, 2, 3, 0])
+    want = [((found[: m + 1].sum(0)).argmax(1) == labels).mean() for m in range(3)]
+    np.testing.assert_allclose(series.truncated_accuracy(found, labels), want)
+    penalty = 2 * (found[1] ** 2).mean() + 4 * (found[2] ** 2).mean()
+    assert float(series.order_penalty(jnp.asarray(found, jnp.float32), 2.0)) == pytest.approx(penalty, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x0": jnp.zeros(2)}, r"x0: got shape \(2,\), expected \(3,\), that of one example, or \(1, 3\)"),
+        ({"max_order": -1}, "max_order: got -1, expected at least 0"),
+        ({"x": jnp.full((1, 3), jnp.nan)}, "x: got 3 of 3 values NaN or infinite"),
+        ({"x0": jnp.full(3, jnp.inf)}, "x0: got 3 of 3 values NaN or infinite"),
+        ({"apply": lambda x: x.sum()}, r"apply: got output \(\), expected \(1, classes\)"),
+        ({"at": "level_9"}, "at: got 'level_9', expected a Flax submodule"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    given = {"apply": lambda x: x * x, "x": jnp.ones((1, 3)), "x0": jnp.zeros(3), "max_order": 2, **change}
+    with pytest.raises(ValueError, match=message):
+        orders(**given)
+
+
+def test_pixels_outside_of_the_image_are_refused():
+    with pytest.raises(ValueError, match=r"pixels: got \[\[2, 0\]\], expected \(y, x\) within 2x2"):
+        pairs(lambda x: x.reshape(1, -1) ** 2, jnp.ones((1, 2, 2, 1)), jnp.zeros((2, 2, 1)), [(2, 0)])
