@@ -183,7 +183,10 @@ def train_on(
     mean, std = float(few.images.mean()), float(few.images.std()) or 1.0
     x, y = jnp.asarray((few.images - mean) / std), jnp.asarray(few.labels)
     schedule = optax.piecewise_constant_schedule(learning_rate, {steps // 2: 0.1})
-    tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(lambda step: jnp.float32(schedule(step)), momentum=0.9))
+    tx = optax.chain(
+        optax.add_decayed_weights(5e-4),
+        optax.sgd(lambda step: jnp.float32(schedule(jnp.asarray(step, jnp.float32))), momentum=0.9),
+    )
 
     @jax.jit
     def step(params: Any, state: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
