@@ -37,7 +37,12 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
         "warmup": partial(coda_imagenet, steps, config.learning_rate / 4, config.learning_rate),
         "staircase": partial(staircase_decay, config.learning_rate, 1.5, 30, steps),
     }[config.schedule]()
-    return lambda step: jnp.float32(schedule(jnp.asarray(step, jnp.float32)))  # optax mixes integer steps with floats
+
+    def rate(step: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes booleans and integers with floats
+            return jnp.float32(schedule(jnp.asarray(step, jnp.float32)))
+
+    return rate
 
 
 def optimiser_of(

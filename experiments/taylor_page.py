@@ -1,5 +1,7 @@
 """What only polynomials show in their report: orders, their maps at every level, pairs of pixels, coefficients."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,12 +52,14 @@ def _maps(report: Report, model: Expansion) -> Section:
     chosen = first_of_each_class(report.labels, 4)
     images, top = jnp.asarray(report.images[chosen]), report.logits[chosen].argmax(1)
     variables, apply = report.subject.variables, jax.tree_util.Partial(model.apply)
-    x0, most = variables["batch_stats"]["expansion_point"], min(MAPS, model.degree)
-    levels: list[str | None] = [None]
+    x0 = variables["batch_stats"]["expansion_point"]
+    degrees: dict[str | None, int] = {None: model.degree}
     if isinstance(model, TaylorNet) and len(model.levels) > 1:
-        levels.append(f"level_{len(model.levels) // 2 - 1}")
+        middle = len(model.levels) // 2 - 1
+        degrees[f"level_{middle}"] = replace(model, levels=model.levels[middle + 1 :]).degree
     pictures = []
-    for level in levels:
+    for level, degree in degrees.items():
+        most = min(MAPS, degree)
         parts = contributions(apply, images, x0, most, top, variables=variables, at=level)
         maps = np.asarray(parts.contributions[:, 0].sum(-1))
         values = np.asarray(parts.orders[:, 0])

@@ -36,7 +36,7 @@ RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
 
 @dataclass(frozen=True)
 class Demo:
-    """Train coda/digits, gated/digits-dlgn and coded/digits, explain and measure them, and write their reports."""
+    """Train a network of each family on the digits, explain and measure them, and write their reports."""
 
     run_dir: Path = Path("runs/demo")
     """Folder of the run."""
@@ -50,9 +50,11 @@ class Demo:
         # Quicker than evaluating all.
         shorter = ("epochs=30", "grid_sizes=3", "grids=12", "removal_images=120", "occlusion=5")
         fewer = ("epochs=8", "classifiers=3", "occlusion=", "path_images=120", "removal_images=40")
+        least = ("epochs=20", "occlusion=", "removal_images=40")
         further = (
             Train("gated/digits-dlgn", run_dir=self.run_dir / "gated", smoke=self.smoke),
             Train("coded/digits", () if self.smoke else fewer, run_dir=self.run_dir / "coded", smoke=self.smoke),
+            Train("taylor/digits", () if self.smoke else least, run_dir=self.run_dir / "taylor", smoke=self.smoke),
         )
         # The compiler keeps one core busy: what comes after the first network is made beside it.
         check_folder(self.run_dir)

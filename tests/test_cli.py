@@ -279,10 +279,10 @@ def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_the_demo_makes_three_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_makes_a_report_of_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said, _ = run(f"demo --smoke --run-dir {tmp_path / 'demo'}", capsys)
     assert status == 0
-    for folder in ("demo", "demo/gated", "demo/coded"):
+    for folder in ("demo", "demo/gated", "demo/coded", "demo/taylor"):
         assert (tmp_path / folder / "report.html").stat().st_size > 10_000
         assert f"{folder}/report.html" in said.replace("\n", "")
 

@@ -199,7 +199,7 @@ def _traced_once(
     return _traced(apply, shape, dtype, variables)
 
 
-def _checked(apply: Callable[..., Array], x: Array, x0: Array, max_order: int, least: int, variables: Any) -> _Call:
+def _checked(apply: Callable[..., Array], x: Any, x0: Any, max_order: int, least: int, variables: Any) -> _Call:
     """The parts of a call, found to fit one another; with `variables`, traced once for each shape."""
     x = jnp.asarray(x)
     require_batch(x)
@@ -224,8 +224,8 @@ def _checked(apply: Callable[..., Array], x: Array, x0: Array, max_order: int, l
 
 def orders(
     apply: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array, "batch ..."],
-    x0: Float[Array, "..."],
+    x: Float[Array | np.ndarray, "batch ..."],
+    x0: Float[Array | np.ndarray, "..."],
     max_order: int,
     *,
     variables: Any = None,
@@ -303,8 +303,8 @@ class OrderContributions(NamedTuple):
 
 def contributions(
     apply: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array, "batch ..."],
-    x0: Float[Array, "..."],
+    x: Float[Array | np.ndarray, "batch ..."],
+    x0: Float[Array | np.ndarray, "..."],
     max_order: int,
     targets: Targets = None,
     *,
@@ -371,8 +371,8 @@ _contributions_compiled = jax.jit(_contributions, static_argnums=(1, 2))
 
 def pairs(
     apply: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array, "batch height width channels"],
-    x0: Float[Array, "..."],
+    x: Float[Array | np.ndarray, "batch height width channels"],
+    x0: Float[Array | np.ndarray, "..."],
     pixels: Int[np.ndarray, "p 2"] | Sequence[tuple[int, int]] | None = None,
     targets: Targets = None,
     *,
@@ -432,8 +432,8 @@ _pairs_compiled = jax.jit(_pairs)
 
 def smooth_orders(
     apply: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array, "batch ..."],
-    x0: Float[Array, "..."],
+    x: Float[Array | np.ndarray, "batch ..."],
+    x0: Float[Array | np.ndarray, "..."],
     max_order: int,
     *,
     variables: Any = None,

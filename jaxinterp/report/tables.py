@@ -26,6 +26,7 @@ HEADLINES: dict[str, tuple[str, str]] = {  # metric: (column title, number forma
 SPEED = "× as fast"
 MEANINGS = {
     "memory": "of its working memory",
+    "_vs_forward": "times its time",
     "_vs_rectangular": "of its time",
     "_vs_relu": "of its time",
     "step_vs_baseline": "of its time",
@@ -41,6 +42,16 @@ PATHS: dict[str, tuple[str, str]] = {  # what only networks with coded paths are
     "early_exit_compute": ("multiply-adds spent", ".1%"),
     "specificity_own": ("accuracy lost without a class' own paths", ".3f"),
     "specificity_others": ("without another's", ".3f"),
+}
+SERIES: dict[str, tuple[str, str]] = {  # of polynomials and of distillations only
+    "parameters": ("parameters", ",.0f"),
+    "degree": ("degree", ".0f"),
+    "accuracy_orders_le_1": ("accuracy of orders ≤ 1", ".2%"),
+    "accuracy_orders_le_3": ("≤ 3", ".2%"),
+    "accuracy_orders_le_5": ("≤ 5", ".2%"),
+    "one_reference_accuracy": ("one distilled reference per class", ".2%"),
+    "one_real_image_accuracy": ("one real image per class", ".2%"),
+    "class_mean_1_pixels": ("class mean, in pixels", ".2%"),
 }
 
 
@@ -150,6 +161,12 @@ def paths_table(results: Iterable[Results]) -> str:
     return _rows(coded, PATHS) if coded else ""
 
 
+def series_table(results: Iterable[Results]) -> str:
+    """What truncated series and distilled references are worth, one row per run; empty where there are none."""
+    read = [result for result in results if SERIES.keys() & result.metrics.keys()]
+    return _rows(read, SERIES) if read else ""
+
+
 def _rows(results: Iterable[Results], columns: Mapping[str, tuple[str, str]], rival: bool = False) -> str:
     """A Markdown table: metrics (name → title, format) of results, one row per run."""
     titles = [title for title, _ in columns.values()] + ["best rival's localisation"] * rival
@@ -219,6 +236,7 @@ def readme_block(root: Path, everything: bool = False) -> str:
         benchmarks[path.stem] = content
     tables = [results_table(results)] if results else []
     tables += [paths] if (paths := paths_table(results)) else []
+    tables += [series] if (series := series_table(results)) else []
     tables += [measured] if everything and (measured := measurements_table(results)) else []
     tables += [ratios_table(benchmarks)] if benchmarks else []
     return "\n\n".join(tables) or "No results are committed yet."
