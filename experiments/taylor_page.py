@@ -1,8 +1,8 @@
 """What only polynomials show in their report: orders, their maps at every level, pairs of pixels, coefficients."""
 
 from dataclasses import replace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +20,11 @@ def sections(report: Report, model: Expansion) -> list[Section]:
     """All of them."""
     counted = [_counts(report)] if report.found["counts"] else []
     return [_orders(report, model), _maps(report, model), _pairs(report, model), *counted]
+
+
+def _apply(model: Expansion) -> Any:
+    """(variables, x) ↦ logits."""
+    return model.apply
 
 
 def _orders(report: Report, model: Expansion) -> Section:
@@ -51,7 +56,7 @@ def _maps(report: Report, model: Expansion) -> Section:
     """What pixels, and blocks of the middle level, contribute to each of the lowest orders."""
     chosen = first_of_each_class(report.labels, 4)
     images, top = jnp.asarray(report.images[chosen]), report.logits[chosen].argmax(1)
-    variables, apply = report.subject.variables, jax.tree_util.Partial(model.apply)
+    variables, apply = report.subject.variables, _apply(model)
     x0 = variables["batch_stats"]["expansion_point"]
     degrees: dict[str | None, int] = {None: model.degree}
     if isinstance(model, TaylorNet) and len(model.levels) > 1:
@@ -91,7 +96,7 @@ def _maps(report: Report, model: Expansion) -> Section:
 def _pairs(report: Report, model: Expansion) -> Section:
     """Pairs that the pixel with the largest contribution of order 2 forms."""
     chosen = first_of_each_class(report.labels, 3)
-    variables, apply = report.subject.variables, jax.tree_util.Partial(model.apply)
+    variables, apply = report.subject.variables, _apply(model)
     x0, top = variables["batch_stats"]["expansion_point"], report.logits[chosen].argmax(1)
     if model.degree < 2:
         return Section("Pairs of pixels", ["A polynomial of degree 1 has none."])

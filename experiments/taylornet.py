@@ -331,7 +331,7 @@ def measure(
     most = min(config.orders, model.degree)
     images, labels = images[: config.order_images], labels[: config.order_images]
     x0 = variables["batch_stats"]["expansion_point"]
-    apply = jax.tree_util.Partial(model.apply)
+    apply: Any = model.apply
     found = np.concatenate(
         [
             np.asarray(orders(apply, jnp.asarray(x), x0, most, variables=variables))[:, :real]
@@ -346,6 +346,8 @@ def measure(
     metrics = {"parameters": float(parameters), "degree": float(model.degree)}
     metrics |= {f"accuracy_orders_le_{m}": float(accuracy[m]) for m in range(1, min(8, most) + 1)}
     counts = describe(model, config.image_shape) if isinstance(model, TaylorNet) else []
+    for row in counts:
+        say(f"{row.name}: {row.parameters} parameters for {row.coefficients:.3g} coefficients of degree {row.degree}")
     return {
         "metrics": metrics,
         "orders": {"accuracy": accuracy.tolist(), "energy": sizes.tolist()},
