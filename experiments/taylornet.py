@@ -154,7 +154,7 @@ MINI = replace(
     scale=0.25,
     learning_rate=3e-3,
     weight_decay=1e-3,
-    epochs=8,
+    epochs=12,
     order_images=2000,
 )
 CIFAR10 = replace(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain import draw
-from jaxinterp.explain.plots import METHODS, method_style
+from jaxinterp.explain.plots import METHODS, level_curves, method_style, order_curves
 
 rng = np.random.default_rng(0)
 
@@ -178,3 +178,17 @@ def test_filters_and_overlaps_are_drawn_with_their_names():
     figure = draw.overlap_matrices(overlaps, ["gate 0"], ["cat", "dog"])
     assert figure.axes[0].get_title() == "gate 0: 0.10 to 0.50"
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
+
+
+def test_order_curves_draw_energy_and_accuracy():
+    figure = order_curves([1.0, 2.0, 0.5], [0.1, 0.8, 0.9], 0.1)
+    left, right = figure.axes
+    assert [bar.get_height() for bar in left.patches] == [1.0, 2.0, 0.5]
+    assert right.lines[0].get_ydata().tolist() == [0.1, 0.8, 0.9]
+
+
+def test_level_curves_draw_three_accuracies_by_level():
+    rows = [{"level": k, "images": 4.0 ** (2 - k), "one": 0.5 + k / 10, "nearest": 0.9, "mean": 0.8} for k in range(3)]
+    (axes,) = level_curves(rows).axes
+    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.6, 0.7]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n(16)", "1\n(4)", "2\n(1)"]
