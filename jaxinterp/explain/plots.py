@@ -264,7 +264,7 @@ def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
     return figure
 
 
-def level_curves(levels: Sequence[Mapping[str, float]]) -> "Figure":
+def level_curves(levels: Sequence[Mapping[str, Any]]) -> "Figure":
     """Accuracy by references of every level of abstraction.
 
     Args:
