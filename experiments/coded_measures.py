@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,17 @@ Say = Callable[[str], None]
 Images = Float[np.ndarray, "n h w c"]
 
 
+class _Case(NamedTuple):
+    """What every measurement is about: a run's network, its test images with their classes, and who is told."""
+
+    config: "CodedRun"
+    model: CodedResNeXt
+    variables: Any
+    images: Images
+    labels: Int[np.ndarray, " n"]
+    say: Say
+
+
 def measured(
     config: "CodedRun",
     model: CodedResNeXt,
@@ -67,6 +78,7 @@ def measured(
         `specificity`, of at most 100 classes.
     """
     train_set, labels = split(config, "train"), labels.astype(int)
+    case = _Case(config, model, variables, test, labels, say)
     held: Dataset | None = None
     if config.validation:
         train_set, held = hold_out(train_set, config.validation, config.seed)
@@ -78,15 +90,13 @@ def measured(
     say("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
     found: dict[str, Any] = {"metrics": metrics, "decoding": decoding}
     foreign = _foreign(config, split, say)
-    found["classifiers"] = _classifiers(
-        config, model, variables, run_dir, train_set, test, labels, foreign, metrics, say
-    )
+    found["classifiers"] = _classifiers(case, run_dir, train_set, foreign, metrics)
     if held is not None:
-        found["exits"] = _early_exit(config, model, variables, held, test, labels, seen, metrics, say)
-    some, their = test[: config.path_images], labels[: config.path_images]
-    found["removed"] = _removals(config, model, variables, some, their, say)
+        found["exits"] = _early_exit(case, held, seen, metrics)
+    few = case._replace(images=test[: config.path_images], labels=labels[: config.path_images])
+    found["removed"] = _removals(few)
     if config.classes <= MATRIX:
-        found["specificity"] = _specificity(config, model, variables, some, their, metrics, say)
+        found["specificity"] = _specificity(few, metrics)
     return found
 
 
@@ -95,18 +105,10 @@ def _floats(data: Dataset) -> Images:
 
 
 def _classifiers(
-    config: "CodedRun",
-    model: CodedResNeXt,
-    variables: Any,
-    run_dir: Path,
-    train_set: Dataset,
-    test: Images,
-    labels: Int[np.ndarray, " n"],
-    foreign: Images | None,
-    metrics: dict[str, float],
-    say: Say,
+    case: _Case, run_dir: Path, train_set: Dataset, foreign: Images | None, metrics: dict[str, float]
 ) -> list[dict[str, float]]:
     """Cut out, choose thresholds on training images, measure on test images, keep as files."""
+    config, model, variables, test, labels, say = case
     chosen_from = first(train_set, config.classifier_images)
     chosen, known = _floats(chosen_from), chosen_from.labels.astype(int)
     odds = NEGATIVES if config.classes > NEGATIVES + 1 else None
@@ -175,18 +177,9 @@ def _foreign(config: "CodedRun", split: Split, say: Say) -> Images | None:
         return None
 
 
-def _early_exit(
-    config: "CodedRun",
-    model: CodedResNeXt,
-    variables: Any,
-    held: Dataset,
-    test: Images,
-    labels: Int[np.ndarray, " n"],
-    seen: Trace,
-    metrics: dict[str, float],
-    say: Say,
-) -> dict[str, dict[str, float]]:
+def _early_exit(case: _Case, held: Dataset, seen: Trace, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
     """Thresholds chosen on held-out images; accuracy and compute on test images, and the time that is really taken."""
+    config, model, variables, test, labels, say = case
     there = trace(model, variables, _floats(held), config.eval_batch)
     batches = list(_whole_batches(test, config.eval_batch))
     curve: dict[str, dict[str, float]] = {}
@@ -235,10 +228,9 @@ def _time_share(part: Callable[[], Any], whole: Callable[[], Any]) -> float:
     return statistics.median(shares[1:])
 
 
-def _removals(
-    config: "CodedRun", model: CodedResNeXt, variables: Any, test: Images, labels: Int[np.ndarray, " n"], say: Say
-) -> dict[str, dict[str, float]]:
+def _removals(case: _Case) -> dict[str, dict[str, float]]:
     """Accuracy without k active or inactive paths of the last block of the first code (paper, Fig. 2a)."""
+    config, model, variables, test, labels, say = case
     block = max(i for i, code in enumerate(model.codes) if code == model.codes[0])
     code, found = model.codes[block], {}
     for kind, most in (("active", code.weight), ("inactive", code.length - code.weight)):
@@ -253,16 +245,9 @@ def _removals(
     return found
 
 
-def _specificity(
-    config: "CodedRun",
-    model: CodedResNeXt,
-    variables: Any,
-    test: Images,
-    labels: Int[np.ndarray, " n"],
-    metrics: dict[str, float],
-    say: Say,
-) -> dict[str, Any]:
+def _specificity(case: _Case, metrics: dict[str, float]) -> dict[str, Any]:
     """Accuracy that class j loses with the paths of class i, and how many paths they share."""
+    config, model, variables, test, labels, say = case
     found = specificity(model, variables, test, labels, batch=config.eval_batch)
     others = ~np.eye(config.classes, dtype=bool) & np.isfinite(found.lost)
     shared, losses = found.overlap[others], found.lost[others]
