@@ -77,9 +77,9 @@ class DistillRun(TaylorRun):
     merge_width: int = 16
     batch_levels: int = 2
     levels: int = 6
-    fidelity: float = 10.0
+    fidelity: float = 0.0
     counts: tuple[int, ...] = (1, 10)
-    condense_iterations: int = 300
+    condense_iterations: int = 100
     condense_batch: int = 64
     net_width: int = 32
     net_steps: int = 300

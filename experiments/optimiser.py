@@ -57,7 +57,7 @@ def optimiser_of(
         schedule: the learning rate of a step.
         fixed: tells by a parameter's path, such as body/gating_network/linear_0/kernel, whether it is not trained.
     """
-    mask = None if config.decay_all else _by_path(_is_kernel)
+    mask = None if config.decay_all else _matrices
     steps = {
         "adam": partial(optax.adam, schedule, eps=config.epsilon),
         "adamw": partial(optax.adamw, schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask),
@@ -73,8 +73,13 @@ def optimiser_of(
     return optax.multi_transform({"trained": steps, "fixed": optax.set_to_zero()}, trained)
 
 
-def _is_kernel(path: str) -> bool:
-    return path.endswith("kernel")
+def _matrices(tree: Any) -> Any:
+    """Which parameters multiply values: kernels and factors, not biases, scales or single numbers."""
+
+    def told(keys: Any, leaf: Any) -> bool:
+        return leaf.ndim >= 2 and keys[-1].key not in ("b", "bias")
+
+    return jax.tree.map_with_path(told, tree)
 
 
 def _by_path(tell: Callable[[str], Any]) -> Callable[[Any], Any]:
