@@ -15,6 +15,7 @@ Peers in the same table: random images, class means, k-means centres, and datase
 trained on the images (MNIST, 1 and 10 per class: DC 91.7 and 97.4 %; CIFAR-10: 28.3 and 44.9 %, its readme).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from jaxinterp.distill import (
     ImageSet,
     SimilarityLoss,
     abstract,
+    best_levels,
     class_means,
     condense,
     k_means,
@@ -51,6 +53,7 @@ from jaxinterp.files import write_bytes
 from jaxinterp.models.taylor import TaylorNet
 from jaxinterp.report.page import Section, picture
 from jaxinterp.train import LossFn, predict
+from jaxinterp.train.log import commit
 
 FOLDER = "distilled"  # within a run's
 
@@ -96,7 +99,9 @@ class DistillRun(TaylorRun):
         super().__post_init__()
         at_least(self, 1, "merge_width", "batch_levels", "levels", "counts", "condense_batch", "net_width")
         at_least(self, 1, "net_steps", "net_seeds")
-        at_least(self, 0, "fidelity", "condense_iterations")
+        at_least(self, 0, "condense_iterations")
+        if not 0 <= self.fidelity < math.inf:
+            raise ConfigError(f"fidelity: got {self.fidelity}, expected a finite number, at least 0")
         at_least(self, 2, "group")
 
 
@@ -121,6 +126,8 @@ def smoke(config: DistillRun) -> DistillRun:
     return replace(
         taylornet.smoke(config),
         images=128,
+        batch_size=64,
+        accumulate=1,
         merge_width=2,
         batch_levels=1,
         levels=1,
@@ -142,16 +149,28 @@ def build(config: DistillRun) -> Distiller:
     embedding = taylornet.build(config)
     if not isinstance(embedding, TaylorNet):
         raise ConfigError(f"design: got {config.design}, expected levels")
-    need = config.classes * config.group**config.batch_levels
-    if config.batch_size < need and config.images is None:
-        raise ConfigError(f"batch_size: got {config.batch_size}, expected more than {need} for its references")
+    need, size = config.classes * config.group**config.batch_levels, config.batch_size // config.accumulate
+    if size <= need:
+        raise ConfigError(f"batch_size: got {size} images at once, expected more than {need}, which are references")
     return Distiller(
         embedding=embedding, classes=config.classes, group=config.group, width=config.merge_width, dtype=embedding.dtype
     )
 
 
 def initial(config: DistillRun, variables: Any, prior: Any | None, data: Dataset) -> Any:
-    """Where training starts: random parameters, expanded about the mean training image."""
+    """Where training starts: random parameters, expanded about the mean training image.
+
+    Raises:
+        ConfigError: a class has fewer images than the levels or the peers will need.
+    """
+    most = best_levels(data.labels, config.classes, config.group)
+    if config.levels > most:
+        raise ConfigError(
+            f"levels: got {config.levels} of {config.group} images, the rarest class is enough for {most}"
+        )
+    fewest = int(np.bincount(data.labels, minlength=config.classes).min())
+    if max(config.counts) > fewest:
+        raise ConfigError(f"counts: got {max(config.counts)}, a class has {fewest} training images")
     stats = variables["batch_stats"]
     started = taylornet.initial(config, {"batch_stats": stats["embedding"]}, prior, data)
     return {**variables, "batch_stats": {**stats, "embedding": started["batch_stats"]}}
@@ -208,10 +227,9 @@ def measure(
     model, classes = build(replace(config, dtype="float32")), config.classes
     train = split(config, "train")
     known = train.images.astype(np.float32) / np.float32(train.maximum)
+    provenance = {**train.provenance, "run": run_dir.name, "commit": commit() or "unknown"}
     try:
-        levels = abstract(
-            model, variables, known, train.labels, config.levels, seed=config.seed, provenance=dict(train.provenance)
-        )
+        levels = abstract(model, variables, known, train.labels, config.levels, seed=config.seed, provenance=provenance)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     embed = jax.tree_util.Partial(_embedded, model)
@@ -231,6 +249,8 @@ def measure(
     metrics["one_real_image_accuracy"] = rows[0]["one"]
     metrics["nearest_reference_accuracy_level_0"] = rows[0]["nearest"]
     metrics["fixed_point_distance"] = drift(model, variables, levels[-1].images)
+    means = class_means(levels[0].images, levels[0].labels, classes)
+    metrics["distance_from_mean"] = float(np.sqrt(((levels[-1].images - means.images) ** 2).mean()))
     names = tuple(map(str, train.classes))
     figure = picture(sheet(levels, names), "", "", 1000)
     write_bytes(run_dir / FOLDER / "sheet.png", figure.png)
@@ -254,7 +274,9 @@ def _peers(
     """Sets to compare: ours with at least as many images per class as each of the counts, and the peers."""
     found = [("class_mean_1", class_means(images, labels, config.classes))]
     for count in config.counts:
-        ours = next(one for one in reversed(levels) if (one.labels == 0).sum() >= min(count, len(levels[0].labels)))
+        ours = next(
+            one for one in reversed(levels) if (one.labels == 0).sum() >= min(count, (levels[0].labels == 0).sum())
+        )
         found.append((f"distilled_{(ours.labels == 0).sum()}", ours))
         found.append((f"random_{count}", random_references(images, labels, config.classes, count, config.seed)))
         if count > 1:

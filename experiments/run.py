@@ -49,7 +49,8 @@ class Run:
 
     Attributes:
         dataset: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
-        distilled: file of distilled images that takes the place of the training images; none where empty.
+        distilled: file of distilled images to train on, in the place of the data set's; none where empty. What is
+            held out, and what is measured on training images, are the data set's.
         image_size: side of the square images in pixels; the data set's own where None.
         channels: channels of the images, 1 or 3.
         images: use only so many images of each split; all where None.

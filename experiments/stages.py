@@ -124,17 +124,21 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     data: Dataset | Stream
     validation: Dataset | None = None
     if config.dataset == "imagenet2012":
+        if config.distilled:
+            raise ConfigError(
+                f"distilled: got {config.distilled} with imagenet2012, which is streamed; expected nothing"
+            )
         data = training_stream(config, config.classes, data_dir)
         steps = data.steps
     else:
         data = split(config, "train", data_dir)
-        if config.distilled:
-            data = resized(read_set(Path(config.distilled)).dataset(data.name, data.classes), *config.image_shape[1:])
         if config.validation:
             try:
                 data, validation = hold_out(data, config.validation, config.seed)
             except ValueError as error:
                 raise ConfigError(f"validation: {error}") from error
+        if config.distilled:
+            data = resized(read_set(Path(config.distilled)).dataset(data.name, data.classes), *config.image_shape[1:])
         steps = len(data) // config.batch_size
     test = split(config, "test", data_dir)
     check_fits(config, test)

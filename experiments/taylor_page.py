@@ -1,6 +1,7 @@
 """What only polynomials show in their report: orders, their maps at every level, pairs of pixels, coefficients."""
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def _maps(report: Report, model: Expansion) -> Section:
             picture(
                 figure,
                 f"What {where} contribute to the lowest orders of the predicted class' logit; each map has its own "
-                f"scale, and its sum is the number above it. Largest relative remainder: {missed:.1e}.",
+                f"scale, and its sum is the number above it. Largest relative residual: {missed:.1e}.",
                 "Contribution maps by order",
                 130 * (most + 1),
             )
@@ -86,7 +87,7 @@ def _maps(report: Report, model: Expansion) -> Section:
         "Maps of single orders",
         [
             "Order 1 asks what each pixel does by itself, order 2 what pairs of pixels do, order m what m of them do "
-            "together; Euler's identity splits every order over the pixels. The sum of all these maps is the "
+            "together; Euler's identity splits every order over the pixels. The sum of the maps of all orders is the "
             "decomposition above. At a coarser level the same logit is a polynomial of lower degree in fewer variables."
         ],
         pictures,
@@ -126,7 +127,7 @@ def _pairs(report: Report, model: Expansion) -> Section:
 
 def _counts(report: Report) -> Section:
     header = ["part", "blocks", "inputs", "outputs", "degree", "parameters", "coefficients of its full expansion"]
-    rows = [[*row[:-1], row[-1] if len(row[-1]) < 8 else f"{float(row[-1]):.2e}"] for row in report.found["counts"]]
+    rows = [[*row[:-1], row[-1] if len(row[-1]) < 8 else f"{Decimal(row[-1]):.2e}"] for row in report.found["counts"]]
     return Section(
         "Coefficients and parameters",
         ["What coarse-graining saves: a polynomial of that degree in all inputs would have the last column's numbers."],

@@ -16,6 +16,7 @@ Data distillation, the paper's other half, is `experiments/distillation.py`.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -28,7 +29,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import taylor_page
 from experiments.page import Report
-from experiments.run import Experiment, Run, Schedule, Split, at_least, small
+from experiments.run import Experiment, Run, Schedule, Split, at_least, shown, small
 from experiments.subject import Subject
 from jaxinterp.data import Dataset
 from jaxinterp.data.batches import padded_batches
@@ -220,9 +221,13 @@ def build(config: TaylorRun) -> Expansion:
     Raises:
         ConfigError: fields that do not fit one another.
     """
+    if config.grid_sizes:
+        raise ConfigError(
+            f"grid_sizes: got {shown(config.grid_sizes)}, expected none: the expansion point has the image's size"
+        )
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
     if config.design == "residual":
-        if len(config.depths) != len(config.features):
+        if not len(config.depths) == len(config.features) > 0:
             raise ConfigError(f"depths: got {len(config.depths)} entries, expected {len(config.features)}, as features")
         return PolynomialResNet(
             depths=config.depths, widths=config.features, classes=config.classes, scale=config.scale, dtype=dtype
@@ -347,7 +352,8 @@ def measure(
     metrics |= {f"accuracy_orders_le_{m}": float(accuracy[m]) for m in range(1, min(8, most) + 1)}
     counts = describe(model, config.image_shape) if isinstance(model, TaylorNet) else []
     for row in counts:
-        say(f"{row.name}: {row.parameters} parameters for {row.coefficients:.3g} coefficients of degree {row.degree}")
+        full = f"{Decimal(row.coefficients):.2e} coefficients of degree {row.degree}"
+        say(f"{row.name}: {row.parameters} parameters for {full}")
     return {
         "metrics": metrics,
         "orders": {"accuracy": accuracy.tolist(), "energy": sizes.tolist()},

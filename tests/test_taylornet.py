@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments import distillation, stages, taylornet
-from experiments.optimiser import optimiser_of, schedule_of
+from experiments.optimiser import _matrices, optimiser_of, schedule_of
 from experiments.run import override
 from experiments.taylornet import CIFAR10, DIGITS, MNIST, SMALL, PenalisedLoss
 from jaxinterp.data import hold_out, load
@@ -55,11 +55,16 @@ def test_one_cycle_clips_and_decays_apart_from_the_gradient():
     params = {"kernel": jnp.zeros(2)}
     updates, _ = sgd.update({"kernel": jnp.array([3.0, 4.0])}, sgd.init(params), params)
     np.testing.assert_allclose(updates["kernel"], [-0.3, -0.4], rtol=1e-5)
+    model = taylornet.build(TINY)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    decayed = jax.tree_util.tree_leaves_with_path(_matrices(params))
+    assert {keys[-1].key for keys, told in decayed if not told} == {"bias"}
+    assert {keys[-1].key for keys, told in decayed if told} == {"linear", "factor_2_1", "factor_2_2", "out_2"}
     adamw = optimiser_of(config, lambda step: jnp.float32(1.0))
-    params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    params = {"linear": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
     with jax.numpy_dtype_promotion("standard"):  # optax's own counting
         updates, _ = adamw.update(jax.tree.map(jnp.zeros_like, params), adamw.init(params), params)
-    assert (float(updates["kernel"][0]), float(updates["bias"][0])) == (pytest.approx(-0.2), 0.0)
+    assert (float(updates["linear"][0, 0]), float(updates["bias"][0])) == (pytest.approx(-0.2), 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,7 @@ def test_a_run_can_be_trained_on_distilled_images(tmp_path):
     write_set(tmp_path / "few.npz", few)
     config = replace(TINY, distilled=str(tmp_path / "few.npz"))
     done = stages.train("taylor/digits", config, tmp_path / "run")
-    assert done.history[-1]["step"] == 30 // TINY.batch_size
+    assert done.history[-1]["step"] == 40 // TINY.batch_size  # what is held out is of the data set
     with pytest.raises(DataError, match="not a set of distilled images"):
         stages.train("taylor/digits", replace(TINY, distilled="none.npz"), tmp_path / "other")
 
@@ -125,9 +130,11 @@ def test_a_distillation_writes_its_levels_and_measures_its_peers(tmp_path):
         (taylornet, CIFAR10, ["depths=1"], "depths: got 1 entries, expected 4, as features"),
         (taylornet, CIFAR10, ["penalty=1"], "penalty: got 1.0 with design=residual, expected 0"),
         (taylornet, MNIST, ["growth=0"], "growth: got 0.0, expected a positive finite number"),
+        (taylornet, MNIST, ["grid_sizes=3"], "grid_sizes: got 3, expected none"),
+        (taylornet, CIFAR10, ["features=", "depths="], "depths: got 0 entries, expected 0"),
         (taylornet, MNIST, ["form=ring"], "form: expected one of dense, cp, ccp, tucker"),
         (distillation, distillation.RUNS["distill/mnist"].config, ["group=1"], "group: got 1, expected at least 2"),
-        (distillation, distillation.RUNS["distill/mnist"].config, ["batch_size=64"], "batch_size: got 64, exp"),
+        (distillation, distillation.RUNS["distill/mnist"].config, ["batch_size=64"], "batch_size: got 64 im"),
     ],
 )  # fmt: skip
 def test_bad_overrides_are_refused_in_one_line(module, config, change, message):
@@ -137,6 +144,12 @@ def test_bad_overrides_are_refused_in_one_line(module, config, change, message):
 
     with pytest.raises(ConfigError, match=message):
         made()
+
+
+def test_too_few_images_are_said_before_anything_is_trained(tmp_path):
+    config = replace(distillation.smoke(distillation.RUNS["distill/mnist"].config), levels=9)
+    with pytest.raises(ConfigError, match="levels: got 9 of 4 images, the rarest class is enough for"):
+        distillation.initial(config, {"batch_stats": {"embedding": {}}}, None, load("digits", "train"))
 
 
 def test_too_few_images_for_the_levels_are_said(tmp_path):

@@ -121,8 +121,7 @@ def condense(
     """
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     start = random_references(images, labels, classes, count, seed)
-    most = min(int((labels == c).sum()) for c in range(classes))
-    pool = np.stack([np.flatnonzero(labels == c)[:most] for c in range(classes)])
+    pool = [np.flatnonzero(labels == c) for c in range(classes)]
     net = DistillationNet(classes, width, depth)
     tx = optax.sgd(learning_rate, momentum)
     mean, std = float(images.mean()), float(images.std()) or 1.0
@@ -145,7 +144,8 @@ def condense(
     for i in range(iterations):
         params = init(jax.random.fold_in(key, i), synthetic[0])
         for c in range(classes):
-            real = jnp.asarray((images[drawn.choice(pool[c], min(batch, most), replace=False)] - mean) / std)
+            some = drawn.choice(pool[c], min(batch, len(pool[c])), replace=False)
+            real = jnp.asarray((images[some] - mean) / std)
             synthetic[c], states[c] = step(params, synthetic[c], states[c], real, names[c])
     found = np.clip(np.concatenate(synthetic) * std + mean, 0, 1).astype(np.float32)
     told = {"method": f"gradient matching, {iterations} networks of width {width}", "seed": str(seed)}

@@ -49,10 +49,11 @@ class Merge(Layer):
         count, _, *image = groups.shape
         spread = jnp.sort(groups, axis=1) - x0.astype(groups.dtype)[None, None]
         z = jnp.moveaxis(spread, 1, -2).reshape(count, *image[:2], -1)
+        z = z if self.dtype is None else z.astype(self.dtype)
         first, last = Level(self.width, side=3, stride=1), Level(image[2], self.width, side=3, stride=1)
         z = TaylorLevel(level=first, **self.shared, name="level_0")(z)
         z = TaylorLevel(level=last, gain=0.0, **self.shared, name="level_1")(z)
-        return jnp.clip(groups.mean(1) + z, 0, 1)
+        return jnp.clip(groups.mean(1) + z.astype(groups.dtype), 0, 1)
 
 
 class Distiller(Layer, kw_only=True):
@@ -142,7 +143,8 @@ def chosen(labels: Int[Array, " n"], classes: int, count: int) -> Int[Array, "cl
 class SimilarityLoss:
     """Mean cross-entropy of `scores` over the levels of a batch, and how far G may stray from the mean.
 
-    Of every class b^levels examples are references; the others are the queries.
+    Of every class b^levels examples are references; the others are the queries. A class that is not in the batch is
+    left out of it.
 
     Attributes:
         model: the network.
@@ -163,6 +165,7 @@ class SimilarityLoss:
         shape, group = images.shape[1:], model.group
         places = chosen(labels, model.classes, group**self.levels)
         weight = jnp.ones(len(labels), images.dtype).at[places.ravel()].set(0)
+        absent = ~(labels[:, None] == jnp.arange(model.classes, dtype=labels.dtype)[None]).any(0)[None]
         queries: Any = model.apply(variables, images, method="embed")
         tau, level = jnp.exp(params["log_tau"]), images[places]
         losses, strayed = [], jnp.zeros((), images.dtype)
@@ -175,6 +178,7 @@ class SimilarityLoss:
                 level = merged.reshape(model.classes, -1, *shape)
             embedded: Any = model.apply(variables, level.reshape(-1, *shape), method="embed")
             logits = scores(queries, embedded.reshape(model.classes, -1, embedded.shape[-1]), tau)
+            logits = jnp.where(absent, jnp.asarray(-1e9, logits.dtype), logits)
             each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             losses.append((weight * each).sum() / jnp.maximum(weight.sum(), 1))
         loss = jnp.stack(losses).mean() + self.fidelity * strayed
@@ -187,10 +191,15 @@ class SimilarityLoss:
 def best_levels(labels: Int[np.ndarray, " n"], classes: int, group: int) -> int:
     """How often the rarest class can be merged: the largest L with group^L of its images.
 
+    Raises:
+        ValueError: a group of fewer than two.
+
     Example:
         >>> best_levels(np.repeat(np.arange(3), 20), 3, 4)
         2
     """
+    if group < 2:
+        raise ValueError(f"group: got {group}, expected at least 2")
     rarest = int(np.bincount(np.asarray(labels), minlength=classes).min())
     levels = 0
     while group ** (levels + 1) <= rarest:
@@ -246,7 +255,8 @@ def abstract(
             groups = current.reshape(-1, model.group, *images.shape[1:])
             parts = [np.asarray(merged(variables, x))[:real] for _, real, (x,) in padded_batches(batch, groups)]
             current = np.concatenate(parts).reshape(model.classes, -1, *images.shape[1:])
-        told = {**(provenance or {}), "method": f"merged in groups of {model.group}", "seed": str(seed)}
+        how = f"merged {k} times in groups of {model.group}" if k else "real images, chosen at random"
+        told = {**(provenance or {}), "method": how, "seed": str(seed)}
         flat = current.reshape(-1, *images.shape[1:])
         found.append(ImageSet(flat, np.repeat(classes, current.shape[1]), k, told))
     return found
@@ -265,7 +275,6 @@ def accuracies(
     references: Float[np.ndarray, "classes r d"],
     *,
     draws: int = 10,
-    most: int = 256,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Accuracy by one random reference per class (mean of draws), by the nearest of all, and by mean embeddings."""
@@ -275,8 +284,7 @@ def accuracies(
         float(((embedded @ references[classes, drawn.integers(0, count, len(classes))].T).argmax(1) == labels).mean())
         for _ in range(draws if count > 1 else 1)
     ]
-    some = references[:, :most]
-    nearest = np.stack([(embedded @ of_class.T).max(1) for of_class in some], 1).argmax(1)
+    nearest = np.stack([(embedded @ of_class.T).max(1) for of_class in references], 1).argmax(1)
     means: Sequence[Any] = references.mean(1)
     return (
         float(np.mean(one)),

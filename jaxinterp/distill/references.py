@@ -34,7 +34,15 @@ class ImageSet:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
-        """The same as a data set of 8-bit images, to train on."""
+        """The same as a data set of 8-bit images, to train on.
+
+        Raises:
+            DataError: a label is not one of so many classes.
+        """
+        if self.labels.max() >= len(classes):
+            raise DataError(
+                f"{name}: got a distilled image of class {self.labels.max()}, expected {len(classes)} classes"
+            )
         images = np.round(255 * self.images).astype(np.uint8)
         return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
 
@@ -55,15 +63,17 @@ def read_set(path: Path) -> ImageSet:
         with path.open("rb") as file, np.load(file) as arrays:
             found = dict(arrays)
         told = dict(zip(found["keys"].tolist(), found["values"].tolist(), strict=True))
-        one = ImageSet(found["images"], found["labels"], int(found["level"]), told)
+        images, labels, level = found["images"], found["labels"], int(found["level"])
+        fits = images.ndim == 4 and labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+        fits = fits and len(labels) > 0 and 0 <= images.min() <= images.max() <= 1 and labels.min() >= 0
     except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
         raise DataError(f"{path}: not a set of distilled images ({error})") from error
-    images = one.images
-    if images.ndim != 4 or len(images) != len(one.labels) or not (images.min() >= 0 and images.max() <= 1):
+    if not fits:
         raise DataError(
-            f"{path}: got images {images.shape} and {len(one.labels)} labels, expected (N, H, W, C) in [0, 1], N labels"
+            f"{path}: got images {images.shape} and labels {labels.dtype}{labels.shape}, expected (N, H, W, C) in "
+            "[0, 1] and N integers, N at least 1"
         )
-    return one
+    return ImageSet(images, labels, level, told)
 
 
 def sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":

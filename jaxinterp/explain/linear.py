@@ -181,7 +181,7 @@ def decompose(
     compiled = variables is not None
     if at is not None and hasattr(apply_frozen, "lower"):
         # Modules are addressed while tracing, which a jitted function's cache would skip.
-        apply_frozen = inspect.unwrap(apply_frozen)
+        apply_frozen = inspect.unwrap(apply_frozen, stop=lambda f: not hasattr(f, "lower"))
     apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
     with jax.default_matmul_precision("highest"):
         for i, array in enumerate(given):

@@ -6,7 +6,8 @@ About a point x0, with d = x − x0 and g(t) = f(x0 + t d), the contribution of 
 
 All f_m come out of one pass in which every intermediate value is a truncated power series in t: affine operations act
 on each coefficient, products of two series are Cauchy products, (p ⊙ q)_m = Σ_i p_i ⊙ q_{m−i}. The pass runs over the
-program that JAX traces, so it reads any model and any function, and truncation does not touch the lower orders.
+program that JAX traces, so it reads any model and any function made of sums, products and rearrangements (loops are
+not followed), and truncation does not touch the lower orders.
 
 Each f_m is homogeneous, so Euler's identity splits it over the entries of the input without remainder,
 
@@ -15,6 +16,7 @@ Each f_m is homogeneous, so Euler's identity splits it over the entries of the i
 and the sum over orders is the integrated gradient from x0.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -35,18 +37,26 @@ from jaxinterp.explain.linear import (
     select_targets,
     split_at,
 )
+from jaxinterp.models.taylor import Expansion
 
 # fmt: off
 LINEAR = frozenset({
     "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cumsum", "dynamic_slice",
-    "dynamic_update_slice", "gather", "neg", "pad", "reduce_sum", "reduce_window_sum", "reshape", "rev", "scatter-add",
-    "slice", "split", "squeeze", "sub", "transpose",
+    "dynamic_update_slice", "gather", "neg", "optimization_barrier", "pad", "reduce_sum", "reduce_window_sum",
+    "reshape", "rev", "scatter", "scatter-add", "slice", "split", "squeeze", "sub", "transpose",
 })
-# fmt: on
 """Operations that are linear in all of their arguments together, those of indices aside."""
-VALUES = {"dynamic_slice": {0}, "dynamic_update_slice": {0, 1}, "gather": {0}, "scatter-add": {0, 2}}
+VALUES = {
+    "dynamic_slice": {0}, "dynamic_update_slice": {0, 1}, "gather": {0}, "scatter": {0, 2}, "scatter-add": {0, 2},
+}
 """Positions of the arguments that are not indices, where some are."""
-BILINEAR = frozenset(("conv_general_dilated", "dot_general", "mul"))
+WRAPPERS = frozenset({
+    "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "jit",
+    "pjit", "remat", "remat2",
+})
+"""Operations that only wrap a program."""
+BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul"})
+# fmt: on
 
 
 class NotPolynomialError(ValueError):
@@ -75,13 +85,16 @@ def propagate(
 
     Raises:
         NotPolynomialError: the function applies an operation that is no polynomial; the line names it and the module.
+        ValueError: `max_order` is negative.
 
     Example:
         >>> propagate(lambda x: (x * x).sum(), jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]), 3).tolist()
         [5.0, 6.0, 2.0, 0.0]
     """
+    if max_order < 0:
+        raise ValueError(f"max_order: got {max_order}, expected at least 0")
     closed, shape = jax.make_jaxpr(function, return_shape=True)(x0)
-    (*outs,) = _run(closed.jaxpr, closed.consts, [_Series(jnp.stack([x0, step])[: max_order + 1])], max_order)
+    outs = _run(closed.jaxpr, closed.consts, [_Series(jnp.stack([x0, step])[: max_order + 1])], max_order)
     full = [_padded(_as_series(out).terms, max_order + 1) for out in outs]
     return jax.tree.unflatten(jax.tree.structure(shape), full)
 
@@ -115,7 +128,7 @@ def _apply(eqn: Any, args: list[Any], most: int, where: str) -> list[Any]:
         outs = run(*args)
         return list(outs) if eqn.primitive.multiple_results else [outs]
     joint = VALUES.get(name, set(range(len(args))))
-    if name in LINEAR and joint.issuperset(moving):
+    if name in LINEAR and joint.issuperset(moving) and _is_linear(eqn):
         return _linear(run, args, joint)
     if name == "select_n" and 0 not in moving:
         return _linear(run, args, joint - {0})
@@ -131,13 +144,21 @@ def _apply(eqn: Any, args: list[Any], most: int, where: str) -> list[Any]:
     if name == "stop_gradient":
         return args
     raise NotPolynomialError(
-        f"apply: {where or 'the function itself'} applies {name}, expected sums and products only (a polynomial)"
+        f"apply: {where or 'the function itself'} applies {name}, expected sums, products and rearrangements only "
+        "(a polynomial, without loops)"
     )
+
+
+def _is_linear(eqn: Any) -> bool:
+    """Whether an operation of `LINEAR` is linear with its parameters: types that count, places that are not there."""
+    kept = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
+    fill = eqn.params.get("fill_value")
+    return bool(kept and (fill is None or fill == 0 or np.isnan(fill)))
 
 
 def _inner(eqn: Any) -> Any:
     """The program that an operation only wraps, such as a jitted function, as a closed one."""
-    if eqn.primitive.name in ("scan", "while", "cond"):
+    if eqn.primitive.name not in WRAPPERS:
         return None
     for value in eqn.params.values():
         if hasattr(value, "eqns") and hasattr(value, "invars") and len(value.invars) == len(eqn.invars):
@@ -191,7 +212,7 @@ def _traced(apply: Callable[..., Array], shape: tuple[int, ...], dtype: Any, *va
     return jax.eval_shape(one, x).shape, *(bytes_per_example(one, x, targets) for targets in (0, 1))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _traced_once(
     apply: Callable[..., Array], shape: tuple[int, ...], dtype: Any, structure: Any, leaves: tuple[Any, ...]
 ) -> Any:
@@ -199,7 +220,9 @@ def _traced_once(
     return _traced(apply, shape, dtype, variables)
 
 
-def _checked(apply: Callable[..., Array], x: Any, x0: Any, max_order: int, least: int, variables: Any) -> _Call:
+def _checked(
+    apply: Callable[..., Array], x: Any, x0: Any, max_order: int, least: int, variables: Any, at: str | None = None
+) -> _Call:
     """The parts of a call, found to fit one another; with `variables`, traced once for each shape."""
     x = jnp.asarray(x)
     require_batch(x)
@@ -210,15 +233,26 @@ def _checked(apply: Callable[..., Array], x: Any, x0: Any, max_order: int, least
         raise ValueError(f"max_order: got {max_order}, expected at least {least}")
     require_finite("x", x)
     require_finite("x0", x0)
+    model = getattr(apply, "__self__", None)
+    if isinstance(model, Expansion):
+        model.warn_outside(x)
     given = () if variables is None else (variables,)
     if given:
         leaves, structure = jax.tree.flatten(variables)
-        out, none, one = _traced_once(apply, x.shape, x.dtype, structure, tuple((a.shape, a.dtype) for a in leaves))
+        out, none, one = _traced_once(
+            apply, x.shape, x.dtype, structure, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves)
+        )
     else:
         out, none, one = _traced(apply, x.shape, x.dtype)
     if len(out) != 2 or out[0] != len(x):
         raise ValueError(f"apply: got output {out}, expected ({len(x)}, classes)")
+    if at is not None and hasattr(apply, "lower"):
+        apply = inspect.unwrap(
+            apply, stop=lambda f: not hasattr(f, "lower")
+        )  # modules are addressed while tracing, which a jitted function's cache would skip
     call = jax.tree_util.Partial(apply, *given)
+    if at is not None:
+        require_levels(call, x, [at])
     return _Call(call, x, jnp.broadcast_to(x0, x.shape), out[1], lambda targets: none + targets * (one - none))
 
 
@@ -241,11 +275,13 @@ def orders(
         x0: expansion point, of one example's shape or of the batch's.
         max_order: M ≥ 0; the degree of the polynomial for all of it.
         variables: the model's variables.
-        at: path of a Flax submodule: then orders in its output, about its output at x0, the reading at that level.
+        at: path of a Flax submodule: then orders in its output, about its output at x0, the reading at that level;
+            what goes around the submodule is held at x0.
         memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
     Returns:
-        (M + 1, batch, classes). The sum over orders is f(x), where M is the degree or more.
+        (M + 1, batch, classes). The sum over orders is f(x), where M is the degree or more and nothing goes around
+        the submodule.
 
     Raises:
         NotPolynomialError: an operation that is no polynomial; the line names it and its module.
@@ -257,9 +293,7 @@ def orders(
         [1.0, 4.0, 4.0]
     """
     with jax.default_matmul_precision("highest"):
-        call = _checked(apply, x, x0, max_order, 0, variables)
-        if at is not None:
-            require_levels(call.apply, call.x, [at])
+        call = _checked(apply, x, x0, max_order, 0, variables, at)
         run = partial(_orders if variables is None else _orders_compiled, call.apply, at, max_order)
         size = (max_order + 2) * call.size(1)
         return jnp.moveaxis(in_chunks(run, (call.x, call.x0), size, memory), 1, 0)
@@ -291,7 +325,7 @@ class OrderContributions(NamedTuple):
     Attributes:
         orders: f_m, (batch, T, M + 1).
         contributions: of every entry of the input to every order from 1 to M, (batch, T, M, ...).
-        remainder: f − Σ_{m ≤ M} f_m, what the orders beyond M are, (batch, T).
+        remainder: f − Σ_{m ≤ M} f_m, what is beyond M (or goes around the submodule), (batch, T).
         residual: f_m − Σ contributions_m for every order from 1 to M, (batch, T, M); zero up to rounding.
     """
 
@@ -338,9 +372,7 @@ def contributions(
     Source: Euler's theorem on homogeneous functions; integrated gradients, Sundararajan et al., ICML 2017.
     """
     with jax.default_matmul_precision("highest"):
-        call = _checked(apply, x, x0, max_order, 1, variables)
-        if at is not None:
-            require_levels(call.apply, call.x, [at])
+        call = _checked(apply, x, x0, max_order, 1, variables, at)
         rows = select_targets(targets, len(call.x), call.classes)
         run = partial(_contributions if variables is None else _contributions_compiled, call.apply, at, max_order)
         size = 3 * (max_order + 2) * call.size(rows.shape[1])
@@ -352,8 +384,8 @@ def _contributions(
 ) -> OrderContributions:
     function, start, step = _line(apply, at, x, x0)
 
-    def with_gradients(x: Array) -> tuple[Array, Array]:
-        logits, pullback = jax.vjp(function, x)
+    def with_gradients(y: Array) -> tuple[Array, Array]:
+        logits, pullback = jax.vjp(function, y)
         cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
         return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
 
@@ -361,7 +393,7 @@ def _contributions(
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
     found = jnp.moveaxis(values, 0, 2)
-    whole = jnp.take_along_axis(function(start + step), rows, axis=1)
+    whole = jnp.take_along_axis(apply(x), rows, axis=1)
     residual = found[:, :, 1:] - parts.reshape(*parts.shape[:3], -1).sum(-1)
     return OrderContributions(found, parts, whole - found.sum(-1), residual)
 
@@ -403,12 +435,18 @@ def pairs(
             raise ValueError(f"x: got shape {x.shape}, expected images (batch, H, W, C)")
         height, width = call.x.shape[1:3]
         every = [(y, c) for y in range(height) for c in range(width)]
-        chosen = np.asarray(every if pixels is None else pixels, dtype=np.int32).reshape(-1, 2)
-        if len(chosen) == 0 or chosen.min() < 0 or (chosen >= (height, width)).any():
+        chosen = np.asarray(every if pixels is None else pixels).reshape(-1, 2)
+        if (
+            len(chosen) == 0
+            or not np.issubdtype(chosen.dtype, np.integer)
+            or chosen.min() < 0
+            or (chosen >= (height, width)).any()
+        ):
             raise ValueError(f"pixels: got {chosen.tolist()[:3]}, expected (y, x) within {height}x{width}")
         rows = select_targets(targets, len(call.x), call.classes)
-        run = partial(_pairs if variables is None else _pairs_compiled, call.apply, jnp.asarray(chosen))
-        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size(rows.shape[1]), memory)
+        run = partial(_pairs if variables is None else _pairs_compiled, call.apply, jnp.asarray(chosen, jnp.int32))
+        maps = rows.shape[1] * len(chosen) * height * width * call.x.dtype.itemsize
+        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size(rows.shape[1]) + maps, memory)
 
 
 def _pairs(apply: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:
@@ -440,11 +478,11 @@ def smooth_orders(
 ) -> tuple[Float[Array, "orders batch classes"], Float[Array, "batch classes"]]:
     """The same orders of any smooth function, by `jax.experimental.jet`, and what they leave of it.
 
-    A tanh or softplus network has infinitely many orders, and its series need not converge at x.
+    A tanh network has infinitely many orders, and its series need not converge at x.
 
     Args:
-        apply: as in `orders`, of operations that jet knows (a tanh-approximated GELU; not ReLU, whose kinks it
-            takes for smooth).
+        apply: as in `orders`, of operations that jet knows, such as tanh, sigmoid and the tanh-approximated GELU. Of
+            what is built with kinks (ReLU; softplus, by an absolute value, at 0) it takes the piece at x0.
         x: inputs, (batch, ...).
         x0: expansion point.
         max_order: M ≥ 1.
@@ -469,7 +507,17 @@ def smooth_orders(
 
 def _smooth(apply: Callable[..., Array], max_order: int, x: Array, x0: Array) -> tuple[Array, Array]:
     zeros = [jnp.zeros_like(x)] * (max_order - 1)
-    first, others = jet.jet(apply, (x0,), ([x - x0, *zeros],))
+    closed = jax.make_jaxpr(apply)(x0)
+
+    def inlined(x: Array) -> Array:
+        """The traced program without the wrappers that jet does not see through."""
+        (out,) = _run(closed.jaxpr, closed.consts, [x], 0)
+        return out
+
+    try:
+        first, others = jet.jet(inlined, (x0,), ([x - x0, *zeros],))
+    except (KeyError, NotImplementedError) as error:
+        raise NotImplementedError(f"apply: jet does not know {' '.join(str(error).split())}") from error
     factorials = np.cumprod(np.arange(1.0, max_order + 1))
     found = jnp.stack([first, *(term / jnp.asarray(n, x.dtype) for term, n in zip(others, factorials, strict=True))])
     return found, apply(x) - found.sum(0)

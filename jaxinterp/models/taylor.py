@@ -286,12 +286,31 @@ class Expansion(Layer, kw_only=True):
 
     def centred(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """(x − x0) / s."""
-        _warn_outside(x, self.bounds, self.degree)
-        return (x - self.point(x.shape[1:]).astype(x.dtype)[None]) / jnp.asarray(self.scale, x.dtype)
+        self.warn_outside(x)
+        point = self.point(x.shape[1:])
+        if point.shape != x.shape[1:]:
+            raise ValueError(
+                f"x: got images of shape {x.shape[1:]}, expected {point.shape}, that of the expansion point"
+            )
+        return (x - point.astype(x.dtype)[None]) / jnp.asarray(self.scale, x.dtype)
+
+    def warn_outside(self, x: Array | np.ndarray) -> None:
+        """Warn of images outside of the training range, where their values are known (not while they are traced)."""
+        if isinstance(x, jax.core.Tracer) or x.size == 0:
+            return
+        values = np.asarray(x)  # what is known is not traced, even where other things are
+        (low, high), (least, most) = (float(values.min()), float(values.max())), self.bounds
+        margin = 1e-3 * (most - least)
+        if not (low >= least - margin and high <= most + margin):
+            warnings.warn(
+                f"x: got values in [{low:.4g}, {high:.4g}], trained on [{least:g}, {most:g}]: "
+                f"a polynomial of degree {self.degree} extrapolates badly",
+                stacklevel=3,
+            )
 
     def held(self, x: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
         """The network in evaluation as an affine function of x, see `along_path`."""
-        _warn_outside(x, self.bounds, self.degree)
+        self.warn_outside(x)
         free, variables = self.clone(parent=None), self.variables
 
         def evaluated(y: Array) -> Array:
@@ -314,21 +333,6 @@ def about(variables: Any, point: Float[Array | np.ndarray, "h w c"]) -> Any:
     if not np.isfinite(np.asarray(point)).all():
         raise ValueError("point: got NaN or infinite values, expected finite ones")
     return {**variables, "batch_stats": {**stats, "expansion_point": jnp.asarray(point, old.dtype)}}
-
-
-def _warn_outside(x: Array, bounds: tuple[float, float], degree: int) -> None:
-    """Warn of images outside of the training range, where their values are known."""
-    if isinstance(x, jax.core.Tracer):
-        return
-    values = np.asarray(x)  # what is known is not traced, even where other things are
-    low, high = float(values.min()), float(values.max())
-    margin = 1e-3 * (bounds[1] - bounds[0])
-    if not (low >= bounds[0] - margin and high <= bounds[1] + margin):
-        warnings.warn(
-            f"x: got values in [{low:.4g}, {high:.4g}], trained on [{bounds[0]:g}, {bounds[1]:g}]: "
-            f"a polynomial of degree {degree} extrapolates badly",
-            stacklevel=3,
-        )
 
 
 def along_path(
@@ -355,7 +359,7 @@ def along_path(
     def slope(t: Array) -> Array:
         return jax.jvp(function, (start + t * held,), (step,))[1]
 
-    slopes = lax.map(slope, jnp.asarray((nodes + 1) / 2, x.dtype))
+    slopes = lax.map(jax.checkpoint(slope), jnp.asarray((nodes + 1) / 2, x.dtype))
     return function(start) + jnp.einsum("t,tnk->nk", jnp.asarray(weights / 2, x.dtype), slopes)
 
 
@@ -509,6 +513,10 @@ class PolynomialResNet(Expansion, kw_only=True):
         """
         if frozen:
             return self.held(x)
+        if not len(self.depths) == len(self.widths) > 0:
+            raise ValueError(
+                f"depths, widths: got {len(self.depths)} and {len(self.widths)} entries, expected one of each per stage"
+            )
         z = nn.Conv(
             self.widths[0],
             (3, 3),
@@ -555,7 +563,8 @@ class LevelCount:
         outputs: features.
         degree: of the outputs in the image.
         parameters: numbers that are trained.
-        coefficients: those of all polynomials of the unit's order (of the network: degree) in the inputs.
+        coefficients: those of a whole polynomial of the unit's order (of the network: degree) in the inputs, of every
+            block where blocks have units of their own.
     """
 
     name: str
@@ -586,16 +595,12 @@ def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
         params: Any = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     rows, degree, channels = list[LevelCount](), 1, shape[-1]
     side = [model.size or s // model.pool for s in shape[:2]]
-    units = [
-        (f"level {i}", level.side**2, level.features, level.order, f"level_{i}", level.stride)
-        for i, level in enumerate(model.levels)
-    ]
-    for name, area, features, order, key, stride in units:
-        side, degree, d = [s // stride for s in side], degree * order, area * channels
-        rows.append(
-            LevelCount(name, math.prod(side), d, features, degree, _count(params[key]), _full(d, order, features))
-        )
-        channels = features
+    for i, level in enumerate(model.levels):
+        side, degree, d = [s // level.stride for s in side], degree * level.order, level.side**2 * channels
+        sites, channels = math.prod(side), level.features
+        full = _full(d, level.order, channels) * (1 if level.shared else sites)
+        count = _count(params[f"level_{i}"])
+        rows.append(LevelCount(f"level {i}", sites, d, channels, degree, count, full))
     d = math.prod(side) * channels
     head = _full(d, model.head_order, model.classes)
     degree *= model.head_order

@@ -103,6 +103,25 @@ def test_the_loss_is_the_mean_cross_entropy_of_all_levels(variables):
     np.testing.assert_allclose(stats["references"], merged, atol=1e-6)
 
 
+def test_a_class_that_is_not_in_the_batch_is_left_out(variables):
+    kept = LABELS != 2
+    loss = SimilarityLoss(MODEL, levels=1)
+    batch = {"image": jnp.asarray(IMAGES[kept]), "label": jnp.asarray(LABELS[kept])}
+    total, _ = jax.jit(loss)(variables["params"], variables["batch_stats"], batch, jax.random.key(0))
+    two = Distiller(embedding=MODEL.embedding, classes=2, group=2, width=2)
+    stats = {**variables["batch_stats"], "references": variables["batch_stats"]["references"][:2]}
+    want, _ = jax.jit(SimilarityLoss(two, levels=1))(variables["params"], stats, batch, jax.random.key(0))
+    assert float(total) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_merging_computes_in_bfloat16_and_answers_in_float32(variables):
+    half = MODEL.clone(dtype=jnp.bfloat16)
+    groups = jnp.asarray(IMAGES).reshape(9, 2, 4, 4, 1)
+    found = half.apply(variables, groups, method="merged")
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, MODEL.apply(variables, groups, method="merged"), atol=0.05)
+
+
 def test_levels_are_merged_groups_of_one_class(variables):
     levels = abstract(MODEL, variables, IMAGES, LABELS, 2, seed=3, batch=4, provenance={"source": "here"})
     assert [len(one.labels) for one in levels] == [12, 6, 3]
@@ -122,11 +141,11 @@ def test_levels_are_merged_groups_of_one_class(variables):
 
 
 def test_accuracies_by_one_by_the_nearest_and_by_the_mean():
-    queries = np.eye(2)[[0, 0, 1, 1]]
-    references = np.array([[[1.0, 0.0], [-1.0, 0.0]], [[0.0, 0.5], [0.0, 0.5]]])
-    one, nearest, mean = accuracies(queries, np.array([0, 0, 1, 1]), references, draws=200)
-    assert 0.6 < one < 0.9  # the class' second reference is its opposite
-    assert (nearest, mean) == (1.0, 0.5 + 0.5)
+    queries = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    references = np.array([[[1.0, 0.0], [-0.6, 0.1]], [[0.1, 0.5], [0.1, 0.5]]])
+    one, nearest, mean = accuracies(queries, np.array([0, 0, 1, 0]), references, draws=400)
+    assert one == pytest.approx(0.25 + 0.5 / 2, abs=0.05)  # the class' second reference is nearly its opposite
+    assert (nearest, mean) == (0.75, 0.75)
 
 
 def test_a_set_is_written_read_and_trained_on(tmp_path):
@@ -141,9 +160,12 @@ def test_a_set_is_written_read_and_trained_on(tmp_path):
     for name, why in (("torn.npz", "not a set"), ("none.npz", "not a set")):
         with pytest.raises(DataError, match=why):
             read_set(tmp_path / name)
-    write_set(tmp_path / "wrong.npz", ImageSet(2 * IMAGES[:3] + 1, LABELS[:3]))
-    with pytest.raises(DataError, match=r"expected \(N, H, W, C\) in \[0, 1\]"):
-        read_set(tmp_path / "wrong.npz")
+    for images, labels in ((2 * IMAGES[:3] + 1, LABELS[:3]), (IMAGES[:0], LABELS[:0])):
+        write_set(tmp_path / "wrong.npz", ImageSet(images, labels))
+        with pytest.raises(DataError, match=r"expected \(N, H, W, C\) in \[0, 1\]"):
+            read_set(tmp_path / "wrong.npz")
+    with pytest.raises(DataError, match="tiny: got a distilled image of class 2, expected 2 classes"):
+        few.dataset("tiny", "ab")
 
 
 def test_a_sheet_has_a_row_for_each_class():

@@ -143,18 +143,26 @@ def test_pairs_sum_to_order_two_and_are_the_hessian():
         np.testing.assert_allclose(some[:, 0, 0], found[:, 6], atol=1e-12)
 
 
-def test_a_smooth_network_is_read_by_jet_and_its_remainder_stated():
-    net = nn.Sequential([nn.Dense(4), nn.tanh, nn.Dense(2)])
-    x = jax.random.normal(jax.random.key(0), (3, 5))
-    variables = net.init(jax.random.key(1), x)
-    errors = []
-    for scale in (0.1, 0.2):
-        found, remainder = smooth_orders(net.apply, scale * x, jnp.zeros(5), 3, variables=variables)
-        np.testing.assert_allclose(found.sum(0) + remainder, net.apply(variables, scale * x), atol=1e-6)
-        errors.append(float(jnp.abs(remainder).max()))
-    assert errors[1] < 0.1
-    with pytest.raises(NotPolynomialError, match="applies tanh, expected sums and products only"):
-        orders(net.apply, x, jnp.zeros(5), 2, variables=variables)
+@pytest.mark.parametrize("activation", [nn.tanh, nn.sigmoid, nn.gelu])
+def test_a_smooth_network_is_read_by_jet_and_its_remainder_stated(activation):
+    with jax.enable_x64(True):
+        net = nn.Sequential([nn.Dense(4, param_dtype=jnp.float64), activation, nn.Dense(2, param_dtype=jnp.float64)])
+        x = jax.random.normal(jax.random.key(0), (3, 5), jnp.float64)
+        variables = net.init(jax.random.key(1), x)
+        found, remainder = smooth_orders(net.apply, x / 8, jnp.zeros(5), 3, variables=variables)
+        line = jax.jit(lambda t: net.apply(variables, t * x / 8))
+        want, factor = line, 1.0
+        for m in range(4):
+            np.testing.assert_allclose(found[m], want(0.0) / factor, atol=1e-10)
+            want, factor = jax.jacfwd(want), factor * (m + 1)
+        np.testing.assert_allclose(remainder, line(1.0) - found.sum(0), atol=1e-12)
+        with pytest.raises(NotPolynomialError, match="expected sums, products and rearrangements only"):
+            orders(net.apply, x, jnp.zeros(5), 2, variables=variables)
+
+
+def test_what_jet_does_not_know_is_said_in_one_line():
+    with pytest.raises(NotImplementedError, match="apply: jet does not know"):
+        smooth_orders(lambda x: lax.map(jnp.sin, x), jnp.ones((1, 2)), jnp.zeros(2), 2)
 
 
 def test_the_remainder_of_a_smooth_function_has_the_next_order():
@@ -189,6 +197,8 @@ def test_a_module_that_is_no_polynomial_is_named():
         (lambda x: lax.dynamic_update_slice(jnp.zeros(2), x, (1,))[1:] * x, [4.0, 4.0, 1.0, 0.0]),
         (lambda x: jax.jit(jax.checkpoint(lambda y: y * y))(x), [4.0, 4.0, 1.0, 0.0]),
         (lambda x: jnp.outer(x, x)[0], [4.0, 4.0, 1.0, 0.0]),
+        (lambda x: jnp.zeros(2).at[1].set(x[0]).sum()[None] * x, [4.0, 4.0, 1.0, 0.0]),
+        (lambda x: lax.optimization_barrier(x) * x, [4.0, 4.0, 1.0, 0.0]),
         (lambda x: lax.cond(True, lambda: jnp.ones(1), lambda: jnp.zeros(1)) + x, [3.0, 1.0, 0.0, 0.0]),
     ],
 )
@@ -198,11 +208,49 @@ def test_operations_of_polynomials(function, want):
 
 
 @pytest.mark.parametrize(
-    "function", [jnp.abs, jnp.exp, lambda x: 1 / x, lambda x: x**-1, lambda x: jnp.where(x > 0, x, 0)]
+    "function",
+    [
+        jnp.abs,
+        jnp.exp,
+        lambda x: 1 / x,
+        lambda x: x**-1,
+        lambda x: jnp.where(x > 0, x, 0),
+        lambda x: x.astype(jnp.int32),
+        lambda x: lax.reduce(x, jnp.float32(0), lambda a, b: a + b + a * b, (0,)),
+        lambda x: x.at[jnp.array([5])].get(mode="fill", fill_value=1.0),
+        lambda x: lax.scan(lambda c, _: (c * c, None), x, None, length=2)[0],
+    ],
 )
 def test_operations_that_are_not_of_polynomials_are_refused(function):
-    with pytest.raises(NotPolynomialError, match="the function itself applies"):
+    with pytest.raises(NotPolynomialError, match=r"the function itself applies .* without loops"):
         propagate(function, jnp.array([2.0]), jnp.array([1.0]), 3)
+
+
+def test_negative_orders_are_refused():
+    with pytest.raises(ValueError, match="max_order: got -1, expected at least 0"):
+        propagate(jnp.square, jnp.ones(1), jnp.ones(1), -1)
+
+
+def test_images_outside_of_the_training_range_are_warned_of_before_they_are_compiled():
+    net = TaylorNet(levels=hierarchical((2,)), classes=2)
+    x = jnp.zeros((1, 2, 2, 1))
+    variables = net.init(jax.random.key(0), x)
+    with pytest.warns(UserWarning, match=r"x: got values in \[3, 3\], trained on \[0, 1\]: a polynomial of degree 2"):
+        orders(net.apply, x + 3, jnp.zeros((2, 2, 1)), 2, variables=variables)
+
+
+def test_what_goes_around_a_level_is_in_the_remainder():
+    class Around(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name="inner")(x) ** 2 + 3 * x[:, :2]
+
+    x, x0 = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([0.5, -0.5, 0.0])
+    variables = Around().init(jax.random.key(0), x)
+    parts = contributions(Around().apply, x, x0, 2, variables=variables, at="inner")
+    np.testing.assert_allclose(parts.remainder[0], 3 * (x[0] - x0)[:2], rtol=1e-5)
+    jitted = contributions(jax.jit(Around().apply), x, x0, 2, variables=variables, at="inner")
+    np.testing.assert_allclose(jitted.orders, parts.orders, rtol=1e-6)
 
 
 def test_energy_accuracy_and_penalty_are_their_formulas():

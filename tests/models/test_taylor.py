@@ -106,6 +106,8 @@ def test_counts_are_those_of_the_formulas():
     assert rows["level 0"].coefficients == 8 * math.comb(4 + 2, 2)
     assert rows["whole network"].coefficients == 10 * math.comb(784 + 16, 16)
     assert describe(TaylorNet(levels=overlapping(), size=32), (28, 28, 1))[-1].parameters == 110_514
+    own = describe(TaylorNet(levels=hierarchical((8,), shared=False)), (4, 4, 1))[0]
+    assert (own.parameters, own.coefficients) == (4 * 168, 4 * 8 * math.comb(4 + 2, 2))
     direct = TaylorNet(levels=(), head_order=2, head_form="ccp", head_rank=64)
     assert describe(direct, (32, 32, 1))[-1].parameters == 131_722  # the anchor, on images of 32 x 32
 
@@ -184,6 +186,15 @@ def test_bad_input_is_refused_in_one_line(call, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_images_of_another_size_than_the_expansion_point_are_refused():
+    net = TaylorNet(levels=(), classes=2)
+    variables = net.init(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
+    with pytest.raises(ValueError, match=r"x: got images of shape \(4, 4, 1\), expected \(3, 3, 1\)"):
+        net.apply(variables, jnp.zeros((1, 4, 4, 1)))
+    with pytest.raises(ValueError, match="depths, widths: got 2 and 1 entries"):
+        PolynomialResNet(depths=(1, 1), widths=(2,)).init(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
 
 
 def test_an_unfit_expansion_point_is_refused(monkeypatch):
