@@ -43,9 +43,9 @@ def _levels(report: Report, model: nn.Module, split: Split) -> Section:
         f"one image is left of {model.group**report.config.levels}. A test image is given the class of the reference "
         f"whose embedding is most like its own: with one reference per class {metrics['one_reference_accuracy']:.2%}, "
         f"with one random real image per class {metrics['one_real_image_accuracy']:.2%}. Merging copies of a reference "
-        f"changes it by {metrics['fixed_point_distance']:.3f} (root mean square; pixels run from 0 to 1). The last references "
-        f"are {metrics['distance_from_mean']:.3f} from the means of the same images, which in the same embedding "
-        f"classify {metrics['class_mean_1_embedding']:.2%}: most of the work is the embedding's."
+        f"changes it by {metrics['fixed_point_distance']:.3f} (root mean square; pixels run from 0 to 1). The last "
+        f"references are {metrics['distance_from_mean']:.3f} from the means of the same images; class means classify "
+        f"{metrics['class_mean_1_embedding']:.2%} in the same embedding."
     )
     return Section(
         "From images to archetypes",
