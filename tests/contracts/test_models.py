@@ -90,14 +90,14 @@ every_model = each_model()
 one_model = each_model(tuple(name for name in ROWS if name != "coda"))
 
 
-@each_model(("coda", "coda-l2", "vgg", "hybrid"))
+@each_model(("coda", "coda-l2", "vgg", "taylor-residual", "hybrid"))
 def test_freezing_does_not_change_the_value(name):
     model, variables, x, frozen = made(name)
     free = jax.jit(partial(model.apply, **ROWS[name].keywords))(variables, x)
     np.testing.assert_allclose(jax.jit(frozen)(variables, x), free, rtol=1e-5, atol=1e-6)
 
 
-@each_model(("coda-l2", "coda-one-row", "vgg"))
+@each_model(("coda-l2", "coda-one-row", "vgg", "taylor-residual"))
 @pytest.mark.parametrize("inner", [False, True])
 def test_contributions_and_bias_sum_to_the_logits(name, inner):
     _, variables, x, frozen = made(name)
@@ -118,7 +118,7 @@ def test_the_same_in_float64(name):
         assert float(jnp.abs(parts.residual).max()) <= 1e-10 * float(jnp.abs(parts.logits).max())
 
 
-@each_model(("coda-l2", "vgg", "hybrid"))
+@each_model(("coda-l2", "vgg", "taylor-residual", "hybrid"))
 def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the_affine_map(name):
     _, variables, x, frozen = made(name)
     parts = decompose(frozen, x, variables=variables)
@@ -137,7 +137,7 @@ def test_freezing_holds_coefficients_that_depend_on_the_input(name):
     assert float(jnp.abs(held - moving).max()) > 1e-2 * float(jnp.abs(held).max())
 
 
-@each_model(("vgg", "hybrid"))
+@each_model(("vgg", "taylor-residual", "hybrid"))
 def test_examples_are_independent_and_targets_are_rows(name):
     _, variables, x, frozen = made(name)
     whole = decompose(frozen, x, variables=variables, check=False)

@@ -45,7 +45,9 @@ def roots_of_unity(apply, variables, x, x0, degree):
     return np.einsum("knc,mk->mnc", values, np.array([omega ** (-m) for m in range(degree + 1)])) / (degree + 1)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("dense", "direct"))) for name in NETS]
+)
 def test_orders_sum_to_the_value_and_agree_with_jet_and_derivatives(name):
     with jax.enable_x64(True):
         net, variables, x, x0 = made(name)
@@ -82,7 +84,7 @@ def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
         np.testing.assert_allclose(half, found * powers[:, None, None], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["overlapping", "own", "residual"])
+@pytest.mark.parametrize("name", ["overlapping", pytest.param("own", marks=pytest.mark.slow), "residual"])
 def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
     with jax.enable_x64(True):
         net, variables, x, x0 = made(name)
