@@ -140,7 +140,7 @@ def read_results(path: Path) -> Results:
 def _number(metric: Metric | None, form: str) -> str:
     if metric is None:
         return "–"
-    spread = f" ± {metric.std:{form}}" if metric.n > 1 and "e" not in form else ""
+    spread = f" ± {metric.std:{form}}" if metric.n > 1 and metric.std and "e" not in form else ""
     paper = f" (paper {metric.paper:{form}})" if metric.paper is not None else ""
     return f"{metric.mean:{form}}{spread}{paper}"
 
