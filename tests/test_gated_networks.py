@@ -58,7 +58,7 @@ def test_the_ramp_is_a_tenth_then_full_then_a_tenth_then_a_hundredth() -> None:
 
 
 def test_fixed_parameters_stay_and_kernels_decay() -> None:
-    params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(2)}}
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(2)}}
     gradients = jax.tree.map(jnp.zeros_like, params)
     config = replace(Run(), optimiser="sgd", weight_decay=0.5, learning_rate=0.1)
     tx = optimiser_of(config, lambda step: jnp.float32(0.1), lambda path: path.startswith("b/"))

@@ -497,8 +497,8 @@ def smooth_orders(
 
     Example:
         >>> found, remainder = smooth_orders(jnp.exp, jnp.array([[1.0]]), jnp.zeros(1), 3)
-        >>> found.ravel().round(4).tolist(), round(float(remainder[0, 0]), 4)
-        ([1.0, 1.0, 0.5, 0.1667], 0.0516)
+        >>> [round(float(value), 4) for value in (*found.ravel(), remainder[0, 0])]
+        [1.0, 1.0, 0.5, 0.1667, 0.0516]
     """
     with jax.default_matmul_precision("highest"):
         call = _checked(apply, x, x0, max_order, 1, variables)
