@@ -98,6 +98,7 @@ def test_black_is_another_expansion_point():
     assert taylornet.initial(replace(TINY, centre="black"), variables, None, load("digits", "train")) is variables
 
 
+@pytest.mark.slow
 def test_a_run_can_be_trained_on_distilled_images(tmp_path):
     digits = load("digits", "train")
     few = ImageSet((digits.images[:40] / 16).astype(np.float32), digits.labels[:40], 2, {"method": "chosen"})
@@ -152,6 +153,7 @@ def test_too_few_images_are_said_before_anything_is_trained(tmp_path):
         distillation.initial(config, {"batch_stats": {"embedding": {}}}, None, load("digits", "train"))
 
 
+@pytest.mark.slow
 def test_too_few_images_for_the_levels_are_said(tmp_path):
     config = replace(distillation.smoke(distillation.RUNS["distill/mnist"].config), levels=9)
     model = distillation.build(config)

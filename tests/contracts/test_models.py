@@ -118,7 +118,7 @@ def test_the_same_in_float64(name):
         assert float(jnp.abs(parts.residual).max()) <= 1e-10 * float(jnp.abs(parts.logits).max())
 
 
-@each_model(("coda-l2", "vgg", "taylor-residual", "hybrid"))
+@each_model(("coda-l2", "vgg", "taylor", "taylor-residual", "hybrid"))
 def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the_affine_map(name):
     _, variables, x, frozen = made(name)
     parts = decompose(frozen, x, variables=variables)
@@ -137,7 +137,7 @@ def test_freezing_holds_coefficients_that_depend_on_the_input(name):
     assert float(jnp.abs(held - moving).max()) > 1e-2 * float(jnp.abs(held).max())
 
 
-@each_model(("vgg", "taylor-residual", "hybrid"))
+@each_model(("vgg", "taylor", "taylor-residual", "hybrid"))
 def test_examples_are_independent_and_targets_are_rows(name):
     _, variables, x, frozen = made(name)
     whole = decompose(frozen, x, variables=variables, check=False)

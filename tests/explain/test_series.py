@@ -46,7 +46,11 @@ def roots_of_unity(apply, variables, x, x0, degree):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("dense", "direct"))) for name in NETS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("overlapping", "dense", "direct", "residual")))
+        for name in NETS
+    ],
 )
 def test_orders_sum_to_the_value_and_agree_with_jet_and_derivatives(name):
     with jax.enable_x64(True):
@@ -67,7 +71,7 @@ def test_orders_sum_to_the_value_and_agree_with_jet_and_derivatives(name):
         np.testing.assert_allclose(found[2], jax.jacfwd(first)(0.0) / 2, atol=1e-10 * size)
 
 
-@pytest.mark.parametrize("name", ["overlapping", "dense"])
+@pytest.mark.parametrize("name", ["overlapping", pytest.param("dense", marks=pytest.mark.slow)])
 def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # complex images are for this test alone
     with jax.enable_x64(True):
@@ -84,7 +88,9 @@ def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
         np.testing.assert_allclose(half, found * powers[:, None, None], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["overlapping", pytest.param("own", marks=pytest.mark.slow), "residual"])
+@pytest.mark.parametrize(
+    "name", ["overlapping", *(pytest.param(name, marks=pytest.mark.slow) for name in ("own", "residual"))]
+)
 def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
     with jax.enable_x64(True):
         net, variables, x, x0 = made(name)
@@ -145,7 +151,9 @@ def test_pairs_sum_to_order_two_and_are_the_hessian():
         np.testing.assert_allclose(some[:, 0, 0], found[:, 6], atol=1e-12)
 
 
-@pytest.mark.parametrize("activation", [nn.tanh, nn.sigmoid, nn.gelu])
+@pytest.mark.parametrize(
+    "activation", [nn.tanh, *(pytest.param(one, marks=pytest.mark.slow) for one in (nn.sigmoid, nn.gelu))]
+)
 def test_a_smooth_network_is_read_by_jet_and_its_remainder_stated(activation):
     with jax.enable_x64(True):
         net = nn.Sequential([nn.Dense(4, param_dtype=jnp.float64), activation, nn.Dense(2, param_dtype=jnp.float64)])
