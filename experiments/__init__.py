@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments import coda_nets, coded_resnext, distillation, gated_networks, taylornet
+from experiments import coda_nets, coded_resnext, distillation, gated_networks, glassbox, taylornet
 from experiments.run import Experiment, naming_config, nearest, read_name
 
-PAPERS: tuple[ModuleType, ...] = (coda_nets, gated_networks, coded_resnext, taylornet, distillation)
+PAPERS: tuple[ModuleType, ...] = (coda_nets, gated_networks, coded_resnext, taylornet, distillation, glassbox)
 
 
 def runs() -> Mapping[str, Experiment[Any]]:

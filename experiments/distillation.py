@@ -103,6 +103,8 @@ class DistillRun(TaylorRun):
         if not 0 <= self.fidelity < math.inf:
             raise ConfigError(f"fidelity: got {self.fidelity}, expected a finite number, at least 0")
         at_least(self, 2, "group")
+        if not self.counts:
+            raise ConfigError("counts: got none, expected at least one number of images per class")
 
 
 def _distill(config: TaylorRun, **fields: Any) -> DistillRun:
@@ -168,7 +170,8 @@ def initial(config: DistillRun, variables: Any, prior: Any | None, data: Dataset
     most = best_levels(data.labels, config.classes, config.group)
     if config.levels > most:
         raise ConfigError(
-            f"levels: got {config.levels} of {config.group} images, the rarest class is enough for {most}"
+            f"levels: got {config.levels}, which need {config.group**config.levels} images of every class, the rarest "
+            f"is enough for {most}"
         )
     fewest = int(np.bincount(data.labels, minlength=config.classes).min())
     if max(config.counts) > fewest:
@@ -192,27 +195,8 @@ def loss_of(config: DistillRun, model: nn.Module) -> LossFn:
 
 def subject(config: DistillRun, model: nn.Module, variables: Any) -> Subject:
     """A trained network as it is examined: τ times cosines, affine in x − x0 once path and norm are held."""
-    place = ("batch_stats", "embedding", "expansion_point")
-
-    def x0(variables: Any) -> Array:
-        for key in place:
-            variables = variables[key]
-        point: Array = variables[None]
-        return point
-
-    return Subject(
-        variables=variables,
-        apply=lambda variables, x: model.apply(variables, x),
-        predict=lambda variables, step: model.apply(variables, step + x0(variables)),
-        frozen=lambda variables, step: model.apply(variables, step + x0(variables), frozen=True),
-        encode=lambda x: x - x0(variables),
-        bias=None,
-        at=None,
-        layers=(),
-        pooled=None,
-        occlusions=config.occlusion,
-        stride=config.occlusion_stride,
-        probability="softmax",
+    return taylornet.subject_about(
+        config, model, variables, lambda variables: variables["batch_stats"]["embedding"]["expansion_point"]
     )
 
 

@@ -36,6 +36,24 @@ def first(dataset: Dataset, count: int | None) -> Dataset:
     return replace(dataset, images=dataset.images[:count], labels=dataset.labels[:count])
 
 
+def kept(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """The images of some classes, which are numbered anew in the order given; all where there are none.
+
+    Raises:
+        ConfigError: a class that the data set does not have, or one twice.
+    """
+    if not classes:
+        return dataset
+    if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(dataset.classes))):
+        known = f"different classes in [0, {len(dataset.classes)})"
+        raise ConfigError(f"only: got {','.join(map(str, classes))}, expected {known} of {dataset.name}")
+    places = np.flatnonzero(np.isin(dataset.labels, classes))
+    numbers = np.full(len(dataset.classes), -1, np.int32)
+    numbers[list(classes)] = np.arange(len(classes))
+    names = tuple(dataset.classes[k] for k in classes)
+    return replace(dataset, images=dataset.images[places], labels=numbers[dataset.labels[places]], classes=names)
+
+
 def read_images(
     paths: Sequence[Path], height: int, width: int, channels: int
 ) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:

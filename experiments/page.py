@@ -293,6 +293,13 @@ def _training(report: Report) -> Section:
 def _beside_the_paper(report: Report) -> Section:
     metrics = report.found["metrics"]
     paper = report.paper or report.reference
+    if not paper:
+        return Section(
+            "What was measured",
+            [],
+            [],
+            [Table(["metric", "ours"], [[k.replace("_", " "), f"{v:.4g}"] for k, v in metrics.items()])],
+        )
     rows = [
         [name.replace("_", " "), f"{value:.4g}", f"{paper[name]:.4g}" if name in paper else "–"]
         for name, value in metrics.items()

@@ -53,6 +53,7 @@ class Run:
             held out, and what is measured on training images, are the data set's.
         image_size: side of the square images in pixels; the data set's own where None.
         channels: channels of the images, 1 or 3.
+        only: classes that are kept, in the order of the outputs; all where empty.
         images: use only so many images of each split; all where None.
         flip: mirror training images with probability 1/2.
         crop: random crop of the training images after zero padding of so many pixels.
@@ -95,6 +96,7 @@ class Run:
     distilled: str = ""
     image_size: int | None = None
     channels: int = 3
+    only: tuple[int, ...] = ()
     images: int | None = None
     flip: bool = True
     crop: int = 4

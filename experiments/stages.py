@@ -1,6 +1,7 @@
 """The stages of every run: train, evaluate, explain, report. A paper's file says what is trained and examined."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from experiments import paper_in, paper_of, runs
 from experiments.evaluation import Say, measure
 from experiments.imagenet import held_images, training_images, training_stream
-from experiments.images import first, read_images, resized
+from experiments.images import first, kept, read_images, resized
 from experiments.optimiser import optimiser_of, schedule_of
 from experiments.page import Report, compose_page, likeliest, top_maps
 from experiments.run import Run, naming_config, read_arrays, read_config, read_json, read_lines, write_config
@@ -26,7 +27,7 @@ from experiments.subject import Subject, summed
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.classes import CLASSES
 from jaxinterp.distill import read_set
-from jaxinterp.errors import ConfigError
+from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.report.page import picture, write
 from jaxinterp.train import (
@@ -40,6 +41,7 @@ from jaxinterp.train import (
 )
 from jaxinterp.train.config import check, check_steps
 
+CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
 MAPS = "maps.npz"  # file, within a run's folder, of the first grid's maps
 SAMPLE = 10_000  # training images of a streamed data set, where some are looked at
@@ -77,7 +79,8 @@ def split(config: Any, which: Literal["train", "test"], data_dir: Path | None) -
         return training_images(config, config.classes, SAMPLE, data_dir)
     if config.dataset == "imagenet2012":
         return held_images(config, config.classes, data_dir)
-    return first(resized(load(config.dataset, which, data_dir), config.image_size, config.channels), config.images)
+    data = kept(load(config.dataset, which, data_dir), config.only)
+    return first(resized(data, config.image_size, config.channels), config.images)
 
 
 def network(paper: ModuleType, config: Any) -> nn.Module:
@@ -106,9 +109,21 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
         allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
 
     Raises:
-        JaxInterpError: see `jaxinterp.train.fit`, `split` and `write_config`.
+        JaxInterpError: see `jaxinterp.train.fit`, `split` and `write_config`; of a folder that was not there,
+            or empty, nothing is left unless a checkpoint was saved.
     """
     check_folder(run_dir)
+    new = not run_dir.exists() or not any(run_dir.iterdir())
+    try:
+        return _train(name, config, run_dir, data_dir, allow_older)
+    except JaxInterpError:
+        saved = any((run_dir / CHECKPOINTS).glob("*/*")) or (run_dir / PRIOR).exists()
+        if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+
+
+def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
     paper = paper_of(name)
     model, augment = network(paper, config), augmentation(config)
     loss = paper.loss_of(config, model)
@@ -223,6 +238,7 @@ def test_images(config: Any, data_dir: Path | None) -> tuple[Float[np.ndarray, "
 def class_names(config: Any) -> tuple[str, ...]:
     """A name for every output of the network: the data set's, then numbers."""
     names = CLASSES.get(config.dataset, ())
+    names = tuple(names[k] for k in config.only) if config.only else names
     return (*names, *map(str, range(len(names), config.classes)))
 
 

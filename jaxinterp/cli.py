@@ -100,13 +100,13 @@ class Train:
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Fields of the run to replace, such as temperature=500 or ranks=4,4,8."""
     run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of the run; default runs/<run name, / as ->, with -seed-<seed> where --seeds is given."""
+    """Folder of the run; default runs/<run name, / as ->, then -smoke with --smoke, -seed-<seed> with --seeds."""
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     seeds: Seeds = ()
     """Train once with each of these seeds, each in a folder of its own."""
     smoke: bool = False
-    """Every stage in seconds: few images, one epoch, low ranks."""
+    """Every stage, small: 64 embedded digits at the run's size, one epoch, low ranks; needs no other data."""
     allow_older: bool = False
     """If the newest checkpoint is damaged, go on from the newest intact one."""
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None
@@ -132,7 +132,7 @@ class Train:
         config = override(config, self.overrides)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"--seeds: got {shown(self.seeds)}, expected different seeds")
-        folder = self.run_dir or Path("runs") / self.run.replace("/", "-")
+        folder = self.run_dir or Path("runs") / f"{self.run.replace('/', '-')}{'-smoke' if self.smoke else ''}"
         configs = [replace(config, seed=seed) for seed in self.seeds or (config.seed,)]  # a wrong seed stops them all
         for one in configs:
             run_dir = folder
@@ -200,6 +200,9 @@ class Evaluate:
 class Runs:
     """List the named runs."""
 
+    prefix: Annotated[Positional[str], arg(metavar="PREFIX")] = ""
+    """Beginning of the names that are listed, such as coded; all where empty."""
+
     def __call__(self, console: Console) -> None:
         """Print a table: name, where in the paper, measured time, the paper's numbers."""
         from experiments import runs
@@ -209,7 +212,13 @@ class Runs:
         table.add_column("run", no_wrap=True)
         for title in ("source", "time", "the paper's numbers"):
             table.add_column(title, overflow="fold")
-        for name, run in runs().items():
+        chosen = {name: run for name, run in runs().items() if name.startswith(self.prefix)}
+        if not chosen:
+            families = ", ".join(dict.fromkeys(name.split("/")[0] for name in runs()))
+            raise ConfigError(
+                f"PREFIX: got {self.prefix!r}, expected the beginning of a run's name, such as {families}"
+            )
+        for name, run in chosen.items():
             numbers = ", ".join(f"{key} {run.paper[key]:g}" for key in HEADLINES if key in run.paper)
             table.add_row(name, run.source, run.time, numbers)
         console.print(table)

@@ -94,7 +94,14 @@ class Code:
 
     @classmethod
     def of(cls, table: Integer[np.ndarray, "classes length"] | Sequence[Sequence[int]], **claims: int) -> "Code":
-        """The code of a table of 0 and 1, one row for each class."""
+        """The code of a table of 0 and 1, one row for each class.
+
+        Raises:
+            ValueError: an entry that is neither, or what no code has.
+        """
+        wrong = next((bit for row in table for bit in row if bit not in (0, 1)), None)
+        if wrong is not None:
+            raise ValueError(f"table: got {wrong}, expected 0 and 1")
         return cls(tuple("".join(str(int(bit)) for bit in row) for row in table), **claims)
 
     @cached_property

@@ -163,6 +163,13 @@ def test_list_names_every_run_with_the_papers_numbers(
     from experiments import runs
 
     monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = run("list coded", capsys)
+    assert status == 0
+    assert "coded/cifar100" in out
+    assert "coda/" not in out
+    status, _, err = run("list cod/", capsys)
+    assert status == 2
+    assert "PREFIX: got 'cod/', expected the beginning of a run's name, such as coda, gated" in err
     status, out, _ = run("list", capsys)
     assert status == 0
     for name in runs():

@@ -130,6 +130,12 @@ def test_what_cannot_be_is_said_before_any_search(arguments, says):
         design(classes, length, weight, jax.random.key(0), *distance)
 
 
+def test_a_table_of_other_than_bits_is_refused():
+    assert Code.of(np.array([[1, 0], [0, 1]])).words == ("10", "01")
+    with pytest.raises(ValueError, match=r"table: got 0\.5, expected 0 and 1"):
+        Code.of([[1.0, 0.5], [0.0, 1.0]])
+
+
 def test_names():
     with pytest.raises(ValueError, match="name: got 'cifar', expected one of cifar10-5-of-10"):
         named("cifar")

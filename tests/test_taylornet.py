@@ -136,6 +136,7 @@ def test_a_distillation_writes_its_levels_and_measures_its_peers(tmp_path):
         (taylornet, MNIST, ["form=ring"], "form: expected one of dense, cp, ccp, tucker"),
         (distillation, distillation.RUNS["distill/mnist"].config, ["group=1"], "group: got 1, expected at least 2"),
         (distillation, distillation.RUNS["distill/mnist"].config, ["batch_size=64"], "batch_size: got 64 im"),
+        (distillation, distillation.RUNS["distill/mnist"].config, ["counts="], "counts: got none, expected at least"),
     ],
 )  # fmt: skip
 def test_bad_overrides_are_refused_in_one_line(module, config, change, message):
@@ -149,7 +150,7 @@ def test_bad_overrides_are_refused_in_one_line(module, config, change, message):
 
 def test_too_few_images_are_said_before_anything_is_trained(tmp_path):
     config = replace(distillation.smoke(distillation.RUNS["distill/mnist"].config), levels=9)
-    with pytest.raises(ConfigError, match="levels: got 9 of 4 images, the rarest class is enough for"):
+    with pytest.raises(ConfigError, match="levels: got 9, which need 262144 images of every class, the rarest is"):
         distillation.initial(config, {"batch_stats": {"embedding": {}}}, None, load("digits", "train"))
 
 

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.distill.references import ImageSet, random_references
+from jaxinterp.models.taylor import block_means
 from jaxinterp.train.evaluate import predict
 
 
@@ -52,15 +53,8 @@ class DistillationNet(nn.Module):
         for i in range(self.depth):
             x = nn.Conv(self.width, (3, 3), padding=((1, 1), (1, 1)), name=f"conv_{i}")(x)
             x = InstanceNorm(name=f"norm_{i}")(x)
-            x = _halved(nn.relu(x))
+            x = block_means(nn.relu(x), 2)
         return nn.Dense(self.classes, name="classifier")(x.reshape(len(x), -1))
-
-
-def _halved(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """The means of disjoint 2×2 blocks; a last odd row or column is dropped."""
-    n, height, width, channels = x.shape
-    even = x[:, : height // 2 * 2, : width // 2 * 2]
-    return even.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def _loss(net: DistillationNet, params: Any, images: Array, labels: Array) -> Float[Array, ""]:

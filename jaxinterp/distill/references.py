@@ -37,8 +37,14 @@ class ImageSet:
         """The same as a data set of 8-bit images, to train on.
 
         Raises:
-            DataError: a label is not one of so many classes.
+            DataError: a label is not one of so many classes, there is not one for each image, or an image is not in
+                [0, 1].
         """
+        if len(self.labels) != len(self.images):
+            raise DataError(f"{name}: got {len(self.labels)} labels, expected {len(self.images)}, one for each image")
+        if not 0 <= self.images.min() <= self.images.max() <= 1:
+            seen = f"{self.images.min():g}..{self.images.max():g}"
+            raise DataError(f"{name}: got distilled images in {seen}, expected [0, 1]")
         if self.labels.max() >= len(classes):
             raise DataError(
                 f"{name}: got a distilled image of class {self.labels.max()}, expected {len(classes)} classes"
@@ -47,20 +53,22 @@ class ImageSet:
         return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
 
 
-def write_set(path: Path, one: ImageSet) -> None:
+def write_set(path: str | Path, one: ImageSet) -> None:
     """Write a set as .npz: images, labels, level, and its provenance as two arrays of words."""
     words = {"keys": np.array(list(one.provenance.keys()), str), "values": np.array(list(one.provenance.values()), str)}
-    write_arrays(path, {"images": one.images, "labels": one.labels, "level": np.array(one.level, np.int32), **words})
+    write_arrays(
+        Path(path), {"images": one.images, "labels": one.labels, "level": np.array(one.level, np.int32), **words}
+    )
 
 
-def read_set(path: Path) -> ImageSet:
+def read_set(path: str | Path) -> ImageSet:
     """A set that `write_set` wrote.
 
     Raises:
         DataError: the file is missing or damaged, or holds no images with labels.
     """
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
+        with Path(path).open("rb") as file, np.load(file) as arrays:
             found = dict(arrays)
         told = dict(zip(found["keys"].tolist(), found["values"].tolist(), strict=True))
         images, labels, level = found["images"], found["labels"], int(found["level"])

@@ -175,11 +175,18 @@ def exits(seen: Trace, thresholds: Float[np.ndarray, " blocks"]) -> tuple[Int[np
     Returns:
         The coded block, counted from 0, or their number for the whole network, (n,); and the class, (n,).
 
+    Raises:
+        ValueError: not one threshold for each coded block.
+
     Example:
         >>> seen = Trace(np.array([[1, 2], [0, 0]]), np.array([[0.5, 0.1]]))
         >>> [part.tolist() for part in exits(seen, np.array([0.3]))]
         [[0, 1], [1, 0]]
     """
+    if len(thresholds) != len(seen.margins):
+        raise ValueError(
+            f"thresholds: got {len(thresholds)}, expected one for each of {len(seen.margins)} coded blocks"
+        )
     sure = np.concatenate([seen.margins >= thresholds[:, None], np.ones((1, seen.classes.shape[1]), bool)])
     stop = sure.argmax(0)
     return stop, np.take_along_axis(seen.classes, stop[None], 0)[0]

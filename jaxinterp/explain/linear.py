@@ -53,6 +53,16 @@ def require_batch(x: Array) -> None:
         raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...) of at least one example")
 
 
+def require_variables(apply: Callable[..., Array], variables: Any, name: str) -> None:
+    """Refuse a Flax model's own `apply` without the model's variables.
+
+    Raises:
+        ValueError: it came without them.
+    """
+    if variables is None and getattr(apply, "__func__", None) is nn.Module.apply:
+        raise ValueError(f"variables: got none with {name}=model.apply, expected the model's variables")
+
+
 def require_finite(name: str, values: Array | np.ndarray) -> None:
     """Refuse NaN and infinite values of an argument; values that are being traced are not known and pass.
 
@@ -165,8 +175,9 @@ def decompose(
         A `Decomposition`, on the shape of `x` or of the activation; a list of them where `at` is a list.
 
     Raises:
-        ValueError: unknown, repeated or empty `at`, unfit `targets`, `x` not a batch of finite floating arrays,
-            `given` of another batch, `memory` < 1, or a function that is not affine at `x`.
+        ValueError: a Flax model's `apply` without variables, unknown, repeated or empty `at`, unfit `targets`, `x` not
+            a batch of finite floating arrays, `given` of another batch, `memory` < 1, or a function that is not affine
+            at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -178,10 +189,10 @@ def decompose(
     """
     x = jnp.asarray(x)
     require_batch(x)
+    require_variables(apply_frozen, variables, "apply_frozen")
     compiled = variables is not None
-    if at is not None and hasattr(apply_frozen, "lower"):
-        # Modules are addressed while tracing, which a jitted function's cache would skip.
-        apply_frozen = inspect.unwrap(apply_frozen, stop=lambda f: not hasattr(f, "lower"))
+    if at is not None:
+        apply_frozen = unjitted(apply_frozen)
     apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
     with jax.default_matmul_precision("highest"):
         for i, array in enumerate(given):
@@ -201,6 +212,11 @@ def decompose(
         size = bytes_per_example(apply, x, rows.shape[1], given)
         parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), size, memory)
         return parts if isinstance(at, list) else parts[0]
+
+
+def unjitted(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The function itself, of a jitted one: modules are addressed while tracing, which a cache would skip."""
+    return inspect.unwrap(function, stop=lambda f: not hasattr(f, "lower")) if hasattr(function, "lower") else function
 
 
 def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, memory: int) -> Any:

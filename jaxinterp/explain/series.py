@@ -16,7 +16,6 @@ Each f_m is homogeneous, so Euler's identity splits it over the entries of the i
 and the sum over orders is the integrated gradient from x0.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -34,8 +33,10 @@ from jaxinterp.explain.linear import (
     require_batch,
     require_finite,
     require_levels,
+    require_variables,
     select_targets,
     split_at,
+    unjitted,
 )
 from jaxinterp.models.taylor import Expansion
 
@@ -233,6 +234,7 @@ def _checked(
         raise ValueError(f"max_order: got {max_order}, expected at least {least}")
     require_finite("x", x)
     require_finite("x0", x0)
+    require_variables(apply, variables, "apply")
     model = getattr(apply, "__self__", None)
     if isinstance(model, Expansion):
         model.warn_outside(x)
@@ -246,10 +248,8 @@ def _checked(
         out, none, one = _traced(apply, x.shape, x.dtype)
     if len(out) != 2 or out[0] != len(x):
         raise ValueError(f"apply: got output {out}, expected ({len(x)}, classes)")
-    if at is not None and hasattr(apply, "lower"):
-        apply = inspect.unwrap(
-            apply, stop=lambda f: not hasattr(f, "lower")
-        )  # modules are addressed while tracing, which a jitted function's cache would skip
+    if at is not None:
+        apply = unjitted(apply)
     call = jax.tree_util.Partial(apply, *given)
     if at is not None:
         require_levels(call, x, [at])
@@ -379,17 +379,23 @@ def contributions(
         return in_chunks(run, (call.x, call.x0, rows), size, memory)
 
 
+def _with_gradients(function: Callable[..., Array], rows: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """The targets' logits, (batch, T), and their gradients, (batch, T, ...), as a function of the input."""
+
+    def values(x: Array) -> tuple[Array, Array]:
+        logits, pullback = jax.vjp(function, x)
+        cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
+        return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
+
+    return values
+
+
 def _contributions(
     apply: Callable[..., Array], at: str | None, max_order: int, x: Array, x0: Array, rows: Array
 ) -> OrderContributions:
     function, start, step = _line(apply, at, x, x0)
 
-    def with_gradients(y: Array) -> tuple[Array, Array]:
-        logits, pullback = jax.vjp(function, y)
-        cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
-        return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
-
-    values, gradients = propagate(with_gradients, start, step, max_order)
+    values, gradients = propagate(_with_gradients(function, rows), start, step, max_order)
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
     found = jnp.moveaxis(values, 0, 2)
@@ -452,17 +458,14 @@ def pairs(
 def _pairs(apply: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:
     step = x - x0
 
-    def gradients(x: Array) -> Array:
-        logits, pullback = jax.vjp(apply, x)
-        cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
-        return jax.vmap(pullback)(cotangents)[0]
+    with_gradients = _with_gradients(apply, rows)
 
     def one(pixel: Array) -> Array:
         mask = jnp.zeros(x.shape[1:3], x.dtype).at[pixel[0], pixel[1]].set(1)
-        row = jax.jvp(gradients, (x0,), (step * mask[None, :, :, None],))[1]
-        return (row * step[None]).sum(-1) / 2
+        row = jax.jvp(lambda x: with_gradients(x)[1], (x0,), (step * mask[None, :, :, None],))[1]
+        return (row * step[:, None]).sum(-1) / 2
 
-    return jnp.moveaxis(jax.lax.map(one, pixels), (0, 1), (2, 1))
+    return jnp.moveaxis(jax.lax.map(one, pixels), 0, 2)
 
 
 _pairs_compiled = jax.jit(_pairs)
@@ -540,11 +543,18 @@ def truncated_accuracy(
 ) -> Float[np.ndarray, " orders"]:
     """Accuracy of f_0 + … + f_m for every m.
 
+    Raises:
+        ValueError: not one label in [0, classes) for each image.
+
     Example:
         >>> found = np.array([[[0.0, 1.0]], [[3.0, 0.0]]])
         >>> truncated_accuracy(found, np.array([0])).tolist()
         [0.0, 1.0]
     """
+    _, images, classes = found.shape
+    if len(labels) != images or not 0 <= labels.min() <= labels.max() < classes:
+        got = f"{len(labels)} in {labels.min()}..{labels.max()}"
+        raise ValueError(f"labels: got {got}, expected {images} classes in [0, {classes})")
     partial_sums = np.cumsum(np.asarray(found, np.float64), axis=0)
     return (partial_sums.argmax(-1) == np.asarray(labels)).mean(1)
 
@@ -555,6 +565,11 @@ def order_penalty(found: Float[Array, "orders n classes"], growth: float) -> Flo
     Args:
         found: what `propagate` or `orders` returns.
         growth: c > 0.
+
+    Raises:
+        ValueError: `growth` is not positive.
     """
+    if not growth > 0:
+        raise ValueError(f"growth: got {growth}, expected a positive number")
     weights = growth ** jnp.arange(1, len(found), dtype=found.dtype)
     return (weights * (found[1:] ** 2).mean((1, 2))).sum()

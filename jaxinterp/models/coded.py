@@ -370,8 +370,11 @@ class CodedResNeXt(ConvNet):
             Logits (N, classes), or block `last`'s output; with `energies` the pair with a list of (N, paths).
 
         Raises:
-            ValueError: `keep` has not one entry for each coded block, or the blocks asked for are not there.
+            ValueError: `x` is not a batch of floating images, `keep` has not one entry for each coded block, or the
+                blocks asked for are not there.
         """
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x: got {x.dtype}{x.shape}, expected floating images (N, H, W, C) in [0, 1]")
         blocks, count = self.blocks, len(self.codes)
         if keep is not None and len(keep) != count:
             raise ValueError(f"keep: got {len(keep)} entries, expected one for each of {count} coded blocks")

@@ -1,4 +1,4 @@
-"""Weights of the authors' PyTorch networks: CoDA nets, from and to the parameters of `CoDANet`, and coded blocks.
+"""Weights of PyTorch networks: the authors' CoDA nets, from and to `CoDANet`, and coded blocks; torchvision's AlexNet.
 
 The published networks are an `nn.Sequential` whose layer i owns three arrays (pooling, temperature and logit
 bias own none):
@@ -11,6 +11,7 @@ with patch entry d = (c, k_y, k_x) in row-major order and D = C·k². Here the p
 is (D, r), A is (r, J, D) and b is (J, D).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -28,6 +29,18 @@ PROJECTION = "weight_mod.weighting_f.0.weight"
 GENERATOR = "weight_mod.weighting_f.1.weight"
 BIAS = "weight_mod.weighting_f.1.bias"
 _NAME = re.compile(rf"(?:module\.|model\.)*(\d+)\.({'|'.join(map(re.escape, (PROJECTION, GENERATOR, BIAS)))})")
+
+ALEXNET = {
+    "conv_0": "features.0",
+    "conv_1": "features.3",
+    "conv_2": "features.6",
+    "conv_3": "features.8",
+    "conv_4": "features.10",
+    "dense_0": "classifier.1",
+    "dense_1": "classifier.4",
+    "classifier": "classifier.6",
+}
+"""Names of the layers of `AlexNet` to torchvision's."""
 
 Params = dict[str, dict[str, Array]]
 
@@ -73,18 +86,23 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
         for part in (PROJECTION, GENERATOR, BIAS)
         if part not in layers.get(i, {})
     ]
-    problems = [
-        f"{kind} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for kind, names in (("unknown", unknown), ("missing", missing), ("given twice", twice))
-        if names
-    ]
-    if problems:
-        raise ConfigError(f"not the parameters of a CoDA net: {'; '.join(problems)}")
+    _require_names("a CoDA net", unknown, missing, twice)
 
     params, channels = {}, None
     for i in range(len(layers)):
         params[f"layer_{i}"], channels = _layer(i, layers[i], channels)
     return params
+
+
+def _require_names(kind: str, unknown: list[str], missing: list[str], twice: list[str]) -> None:
+    """Refuse names that are not all those of a kind of network, once each."""
+    problems = [
+        f"{problem} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for problem, names in (("unknown", unknown), ("missing", missing), ("given twice", twice))
+        if names
+    ]
+    if problems:
+        raise ConfigError(f"not the parameters of {kind}: {'; '.join(problems)}")
 
 
 def _layer(i: int, arrays: Mapping[str, np.ndarray], channels: int | None) -> tuple[dict[str, Array], int]:
@@ -213,3 +231,56 @@ def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[d
     except ValueError as error:
         raise ConfigError(f"state_dict: conv_expand.weight does not fit {paths} paths ({error})") from None
     return jax.tree.map(jnp.asarray, (params, stats))
+
+
+def alexnet_from_torch(state_dict: Mapping[str, Any]) -> Params:
+    """Convert the parameters of torchvision's AlexNet, of any widths; PyTorch is not needed.
+
+    Filters (O, C, k, k) become (k, k, C, O) and matrices (O, I) become (I, O). The first dense layer reads a map that
+    is flattened as (c, y, x) there and as (y, x, c) here. Stride and padding of the first convolution are not among
+    the parameters.
+
+    Args:
+        state_dict: `features.0.weight`, …, `classifier.6.bias`, with or without the prefixes `module.` and `model.`,
+            to arrays or tensors of any floating type.
+
+    Returns:
+        {"conv_0": {"kernel": (k, k, C, O), "bias": (O,)}, …}, the `params` of an `AlexNet` with the same classes,
+        widths, kernel, hidden units and side.
+
+    Raises:
+        ConfigError: in one line, which names are unknown, missing, given twice, or of a wrong shape.
+
+    Source: names and layouts of torchvision/models/alexnet.py.
+    """
+    names = [f"{theirs}.{part}" for theirs in ALEXNET.values() for part in ("weight", "bias")]
+    arrays: dict[str, np.ndarray] = {}
+    unknown, twice = [], []
+    for name, value in state_dict.items():
+        plain = re.sub(r"^(?:module\.|model\.)*", "", name)
+        if plain not in names:
+            unknown.append(name)
+        elif plain in arrays:
+            twice.append(name)
+        else:
+            arrays[plain] = np.asarray(value)
+    _require_names("an AlexNet", unknown, [name for name in names if name not in arrays], twice)
+
+    first = arrays[f"{ALEXNET['conv_0']}.weight"].shape
+    inputs, kernel = first[1:3] if len(first) == 4 else (3, 11)
+    params: Params = {}
+    for ours, theirs in ALEXNET.items():
+        weight, bias = (arrays[f"{theirs}.{part}"] for part in ("weight", "bias"))
+        outputs = inputs if ours == "dense_1" else (weight.shape or (1,))[0]
+        side = max(1, math.isqrt(weight.size // max(1, outputs * inputs))) if ours == "dense_0" else 1
+        filters = ours.startswith("conv")
+        shape = (outputs, inputs, kernel, kernel) if filters else (outputs, inputs * side**2)
+        for part, array, expected in (("weight", weight, shape), ("bias", bias, shape[:1])):
+            if array.shape != expected:
+                raise ConfigError(f"{theirs}.{part} has shape {array.shape}, expected {expected}")
+        if ours == "dense_0":
+            weight = weight.reshape(outputs, inputs, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
+        turned = weight.transpose(2, 3, 1, 0) if filters else weight.T
+        params[ours] = {"kernel": jnp.asarray(turned), "bias": jnp.asarray(bias)}
+        inputs, kernel = outputs, 5 if ours == "conv_0" else 3
+    return params

@@ -40,7 +40,7 @@ def export_network(path: Path, model: CodedResNeXt, variables: Any) -> None:
     write_arrays(path, {DESCRIPTION: np.array(json.dumps(fields)), **arrays})
 
 
-def load_network(path: Path) -> tuple[CodedResNeXt, Any]:
+def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
     """Read what `export_network` wrote; the network computes in its input's type.
 
     Args:
@@ -53,7 +53,7 @@ def load_network(path: Path) -> tuple[CodedResNeXt, Any]:
         CheckpointError: the file is missing, damaged (each array has a checksum), or its arrays are not the network's.
     """
     try:
-        with path.open("rb") as file, np.load(file) as content:
+        with Path(path).open("rb") as file, np.load(file) as content:
             arrays = dict(content)
         fields = json.loads(str(arrays.pop(DESCRIPTION)))
         stages = tuple(

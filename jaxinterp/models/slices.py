@@ -29,7 +29,8 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
         The smaller network and its variables.
 
     Raises:
-        ValueError: `class_index` out of range, a network without codes, or one of which paths were removed before.
+        ValueError: `class_index` out of range, a network without codes, or one of which paths were removed before,
+            or variables of another number of paths.
 
     Source: arXiv 2202.05343, Sec. 4.3.
     """
@@ -43,6 +44,9 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
         if stage.code is None:
             continue
         name = f"block_{i}"
+        had = len(params[name]["expand_kernel"])
+        if had != stage.paths:
+            raise ValueError(f"variables: got {had} paths in {name}, expected {stage.paths} as of the model's code")
         paths = np.flatnonzero(stage.code.table[class_index])
         channels = (paths[:, None] * stage.width + np.arange(stage.width)).ravel()
         block = dict(params[name])

@@ -36,6 +36,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.models.baselines import Layer
 from jaxinterp.models.batchnorm import BatchNorm
+from jaxinterp.models.unfold import patches
 
 Form = Literal["dense", "cp", "ccp", "tucker"]
 Project = Callable[[Array, Array], Array]
@@ -130,7 +131,9 @@ class TaylorUnit(Layer):
         return out
 
     def _ccp(self, of: Callable[[Array], Array], d: int, rank: int) -> Array:
-        kernels = [self._weight(f"factor_{m}", d, rank, 1.0 if m == 1 else self.quadratic) for m in self._orders]
+        kernels = [
+            self._weight(f"factor_{m}", d, rank, 1.0 if m == 1 else self.quadratic) for m in range(1, self.order + 1)
+        ]
         first, *others = jnp.split(of(jnp.concatenate(kernels, -1)), self.order, -1)
         h = first
         for factor in others:
@@ -145,10 +148,6 @@ class TaylorUnit(Layer):
             power = (power[..., :, None] * u[..., None, :]).reshape(*u.shape[:-1], -1)
             total = total + _matrix_product(power, self._weight(f"core_{m}", rank**m, rank, self.quadratic))
         return _matrix_product(total, self._weight("out", rank, self.features, self.gain))
-
-    @property
-    def _orders(self) -> range:
-        return range(1, self.order + 1)
 
 
 def _matrix_product(z: Float[Array, "..."], kernel: Float[Array, "..."]) -> Array:
@@ -204,11 +203,14 @@ class TaylorLevel(Layer):
         """(N, H, W, C) ↦ (N, H/stride, W/stride, features).
 
         Raises:
-            ValueError: H or W is not a multiple of the stride.
+            ValueError: H or W is not a multiple of the stride, or blocks are wider than twice the map.
         """
         level, (_, height, width, channels) = self.level, z.shape
         if height % level.stride or width % level.stride:
             raise ValueError(f"stride: got {level.stride} on a map of {height}x{width}, expected a divisor of both")
+        if level.side > 2 * min(height, width):
+            largest = 2 * min(height, width)  # a wider window sees the whole map from everywhere, and zeros
+            raise ValueError(f"side: got {level.side} on a map of {height}x{width}, expected at most {largest}")
         size = level.side**2 * channels
         unit = TaylorUnit(
             level.features,
@@ -250,10 +252,15 @@ def blocks(z: Float[Array, "n h w c"], side: int, stride: int) -> Float[Array, "
         parts = z.reshape(n, rows, side, columns, side, channels)
         return parts.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
     pad = (side - stride) // 2
-    z = jnp.pad(z, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifts = [(y, x) for y in range(side) for x in range(side)]
-    ends = (rows - 1) * stride + 1, (columns - 1) * stride + 1
-    return jnp.concatenate([z[:, y : y + ends[0] : stride, x : x + ends[1] : stride] for y, x in shifts], axis=-1)
+    return patches(z, (side, side), (stride, stride), ((pad, pad), (pad, pad)))
+
+
+def block_means(z: Float[Array, "n h w c"], side: int) -> Float[Array, "n h2 w2 c"]:
+    """The means of disjoint blocks of `side` pixels; last rows and columns that do not fill one are dropped."""
+    n, height, width, channels = z.shape
+    rows, columns = height // side, width // side
+    whole = z[:, : rows * side, : columns * side]
+    return whole.reshape(n, rows, side, columns, side, channels).mean((2, 4))
 
 
 class Expansion(Layer, kw_only=True):
@@ -407,11 +414,7 @@ class TaylorNet(Expansion, kw_only=True):
         if self.pool > 1:
             if height % self.pool or width % self.pool:
                 raise ValueError(f"pool: got {self.pool} on {height}x{width} images, expected a divisor of both")
-            z = (
-                blocks(z, self.pool, self.pool)
-                .reshape(*z.shape[:1], height // self.pool, width // self.pool, -1, z.shape[-1])
-                .mean(-2)
-            )
+            z = block_means(z, self.pool)
         if self.size is not None:
             z = _placed(z, self.size)
         if self.dtype is not None:
@@ -466,13 +469,12 @@ class PolynomialBlock(Layer):
                 name=name,
             )(x)
 
-        norm = {**self.shared}
-        h = BatchNorm(**norm, name="norm_1")(convolve(x, 3, self.stride, "conv_1"), train)
-        h = BatchNorm(**norm, name="norm_2")(convolve(h, 3, 1, "conv_2"), train)
+        h = BatchNorm(**self.shared, name="norm_1")(convolve(x, 3, self.stride, "conv_1"), train)
+        h = BatchNorm(**self.shared, name="norm_2")(convolve(h, 3, 1, "conv_2"), train)
         s = x
         if x.shape[-1] != self.features or self.stride > 1:
-            s = BatchNorm(**norm, name="norm_shortcut")(convolve(x, 1, self.stride, "shortcut"), train)
-        product = BatchNorm(**norm, name="norm_product")(convolve(h * s, 1, 1, "product"), train)
+            s = BatchNorm(**self.shared, name="norm_shortcut")(convolve(x, 1, self.stride, "shortcut"), train)
+        product = BatchNorm(**self.shared, name="norm_product")(convolve(h * s, 1, 1, "product"), train)
         alpha = self.param("alpha", nn.initializers.zeros, (), self.param_dtype)
         return h + s + alpha.astype(h.dtype) * product
 
@@ -584,8 +586,7 @@ def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
         (16, 40482, 35)
     """
     image = jax.ShapeDtypeStruct((1, *shape), model.param_dtype)
-    with warnings.catch_warnings():
-        params: Any = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params: Any = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     rows, degree, channels = list[LevelCount](), 1, shape[-1]
     side = [model.size or s // model.pool for s in shape[:2]]
     for i, level in enumerate(model.levels):

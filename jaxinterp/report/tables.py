@@ -31,6 +31,8 @@ MEANINGS = {
     "_vs_relu": "of its time",
     "step_vs_baseline": "of its time",
     "slice_vs_whole": "of its time",
+    "_seconds": "s",
+    "gemm_share_of_transform": "of its time",
     "slice_vs_multiply_adds": "of the share of multiply-adds that it keeps",
 }
 PATHS: dict[str, tuple[str, str]] = {  # what only networks with coded paths are measured for

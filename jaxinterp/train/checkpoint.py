@@ -158,7 +158,8 @@ def load_variables(
 
     Args:
         run_dir: The run folder.
-        model: The model that was trained (another dtype of computation is fine, other parameters are not).
+        model: The model that was trained (another dtype of computation is fine, other parameters are not). What is no
+            parameter, such as the words of a code, cannot be told from another of the same shape: pass it as `same`.
         input_shape: Shape of one image, (H, W, C).
         which: `last` epoch, or `best` on the validation part.
         allow_older: If the newest checkpoint is damaged, use the newest intact one.

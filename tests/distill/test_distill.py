@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -148,7 +149,7 @@ def test_accuracies_by_one_by_the_nearest_and_by_the_mean():
     assert (nearest, mean) == (0.75, 0.75)
 
 
-def test_a_set_is_written_read_and_trained_on(tmp_path):
+def test_a_set_is_written_read_and_trained_on(tmp_path, monkeypatch):
     few = ImageSet(IMAGES[:3], LABELS[:3], 2, {"method": "mine"})
     write_set(tmp_path / "set.npz", few)
     again = read_set(tmp_path / "set.npz")
@@ -166,6 +167,11 @@ def test_a_set_is_written_read_and_trained_on(tmp_path):
             read_set(tmp_path / "wrong.npz")
     with pytest.raises(DataError, match="tiny: got a distilled image of class 2, expected 2 classes"):
         few.dataset("tiny", "ab")
+    with pytest.raises(DataError, match=r"tiny: got distilled images in 0\S*, expected \[0, 1\]"):
+        ImageSet(9 * IMAGES[:3], LABELS[:3]).dataset("tiny", "abc")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(DataError, match="tiny: got 3 labels, expected 4, one for each image"):
+        ImageSet(IMAGES[:4], LABELS[:3]).dataset("tiny", "abc")
 
 
 def test_a_sheet_has_a_row_for_each_class():
@@ -196,6 +202,7 @@ def test_gradient_distance_is_one_minus_the_cosine_of_every_output():
     assert float(gradient_distance(a, b)) == pytest.approx(0 + 2, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_condensing_lowers_the_distance_of_gradients_and_its_images_can_be_trained_on():
     key, digits = jax.random.key(0), load("digits", "train")
     known = digits.labels < CLASSES

@@ -115,6 +115,7 @@ def test_compute_is_the_specs():
         ),
         (lambda: EarlyExit(NET, {}, [0.1, np.nan]), "thresholds: got NaN"),
         (lambda: EarlyExit(NET, {}, [0.1]), "thresholds: got 1, expected one for each of 2 blocks"),
+        (lambda: exits(HELD, np.ones(9)), "thresholds: got 9, expected one for each of"),
         (lambda: trace(NET, {}, X[:0]), "images: got none"),
         (lambda: decode(jnp.ones((1, 4)), Code(("1100",))), "code: got a single word"),
         (lambda: trace(CodedResNeXt(stages=NET.stages[:1]), {}, X), "model: got an ordinary ResNeXt"),

@@ -272,6 +272,10 @@ def test_energy_accuracy_and_penalty_are_their_formulas():
     np.testing.assert_allclose(series.truncated_accuracy(found, labels), want)
     penalty = 2 * (found[1] ** 2).mean() + 4 * (found[2] ** 2).mean()
     assert float(series.order_penalty(jnp.asarray(found, jnp.float32), 2.0)) == pytest.approx(penalty, rel=1e-5)
+    with pytest.raises(ValueError, match=r"labels: got 5 in 7\.\.9, expected 5 classes in \[0, 4\)"):
+        series.truncated_accuracy(found, np.array([7, 8, 9, 7, 8]))
+    with pytest.raises(ValueError, match=r"growth: got -1\.0, expected a positive number"):
+        series.order_penalty(jnp.asarray(found, jnp.float32), -1.0)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,7 @@ def test_energy_accuracy_and_penalty_are_their_formulas():
         ({"x0": jnp.full(3, jnp.inf)}, "x0: got 3 of 3 values NaN or infinite"),
         ({"apply": lambda x: x.sum()}, r"apply: got output \(\), expected \(1, classes\)"),
         ({"at": "level_9"}, "at: got 'level_9', expected a Flax submodule"),
+        ({"apply": nn.Dense(2).apply}, "variables: got none with apply=model.apply, expected the model's variables"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(change, message, monkeypatch):

@@ -224,7 +224,11 @@ def test_batch_normalisation_folds_into_the_gates():
     np.testing.assert_allclose(found, want, rtol=1e-12)
 
 
-@pytest.mark.parametrize("layers", [fc(6, 3), c4gap(3, depth=2), vconv(2)], ids=["fc", "c4gap", "vconv"])
+@pytest.mark.parametrize(
+    "layers",
+    [pytest.param(fc(6, 3), marks=pytest.mark.slow), c4gap(3, depth=2), vconv(2)],
+    ids=["fc", "c4gap", "vconv"],
+)
 def test_normalisations_and_blocks(layers, monkeypatch):
     shape = (4,) if isinstance(layers[0], Dense) else (4, 4, 2)
     x = jax.random.normal(KEYS[0], (5, *shape), jnp.float64)

@@ -8,18 +8,22 @@ from jaxinterp.explain.linear import decompose
 from jaxinterp.models.baselines import (
     VGG,
     VGG_STAGES,
+    AlexNet,
     BasicBlock,
     CifarResNet,
     ConvNorm,
     ResNetTrunk,
+    _max_pool_overlapping,
     option_a,
 )
+from jaxinterp.train.losses import classification_loss, softmax_cross_entropy
 
 TINY = {
     "resnet": (CifarResNet(depth=8, classes=5, width=4), (2, 8, 8, 3)),
     "standardised": (CifarResNet(8, 5, width=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), (2, 8, 8, 3)),
     "vgg": (VGG(depth=11, classes=5, width=4), (2, 32, 32, 3)),
 }
+ALEXNET = AlexNet.cifar(5, widths=(4, 6, 8, 6, 4), hidden=8)
 
 
 def trained(model, shape, key, dtype=jnp.float32):
@@ -101,7 +105,7 @@ def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standardised", "resnet"))]
+    "name", ["standardised", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg", "resnet"))]
 )
 def test_is_affine_at_its_input(name):
     """f(x + εu) = f(x) + ε W(x) u for an ε that switches no gate, and the decomposition is complete, in float64."""
@@ -186,6 +190,11 @@ def test_pmap_shares_batch_statistics():
         (VGG(depth=12), 32, "depth = 12, expected one of 11, 13, 16, 19"),
         (VGG(depth=11), 16, "x has 16x16 pixels"),
         (CifarResNet(depth=8, mean=(0.5,)), 8, "mean has 1 numbers, expected 3, one for each channel"),
+        (AlexNet(widths=(1, 2, 3)), 224, "widths has 3 numbers, expected 5"),
+        (AlexNet(dropout=1.0), 224, "dropout = 1.0, expected a rate in"),
+        (AlexNet(), 256, "256x256 pixels, which make a last map of 7x7, expected multiples of side = 6"),
+        (AlexNet(), 8, "8x8 pixels, which make a last map of 0x0, expected multiples of side = 6"),
+        (AlexNet.cifar(), 28, "28x28 pixels, which make a last map of 2x2, expected multiples of side = 3"),
     ],
 )
 def test_bad_configuration_is_one_clear_line(model, size, message):
@@ -223,3 +232,79 @@ def test_block_agrees_with_torch(channels, features, strides, train):
     out = block.apply(variables, x, train=train, mutable=["batch_stats"])[0]
     np.testing.assert_allclose(out, expected, atol=2e-5)
     assert option_a(x, features, strides).shape == expected.shape
+
+
+def test_alexnet_has_torchvisions_parameters_and_a_small_one_for_cifar():
+    shapes = jax.eval_shape(AlexNet().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    assert set(shapes) == {*(f"conv_{i}" for i in range(5)), "dense_0", "dense_1", "classifier"}
+    assert shapes["dense_0"]["kernel"].shape == (9216, 4096)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_100_840
+    assert parameters(AlexNet.cifar(), 32) == 2_764_106
+    assert AlexNet.cifar(3, 0.125, side=1) == AlexNet(3, (8, 24, 48, 32, 32), 5, 1, 2, 128, 1)
+    with pytest.raises(ValueError, match="scale: got 0, expected a positive finite number"):
+        AlexNet.cifar(scale=0)
+
+
+@pytest.mark.parametrize("at", [None, pytest.param("conv_4", marks=pytest.mark.slow)])
+def test_alexnet_is_decomposed_as_it_is(at):
+    images, variables = trained(ALEXNET, (2, 32, 32, 3), jax.random.key(12))
+    parts = decompose(ALEXNET.apply, images, at=at, variables=variables)
+    assert jnp.abs(parts.residual).max() <= 1e-5 * jnp.abs(parts.logits).max()
+
+
+def test_alexnet_names_its_convolutions_before_the_relu_and_drops_units_in_training_only():
+    images, variables = trained(ALEXNET, (2, 32, 32, 3), jax.random.key(13))
+
+    @jax.jit
+    def run(variables, images, key):
+        state = ALEXNET.apply(variables, images, capture_intermediates=True)[1]["intermediates"]
+        before = [state[f"conv_{i}"]["__call__"][0].min() for i in range(5)]
+        rngs = {"dropout": key}
+        none = ALEXNET.clone(dropout=0).apply(variables, images, train=True, rngs=rngs)
+        frozen = ALEXNET.apply(variables, images, train=True, frozen=True)
+        half = ALEXNET.clone(dtype=jnp.bfloat16).apply(variables, images)
+        return before, ALEXNET.apply(variables, images), none, frozen, half
+
+    before, logits, none, frozen, half = run(variables, images, jax.random.key(0))
+    assert max(map(float, before)) < 0
+    np.testing.assert_array_equal(none, logits)
+    np.testing.assert_array_equal(frozen, logits)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, logits, atol=0.1 * float(jnp.abs(logits).max()))
+
+    loss, batch = classification_loss(ALEXNET, softmax_cross_entropy), {"image": images, "label": jnp.array([0, 3])}
+    gradient = jax.jit(jax.value_and_grad(lambda p, key: loss(p, {}, batch, key)[0]))
+    (one, slope), (two, _) = (gradient(variables["params"], jax.random.key(i)) for i in range(2))
+    assert all(jnp.isfinite(leaf).all() and jnp.any(leaf != 0) for leaf in jax.tree.leaves(slope))
+    assert abs(float(one - two)) > 1e-3
+
+
+def test_alexnets_last_map_is_averaged():
+    images, variables = trained(ALEXNET, (2, 32, 32, 3), jax.random.key(14))
+    kernel = variables["params"]["dense_0"]["kernel"].reshape(9, 4, 8).sum(0)
+
+    def logits(side, kernel):
+        params = variables["params"] | {"dense_0": variables["params"]["dense_0"] | {"kernel": kernel}}
+        return jax.jit(ALEXNET.clone(side=side).apply)({"params": params}, images)
+
+    everywhere = jnp.broadcast_to(kernel / 9, (9, 4, 8)).reshape(36, 8)
+    np.testing.assert_allclose(logits(1, kernel), logits(3, everywhere), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "ties"), [((9, 8), False), ((9, 8), True), ((3, 4), True)])
+def test_overlapping_pooling_is_the_maximum_and_differentiates_the_same_both_ways(size, ties):
+    x = jax.random.normal(jax.random.key(15), (2, *size, 3)) - 5.0
+    x = jnp.round(x) if ties else x
+    direction = jax.random.normal(jax.random.key(16), x.shape)
+
+    @jax.jit
+    def both_ways(x, direction):
+        value, forwards = jax.jvp(_max_pool_overlapping, (x,), (direction,))
+        weights = jnp.cos(jnp.arange(value.size, dtype=x.dtype)).reshape(value.shape)
+        (backwards,) = jax.vjp(_max_pool_overlapping, x)[1](weights)
+        return value, weights, forwards, backwards
+
+    value, weights, forwards, backwards = map(np.asarray, both_ways(x, direction))
+    np.testing.assert_array_equal(value, nn.max_pool(x, (3, 3), (2, 2)))
+    np.testing.assert_allclose((backwards * np.asarray(direction)).sum(), (weights * forwards).sum(), rtol=1e-4)
+    np.testing.assert_allclose((backwards * np.asarray(x)).sum(), (weights * value).sum(), rtol=1e-4)

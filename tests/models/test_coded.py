@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -315,6 +316,11 @@ def test_coding_loss_at_uniform_energies(power):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in black)
 
 
+def _of_other_paths():
+    blocks = {f"block_{i}": {"expand_kernel": jnp.zeros((9, 2, 8))} for i in (1, 2, 3)}
+    return {"params": blocks, "batch_stats": {}}
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -332,10 +338,16 @@ def test_coding_loss_at_uniform_energies(power):
         (lambda: binary_classifier(TINY, {}, 3), "class_index: got 3, expected 0 to 2"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[None]), "keep: got 1 entries, expected"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), last=4), "first, last: got 0, 4"),
+        (
+            lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8)),
+            "x: got uint8(1, 8, 8, 1), expected",
+        ),
+        (lambda: binary_classifier(TINY, _of_other_paths(), 1), "expected 4 as of the model's code"),
         (lambda: Code(("10", "01", "11")), "row 2 has weight 2"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(make, says):
+def test_bad_input_is_refused_in_one_line(make, says, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((ValueError, ConfigError), match=re.escape(says)) as error:
         make()
     assert "\n" not in str(error.value)

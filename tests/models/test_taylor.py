@@ -193,6 +193,9 @@ def test_images_of_another_size_than_the_expansion_point_are_refused():
     variables = net.init(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
     with pytest.raises(ValueError, match=r"x: got images of shape \(4, 4, 1\), expected \(3, 3, 1\)"):
         net.apply(variables, jnp.zeros((1, 4, 4, 1)))
+    wide = TaylorNet(levels=(Level(2, side=10, stride=2),), classes=2)
+    with pytest.raises(ValueError, match="side: got 10 on a map of 4x4, expected at most 8"):
+        wide.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     with pytest.raises(ValueError, match="depths, widths: got 2 and 1 entries"):
         PolynomialResNet(depths=(1, 1), widths=(2,)).init(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
 

@@ -1,0 +1,102 @@
+"""What only glass boxes show in their report: classifiers and rivals, the orbit of an image, templates that decided."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.page import Report, first_of_each_class
+from jaxinterp.explain.linear import decompose
+from jaxinterp.explain.orbit_plots import deciding_templates, orbit_rows
+from jaxinterp.groups import act
+from jaxinterp.models.glassbox import GlassBox, Orbit
+from jaxinterp.report.page import Section, Table, picture
+
+SHOWN, BEST = 24, 7  # templates whose responses are drawn, and templates that are drawn themselves
+
+
+def sections(report: Report, model: GlassBox) -> list[Section]:
+    """All of them."""
+    return [_classifiers(report), _orbit(report, model), _templates(report, model)]
+
+
+def _classifiers(report: Report) -> Section:
+    rows = []
+    for found in report.found["representations"]:
+        for kind, (upright, moved) in found["accuracy"].items():
+            spread = [f"{value:.2f}" for value in found["J"]]
+            rows.append([found["name"], str(found["features"]), kind, f"{upright:.2%}", f"{moved:.2%}", *spread])
+    header = ["representation", "features", "classifier", "upright", "rotated", "J upright", "J rotated"]
+    return Section(
+        "Classifiers and representations, upright and rotated",
+        [
+            "All are fitted to the same upright images (the rival of augmented pixels to rotated copies of them too), "
+            "and every representation is standardised and reduced in the same way. Rotated: every test image is turned "
+            "by an angle of its own. J is the distance of class means over the width of classes; a representation "
+            "with a larger J need not classify better, which is why the accuracies stand beside it."
+        ],
+        [],
+        [Table(header, rows)],
+    )
+
+
+def _orbit(report: Report, model: GlassBox) -> Section:
+    chosen = first_of_each_class(report.labels, 1)
+    x = jnp.asarray(report.images[chosen])
+    places = [0, len(model.group) // 8 or 1, len(model.group) // 2]
+    moved = jnp.concatenate([act(model.group, g, x) for g in places])
+    placed = report.subject.variables["params"]["representation"]["orbit"]
+    responses = np.asarray(Orbit(model.group, model.templates).apply({"params": placed}, moved))[:, :, :SHOWN]
+    figure = orbit_rows(np.asarray(moved), responses, ["as it is", *(f"moved by element {g}" for g in places[1:])])
+    metrics = report.found["metrics"]
+    return Section(
+        "What turns with the image",
+        [
+            f"Responses E(x)[g, k] of an image to template k and element g of {model.group.name}: where the image is "
+            "moved, the columns are permuted, and nothing else happens. Over all elements this law holds to "
+            f"{metrics['equivariance_residual']:.1e} of the responses' norm; without the permutation they differ by "
+            f"{metrics['equivariance_uncompensated']:.2f}. What is left of the columns' order is invariant."
+        ],
+        [picture(figure, f"The first {SHOWN} templates; all rows share one scale.", "Responses to orbits", 760)],
+    )
+
+
+def _templates(report: Report, model: GlassBox) -> Section:
+    """The templates with the largest contributions to the predicted class, at their strongest element."""
+    chosen = first_of_each_class(report.labels, 5)
+    x, top = jnp.asarray(report.images[chosen]), report.logits[chosen].argmax(1)
+    variables = report.subject.variables
+    frozen: Any = report.subject.frozen
+    parts = decompose(frozen, x, top, "representation/orbit", variables=variables, check=False)
+    each = np.asarray(parts.contributions[:, 0])
+    sums = each.sum(1)
+    best = np.argsort(-np.abs(sums), axis=1)[:, :BEST]
+    templates = jnp.asarray(variables["params"]["representation"]["orbit"]["templates"])
+    turned = np.stack(
+        [
+            np.concatenate(
+                [act(model.group.inverses, int(np.abs(own[:, k]).argmax()), templates[k][None]) for k in row]
+            )
+            for own, row in zip(each, best, strict=True)
+        ]
+    )
+    names = [f"as {report.classes[k]}" for k in top]
+    figure = deciding_templates(np.asarray(x), turned, np.take_along_axis(sums, best, 1), names)
+    missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
+    return Section(
+        "The templates that decided",
+        [
+            "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
+            "every (template, group element) contributes, and of a constant of the class. Largest relative "
+            f"residual: {missed:.1e}."
+        ],
+        [
+            picture(
+                figure,
+                "The training images with the largest contributions to the predicted class, turned as they matched "
+                "most; red speaks for the class, blue against it.",
+                "Templates that decided",
+                900,
+            )
+        ],
+    )

@@ -1,0 +1,50 @@
+"""How far apart a representation puts classes, beside how wide it lets them be."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Separability(NamedTuple):
+    """What `separability` answers.
+
+    Attributes:
+        between: mean distance of two classes' means.
+        within: mean over the classes of the mean distance of an example from its class' mean.
+        ratio: J = between / within. A larger J need not mean better classification: say the accuracy with it.
+    """
+
+    between: float
+    within: float
+    ratio: float
+
+
+def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"]) -> Separability:
+    """J = mean_{a<b} ‖μ_a − μ_b‖ / mean_c mean_{x in c} ‖Φ(x) − μ_c‖.
+
+    Args:
+        features: Φ(x), (N, F).
+        labels: (N,), at least two classes.
+
+    Returns:
+        A `Separability`; the ratio is infinite where every class is one point.
+
+    Raises:
+        ValueError: one class only, or other numbers of features and labels.
+
+    Example:
+        >>> separability(np.array([[0.0], [2.0], [10.0], [12.0]]), np.array([0, 0, 1, 1]))
+        Separability(between=10.0, within=1.0, ratio=10.0)
+    """
+    classes = np.unique(labels)
+    if len(features) != len(labels) or len(classes) < 2:
+        raise ValueError(
+            f"labels: got {len(labels)} of {len(classes)} classes, expected {len(features)} of at least two classes"
+        )
+    means = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
+    apart = np.linalg.norm(means[:, None] - means, axis=-1)
+    between = float(apart[np.triu_indices(len(classes), 1)].mean())
+    from_mean = np.linalg.norm(features - means[np.searchsorted(classes, labels)], axis=1)
+    within = float(np.mean([from_mean[labels == c].mean() for c in classes]))
+    return Separability(between, within, between / within if within else float("inf"))

@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import glassbox, stages
+from experiments.images import kept
+from experiments.run import override
+from jaxinterp.data import load
+from jaxinterp.errors import ConfigError
+from jaxinterp.models.classifiers import GlassBoxClassifier
+
+TINY = replace(
+    glassbox.smoke(glassbox.DIGITS), group="c4", invariants=("sorted",), images=200, per_class=15, templates=40
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("glassbox") / "run"
+    stages.train("glassbox/digits", TINY, found)
+    return found
+
+
+def test_training_is_the_closed_form_and_changes_nothing_after_it(folder):
+    _, config, subject = stages.trained(folder)
+    data = stages.split(config, "train", None)
+    images, labels = glassbox.training(config, data)
+    assert np.bincount(labels).tolist() == [15] * 10
+    own = GlassBoxClassifier(
+        glassbox.build(config).representation.clone(name=None), "lda", config.components, seed=config.seed
+    ).fit(images, labels)
+    test, _ = stages.test_images(config, None)
+    scores = own.decision_function(test[:20])
+    np.testing.assert_allclose(subject.apply(subject.variables, jnp.asarray(test[:20])), scores, rtol=1e-3, atol=1e-3)
+
+
+def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folder):
+    said = []
+    found = stages.evaluate(folder, say=said.append)
+    metrics = found["metrics"]
+    assert metrics["upright_accuracy_lda"] == pytest.approx(metrics["test_accuracy"])
+    assert metrics["completeness_residual"] < 1e-4
+    assert metrics["equivariance_residual"] < 1e-5
+    assert metrics["equivariance_uncompensated"] > 0.3
+    assert [row["name"] for row in found["representations"]] == ["orbit", "pixels"]
+    again = GlassBoxClassifier.load(folder / "classifiers/svm_rbf", glassbox.group_of(TINY))
+    images, labels = stages.test_images(TINY, None)
+    assert again.accuracy(images, labels) == pytest.approx(metrics["upright_accuracy_svm_rbf"])
+    turned = glassbox.turn(images, TINY.seed)
+    assert again.accuracy(turned, labels) == pytest.approx(metrics["rotated_accuracy_svm_rbf"])
+    page = stages.report(folder).read_text()
+    assert all(f"<h2>{title}" in page for title in ("What turns with the image", "The templates that decided"))
+
+
+def test_a_run_may_keep_some_classes():
+    data = load("digits", "test")
+    pair = kept(data, (8, 3))
+    assert pair.classes == (data.classes[8], data.classes[3])
+    places = np.flatnonzero(np.isin(data.labels, (3, 8)))
+    np.testing.assert_array_equal(pair.labels, np.where(data.labels[places] == 8, 0, 1))
+    assert stages.class_names(replace(TINY, only=(8, 3), classes=2)) == pair.classes
+    with pytest.raises(ConfigError, match=r"only: got 3,3, expected different classes in \[0, 10\) of digits"):
+        kept(data, (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("only=3,8", "only: got 2 classes, expected 10, as classes"),
+        ("group=d4 invariants=spectrum", "invariants: spectrum: got the group D4, expected a cyclic one"),
+        ("kinds=svm_rbf", "kinds: got svm_rbf, expected lda among them"),
+        ("equivariant_weight=0", "equivariant_weight: got 0.0, expected a positive number"),
+        ("grid_sizes=2", "grid_sizes: got 2, expected none"),
+        ("group=c5", "group: expected one of c4, c8, c16, c24, c32, d4"),
+    ],
+)
+def test_bad_overrides_are_refused_in_one_line(change, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        stages.network(glassbox, override(glassbox.DIGITS, change.split()))
+
+
+def test_too_few_images_are_said_before_anything_is_kept(tmp_path):
+    with pytest.raises(ConfigError, match=r"images: class \d has \d+, expected at least 100 for 1000 templates"):
+        stages.train("glassbox/digits", replace(TINY, templates=1000), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # so that the corrected command may use it
