@@ -10,10 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments import coda_nets, coded_resnext, distillation, gated_networks, glassbox, taylornet
+from experiments import coda_nets, coded_resnext, distillation, gated_networks, glassbox, learned_groups, taylornet
 from experiments.run import Experiment, naming_config, nearest, read_name
 
-PAPERS: tuple[ModuleType, ...] = (coda_nets, gated_networks, coded_resnext, taylornet, distillation, glassbox)
+PAPERS: tuple[ModuleType, ...] = (
+    coda_nets,
+    gated_networks,
+    coded_resnext,
+    taylornet,
+    distillation,
+    glassbox,
+    learned_groups,
+)
 
 
 def runs() -> Mapping[str, Experiment[Any]]:

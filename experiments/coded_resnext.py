@@ -35,7 +35,7 @@ from experiments import coded_page
 from experiments.coded_measures import measured
 from experiments.page import Report
 from experiments.run import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
-from experiments.subject import Subject
+from experiments.subject import Subject, plain_subject
 from jaxinterp.codes import named
 from jaxinterp.errors import ConfigError
 from jaxinterp.models.coded import CodedResNeXt, Stage, coding_loss
@@ -417,20 +417,8 @@ def subject(config: CodedRun, model: nn.Module, variables: Any) -> Subject:
     """A trained network as it is examined: affine in the image once the energies are held."""
     assert isinstance(model, CodedResNeXt)
     outs = tuple(f"block_{i}/out" for i in range(1, len(model.blocks) + 1))
-    return Subject(
-        variables=variables,
-        apply=lambda variables, x: model.apply(variables, x),
-        predict=lambda variables, x: model.apply(variables, x),
-        frozen=lambda variables, x: model.apply(variables, x, frozen=True),
-        encode=lambda x: x,
-        bias=None,
-        at=None,
-        layers=tuple(outs[int(i)] for i in np.linspace(0, len(outs) - 1, min(3, len(outs)))),
-        pooled=outs[-1],
-        occlusions=config.occlusion,
-        stride=config.occlusion_stride,
-        probability="softmax",
-    )
+    layers = tuple(outs[int(i)] for i in np.linspace(0, len(outs) - 1, min(3, len(outs))))
+    return plain_subject(config, model, variables, layers=layers, pooled=outs[-1])
 
 
 def measure(

@@ -22,23 +22,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from experiments import glassbox_page
+from experiments.images import turned
 from experiments.page import Report
 from experiments.run import Experiment, Run, Split, at_least, shown, small
-from experiments.subject import Subject
+from experiments.subject import Subject, plain_subject
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.metrics.separability import separability
-from jaxinterp.groups import Group, dihedral, equivariance_error, rotated, rotations
+from jaxinterp.groups import Group, dihedral, equivariance_error, rotations
 from jaxinterp.invariants import Name
 from jaxinterp.models.glassbox import GlassBox, Orbit, OrbitRepresentation
 from jaxinterp.report.page import Section
 from jaxinterp.train import ClassificationLoss, LossFn, softmax_cross_entropy
 
 Kinds = tuple[Literal["lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp"], ...]
-AUGMENTED = 8  # angles at which the rival of augmented pixels sees every training image
+AUGMENTED = 4  # angles at which the rival of augmented pixels sees every training image
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class GlassBoxRun(Run):
     equivariant: bool = False
     equivariant_weight: float = 0.1
     components: int = 120
-    per_class: int = 1000
+    per_class: int = 2500
     kinds: Kinds = ("lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp")
     rivals: tuple[Literal["pixels", "augmented", "scattering"], ...] = ("pixels", "augmented")
     equivariance_images: int = 200
@@ -96,7 +97,7 @@ class GlassBoxRun(Run):
 
 
 PAIR = GlassBoxRun()
-MNIST = replace(PAIR, only=(), classes=10, components=200, kinds=("lda", "svm_rbf"))
+MNIST = replace(PAIR, only=(), classes=10, components=200, per_class=1000, kinds=("lda", "svm_rbf"))
 DIGITS = replace(
     MNIST,
     dataset="digits",
@@ -215,25 +216,7 @@ def training(config: GlassBoxRun, data: Dataset) -> tuple[Float[np.ndarray, "n h
 
 def subject(config: GlassBoxRun, model: nn.Module, variables: Any) -> Subject:
     """A fitted network as it is examined."""
-
-    def apply(variables: Any, x: Array) -> Any:
-        return model.apply(variables, x)
-
-    return Subject(
-        variables=variables,
-        apply=apply,
-        predict=apply,
-        frozen=lambda variables, x: model.apply(variables, x, frozen=True),
-        encode=lambda x: x,
-        bias=None,
-        at=None,
-        layers=(),
-        pooled=None,
-        occlusions=config.occlusion,
-        stride=config.occlusion_stride,
-        probability="softmax",
-        constant="a constant of the class",
-    )
+    return plain_subject(config, model, variables, constant="a constant of the class")
 
 
 def measure(
@@ -249,7 +232,7 @@ def measure(
     from jaxinterp.models.classifiers import GlassBoxClassifier, pipeline
 
     labels = labels.astype(int)
-    turned = turn(images, config.seed)
+    rotated = turned(images, config.seed)
     train, wanted = training(config, split(config, "train"))
     templates = np.asarray(variables["params"]["representation"]["orbit"]["templates"])
     own = GlassBoxClassifier(
@@ -274,14 +257,14 @@ def measure(
                 replace(own, kind=kind, steps=steps).save(run_dir / "classifiers" / kind)
         rows.append(row)
 
-    known, upright, moved = (own.transform(part) for part in (train, images, turned))
+    known, upright, moved = (own.transform(part) for part in (train, images, rotated))
     compare("orbit", config.kinds, (known, wanted), upright, moved, own.representation.blocks())
     few: Kinds = tuple(kind for kind in config.kinds if kind in ("lda", "svm_rbf"))
     for rival in config.rivals:
         made = _rival(rival, config, train, wanted, say)
         if made is not None:
             transform, fit = made
-            upright, moved = transform(images), transform(turned)
+            upright, moved = transform(images), transform(rotated)
             compare(rival, few, fit, upright, moved, {"features": slice(0, upright.shape[1])})
     orbit = Orbit(group_of(config), config.templates)
     some = jnp.asarray(images[: config.equivariance_images])
@@ -292,12 +275,6 @@ def measure(
     metrics |= {"equivariance_residual": float(law.mean()), "equivariance_uncompensated": float(none.mean())}
     say(f"E(h x)[g] = E(x)[g h] to {law.mean():.2e} (without the permutation {none.mean():.2f})")
     return {"metrics": metrics, "representations": rows}
-
-
-def turn(images: Float[np.ndarray, "n h w c"], seed: int) -> Float[np.ndarray, "n h w c"]:
-    """Every image turned by an angle drawn uniformly from the circle."""
-    angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(images)).astype(np.float32)
-    return np.asarray(rotated(jnp.asarray(images), jnp.asarray(angles)))
 
 
 def _rival(
@@ -311,7 +288,7 @@ def _rival(
     if name == "pixels":
         return pixels, (pixels(train), wanted)
     if name == "augmented":
-        seen = np.concatenate([turn(train, config.seed + i) for i in range(AUGMENTED)])
+        seen = np.concatenate([turned(train, config.seed + i) for i in range(AUGMENTED)])
         return pixels, (pixels(seen), np.tile(wanted, AUGMENTED))
     scattering = _scattering(config.image_shape[0])
     if scattering is None:

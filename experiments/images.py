@@ -1,14 +1,19 @@
 """Images of any size as the input of a network: whole data sets, and files."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.groups import rotated
+
+TURNED = 5000  # images that are turned at once
 
 
 def resized(dataset: Dataset, side: int | None, channels: int) -> Dataset:
@@ -52,6 +57,22 @@ def kept(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     numbers[list(classes)] = np.arange(len(classes))
     names = tuple(dataset.classes[k] for k in classes)
     return replace(dataset, images=dataset.images[places], labels=numbers[dataset.labels[places]], classes=names)
+
+
+def turned(images: Float[np.ndarray, "n h w c"], seed: int) -> Float[np.ndarray, "n h w c"]:
+    """Every image turned about its centre by an angle drawn uniformly from the circle (bilinear, black outside)."""
+    angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(images)).astype(np.float32)
+    parts = [
+        np.asarray(rotated(jnp.asarray(images[i : i + TURNED]), jnp.asarray(angles[i : i + TURNED])))
+        for i in range(0, len(images), TURNED)
+    ]
+    return np.concatenate(parts)
+
+
+def all_turned(dataset: Dataset) -> Dataset:
+    """A data set whose images are all turned, the same way every time, and rounded to whole levels."""
+    moved = turned(dataset.images.astype(np.float32), zlib.crc32(dataset.split.encode()))
+    return replace(dataset, images=np.rint(moved).astype(dataset.images.dtype))
 
 
 def read_images(

@@ -55,6 +55,7 @@ class Run:
         channels: channels of the images, 1 or 3.
         only: classes that are kept, in the order of the outputs; all where empty.
         images: use only so many images of each split; all where None.
+        rotated: turn every image of both splits by an angle of its own, always the same.
         flip: mirror training images with probability 1/2.
         crop: random crop of the training images after zero padding of so many pixels.
         rand_augment: (n, m) of RandAugment; none where empty.
@@ -98,6 +99,7 @@ class Run:
     channels: int = 3
     only: tuple[int, ...] = ()
     images: int | None = None
+    rotated: bool = False
     flip: bool = True
     crop: int = 4
     rand_augment: tuple[int, ...] = ()

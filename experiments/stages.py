@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from experiments import paper_in, paper_of, runs
 from experiments.evaluation import Say, measure
 from experiments.imagenet import held_images, training_images, training_stream
-from experiments.images import first, kept, read_images, resized
+from experiments.images import all_turned, first, kept, read_images, resized
 from experiments.optimiser import optimiser_of, schedule_of
 from experiments.page import Report, compose_page, likeliest, top_maps
 from experiments.run import Run, naming_config, read_arrays, read_config, read_json, read_lines, write_config
@@ -73,14 +73,17 @@ def split(config: Any, which: Literal["train", "test"], data_dir: Path | None) -
 
     Raises:
         DataError: the data are missing or damaged.
-        ConfigError: colour images are asked for with fewer channels.
+        ConfigError: colour images are asked for with fewer channels, or ImageNet is to be turned.
     """
+    if config.dataset == "imagenet2012" and config.rotated:
+        raise ConfigError("rotated: got True with imagenet2012, which is streamed; expected False")
     if config.dataset == "imagenet2012" and which == "train":
         return training_images(config, config.classes, SAMPLE, data_dir)
     if config.dataset == "imagenet2012":
         return held_images(config, config.classes, data_dir)
     data = kept(load(config.dataset, which, data_dir), config.only)
-    return first(resized(data, config.image_size, config.channels), config.images)
+    data = first(resized(data, config.image_size, config.channels), config.images)
+    return all_turned(data) if config.rotated else data
 
 
 def network(paper: ModuleType, config: Any) -> nn.Module:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float
 
+from experiments.run import Run
 from jaxinterp.explain.linear import Decomposition, Targets, decompose
 from jaxinterp.explain.posthoc.gradcam import grad_cam
 from jaxinterp.explain.posthoc.gradient import gradient, input_x_gradient
@@ -96,6 +98,33 @@ class Subject:
         if self.pooled is not None:
             methods["grad_cam"] = partial(grad_cam, self.apply, at=self.pooled, **given)
         return {OURS: self.maps, **{name: _summed(method) for name, method in methods.items()}}
+
+
+def plain_subject(config: Run, model: nn.Module, variables: Any, **fields: Any) -> Subject:
+    """A classifier by softmax that takes images as they are, and is affine in them with `frozen`.
+
+    Args:
+        config: its run.
+        model: a Flax model, called with (x) or (x, frozen=True).
+        variables: its variables.
+        **fields: of `Subject`, in place of no layers and no pooled maps.
+    """
+
+    def apply(variables: Any, x: Array) -> Any:
+        return model.apply(variables, x)
+
+    own: dict[str, Any] = {"bias": None, "at": None, "layers": (), "pooled": None}
+    return Subject(
+        variables=variables,
+        apply=apply,
+        predict=apply,
+        frozen=lambda variables, x: model.apply(variables, x, frozen=True),
+        encode=lambda x: x,
+        occlusions=config.occlusion,
+        stride=config.occlusion_stride,
+        probability="softmax",
+        **(own | fields),
+    )
 
 
 def summed(parts: Decomposition, images: Images) -> Maps:

@@ -93,7 +93,9 @@ class Code:
             )
 
     @classmethod
-    def of(cls, table: Integer[np.ndarray, "classes length"] | Sequence[Sequence[int | float]], **claims: int) -> "Code":
+    def of(
+        cls, table: Integer[np.ndarray, "classes length"] | Sequence[Sequence[int | float]], **claims: int
+    ) -> "Code":
         """The code of a table of 0 and 1, one row for each class.
 
         Raises:

@@ -48,7 +48,7 @@ def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folde
     again = GlassBoxClassifier.load(folder / "classifiers/svm_rbf", glassbox.group_of(TINY))
     images, labels = stages.test_images(TINY, None)
     assert again.accuracy(images, labels) == pytest.approx(metrics["upright_accuracy_svm_rbf"])
-    turned = glassbox.turn(images, TINY.seed)
+    turned = glassbox.turned(images, TINY.seed)
     assert again.accuracy(turned, labels) == pytest.approx(metrics["rotated_accuracy_svm_rbf"])
     page = stages.report(folder).read_text()
     assert all(f"<h2>{title}" in page for title in ("What turns with the image", "The templates that decided"))
