@@ -3,7 +3,7 @@
 Source of p4 and z2: Cohen & Welling, "Group Equivariant Convolutional Networks", ICML 2016, Sec. 8.1 (rotated MNIST,
 12,000 training images, errors 2.28 % and 5.03 %). The file of that data set is not read: our images are MNIST's, each
 turned by an angle of its own (bilinear), the first 12,000 of its training images and all 10,000 of its test images,
-where the paper has 50,000; the layers are fewer and wider than its P4CNN's (`GroupCNN`'s defaults), which cost less, and
+where the paper has 50,000; the layers are fewer and wider than its P4CNN's (`GroupCNN`'s defaults), and cheaper, and
 the recipe is ours.
 
     jaxinterp train RUN [key=value ...]        e.g. jaxinterp train glassbox/rotated-mnist-p4

@@ -91,8 +91,8 @@ def gather(run_dirs: Sequence[Path]) -> Results:
 
 
 def publish(results: Results, folder: Path) -> Path:
-    """Write <run>.json (/ and - as _) into a folder; returns its path."""
-    path = folder / f"{results.run.replace('/', '_').replace('-', '_')}.json"
+    """Write <run>.json (/ as _) into a folder; returns its path."""
+    path = folder / f"{results.run.replace('/', '_')}.json"
     write_results(path, results)
     return path
 

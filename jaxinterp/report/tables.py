@@ -57,6 +57,18 @@ SERIES: dict[str, tuple[str, str]] = {  # of polynomials and of distillations on
     "class_mean_1_pixels": ("class mean in pixels", ".2%"),
 }
 
+ORBITS: dict[str, tuple[str, str]] = {  # of glass boxes, trained on upright images
+    "upright_accuracy_svm_rbf": ("RBF SVM: upright", ".2%"),
+    "rotated_accuracy_svm_rbf": ("rotated", ".2%"),
+    "upright_accuracy_lda": ("linear discriminant: upright", ".2%"),
+    "rotated_accuracy_lda": ("rotated", ".2%"),
+    "rotated_accuracy_pixels_svm_rbf": ("pixels, RBF SVM: rotated", ".2%"),
+    "rotated_accuracy_augmented_svm_rbf": ("pixels of rotated training images", ".2%"),
+    "rotated_accuracy_scattering_svm_rbf": ("scattering", ".2%"),
+    "equivariance_residual": ("law of the representation", ".0e"),
+}
+MOTIONS: tuple[str, ...] = ("h-flip", "v-flip", "turn", "scale")  # 90°, and 1/√2
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -166,8 +178,45 @@ def paths_table(results: Iterable[Results]) -> str:
 
 def series_table(results: Iterable[Results]) -> str:
     """What truncated series and distilled references are worth, one row per run; empty where there are none."""
-    read = [result for result in results if SERIES.keys() & result.metrics.keys()]
+    own = SERIES.keys() - {"parameters"}
+    read = [result for result in results if own & result.metrics.keys()]
     return _rows(read, SERIES) if read else ""
+
+
+def orbits_table(results: Iterable[Results]) -> str:
+    """Glass boxes and their rivals on upright and rotated images, one row per run; empty where there are none."""
+    boxes = [result for result in results if ORBITS.keys() & result.metrics.keys()]
+    columns = {name: ORBITS[name] for name in ORBITS if any(name in result.metrics for result in boxes)}
+    return _rows(boxes, columns) if boxes else ""
+
+
+def equivariance_table(results: Iterable[Results]) -> str:
+    """How layers move with the image, as `experiments.equivariance` measures it; empty where nothing was measured.
+
+    Returns:
+        One row per network, with its accuracy on moved images, then one per layer: residual of the best map (and
+        without any) → accuracy with the map; no residual where no map is known, no accuracy where none was fitted.
+    """
+    lines = ["| network | layer | upright | " + " | ".join(MOTIONS) + " |", "|---" * (3 + len(MOTIONS)) + "|"]
+    for result in results:
+        numbers = {name: metric.mean for name, metric in result.metrics.items()}
+        if f"{MOTIONS[0]} accuracy" not in numbers:
+            continue
+        moved = [f"{numbers[f'{motion} accuracy']:.1%}" for motion in MOTIONS]
+        run = result.run.removeprefix("equivariance of ")
+        lines.append("| " + " | ".join([f"`{run}`", "", f"{numbers['accuracy']:.1%}", *moved]) + " |")
+        end = f" {MOTIONS[0]} uncompensated"
+        for layer in [name.removesuffix(end) for name in numbers if name.endswith(end)]:
+            cells = [_moved(numbers, f"{layer} {motion}") for motion in MOTIONS]
+            lines.append("| " + " | ".join(["", f"`{layer}`", "", *cells]) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _moved(numbers: Mapping[str, float], key: str) -> str:
+    residual, accuracy = (numbers.get(f"{key} {name}") for name in ("residual", "accuracy"))
+    known = "–" if residual is None else f"{residual:.0e}" if residual < 0.001 else f"{residual:.2f}"
+    undone = "" if accuracy is None else f" → {accuracy:.1%}"
+    return f"{known} ({numbers[f'{key} uncompensated']:.2f}){undone}"
 
 
 def _rows(results: Iterable[Results], columns: Mapping[str, tuple[str, str]], rival: bool = False) -> str:
@@ -194,7 +243,7 @@ def measurements_table(results: Iterable[Results]) -> str:
     rows = [
         f"| `{result.run}` | {name.replace('_', ' ')} | {metric.mean:.3g} ± {metric.std:.1g} | {metric.n} |"
         for result in results
-        if "test_accuracy" not in result.metrics
+        if "test_accuracy" not in result.metrics and f"{MOTIONS[0]} accuracy" not in result.metrics
         for name, metric in result.metrics.items()
     ]
     return "\n".join(["| measured by | what | mean | seeds |", "|---|---|---|---|", *rows]) if rows else ""
@@ -240,6 +289,8 @@ def readme_block(root: Path, everything: bool = False) -> str:
     tables = [results_table(results)] if results else []
     tables += [paths] if (paths := paths_table(results)) else []
     tables += [series] if (series := series_table(results)) else []
+    tables += [orbits] if (orbits := orbits_table(results)) else []
+    tables += [moved] if everything and (moved := equivariance_table(results)) else []
     tables += [measured] if everything and (measured := measurements_table(results)) else []
     tables += [ratios_table(benchmarks)] if benchmarks else []
     return "\n\n".join(tables) or "No results are committed yet."

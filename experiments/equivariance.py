@@ -1,0 +1,218 @@
+"""Do the layers of trained networks move with the image? Every family in one table, beside what moves by construction.
+
+    python -m experiments.equivariance RUN_DIR ... [--results experiments/results]
+
+For a mirror, a quarter turn and a change of scale g, and for every layer φ: how far φ(g x) is from φ(x), from the map M
+that serves all images best (m×m filters, ridge regression), and how much of its accuracy the network gets back when M
+undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see `jaxinterp.explain.equivariance`). Orbits of templates and group
+CNNs need no fit: their map is a permutation that is known (`jaxinterp.groups`), and holds or does not.
+
+Maps are fitted to the first half of the test images and measured on the other.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from experiments.publish import ended
+from experiments.run import read_json
+from experiments.stages import test_images, trained
+from experiments.subject import Subject
+from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.explain.equivariance import layer_equivariance
+from jaxinterp.explain.linear import activation_names
+from jaxinterp.files import check_folder
+from jaxinterp.groups import Group, act, act_regular, flips, permute, rotations, scales
+from jaxinterp.report.tables import MOTIONS, Results, equivariance_table, summarise, write_results
+
+ELEMENTS: dict[str, tuple[Group, int]] = dict(
+    zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)
+)
+MOST_LAYERS = 5
+MOST_UNITS = 1024  # of a layer without positions, whose map is dense
+
+
+def layers_of(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> tuple[str, ...]:
+    """The layers that are measured: those at which the network is taken apart, or the last one of each map size."""
+    if subject.layers:
+        names = subject.layers
+    else:
+        shapes = activation_names(partial(subject.apply, subject.variables), jnp.asarray(images[:1]))
+        sizes = {s: name for name, s in shapes.items() if len(s) == 4 and s[1] == s[2] > 1}
+        dense = {s: name for name, s in shapes.items() if len(s) == 2 and s[1] <= MOST_UNITS}
+        names = tuple((sizes or dense).values())
+    few = np.linspace(0, len(names) - 1, min(MOST_LAYERS, len(names))).round().astype(int)
+    return tuple(names[i] for i in few)
+
+
+def known_layers(config: Any) -> tuple[Group, dict[str, Callable[..., Any]]] | None:
+    """The group that a network moves by itself with, and the law of each of its layers; None of ordinary networks."""
+    from experiments.glassbox import GlassBoxRun, group_of
+    from experiments.learned_groups import GROUPS, TwinRun
+
+    if isinstance(config, GlassBoxRun):
+        return group_of(config), {"representation/orbit": permute}
+    if isinstance(config, TwinRun) and config.network in GROUPS:
+        return GROUPS[config.network], {f"block_{i}": act_regular for i in range(len(config.features))}
+    return None
+
+
+def measure(
+    config: Any,
+    subject: Subject,
+    images: Float[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
+    support: int = 3,
+    steps: int = 0,
+) -> dict[str, float]:
+    """The numbers of one network.
+
+    Args:
+        config: of its run.
+        subject: the network.
+        images: in [0, 1]; the first half is fitted to, the other measured.
+        labels: their classes.
+        support: side of the maps' filters.
+        steps: of training each map on the network's loss after the regression.
+
+    Returns:
+        "accuracy", and for every motion "<motion> accuracy", "<layer> <motion> uncompensated", "… residual" and, of
+        fitted maps, "… accuracy" and "… invariant"; shares in [0, 1].
+    """
+    found: dict[str, float] = {}
+    known = known_layers(config)
+    train, x, wanted = len(images) // 2, jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
+    for motion, (group, g) in ELEMENTS.items():
+        if known is not None:
+            found |= _known(*known, subject, x[train:], wanted[train:], motion)
+            continue
+        rows = layer_equivariance(
+            subject.apply,
+            subject.variables,
+            x,
+            wanted,
+            list(layers_of(subject, images)),
+            group,
+            g,
+            train=train,
+            support=support,
+            steps=steps,
+        )
+        for row in rows:
+            found |= {"accuracy": row.accuracy, f"{motion} accuracy": row.accuracy_moved}
+            found |= {
+                f"{row.at} {motion} uncompensated": row.uncompensated,
+                f"{row.at} {motion} residual": row.compensated,
+                f"{row.at} {motion} accuracy": row.accuracy_compensated,
+                f"{row.at} {motion} invariant": row.invariant,
+            }
+    return found
+
+
+def _known(
+    group: Group, laws: dict[str, Callable[..., Any]], subject: Subject, x: Any, labels: Any, motion: str
+) -> dict[str, float]:
+    """The same of a network whose layers move by a known permutation, where the motion is one of its group."""
+    from jaxinterp.explain.equivariance import cut
+
+    motions, element = ELEMENTS[motion]
+    place = group.index(motions.elements[element])
+    moved, found = act(motions, element, x), dict[str, float]()
+    for name, images in (("accuracy", x), (f"{motion} accuracy", moved)):
+        found[name] = float((subject.apply(subject.variables, images).argmax(1) == labels).mean())
+    for layer, law in laws.items():
+        phi = partial(cut(subject.apply, layer)[0], subject.variables)
+        before, after = phi(x), phi(moved)
+        found[f"{layer} {motion} uncompensated"] = _missed(after, before)
+        if place >= 0:
+            found[f"{layer} {motion} residual"] = _missed(after, law(group, place, before))
+    return found
+
+
+def _missed(after: Any, expected: Any) -> float:
+    size = float(jnp.linalg.norm(after.ravel()))
+    return float(jnp.linalg.norm((after - expected).ravel())) / max(size, float(np.finfo(np.float32).tiny))
+
+
+@dataclass(frozen=True)
+class Program:
+    """Measure how the layers of trained networks move with the image, and print one table."""
+
+    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
+    """Folders of trained runs."""
+    data_dir: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    results: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder in which to write equivariance_<run>.json, such as experiments/results."""
+    images: int = 4000
+    """First so many test images; half of them are fitted to."""
+    support: int = 3
+    """Side of the maps' filters in sites."""
+    steps: int = 0
+    """Steps of training every map on the network's own loss after the regression."""
+
+    def __call__(self, console: Console) -> None:
+        """Measure every run, then print the table."""
+        if not self.run_dirs:
+            raise ConfigError("RUN_DIR: got none, expected the folder of a trained run")
+        if self.images < 2:
+            raise ConfigError(f"--images: got {self.images}, expected at least 2")
+        if self.results is not None:
+            check_folder(self.results)
+        made = []
+        for run_dir in self.run_dirs:
+            name, config, subject = trained(run_dir)
+            info = read_json(run_dir / "run.json", f"jaxinterp train {name}", "versions")
+            ended([run_dir])
+            images, labels = test_images(config, self.data_dir)
+            console.print(f"{name}: {min(self.images, len(images))} images", highlight=False)
+            try:
+                numbers = measure(
+                    config, subject, images[: self.images], labels[: self.images], self.support, self.steps
+                )
+            except ValueError as error:
+                raise ConfigError(f"{run_dir}: {error}") from error
+            options = f"--images {self.images} --support {self.support} --steps {self.steps}"
+            command = f"python -m experiments.equivariance {run_dir} {options} --results experiments/results"
+            metrics = summarise({metric: [number] for metric, number in numbers.items()})
+            result = Results(
+                f"equivariance of {name}", command, info["machine"], info["versions"], (config.seed,), metrics, False
+            )
+            made.append(result)
+            if self.results is not None:
+                write_results(self.results / f"equivariance_{name.replace('/', '_')}.json", result)
+        console.print(shown(equivariance_table(made)))
+
+
+def shown(markdown: str) -> Table:
+    """A Markdown table for the terminal."""
+    header, _, *rows = [line.strip("| ").split(" | ") for line in markdown.splitlines()]
+    table = Table(*header, box=None)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; 2 where what is asked for cannot be had."""
+    try:
+        tyro.cli(Program, prog="experiments.equivariance", args=arguments)(Console())
+    except JaxInterpError as error:
+        print(f"experiments.equivariance: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
