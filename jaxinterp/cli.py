@@ -36,37 +36,56 @@ RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a network of each family on the digits, explain and measure them, and write their reports."""
+    """Train a network of each family on the digits, explain and measure them, and show them on one page."""
 
     run_dir: Path = Path("runs/demo")
-    """Folder of the run."""
+    """Folder of report.html, and of a folder for every family."""
     smoke: bool = False
     """Every stage in seconds, on a fraction of the images."""
 
     def __call__(self, console: Console) -> None:
-        """Run the whole of it, and say where the report lies."""
+        """Run the whole of it, say where the page lies, and end with one table."""
         # Compiling takes most of the time, and LLVM's costly passes most of that.
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
         # Quicker than evaluating all.
         shorter = ("epochs=30", "grid_sizes=3", "grids=12", "removal_images=120", "occlusion=5")
         fewer = ("epochs=8", "classifiers=3", "occlusion=", "path_images=120", "removal_images=40")
         least = ("epochs=20", "occlusion=", "removal_images=40")
-        further = (
-            Train("gated/digits-dlgn", run_dir=self.run_dir / "gated", smoke=self.smoke),
-            Train("coded/digits", () if self.smoke else fewer, run_dir=self.run_dir / "coded", smoke=self.smoke),
-            Train("taylor/digits", () if self.smoke else least, run_dir=self.run_dir / "taylor", smoke=self.smoke),
-        )
-        # The compiler keeps one core busy: what comes after the first network is made beside it.
+        closed = ("kinds=lda,svm_rbf", "rivals=pixels", "occlusion=", "removal_images=40")
+
+        def family(run: str, overrides: tuple[str, ...] = ()) -> Train:
+            folder = self.run_dir / run.split("/")[0]
+            return Train(run, () if self.smoke else overrides, run_dir=folder, smoke=self.smoke)
+
+        own = family("coda/digits", shorter), family("glassbox/digits", closed)
+        further = family("gated/digits-dlgn"), family("coded/digits", fewer), family("taylor/digits", least)
+        # The compiler keeps one core busy: some networks are made beside the others.
         check_folder(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         said = self.run_dir / "further.txt"
         beside = get_context("spawn").Process(target=made_beside, args=(further, said), daemon=True)
         beside.start()
-        whole(Train("coda/digits", () if self.smoke else shorter, run_dir=self.run_dir, smoke=self.smoke), console)
+        for train in own:
+            whole(train, console)
         beside.join()
         console.print(said.read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
         if beside.exitcode:
             raise JaxInterpError(f"the networks of {said} were not finished: status {beside.exitcode}")
+        side_by_side([str(train.run_dir) for train in (own[0], *further, own[1])], self.run_dir, console)
+
+
+def side_by_side(folders: Sequence[str], out: Path, console: Console) -> None:
+    """Write the page of several networks, and print its table."""
+    from experiments.overview import HEADER, compose, member
+    from jaxinterp.report.page import write
+
+    members = [member(Path(folder)) for folder in folders]
+    write(compose(members), out / "report.html")
+    table = Table(*HEADER, box=None, pad_edge=False)
+    for one in members:
+        table.add_row(*one.row)
+    console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def whole(train: "Train", console: Console) -> None:

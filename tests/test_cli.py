@@ -289,9 +289,11 @@ def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_demo_makes_a_report_of_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said, _ = run(f"demo --smoke --run-dir {tmp_path / 'demo'}", capsys)
     assert status == 0
-    for folder in ("demo", "demo/gated", "demo/coded", "demo/taylor"):
+    for folder in ("demo", *(f"demo/{name}" for name in ("coda", "gated", "coded", "taylor", "glassbox"))):
         assert (tmp_path / folder / "report.html").stat().st_size > 10_000
         assert f"{folder}/report.html" in said.replace("\n", "")
+    families = ("CoDA Net", "gated network", "Coded ResNeXt", "TaylorNet", "glass box")
+    assert [line.split("  ")[0] for line in said.splitlines()[-5:]] == list(families)
 
 
 @pytest.mark.slow

@@ -1,0 +1,139 @@
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import equivariance, glassbox, learned_groups, overview, stages
+from experiments.images import all_turned, turned
+from experiments.run import override
+from jaxinterp.data import load
+from jaxinterp.errors import ConfigError
+from jaxinterp.models.gcnn import GroupCNN
+from jaxinterp.report.tables import read_results
+
+P4 = replace(
+    learned_groups.smoke(learned_groups.RUNS["glassbox/digits-p4"].config),
+    images=160,
+    features=(4, 4, 10),
+    rotated=True,
+)
+ALEX = replace(learned_groups.smoke(learned_groups.RUNS["glassbox/digits-alexnet"].config), images=160)
+ALEX_LAYERS = tuple(f"conv_{i}" for i in range(5))
+STACK = replace(
+    learned_groups.smoke(learned_groups.STACK), image_size=8, images=160, features=(4, 8), sides=(3, 2), epochs=2
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("twins")
+    made = {"digits-p4": P4, "digits-alexnet": ALEX, "mnist-stack": STACK}
+    for name, config in made.items():
+        stages.train(f"glassbox/{name}", config, root / name)
+    return root
+
+
+def test_a_turned_data_set_is_the_same_every_time_and_another_for_every_split():
+    data = load("digits", "test")
+    once, again = all_turned(data), all_turned(data)
+    np.testing.assert_array_equal(once.images, again.images)
+    assert once.images.dtype == data.images.dtype
+    assert np.abs(once.images.astype(float) - data.images).mean() > 1
+    other = all_turned(replace(data, split="train"))
+    assert (other.images != once.images).any()
+    np.testing.assert_allclose(turned(np.full((2, 9, 9, 1), 3.0, np.float32), 0)[:, 4, 4], 3.0, rtol=1e-6)
+    both = [stages.split(replace(P4, rotated=rotated), "test", None).images for rotated in (True, False)]
+    np.testing.assert_array_equal(
+        both[0], all_turned(replace(data, images=both[1], labels=data.labels[: len(both[1])])).images
+    )
+
+
+def test_a_stack_keeps_its_patches_and_trains_what_follows(folders):
+    _, _, subject = stages.trained(folders / "mnist-stack")
+    params = subject.variables["params"]
+    for block in ("block_0", "block_1"):
+        filters = np.asarray(params[block]["conv"]["filters"])
+        flat = filters.reshape(-1, filters.shape[-1])
+        np.testing.assert_allclose(flat.sum(0), 0, atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(flat, axis=0), 1, atol=1e-4)
+    found = stages.evaluate(folders / "mnist-stack", say=lambda line: None)["metrics"]
+    assert found["test_accuracy"] > 0.15
+    assert found["completeness_residual"] < 1e-4
+    assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    x = jnp.asarray(stages.test_images(STACK, None)[0][:8])
+    model = learned_groups.build(STACK)
+    assert isinstance(model, GroupCNN)
+    moved = jnp.rot90(x, axes=(1, 2))
+    logits = subject.apply(subject.variables, x)
+    np.testing.assert_allclose(subject.apply(subject.variables, moved), logits, atol=1e-4)
+
+
+def test_every_layer_is_measured_and_what_is_built_in_holds(folders, tmp_path):
+    glass = tmp_path / "glass"
+    tiny = replace(
+        glassbox.smoke(glassbox.DIGITS), group="d4", invariants=("sorted",), images=160, per_class=8, templates=20
+    )
+    stages.train("glassbox/digits", tiny, glass)
+    results = tmp_path / "results"
+    console = Console(record=True, width=200)
+    equivariance.Program(
+        (folders / "digits-p4", folders / "digits-alexnet", glass), results=results, images=160, support=1
+    )(console)
+    said = console.export_text()
+    assert all(name in said for name in ("glassbox/digits-p4", "block_2", "conv_4", "representation/orbit"))
+
+    p4 = {name: m.mean for name, m in read_results(results / "equivariance_glassbox_digits-p4.json").metrics.items()}
+    assert p4["turn accuracy"] == p4["accuracy"]
+    assert all(p4[f"block_{i} turn residual"] < 1e-5 < 0.05 < p4[f"block_{i} turn uncompensated"] for i in range(2))
+    assert "block_0 h-flip residual" not in p4  # p4 has no mirrors
+
+    box = {name: m.mean for name, m in read_results(results / "equivariance_glassbox_digits.json").metrics.items()}
+    for motion in ("h-flip", "v-flip", "turn"):
+        assert box[f"representation/orbit {motion} residual"] < 1e-5
+        assert box[f"{motion} accuracy"] == box["accuracy"]
+
+    alex = read_results(results / "equivariance_glassbox_digits-alexnet.json").metrics
+    for layer in ALEX_LAYERS:
+        assert 0 < alex[f"{layer} v-flip residual"].mean <= alex[f"{layer} v-flip uncompensated"].mean + 0.5
+        assert 0 <= alex[f"{layer} turn invariant"].mean <= 1
+
+
+def test_networks_are_shown_side_by_side(folders):
+    run_dir = folders / "digits-p4"
+    stages.evaluate(run_dir, say=lambda line: None)
+    one = overview.member(run_dir)
+    written = json.loads((run_dir / "evaluation.json").read_text())["metrics"]
+    assert (one.family, one.accuracy) == ("glass box", written["test_accuracy"])
+    assert one.parameters == written["parameters"]
+    assert one.milliseconds > 0
+    page = overview.compose([one, one])
+    assert page.sections[-1].tables[0].rows == [one.row, one.row]
+    assert page.sections[0].pictures[0].png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("dropout=1", "dropout: got 1.0, expected a rate"),
+        ("scale=0", "scale: got 0.0, expected a positive number"),
+        ("sides=3,3", "sides: got 2 entries, expected 6"),
+        ("features=12,20,20,20,20,11", "features: got 11 at the end, expected 10"),
+        ("sides=0,3,3,3,3,4", "sides: got 0,3,3,3,3,4, expected at least 1"),
+    ],
+)
+def test_twins_that_cannot_be(assignment, says):
+    with pytest.raises(ConfigError, match=says):
+        learned_groups.build(override(learned_groups.P4, [assignment]))
+
+
+def test_no_folder_and_streamed_images_are_refused(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="RUN_DIR: got none"):
+        equivariance.Program(())(Console())
+    assert equivariance.main([str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="rotated: got True with imagenet2012"):
+        stages.split(replace(P4, dataset="imagenet2012"), "test", None)
