@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import glassbox_page
 from experiments.images import turned
@@ -185,9 +185,17 @@ def fixed(config: GlassBoxRun) -> Callable[[str], bool]:
     return lambda path: True
 
 
+class MeasuredLoss(ClassificationLoss):
+    """A loss without derivatives, which are then not computed."""
+
+    def __call__(self, params: Any, batch_stats: Any, batch: Mapping[str, Array], key: PRNGKeyArray) -> Any:
+        """The loss of a batch, and the metrics."""
+        return super().__call__(jax.lax.stop_gradient(params), batch_stats, batch, key)
+
+
 def loss_of(config: GlassBoxRun, model: nn.Module) -> LossFn:
     """Cross-entropy, which is only measured."""
-    return ClassificationLoss(model, softmax_cross_entropy)
+    return MeasuredLoss(model, softmax_cross_entropy)
 
 
 def initial(config: GlassBoxRun, variables: Any, prior: Any | None, data: Dataset) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.page import first_of_each_class, likeliest, top_maps
@@ -66,7 +67,7 @@ def member(run_dir: Path, data_dir: Path | None = None) -> Member:
     metrics = read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}", "metrics")["metrics"]
     images, labels = test_images(config, data_dir)
     chosen = images[first_of_each_class(labels, 3)]
-    logits = np.asarray(subject.apply(subject.variables, chosen))
+    logits = np.asarray(subject.apply(subject.variables, jnp.asarray(chosen)))
     maps = np.asarray(summed(subject.decompose(chosen, likeliest(logits)), chosen))
     names = [f"label {class_names(config)[label]}" for label in labels[first_of_each_class(labels, 3)]]
     figure = top_maps(subject, chosen, names, logits, class_names(config), maps)

@@ -93,7 +93,6 @@ def each_model(slow: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     )
 
 
-every_model = each_model()
 one_model = each_model(tuple(name for name in ROWS if name != "coda"))
 
 
@@ -125,7 +124,7 @@ def test_the_same_in_float64(name):
         assert float(jnp.abs(parts.residual).max()) <= 1e-10 * float(jnp.abs(parts.logits).max())
 
 
-@each_model(("coda-l2", "vgg", "taylor", "taylor-residual", "hybrid"))
+@each_model(("coda-l2", "coda-one-row", "vgg", "taylor", "taylor-residual", "hybrid"))
 def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the_affine_map(name):
     _, variables, x, frozen = made(name)
     parts = decompose(frozen, x, variables=variables)
@@ -136,7 +135,9 @@ def test_weights_are_the_dense_jacobian_and_the_bias_is_the_value_at_zero_of_the
     np.testing.assert_allclose(parts.bias[0], affine, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["coda", "coda-l2", "coded", "taylor", "hybrid"])
+@pytest.mark.parametrize(
+    "name", ["coda", "coded", "taylor", *(pytest.param(name, marks=pytest.mark.slow) for name in ("coda-l2", "hybrid"))]
+)
 def test_freezing_holds_coefficients_that_depend_on_the_input(name):
     model, variables, x, frozen = made(name)
     free = partial(model.apply, **ROWS[name].keywords)
@@ -144,7 +145,7 @@ def test_freezing_holds_coefficients_that_depend_on_the_input(name):
     assert float(jnp.abs(held - moving).max()) > 1e-2 * float(jnp.abs(held).max())
 
 
-@each_model(("vgg", "taylor", "taylor-residual", "hybrid"))
+@each_model(("coda-l2", "coda-one-row", "vgg", "taylor", "taylor-residual", "hybrid"))
 def test_examples_are_independent_and_targets_are_rows(name):
     _, variables, x, frozen = made(name)
     whole = decompose(frozen, x, variables=variables, check=False)
@@ -153,7 +154,7 @@ def test_examples_are_independent_and_targets_are_rows(name):
     np.testing.assert_allclose(single.contributions[0, 0], whole.contributions[1, 2], atol=1e-4 * scale)
 
 
-@each_model(("taylor-residual",))
+@each_model(("coda-l2", "coda-one-row", "vgg", "taylor-residual", "hybrid"))
 def test_same_key_same_bits(name):
     model, _, _, _ = made(name)
     images = jnp.zeros((1, *ROWS[name].shape))
@@ -163,7 +164,7 @@ def test_same_key_same_bits(name):
     assert any(not jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
-@every_model
+@each_model(("coda-l2", "coda-one-row", "vgg", "taylor-residual", "hybrid"))
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_gradients_are_finite_on_black_and_white(name, value):
     model, variables, _, _ = made(name)

@@ -104,6 +104,7 @@ def _operation(name, argument):
     return _image(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("magnitude", "increasing", "bits", "threshold", "factors"),
     [(2, False, 0, 51, (0.46,)), (4, False, 1, 102, (0.82,)), (9, True, 1, 26, (0.19, 1.81))],
@@ -129,6 +130,7 @@ def test_timm_translates_by_a_share_of_the_side_and_fills():
     assert _image(shifted) in _outcomes(augment)
 
 
+@pytest.mark.slow
 def test_magnitude_noise_spreads_and_stays_in_range():
     spread = _outcomes(rand_augment(1, 9, "timm", magnitude_std=0.5, probability=1.0))
     fixed = _outcomes(rand_augment(1, 9, "timm", probability=1.0, resample="bilinear"))
@@ -136,6 +138,7 @@ def test_magnitude_noise_spreads_and_stays_in_range():
     assert len(spread) > 300
 
 
+@pytest.mark.slow
 def test_grey_images_and_digits_keep_their_shape_and_range():
     keys = jax.random.split(jax.random.key(6), 64)
     for augment in (rand_augment(2, 20), rand_augment(2, 9, "timm", magnitude_std=101)):

@@ -85,6 +85,7 @@ def test_references_of_a_batch_are_of_their_class():
     assert few.tolist() == [[0, 2], [1, 1]]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_cross_entropy_of_all_levels(variables):
     loss = SimilarityLoss(MODEL, levels=1, fidelity=3.0)
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
@@ -115,6 +116,7 @@ def test_a_class_that_is_not_in_the_batch_is_left_out(variables):
     assert float(total) == pytest.approx(float(want), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_merging_computes_in_bfloat16_and_answers_in_float32(variables):
     half = MODEL.clone(dtype=jnp.bfloat16)
     groups = jnp.asarray(IMAGES).reshape(9, 2, 4, 4, 1)

@@ -62,6 +62,7 @@ def test_scores_are_those_of_each_levels_own_map(images):
                 np.testing.assert_allclose(level.localisation.scores[g, k], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pure_resnet_is_the_reference(images):
     variables, apply = started(RESNET, images)
     names = level_names(apply, images, variables)

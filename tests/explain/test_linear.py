@@ -35,7 +35,9 @@ class ReluNet(nn.Module):
 
 
 @pytest.mark.parametrize("at", [None, "layer_0", "layer_1", "layer_2"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.float64, 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [pytest.param(jnp.float32, 1e-4, marks=pytest.mark.slow), (jnp.float64, 1e-10)]
+)
 def test_complete_at_every_layer(at, dtype, tolerance):
     with jax.enable_x64(dtype == jnp.float64):
         variables, e = jax.tree.map(lambda a: a.astype(dtype), (VARIABLES, encode(IMAGES)))

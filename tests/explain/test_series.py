@@ -89,7 +89,7 @@ def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["overlapping", *(pytest.param(name, marks=pytest.mark.slow) for name in ("own", "residual"))]
+    "name", ["hierarchical", *(pytest.param(n, marks=pytest.mark.slow) for n in ("overlapping", "own", "residual"))]
 )
 def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
     with jax.enable_x64(True):
@@ -114,6 +114,7 @@ def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
         np.testing.assert_allclose(total.bias, parts.orders[:, :, 0], atol=1e-10 * size)
 
 
+@pytest.mark.slow
 def test_contributions_of_chosen_targets_and_orders_in_chunks():
     with jax.enable_x64(True):
         net, variables, x, x0 = made("overlapping")
@@ -136,9 +137,10 @@ def test_orders_at_a_level_are_those_of_the_network_above_it():
         assert float(jnp.abs(parts.residual).max()) < 1e-12
 
 
-def test_pairs_sum_to_order_two_and_are_the_hessian():
+@pytest.mark.parametrize("name", ["hierarchical", pytest.param("overlapping", marks=pytest.mark.slow)])
+def test_pairs_sum_to_order_two_and_are_the_hessian(name):
     with jax.enable_x64(True):
-        net, variables, x, x0 = made("overlapping")
+        net, variables, x, x0 = made(name)
         found = np.asarray(pairs(net.apply, x, x0, None, 1, variables=variables))[:, 0]
         second = contributions(net.apply, x, x0, 2, 1, variables=variables).contributions[:, 0, 1, ..., 0]
         np.testing.assert_allclose(found.sum((-1, -2)).reshape(2, 4, 4), second, atol=1e-12)

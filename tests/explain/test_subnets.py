@@ -61,6 +61,7 @@ def test_shares_are_what_the_last_blocks_paths_add_where_no_gate_switches(variab
     np.testing.assert_allclose(slope[0], want, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shares_of_an_earlier_block_go_through_shortcuts_alone(variables):
     """Block 2 by hand: what its paths sum to, BatchNorm's factor, the gates of blocks 2 and 3, the classifier."""
     parts = path_shares(NET, variables, X[:2])

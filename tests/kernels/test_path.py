@@ -226,7 +226,7 @@ def test_batch_normalisation_folds_into_the_gates():
 
 @pytest.mark.parametrize(
     "layers",
-    [pytest.param(fc(6, 3), marks=pytest.mark.slow), c4gap(3, depth=2), vconv(2)],
+    [*(pytest.param(net, marks=pytest.mark.slow) for net in (fc(6, 3), c4gap(3, depth=2))), vconv(2)],
     ids=["fc", "c4gap", "vconv"],
 )
 def test_normalisations_and_blocks(layers, monkeypatch):

@@ -93,7 +93,9 @@ def test_logits_and_gradients_are_finite_and_jit_agrees_with_eager(name):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, images), eager, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet")) for name in TINY])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "standardised")) for name in TINY]
+)
 def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
     model, shape = TINY[name]
     images, variables = trained(model, shape, jax.random.key(4))
@@ -122,7 +124,7 @@ def test_is_affine_at_its_input(name):
         np.testing.assert_array_less(jnp.abs(parts.residual), 1e-10 * (1 + jnp.abs(parts.logits)))
 
 
-@pytest.mark.parametrize("name", ["resnet", "vgg"])
+@pytest.mark.parametrize("name", ["resnet", pytest.param("vgg", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("at", [None, "first", "trunk"])
 def test_decomposition_is_complete_in_float32(name, at):
     model, shape = TINY[name]
@@ -139,6 +141,7 @@ def test_decomposition_is_complete_in_float32(name, at):
         assert jnp.abs(parts.bias - variables["params"]["classifier"]["bias"][None]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_first_blocks_are_the_networks_own():
     model = CifarResNet(depth=14, width=4)
     images, variables = trained(model, (1, 8, 8, 3), jax.random.key(7))
