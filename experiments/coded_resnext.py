@@ -340,6 +340,15 @@ def build(config: CodedRun) -> CodedResNeXt:
         raise ConfigError(f"ghost: got {config.ghost}, expected a divisor of {config.batch_size // config.accumulate}")
     if not any(config.codes) and (config.mu or config.drop):
         raise ConfigError(f"mu, drop: got {config.mu}, {config.drop} without codes, expected 0, 0")
+    if config.classifiers > config.classes:
+        raise ConfigError(f"classifiers: got {config.classifiers}, expected at most classes={config.classes}")
+    for name in filter(None, config.codes):
+        try:
+            length = named(name).length
+        except ValueError as error:
+            raise ConfigError(f"codes: {str(error).removeprefix('name: ')}") from error
+        if length != config.paths:
+            raise ConfigError(f"paths: got {config.paths}, expected {length} as in the code {name}")
     try:
         stages = tuple(
             Stage(depth, features, width, config.paths, 1 if i == 0 else 2, named(code) if code else None)

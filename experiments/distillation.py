@@ -155,7 +155,10 @@ def build(config: DistillRun) -> Distiller:
         raise ConfigError(f"design: got {config.design}, expected levels")
     need, size = config.classes * config.group**config.batch_levels, config.batch_size // config.accumulate
     if size <= need:
-        raise ConfigError(f"batch_size: got {size} images at once, expected more than {need}, which are references")
+        raise ConfigError(
+            f"batch_size, batch_levels: got {size} images at once and {config.batch_levels} levels, expected more than "
+            f"{config.classes} x {config.group}^{config.batch_levels} = {need} images, which are references"
+        )
     return Distiller(
         embedding=embedding, classes=config.classes, group=config.group, width=config.merge_width, dtype=embedding.dtype
     )

@@ -77,7 +77,8 @@ class GlassBoxRun(Run):
     crop: int = 0
     validation: float = 0.0
     epochs: int = 1
-    batch_size: int = 100
+    batch_size: int = 500  # every batch turns all templates anew
+    eval_batch: int = 500
     grid_sizes: tuple[int, ...] = ()
     removal_images: int = 200
     occlusion_stride: int = 4
@@ -107,7 +108,7 @@ DIGITS = replace(
     components=60,
     per_class=100,
     kinds=PAIR.kinds,
-    batch_size=32,
+    batch_size=400,
     removal_images=120,
     occlusion=(3,),
 )

@@ -36,12 +36,15 @@ def one_run(run_dirs: Sequence[Path]) -> tuple[str, list[Any], list[dict[str, An
     if not run_dirs:
         raise ConfigError("expected at least one run folder")
     name, paper = paper_in(run_dirs[0])
+    for run_dir in run_dirs:
+        if (found := read_name(run_dir)) != name:
+            raise ConfigError(f"{run_dir} holds a run of {found}, expected {name} as in {run_dirs[0]}")
     configs = []
     for run_dir in run_dirs:
-        other, config = read_config(run_dir, type(paper.RUNS[name].config))
+        _, config = read_config(run_dir, type(paper.RUNS[name].config))
         configs.append(config)
-        if other != name or dataclasses.replace(config, seed=configs[0].seed) != configs[0]:
-            raise ConfigError(f"{run_dir} holds another run or configuration than {run_dirs[0]}")
+        if dataclasses.replace(config, seed=configs[0].seed) != configs[0]:
+            raise ConfigError(f"{run_dir} holds another configuration than {run_dirs[0]}")
     seeds = [config.seed for config in configs]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"expected different seeds, got {', '.join(map(str, seeds))}")

@@ -134,7 +134,7 @@ def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(
     ("folders", "says"),
     [
         ("first first", "expected different seeds, got 0, 0"),
-        ("first warm", "warm holds another run or configuration than"),
+        ("first warm", "warm holds another configuration than"),
         ("first nowhere", "nowhere is not a run folder"),
         ("first other --results file", "expected a folder, "),
         ("other first", "run.json is missing or damaged"),

@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.distill.references import ImageSet
+from jaxinterp.distill.references import ImageSet, require_classes
 from jaxinterp.models.baselines import Layer
 from jaxinterp.models.taylor import Level, TaylorLevel, TaylorNet, along_path
 
@@ -72,7 +72,13 @@ class Distiller(Layer, kw_only=True):
     width: int = 16
 
     def setup(self) -> None:
-        """The merging map and log τ."""
+        """The merging map and log τ.
+
+        Raises:
+            ValueError: groups of fewer than two.
+        """
+        if self.group < 2:
+            raise ValueError(f"group: got {self.group}, expected at least 2")
         self.merge = Merge(self.width, **self.shared)
         self.log_tau = self.param("log_tau", nn.initializers.constant(np.log(10.0)), (), self.param_dtype)
 
@@ -234,10 +240,16 @@ def abstract(
         L + 1 sets, with group^(L − k) images of every class at level k.
 
     Raises:
-        ValueError: fewer levels than one, or a class has fewer than group^L images.
+        ValueError: fewer levels than one, a class with fewer than group^L images, labels that are no classes, or
+            images out of range.
     """
     if levels < 1:
         raise ValueError(f"levels: got {levels}, expected at least 1")
+    require_classes(labels, model.classes)
+    if len(labels) != len(images):
+        raise ValueError(f"labels: got {len(labels)}, expected {len(images)}, one for each image")
+    if not 0 <= images.min() <= images.max() <= 1:
+        raise ValueError(f"images: got values in {images.min():g}..{images.max():g}, expected [0, 1]")
     need, counts = model.group**levels, np.bincount(np.asarray(labels), minlength=model.classes)
     if counts.min() < need:
         raise ValueError(

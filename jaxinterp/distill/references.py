@@ -94,9 +94,14 @@ def sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12)
 
     Returns:
         A matplotlib figure.
+
+    Raises:
+        ValueError: no level, or no class.
     """
     from matplotlib.figure import Figure
 
+    if not levels or not classes:
+        raise ValueError(f"levels, classes: got {len(levels)} and {len(classes)}, expected at least one of each")
     each = max(1, columns // len(levels))
     shown = [min(each, int((one.labels == 0).sum())) for one in levels]
     figure = Figure(figsize=(0.62 * (sum(shown) + 1), 0.66 * len(classes) + 0.4), layout="constrained")
@@ -118,7 +123,12 @@ def sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12)
 
 
 def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int) -> ImageSet:
-    """The mean image of every class."""
+    """The mean image of every class.
+
+    Raises:
+        ValueError: a class has no image, or a label is no class.
+    """
+    require_of_each(labels, classes, 1)
     means = np.stack([images[labels == c].mean(0) for c in range(classes)]).astype(np.float32)
     return ImageSet(means, np.arange(classes, dtype=np.int32), provenance={"method": "class mean"})
 
@@ -129,10 +139,10 @@ def random_references(
     """So many random images of every class.
 
     Raises:
-        ValueError: a class has fewer.
+        ValueError: a class has fewer, or a label is no class.
     """
     drawn = np.random.default_rng(seed)
-    _require(labels, classes, count)
+    require_of_each(labels, classes, count)
     places = np.concatenate([drawn.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
     told = {"method": "random", "seed": str(seed)}
     return ImageSet(images[places], np.repeat(np.arange(classes, dtype=np.int32), count), provenance=told)
@@ -144,11 +154,11 @@ def k_means(
     """Centres of so many clusters of every class' images, by scikit-learn's k-means on pixels.
 
     Raises:
-        ValueError: a class has fewer images.
+        ValueError: a class has fewer images, or a label is no class.
     """
     from sklearn.cluster import KMeans
 
-    _require(labels, classes, count)
+    require_of_each(labels, classes, count)
     centres = [
         KMeans(count, n_init=1, random_state=seed).fit(images[labels == c].reshape((labels == c).sum(), -1))
         for c in range(classes)
@@ -160,10 +170,28 @@ def k_means(
     )
 
 
-def _require(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
-    counts = np.bincount(np.asarray(labels), minlength=classes)
-    if counts.min() < count:
-        raise ValueError(f"count: got {count}, class {int(counts.argmin())} has {counts.min()} images")
+def require_classes(labels: Int[np.ndarray, " n"], classes: int) -> None:
+    """Refuse labels out of [0, classes).
+
+    Raises:
+        ValueError: which range they have.
+    """
+    if not len(labels) or not 0 <= labels.min() <= labels.max() < classes:
+        seen = f"{labels.min()}..{labels.max()}" if len(labels) else "none"
+        raise ValueError(f"labels: got {seen}, expected classes in [0, {classes})")
+
+
+def require_of_each(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
+    """Refuse labels out of range, and classes with fewer than so many images.
+
+    Raises:
+        ValueError: which class has how many.
+    """
+    require_classes(labels, classes)
+    counts = np.bincount(labels, minlength=classes)
+    if not 1 <= count <= counts.min():
+        least = f"class {int(counts.argmin())} has {counts.min()} images"
+        raise ValueError(f"count: got {count}, expected 1 to {counts.min()}: {least}")
 
 
 def nearest_reference(
@@ -171,9 +199,18 @@ def nearest_reference(
 ) -> Int[np.ndarray, " n"]:
     """Class of the nearest reference (L2) of every query, both as vectors of pixels or of an embedding.
 
+    Raises:
+        ValueError: vectors of another length, or another number of labels than of references.
+
     Example:
         >>> nearest_reference(np.array([[0.9]]), np.array([[0.0], [1.0]]), np.array([7, 3])).tolist()
         [3]
     """
+    if references.shape[1] != queries.shape[1]:
+        raise ValueError(f"references: got vectors of {references.shape[1]}, expected {queries.shape[1]} as of queries")
+    if not 0 < len(labels) == len(references):
+        raise ValueError(
+            f"labels: got {len(labels)}, expected one for each of {len(references)} references, 1 at least"
+        )
     squares = (references**2).sum(1)[None] - 2 * queries @ references.T
     return labels[squares.argmin(1)]

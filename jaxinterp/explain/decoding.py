@@ -149,6 +149,8 @@ def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float)
         raise ValueError(f"points: got {points}, expected a share in [0, 1)")
     if len(labels) != held.classes.shape[1]:
         raise ValueError(f"labels: got {len(labels)}, expected one for each of {held.classes.shape[1]} images")
+    if labels.min() < 0:
+        raise ValueError(f"labels: got {labels.min()}, expected classes from 0 on")
     _require_finite(held.margins)
     right = held.classes == labels
     blocks = len(held.margins)
@@ -202,7 +204,14 @@ def compute_spent(model: CodedResNeXt, stops: Int[np.ndarray, " n"], image_shape
 
     Returns:
         The mean share in (0, 1]; the block at which an image leaves is counted whole.
+
+    Raises:
+        ValueError: no stop, or one that the network does not have.
     """
+    most = len(model.codes)
+    if not len(stops) or not 0 <= stops.min() <= stops.max() <= most:
+        seen = f"{stops.min()}..{stops.max()}" if len(stops) else "none"
+        raise ValueError(f"stops: got {seen}, expected coded blocks in [0, {most}]")
     sums = np.cumsum([part.multiply_adds for part in costs(model, image_shape)])
     ends = [i for i, (stage, _) in enumerate(model.blocks, 1) if stage.code is not None]
     return float(np.mean(np.array([*(sums[i] for i in ends), sums[-1]])[stops]) / sums[-1])

@@ -99,9 +99,16 @@ def drawn_removal(
     Returns:
         0 for a removed path and 1 else, (batch, N).
 
+    Raises:
+        ValueError: a negative count, or more than there are paths to remove; not seen under `jit`.
+
     Source: arXiv 2202.05343, Sec. 4.2.
     """
     eligible = (words > 0.5) == active
+    if not any(isinstance(value, jax.core.Tracer) for value in (count, words)):
+        most = int(eligible.sum(1).min())
+        if not 0 <= int(count) <= most:
+            raise ValueError(f"count: got {int(count)}, expected 0 to {most}, the fewest such paths of an image")
     order = jnp.where(eligible, jax.random.uniform(key, words.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
     return ((rank >= count) | ~eligible).astype(words.dtype)

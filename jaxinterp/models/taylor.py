@@ -285,7 +285,15 @@ class Expansion(Layer, kw_only=True):
         return self.variable("batch_stats", "expansion_point", jnp.zeros, tuple(shape), wide).value
 
     def centred(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """(x − x0) / s."""
+        """(x − x0) / s.
+
+        Raises:
+            ValueError: images of another shape than x0's, no positive scale, or bounds in the wrong order.
+        """
+        if not self.scale > 0:
+            raise ValueError(f"scale: got {self.scale}, expected a positive number")
+        if not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds: got {self.bounds}, expected the least value, then the largest")
         self.warn_outside(x)
         point = self.point(x.shape[1:])
         if point.shape != x.shape[1:]:
@@ -411,8 +419,8 @@ class TaylorNet(Expansion, kw_only=True):
             return self.held(x)
         z = self.centred(x)
         height, width = z.shape[1:3]
-        if self.pool > 1:
-            if height % self.pool or width % self.pool:
+        if self.pool != 1:
+            if self.pool < 1 or height % self.pool or width % self.pool:
                 raise ValueError(f"pool: got {self.pool} on {height}x{width} images, expected a divisor of both")
             z = block_means(z, self.pool)
         if self.size is not None:
