@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import stages
+from experiments import runs, stages
 from experiments.coda_nets import DIGITS
 from experiments.run import write_config
 from jaxinterp import cli
@@ -134,6 +134,7 @@ def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(
     ("folders", "says"),
     [
         ("first first", "expected different seeds, got 0, 0"),
+        ("first paper", "paper holds a run of taylor/digits, expected coda/digits as in first"),
         ("first warm", "warm holds another configuration than"),
         ("first nowhere", "nowhere is not a run folder"),
         ("first other --results file", "expected a folder, "),
@@ -149,6 +150,7 @@ def test_folders_that_do_not_go_together_are_refused_before_they_are_measured(
     for name, change in (("first", {}), ("other", {"seed": 1}), ("warm", {"seed": 2, "temperature": 7.0})):
         write_config(Path(name), "coda/digits", replace(DIGITS, **change))
         Path(name, "run.json").write_text('{"resumed": [], "versions": {}, "summary": {}}')
+    write_config(Path("paper"), "taylor/digits", runs()["taylor/digits"].config)
     if folders == "other first":
         Path("first", "run.json").unlink()
     status, _, err = run(f"evaluate {folders}", capsys)
@@ -160,7 +162,6 @@ def test_folders_that_do_not_go_together_are_refused_before_they_are_measured(
 def test_list_names_every_run_with_the_papers_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from experiments import runs
 
     monkeypatch.setenv("COLUMNS", "200")
     status, out, _ = run("list coded", capsys)

@@ -168,8 +168,9 @@ def test_a_run_with_another_code_is_refused(tmp_path):
     ("changes", "says"),
     [
         ({"depths": (1, 1)}, "depths, features, widths, codes: got 2, 3, 3, 3 entries"),
-        ({"codes": ("", "", "cifar")}, "name: got 'cifar', expected one of"),
-        ({"paths": 12}, "code: got words of length 10, expected one bit for each of 12"),
+        ({"codes": ("", "", "cifar")}, "codes: got 'cifar', expected one of"),
+        ({"paths": 12}, "paths: got 12, expected 10 as in the code cifar10-5-of-10"),
+        ({"classifiers": 11}, "classifiers: got 11, expected at most classes=10"),
         ({"classes": 11}, "code: got 10 words, expected one for each of 11 classes"),
         ({"ghost": 7}, "ghost: got 7, expected a divisor of 32"),
         ({"stem": (3,)}, "stem: got 3, expected a kernel side and a stride"),

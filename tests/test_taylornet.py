@@ -135,7 +135,7 @@ def test_a_distillation_writes_its_levels_and_measures_its_peers(tmp_path):
         (taylornet, CIFAR10, ["features=", "depths="], "depths: got 0 entries, expected 0"),
         (taylornet, MNIST, ["form=ring"], "form: expected one of dense, cp, ccp, tucker"),
         (distillation, distillation.RUNS["distill/mnist"].config, ["group=1"], "group: got 1, expected at least 2"),
-        (distillation, distillation.RUNS["distill/mnist"].config, ["batch_size=64"], "batch_size: got 64 im"),
+        (distillation, distillation.RUNS["distill/mnist"].config, ["batch_size=64"], "batch_size, batch_levels: got"),
         (distillation, distillation.RUNS["distill/mnist"].config, ["counts="], "counts: got none, expected at least"),
     ],
 )  # fmt: skip

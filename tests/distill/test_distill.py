@@ -1,5 +1,6 @@
 """Distillation: merging, its loss, levels of abstraction, sets as files, peers, gradient matching; bad input."""
 
+import re
 from functools import partial
 
 import jax
@@ -194,8 +195,29 @@ def test_plain_peers_are_means_random_images_and_centres():
     )
     np.testing.assert_allclose(k_means(IMAGES, LABELS, CLASSES, 1).images, means.images, rtol=1e-4)
     assert nearest_reference(IMAGES.reshape(18, -1), drawn.images.reshape(6, -1), drawn.labels).shape == (18,)
-    with pytest.raises(ValueError, match="count: got 7, class 0 has 6 images"):
-        random_references(IMAGES, LABELS, CLASSES, 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: random_references(IMAGES, LABELS, CLASSES, 7), "count: got 7, expected 1 to 6: class 0 has 6 images"),
+        (lambda: random_references(IMAGES, LABELS, CLASSES, 0), "count: got 0, expected 1 to 6"),
+        (lambda: k_means(IMAGES, LABELS + 1, CLASSES, 1), "labels: got 1..3, expected classes in [0, 3)"),
+        (lambda: class_means(IMAGES, LABELS, 4), "count: got 1, expected 1 to 0: class 3 has 0 images"),
+        (lambda: nearest_reference(np.ones((1, 2)), np.ones((1, 3)), np.zeros(1, int)), "references: got vectors of 3"),
+        (lambda: nearest_reference(np.ones((1, 2)), np.ones((2, 2)), np.zeros(1, int)), "labels: got 1, expected one"),
+        (lambda: sheet([], "abc"), "levels, classes: got 0 and 3"),
+        (lambda: abstract(MODEL, {}, 3 * IMAGES, LABELS, 1), "images: got values in"),
+        (lambda: abstract(MODEL, {}, IMAGES, LABELS - 1, 1), "labels: got -1..1, expected classes in [0, 3)"),
+        (lambda: abstract(MODEL, {}, IMAGES, LABELS[:9], 1), "labels: got 9, expected 18"),
+        (lambda: MODEL.clone(group=1).init(jax.random.key(0), jnp.asarray(IMAGES[:1])), "group: got 1, expected at"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, says, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        call()
+    assert "\n" not in str(error.value)
 
 
 def test_gradient_distance_is_one_minus_the_cosine_of_every_output():

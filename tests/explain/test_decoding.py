@@ -127,6 +127,11 @@ def test_compute_is_the_specs():
             lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(2, int), 0.0),
             "labels: got 2",
         ),
+        (
+            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), -np.ones(3, int), 0.0),
+            "labels: got -1",
+        ),
+        (lambda: compute_spent(NET, np.array([0, 3]), (8, 8, 3)), "stops: got 0..3, expected coded blocks in [0, 2]"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, says, monkeypatch):

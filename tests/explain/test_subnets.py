@@ -131,6 +131,7 @@ def test_specificity_is_accuracy_class_by_class(variables):
             lambda v: specificity(CodedResNeXt(stages=NET.stages[:1]), v, np.asarray(X), LABELS),
             "model: got an ordinary ResNeXt",
         ),
+        (lambda v: drawn_removal(jnp.ones((1, 3)), 4, True, jax.random.key(0)), "count: got 4, expected 0 to 3"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(variables, call, says, monkeypatch):

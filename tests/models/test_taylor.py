@@ -171,6 +171,10 @@ def test_images_outside_of_the_training_range_are_warned_of():
         jax.jit(net.apply)(variables, 2 + x)  # not known while it is compiled
 
 
+def started(**fields):
+    return TaylorNet(levels=(), **fields).init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -180,6 +184,8 @@ def test_images_outside_of_the_training_range_are_warned_of():
         (lambda: describe(TaylorNet(levels=hierarchical((2,))), (5, 5, 1)), "stride: got 2 on a map of 5x5, expected"),
         (lambda: describe(TaylorNet(levels=(), size=2), (5, 5, 1)), "size: got 2, expected at least 5"),
         (lambda: describe(TaylorNet(levels=(), pool=2), (5, 5, 1)), "pool: got 2 on 5x5 images, expected a divisor"),
+        (lambda: started(scale=0.0), "scale: got 0.0, expected a"),
+        (lambda: started(bounds=(1.0, 0.0)), r"bounds: got \(1.0, "),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_line(call, message, monkeypatch):
