@@ -80,7 +80,8 @@ class GlassBoxRun(Run):
     batch_size: int = 500  # every batch turns all templates anew
     eval_batch: int = 500
     grid_sizes: tuple[int, ...] = ()
-    removal_images: int = 200
+    removal_images: int = 40
+    occlusion: tuple[int, ...] = (5,)
     occlusion_stride: int = 4
 
     def __post_init__(self) -> None:
