@@ -31,6 +31,9 @@ Responses = Float[Array, "n g k"]
 FREQUENCIES = 6
 """Lowest frequencies of which `INVARIANTS` takes the bispectrum."""
 
+MOST_LAYERS = 64
+"""Elements of a group up to which its responses are sorted by transpositions; their number grows as its square."""
+
 
 def mean(e: Responses) -> Float[Array, "n k"]:
     """mean_g E[g].
@@ -81,7 +84,31 @@ def sorted_orbit(e: Responses) -> Float[Array, "n gk"]:
         >>> sorted_orbit(jnp.array([[[3.0], [1.0], [2.0]]])).tolist()
         [[1.0, 2.0, 3.0]]
     """
-    return jnp.sort(e, axis=1).reshape(len(e), -1)
+    return _ascending(e).reshape(len(e), -1)
+
+
+def _ascending(e: Responses) -> Responses:
+    """The group axis in ascending order, by transposition of neighbours: |G| layers of minima and maxima.
+
+    XLA's sort takes 5 times as long on a CPU at |G| = 24. Elements in even and in odd places are kept apart, so that
+    a layer compares whole arrays: first 0 with 1, 2 with 3, …, then 1 with 2, 3 with 4, ….
+    """
+    count = e.shape[1]
+    if count > MOST_LAYERS:
+        return jnp.sort(e, axis=1)
+    even, odd = e[:, 0::2], e[:, 1::2]
+    pairs, inner = odd.shape[1], even.shape[1] - 1
+    for layer in range(count):
+        if layer % 2 == 0:
+            left, right = even[:, :pairs], odd
+            even = jnp.concatenate([jnp.minimum(left, right), even[:, pairs:]], axis=1)
+            odd = jnp.maximum(left, right)
+        else:
+            left, right = odd[:, :inner], even[:, 1:]
+            odd = jnp.concatenate([jnp.minimum(left, right), odd[:, inner:]], axis=1)
+            even = jnp.concatenate([even[:, :1], jnp.maximum(left, right)], axis=1)
+    woven = jnp.stack([even[:, :pairs], odd], axis=2).reshape(len(e), 2 * pairs, -1)
+    return jnp.concatenate([woven, even[:, pairs:]], axis=1)
 
 
 def spectrum(e: Responses) -> Float[Array, "n fk"]:

@@ -12,6 +12,7 @@ from jaxinterp.invariants import (
     from_bispectrum,
     held,
     moments,
+    sorted_orbit,
     spectrum,
 )
 
@@ -95,3 +96,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="e: got 1 template, expected at least 2"):
         cross_power(E[:, :, :1])
     assert set(INVARIANTS) > CYCLIC
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 24, 65])
+def test_orbits_are_sorted_whatever_their_length(count):
+    e = jax.random.normal(jax.random.key(count), (3, count, 2)).at[0, :, 0].set(1.0)
+    np.testing.assert_array_equal(sorted_orbit(e), np.sort(np.asarray(e), axis=1).reshape(3, -1))
