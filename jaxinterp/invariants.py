@@ -107,7 +107,7 @@ def _ascending(e: Responses) -> Responses:
             left, right = odd[:, :inner], even[:, 1:]
             odd = jnp.concatenate([jnp.minimum(left, right), odd[:, inner:]], axis=1)
             even = jnp.concatenate([even[:, :1], jnp.maximum(left, right)], axis=1)
-    woven = jnp.stack([even[:, :pairs], odd], axis=2).reshape(len(e), 2 * pairs, -1)
+    woven = jnp.stack([even[:, :pairs], odd], axis=2).reshape(len(e), 2 * pairs, e.shape[2])
     return jnp.concatenate([woven, even[:, pairs:]], axis=1)
 
 
