@@ -121,7 +121,7 @@ ALEXNET = TwinRun(
     momentum=0.9,
     weight_decay=5e-4,
     clip=1.0,
-    epochs=10,
+    epochs=6,
     batch_size=128,
 )
 SMALL: dict[str, Any] = {
