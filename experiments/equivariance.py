@@ -1,15 +1,17 @@
-"""Do the layers of trained networks move with the image? Every family in one table, beside what moves by construction.
+"""Do layers of trained networks move with the image? Every family in one table, beside what moves by construction.
 
     python -m experiments.equivariance RUN_DIR ... [--results experiments/results]
 
-For a mirror, a quarter turn and a change of scale g, and for every layer φ: how far φ(g x) is from φ(x), from the map M
-that serves all images best (m×m filters, ridge regression), and how much of its accuracy the network gets back when M
-undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see `jaxinterp.explain.equivariance`). Orbits of templates and group
-CNNs need no fit: their map is a permutation that is known (`jaxinterp.groups`), and holds or does not.
+For mirrors, a quarter turn and a change of scale g, and for up to five layers φ: how far φ(g x) is from φ(x), from the
+map M that serves all images best (m×m filters, ridge regression), and how much of its accuracy the network gets back
+when M undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see `jaxinterp.explain.equivariance`). Orbits of templates and
+group CNNs need no fit: their map is a permutation that is known (`jaxinterp.groups`), and holds or does not; motions
+that are not of their group are shown without a map.
 
 Maps are fitted to the first half of the test images and measured on the other.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from experiments.publish import ended
-from experiments.run import read_json
+from experiments.publish import ended, one_run
+from experiments.run import read_name
 from experiments.stages import test_images, trained
 from experiments.subject import Subject
 from jaxinterp.errors import ConfigError, JaxInterpError
@@ -35,6 +37,7 @@ from jaxinterp.explain.linear import activation_names
 from jaxinterp.files import check_folder
 from jaxinterp.groups import Group, act, act_regular, flips, permute, rotations, scales
 from jaxinterp.report.tables import MOTIONS, Results, equivariance_table, summarise, write_results
+from jaxinterp.train.log import machine, versions
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
     zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)
@@ -44,14 +47,15 @@ MOST_UNITS = 1024  # of a layer without positions, whose map is dense
 
 
 def layers_of(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> tuple[str, ...]:
-    """The layers that are measured: those at which the network is taken apart, or the last one of each map size."""
+    """The layers that are measured: those at which the network is taken apart, or the last one of each shape."""
     if subject.layers:
         names = subject.layers
     else:
         shapes = activation_names(partial(subject.apply, subject.variables), jnp.asarray(images[:1]))
         sizes = {s: name for name, s in shapes.items() if len(s) == 4 and s[1] == s[2] > 1}
-        dense = {s: name for name, s in shapes.items() if len(s) == 2 and s[1] <= MOST_UNITS}
-        names = tuple((sizes or dense).values())
+        logits = subject.apply(subject.variables, jnp.asarray(images[:1])).shape
+        dense = {s: name for name, s in shapes.items() if len(s) == 2 and s[1] <= MOST_UNITS and s != logits}
+        names = tuple((sizes | dense).values())
     few = np.linspace(0, len(names) - 1, min(MOST_LAYERS, len(names))).round().astype(int)
     return tuple(names[i] for i in few)
 
@@ -63,7 +67,7 @@ def known_layers(config: Any) -> tuple[Group, dict[str, Callable[..., Any]]] | N
 
     if isinstance(config, GlassBoxRun):
         return group_of(config), {"representation/orbit": permute}
-    if isinstance(config, TwinRun) and config.network in GROUPS:
+    if isinstance(config, TwinRun) and len(GROUPS.get(config.network, ())) > 1:
         return GROUPS[config.network], {f"block_{i}": act_regular for i in range(len(config.features))}
     return None
 
@@ -88,7 +92,7 @@ def measure(
 
     Returns:
         "accuracy", and for every motion "<motion> accuracy", "<layer> <motion> uncompensated", "… residual" and, of
-        fitted maps, "… accuracy" and "… invariant"; shares in [0, 1].
+        fitted maps, "… constant", "… accuracy" and, where that is above chance, "… invariant".
     """
     found: dict[str, float] = {}
     known = known_layers(config)
@@ -114,9 +118,11 @@ def measure(
             found |= {
                 f"{row.at} {motion} uncompensated": row.uncompensated,
                 f"{row.at} {motion} residual": row.compensated,
+                f"{row.at} {motion} constant": row.constant,
                 f"{row.at} {motion} accuracy": row.accuracy_compensated,
-                f"{row.at} {motion} invariant": row.invariant,
             }
+            if not math.isnan(row.invariant):
+                found[f"{row.at} {motion} invariant"] = row.invariant
     return found
 
 
@@ -171,33 +177,48 @@ class Program:
         if self.results is not None:
             check_folder(self.results)
         made = []
+        by_run: dict[str, list[Path]] = {}
         for run_dir in self.run_dirs:
-            name, config, subject = trained(run_dir)
-            info = read_json(run_dir / "run.json", f"jaxinterp train {name}", "versions")
-            ended([run_dir])
-            images, labels = test_images(config, self.data_dir)
-            console.print(f"{name}: {min(self.images, len(images))} images", highlight=False)
-            try:
-                numbers = measure(
-                    config, subject, images[: self.images], labels[: self.images], self.support, self.steps
-                )
-            except ValueError as error:
-                raise ConfigError(f"{run_dir}: {error}") from error
-            options = f"--images {self.images} --support {self.support} --steps {self.steps}"
-            command = f"python -m experiments.equivariance {run_dir} {options} --results experiments/results"
-            metrics = summarise({metric: [number] for metric, number in numbers.items()})
-            result = Results(
-                f"equivariance of {name}", command, info["machine"], info["versions"], (config.seed,), metrics, False
-            )
+            by_run.setdefault(read_name(run_dir), []).append(run_dir)
+        for run_dirs in by_run.values():
+            one_run(run_dirs)  # before anything is measured
+            ended(run_dirs)
+        for name, run_dirs in by_run.items():
+            result = self.measured(name, run_dirs, console)
             made.append(result)
             if self.results is not None:
                 write_results(self.results / f"equivariance_{name.replace('/', '_')}.json", result)
         console.print(shown(equivariance_table(made)))
 
+    def measured(self, name: str, run_dirs: Sequence[Path], console: Console) -> Results:
+        """The numbers of one run over its seeds."""
+        found, seeds = [], []
+        for run_dir in run_dirs:
+            _, config, subject = trained(run_dir)
+            images, labels = test_images(config, self.data_dir)
+            few = slice(self.images)
+            console.print(f"{run_dir}: {len(images[few])} images", highlight=False)
+            try:
+                found.append(measure(config, subject, images[few], labels[few], self.support, self.steps))
+            except ValueError as error:
+                raise ConfigError(f"{run_dir}: {error}") from error
+            seeds.append(config.seed)
+        options = f"--images {self.images} --support {self.support} --steps {self.steps}"
+        folders = " ".join(f"runs/{name.replace('/', '-')}-seed-{seed}" for seed in seeds)
+        return Results(
+            f"equivariance of {name}",
+            f"python -m experiments.equivariance {folders} {options} --results experiments/results",
+            machine(),
+            versions(),
+            tuple(seeds),
+            summarise({metric: [numbers[metric] for numbers in found] for metric in found[0]}),
+            headline=False,
+        )
+
 
 def shown(markdown: str) -> Table:
     """A Markdown table for the terminal."""
-    header, _, *rows = [line.strip("| ").split(" | ") for line in markdown.splitlines()]
+    header, _, *rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in markdown.splitlines()]
     table = Table(*header, box=None)
     for row in rows:
         table.add_row(*row)

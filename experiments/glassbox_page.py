@@ -32,8 +32,8 @@ def _classifiers(report: Report) -> Section:
         [
             "All are fitted to the same upright images (the rival of augmented pixels to rotated copies of them too), "
             "and every representation is standardised and reduced in the same way. Rotated: every test image is turned "
-            "by an angle of its own. J is the distance of class means over the width of classes; a representation "
-            "with a larger J need not classify better, which is why the accuracies stand beside it."
+            "by an angle of its own. J, of the features as they are, is the distance of class means over the width of "
+            "classes; a representation with a larger J need not classify better, so the accuracies stand beside it."
         ],
         [],
         [Table(header, rows)],
@@ -53,7 +53,7 @@ def _orbit(report: Report, model: GlassBox) -> Section:
         "What turns with the image",
         [
             f"Responses E(x)[g, k] of an image to template k and element g of {model.group.name}: where the image is "
-            "moved, the columns are permuted, and nothing else happens. Over all elements this law holds to "
+            "moved, the columns are permuted, and nothing else happens. For every element this law holds to "
             f"{metrics['equivariance_residual']:.1e} of the responses' norm; without the permutation they differ by "
             f"{metrics['equivariance_uncompensated']:.2f}. What is left of the columns' order is invariant."
         ],

@@ -210,6 +210,8 @@ def flips(axis: Literal["horizontal", "vertical"] = "horizontal") -> Group:
         >>> act(flips("vertical"), 1, jnp.arange(2.0).reshape(1, 2, 1, 1)).ravel().tolist()
         [1.0, 0.0]
     """
+    if axis not in ("horizontal", "vertical"):
+        raise ValueError(f"axis: got {axis!r}, expected horizontal or vertical")
     sign = 1.0 if axis == "horizontal" else -1.0
     return Group(f"{axis} flip", (Element(1.0, 0.0, 0.0, 1.0), Element(sign, 0.0, 0.0, -sign)))
 
@@ -229,7 +231,7 @@ def shifts(height: int, width: int, step: int = 1) -> Group:
         >>> act(shifts(1, 3), 1, jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
         [2.0, 0.0, 1.0]
     """
-    for name, value in (("height", height), ("width", width), ("step", step)):
+    for name, value in (("step", step), ("height", height), ("width", width)):
         _positive(name, value)
         if value % step:
             raise ValueError(f"{name}: got {value}, expected a multiple of step={step}")
@@ -338,6 +340,8 @@ def act(group: Group, g: int | Int[Array, ""], x: Float[Array, "n h w *c"]) -> F
     """
     if not isinstance(g, jax.core.Tracer) and not 0 <= int(g) < len(group):
         raise ValueError(f"g: got {int(g)}, expected an element of {group.name} in [0, {len(group)})")
+    if not jnp.issubdtype(x.dtype, jnp.inexact) and not is_exact(group, *x.shape[1:3]):
+        raise ValueError(f"x: got {x.dtype}, expected floating images for {group.name}, which interpolates")
     return _act(group, jnp.asarray(g, jnp.int32), x)
 
 

@@ -3,9 +3,10 @@
 E[g] = ⟨g x, t⟩ of an image h x is that of x with its group axis permuted (`jaxinterp.groups.permute`). Invariant are
 
     mean_g E        max_g E        moments (mean_g E^p)^(1/p)        the sorted orbit        and, where F = DFT_g E,
-    |F_i|           bispectrum F_i F_j F̄_{i+j}, which determines E up to the permutation     cross-power F_{i,k} F̄_{i,l}
+    |F_i|           bispectrum F_i F_j F̄_{i+j}, which determines E up to a permutation     cross-power F_{i,k} F̄_{i,l}
 
-The last three are those of cyclic groups.
+The last three are those of cyclic groups. All but cross-power treat every template apart, the bispectrum too: what it
+leaves open is a permutation of each template's own; cross-power ties neighbouring templates together.
 
 Products are taken back to the scale of E (cube root of the bispectrum's size, square root of cross-power's), so every
 invariant here is homogeneous of degree 1: I(s E) = s I(E) for s > 0, and by Euler's identity I(E) = Σ_g E[g] ∂I/∂E[g],
@@ -124,7 +125,8 @@ def spectrum(e: Responses) -> Float[Array, "n fk"]:
 def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n bk"]:
     """B_ij = F_i F_j F̄_{i+j} for 0 ≤ i ≤ j < `frequencies`, real and imaginary, its size taken to the power 1/3.
 
-    Complete: where no F_i is 0, all of B determines E up to a cyclic permutation (`from_bispectrum`).
+    Complete: where no F_i is 0, all of B determines the E of each template up to a cyclic permutation
+    (`from_bispectrum`); the first frequencies only, as in `INVARIANTS`, determine those.
 
     Args:
         e: responses along a cyclic group, (N, |G|, K).

@@ -72,6 +72,8 @@ def test_a_run_may_keep_some_classes():
         ("group=d4 invariants=spectrum", "invariants: spectrum: got the group D4, expected a cyclic one"),
         ("kinds=svm_rbf", "kinds: got svm_rbf, expected lda among them"),
         ("equivariant_weight=0", "equivariant_weight: got 0.0, expected a positive number"),
+        ("rotated=True", "rotated: got True, expected False"),
+        ("validation=0.1", "validation: got 0.1, expected 0"),
         ("grid_sizes=2", "grid_sizes: got 2, expected none"),
         ("group=c5", "group: expected one of c4, c8, c16, c24, c32, d4"),
     ],
@@ -79,6 +81,30 @@ def test_a_run_may_keep_some_classes():
 def test_bad_overrides_are_refused_in_one_line(change, message):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         stages.network(glassbox, override(glassbox.DIGITS, change.split()))
+
+
+def test_a_6_taken_for_a_9_is_counted_apart():
+    labels = np.array([6, 9, 6, 9, 1, 9])
+    found = glassbox._six_and_nine(glassbox.MNIST, "lda", np.array([9, 6, 6, 9, 9, 1]), labels)
+    assert found == {"rotated_6_9_confusion_lda": pytest.approx(2 / 6)}
+    assert glassbox._six_and_nine(glassbox.PAIR, "lda", labels, labels) == {}
+
+
+def test_rivals_see_pixels_and_pixels_of_turned_images():
+    images, labels = stages.test_images(TINY, None)
+    _, (seen, wanted) = glassbox._rival("pixels", TINY, images[:3], labels[:3], print)
+    np.testing.assert_array_equal(seen, images[:3].reshape(3, -1))
+    _, (seen, wanted) = glassbox._rival("augmented", TINY, images[:3], labels[:3], print)
+    assert (len(seen), wanted.tolist()) == (3 * glassbox.AUGMENTED, labels[:3].tolist() * glassbox.AUGMENTED)
+    assert len({row.tobytes() for row in seen}) == len(seen)  # every copy at an angle of its own
+
+
+def test_scattering_is_that_of_kymatio():
+    pytest.importorskip("kymatio")
+    images = np.random.default_rng(0).uniform(size=(2, 28, 28, 1)).astype(np.float32)
+    features = glassbox._scattering(28)(images)
+    assert features.shape == (2, 217 * 3 * 3)
+    assert np.abs(features[0] - features[1]).max() > 1e-4
 
 
 def test_too_few_images_are_said_before_anything_is_kept(tmp_path):

@@ -2,6 +2,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -130,6 +131,12 @@ def test_interpolation_error_and_its_warning():
         (lambda: act(rotations(4), 1, jnp.ones((1, 3, 4, 1))), "x: got 3x4 images, expected square ones for C4"),
         (lambda: act(shifts(4, 4), 1, jnp.ones((1, 6, 6, 1))), r"x: got 6x6 images, expected \(4, 4\) for shifts"),
         (lambda: act(rotations(4), 4, X), r"g: got 4, expected an element of C4 in \[0, 4\)"),
+        (
+            lambda: act(rotations(8), 1, jnp.ones((1, 4, 4, 1), jnp.uint8)),
+            "x: got uint8, expected floating images for C8",
+        ),
+        (lambda: flips("horizontl"), "axis: got 'horizontl', expected horizontal or vertical"),
+        (lambda: shifts(4, 4, 0), "step: got 0, expected a positive number"),
         (lambda: rotations(0), "n: got 0, expected a positive number"),
         (lambda: shifts(5, 4, 2), "height: got 5, expected a multiple of step=2"),
         (lambda: scales(0.5, 1), "ratio: got 0.5, expected a number above 1"),
@@ -143,6 +150,7 @@ def test_interpolation_error_and_its_warning():
         ),
     ],
 )
-def test_bad_input(call, message):
+def test_bad_input(call, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         call()

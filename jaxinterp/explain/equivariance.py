@@ -40,6 +40,9 @@ from jaxinterp.groups import Group, act
 from jaxinterp.models.unfold import patches
 from jaxinterp.train.losses import softmax_cross_entropy
 
+ABOVE_CHANCE = 0.1
+"""Share of the way from chance to certainty below which no channel is called invariant: there is nothing to keep."""
+
 KEPT = 0.95
 """Share of the compensated accuracy that must be left when rows of invariant channels are replaced."""
 
@@ -68,10 +71,12 @@ class LayerEquivariance(NamedTuple):
         uncompensated: ‖φ(g x) − φ(x)‖ / ‖φ(g x)‖, norms over all images.
         moved: ‖φ(g x) − g φ(x)‖ / ‖φ(g x)‖, the sites moved and the channels as they are.
         compensated: ‖φ(g x) − M φ(x)‖ / ‖φ(g x)‖.
+        constant: ‖φ(g x) − mean φ(g x)‖ / ‖φ(g x)‖, the mean over sites and images: what a map that ignores x leaves.
         accuracy: of the network on x, in [0, 1]; the same for all layers.
         accuracy_moved: on g x; the same for all layers.
         accuracy_compensated: of head(M′ φ(g x)).
-        invariant: share of channels whose rows of M′ can be the identity's, in [0, 1], see `layer_equivariance`.
+        invariant: share of channels whose rows of M′ can be the identity's, in [0, 1], see `layer_equivariance`; NaN
+            where the compensated accuracy is hardly above chance, and there is none to keep.
         map: M, from φ(x) to φ(g x).
         back: M′, from φ(g x) to φ(x).
     """
@@ -80,6 +85,7 @@ class LayerEquivariance(NamedTuple):
     uncompensated: float
     moved: float
     compensated: float
+    constant: float
     accuracy: float
     accuracy_moved: float
     accuracy_compensated: float
@@ -541,9 +547,14 @@ def layer_equivariance(
 
             missed = partial(_missed, layer, variables, there.filters, there.bias)
             squares = np.asarray(in_chunks(missed, held[:1], each, memory), np.float64).sum(0)
-            residuals = np.sqrt(squares[:3] / max(squares[3], np.finfo(np.float32).tiny))
+            size = max(squares[3], np.finfo(np.float32).tiny)
+            residuals = np.sqrt(squares[:3] / size)
+            sums = np.asarray(in_chunks(partial(_channel_sums, layer, variables), held[:1], each, memory), np.float64)
+            sites = len(held[0]) * math.prod(shapes[level][1:-1])
+            constant = max(0.0, 1 - float((sums.sum(0) ** 2).sum()) / sites / size) ** 0.5
             reached, low, high = compensated(here), 0, len(here.bias) + 1
-            while high - low > 1:
+            chance = 1 / found.shape[1]
+            while high - low > 1 and reached > chance + ABOVE_CHANCE * (1 - chance):
                 middle = (low + high) // 2
                 enough = compensated(with_identity_rows(here, middle)) >= KEPT * reached
                 low, high = (middle, high) if enough else (low, middle)
@@ -553,10 +564,11 @@ def layer_equivariance(
                     uncompensated=float(residuals[0]),
                     moved=float(residuals[1]),
                     compensated=float(residuals[2]),
+                    constant=constant,
                     accuracy=accuracy,
                     accuracy_moved=moved,
                     accuracy_compensated=reached,
-                    invariant=low / len(here.bias),
+                    invariant=low / len(here.bias) if high - low == 1 else math.nan,
                     map=there,
                     back=here,
                 )
@@ -594,6 +606,12 @@ def _missed(layer: _Layer, variables: Any, filters: Array, bias: Array, x: Array
     mapped = _sites(_transform(layer.group, layer.g, filters, bias, z))
     missed = [wanted - sites, wanted - _move(layer.group, layer.g, z), wanted - mapped, wanted]
     return jnp.stack([jnp.square(part).sum((1, 2, 3)) for part in missed], -1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _channel_sums(layer: _Layer, variables: Any, x: Array) -> Float[Array, "n d"]:
+    """Σ over sites of φ(g x)."""
+    return _sites(cut(layer.apply, layer.at)[0](variables, act(layer.group, layer.g, x))).sum((1, 2))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

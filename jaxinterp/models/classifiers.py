@@ -38,6 +38,7 @@ from sklearn.svm import SVC
 
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.errors import CheckpointError
+from jaxinterp.explain.linear import require_finite
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.groups import Element, Group, warn_inexact
 from jaxinterp.models.glassbox import GlassBox, OrbitRepresentation, choose_templates, orbit_kernel, respond
@@ -51,6 +52,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 NOISE = 1e-10
 """Variance up to which a feature is rounding, such as what a template's symmetry cancels, and is left out."""
+
+RANK = 1e-9
+"""Variance of a component, as a share of the first one's, up to which it is rounding."""
 
 DESCRIPTION, TEMPLATES, PIPELINE = "classifier.json", "templates.npz", "pipeline.skops"  # files of a saved one
 
@@ -180,8 +184,8 @@ def check_training(images: Images, labels: Labels, components: int) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise ValueError(f"labels: got one class only ({', '.join(map(str, classes))}), expected at least two")
-    if len(images) < components:
-        raise ValueError(f"components: got {components}, expected at most {len(images)}, the number of images")
+    if len(images) <= components:
+        raise ValueError(f"components: got {components}, expected at most {len(images) - 1}, fewer than images")
     if counts.min() < components and counts.min() < counts.max():
         least = classes[counts.argmin()]
         raise ValueError(
@@ -246,7 +250,14 @@ class GlassBoxClassifier:
             self.equivariant_weight,
             self.seed,
         )
-        return replace(self, templates=templates, steps=steps.fit(features, labels))
+        if not (features.var(0) > NOISE).any():
+            raise ValueError("images: got features that do not vary, expected different images")
+        steps.fit(features, labels)
+        kept = steps["pca"].explained_variance_
+        rank = int((kept > RANK * kept[0]).sum())
+        if rank < self.components:
+            raise ValueError(f"components: got {self.components}, expected at most {rank}, the rank of the features")
+        return replace(self, templates=templates, steps=steps)
 
     def transform(self, images: Images) -> Features:
         """Φ(x), (N, F) float32."""
@@ -254,6 +265,9 @@ class GlassBoxClassifier:
             raise ValueError("templates: got none, expected a fitted classifier; call fit")
         if images.shape[1:] != self.templates.shape[1:]:
             raise ValueError(f"images: got {images.shape[1:]}, expected {self.templates.shape[1:]} as in fitting")
+        if not len(images):
+            raise ValueError("images: got none, expected at least one")
+        require_finite("images", images)
         kernel = _kernel(self.representation.group, jnp.asarray(self.templates, jnp.float32))
         parts = [
             np.asarray(_features(self.representation, kernel, x))[:real]
@@ -387,6 +401,10 @@ class GlassBoxClassifier:
                 templates = arrays["templates"]
             path = folder / PIPELINE
             steps = skops.io.load(path, trusted=[f"{AffinePCA.__module__}.{AffinePCA.__qualname__}"])
+            loaded = cls(representation, **values, templates=templates, steps=steps)
+            expected = estimator(loaded.kind, len(steps["classifier"].classes_), loaded.components)
+            if type(steps["classifier"]) is not type(expected) or len(templates) != representation.templates:
+                raise ValueError(f"not a classifier of kind {loaded.kind} on {representation.templates} templates")
         except Exception as error:
             line = " ".join(str(error).split())
             raise CheckpointError(
@@ -394,7 +412,7 @@ class GlassBoxClassifier:
             ) from None
         if group is not None and found != group:
             raise CheckpointError(f"{folder}: a classifier of the group {found.name}, expected {group.name}")
-        return cls(representation, **values, templates=templates, steps=steps)
+        return loaded
 
 
 @partial(jax.jit, static_argnums=0)

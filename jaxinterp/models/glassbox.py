@@ -119,6 +119,8 @@ class OrbitRepresentation(Layer):
                 raise ValueError(f"invariants: got {name!r}, expected names among {', '.join(INVARIANTS)}")
             if name in CYCLIC:
                 self.group.require_cyclic(f"invariants: {name}")
+        if self.invariants:
+            self.group.require_closed()
         if not self.invariants and not self.equivariant:
             raise ValueError("invariants: got none and no equivariant block, expected some of them")
 

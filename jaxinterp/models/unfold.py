@@ -64,7 +64,8 @@ def unfolded(apply: Callable[..., Array]) -> Callable[..., Array]:
         A function of the same arguments with the same values, up to rounding.
 
     Raises:
-        ValueError: when called, on a convolution over other than two axes, or transposed.
+        ValueError: when called, on a convolution over other than two axes, transposed, masked or circular. Group
+            convolutions (`jaxinterp.models.gcnn`) are left as they are: they are patches × moved templates already.
 
     Example:
         >>> import jax
@@ -85,12 +86,16 @@ def unfolded(apply: Callable[..., Array]) -> Callable[..., Array]:
 def _convolve(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     """Interceptor: what `nn.Conv` does, by its parameters."""
     conv = context.module
+    if isinstance(conv, nn.ConvTranspose):
+        raise ValueError(f"apply: {'/'.join(conv.path)} is a transposed convolution, expected nn.Conv")
     if not isinstance(conv, nn.Conv) or context.method_name != "__call__" or conv.is_initializing():
         return run(*args, **kwargs)
     x = args[0] if args else kwargs["inputs"]
     kernel: Any = conv.get_variable("params", "kernel")
     if kernel.ndim != 4 or x.ndim != 4 or not _plain(conv.input_dilation):
         raise ValueError(f"apply: {'/'.join(conv.path)} convolves {x.shape}, expected images (n, h, w, c), not dilated")
+    if conv.mask is not None or (isinstance(conv.padding, str) and conv.padding not in ("SAME", "VALID")):
+        raise ValueError(f"apply: {'/'.join(conv.path)} has a mask or padding={conv.padding!r}, expected zeros around")
     bias = conv.get_variable("params", "bias") if conv.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=conv.dtype)
     sides, strides, dilation = kernel.shape[:2], _two(conv.strides), _two(conv.kernel_dilation)

@@ -58,13 +58,15 @@ SERIES: dict[str, tuple[str, str]] = {  # of polynomials and of distillations on
 }
 
 ORBITS: dict[str, tuple[str, str]] = {  # of glass boxes, trained on upright images
-    "upright_accuracy_svm_rbf": ("RBF SVM: upright", ".2%"),
-    "rotated_accuracy_svm_rbf": ("rotated", ".2%"),
-    "upright_accuracy_lda": ("linear discriminant: upright", ".2%"),
-    "rotated_accuracy_lda": ("rotated", ".2%"),
-    "rotated_accuracy_pixels_svm_rbf": ("pixels, RBF SVM: rotated", ".2%"),
-    "rotated_accuracy_augmented_svm_rbf": ("pixels of rotated training images", ".2%"),
-    "rotated_accuracy_scattering_svm_rbf": ("scattering", ".2%"),
+    "upright_accuracy_svm_rbf": ("RBF SVM upright", ".2%"),
+    "rotated_accuracy_svm_rbf": ("RBF SVM rotated", ".2%"),
+    "upright_accuracy_lda": ("LDA upright", ".2%"),
+    "rotated_accuracy_lda": ("LDA rotated", ".2%"),
+    "rotated_accuracy_pixels_svm_rbf": ("rotated, RBF SVM of pixels", ".2%"),
+    "rotated_accuracy_augmented_svm_rbf": ("of pixels, training images rotated too", ".2%"),
+    "rotated_accuracy_scattering_svm_rbf": ("of scattering", ".2%"),
+    "rotated_accuracy": ("rotated, learned network", ".2%"),
+    "rotated_6_9_confusion_svm_rbf": ("6 for 9 or 9 for 6", ".2%"),
     "equivariance_residual": ("law of the representation", ".0e"),
 }
 MOTIONS: tuple[str, ...] = ("h-flip", "v-flip", "turn", "scale")  # 90°, and 1/√2
@@ -194,8 +196,8 @@ def equivariance_table(results: Iterable[Results]) -> str:
     """How layers move with the image, as `experiments.equivariance` measures it; empty where nothing was measured.
 
     Returns:
-        One row per network, with its accuracy on moved images, then one per layer: residual of the best map (and
-        without any) → accuracy with the map; no residual where no map is known, no accuracy where none was fitted.
+        One row per network, with its accuracy on moved images, then one per layer: residual of the best map / of the
+        best constant / without a map → accuracy with the map; – where there is none.
     """
     lines = ["| network | layer | upright | " + " | ".join(MOTIONS) + " |", "|---" * (3 + len(MOTIONS)) + "|"]
     for result in results:
@@ -214,9 +216,11 @@ def equivariance_table(results: Iterable[Results]) -> str:
 
 def _moved(numbers: Mapping[str, float], key: str) -> str:
     residual, accuracy = (numbers.get(f"{key} {name}") for name in ("residual", "accuracy"))
+    constant = numbers.get(f"{key} constant")
     known = "–" if residual is None else f"{residual:.0e}" if residual < 0.001 else f"{residual:.2f}"
+    mean = "–" if constant is None else f"{constant:.2f}"
     undone = "" if accuracy is None else f" → {accuracy:.1%}"
-    return f"{known} ({numbers[f'{key} uncompensated']:.2f}){undone}"
+    return f"{known} / {mean} / {numbers[f'{key} uncompensated']:.2f}{undone}"
 
 
 def _rows(results: Iterable[Results], columns: Mapping[str, tuple[str, str]], rival: bool = False) -> str:

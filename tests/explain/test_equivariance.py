@@ -225,7 +225,17 @@ def test_the_numbers_of_a_library_model_are_those_of_the_network_cut_by_hand():
     ):
         expected = (head(variables, z, x).argmax(-1) == truth).mean()
         np.testing.assert_allclose(ours, expected, atol=0.051)  # one image of twenty may lie on the edge
-    assert 0 <= layer.invariant <= 1
+    flat = np.asarray(there).reshape(-1, there.shape[-1])
+    constant = np.linalg.norm(flat - flat.mean(0)) / np.linalg.norm(flat)
+    np.testing.assert_allclose(layer.constant, constant, rtol=1e-3)
+    assert layer.compensated < layer.uncompensated
+    if layer.accuracy_compensated > 0.25 + 0.1 * 0.75:
+        rows = round(layer.invariant * flat.shape[1])
+        kept = with_identity_rows(layer.back, rows)
+        found = (head(variables, apply_map(kept, there), turned).argmax(-1) == truth).mean()
+        assert found >= 0.95 * layer.accuracy_compensated - 0.051
+    else:
+        assert np.isnan(layer.invariant)
 
 
 def test_bad_input_is_refused_in_one_line(mirrored):

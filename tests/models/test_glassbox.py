@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ import pytest
 from jaxinterp.errors import CheckpointError, ConfigError
 from jaxinterp.explain.linear import decompose
 from jaxinterp.explain.metrics.separability import separability
-from jaxinterp.groups import act, dihedral, equivariance_error, invariance_error, rotations
+from jaxinterp.groups import act, dihedral, equivariance_error, invariance_error, rotations, scales
 from jaxinterp.models.classifiers import (
     KINDS,
     AffinePCA,
@@ -112,9 +113,22 @@ def test_every_classifier_learns_and_is_saved_without_pickle(kind, classes, tmp_
     assert again.representation == fitted.representation
     with pytest.raises(CheckpointError, match="a classifier of the group C4, expected D4"):
         GlassBoxClassifier.load(tmp_path / "saved", dihedral(4))
+    description = tmp_path / "saved/classifier.json"
+    values = json.loads(description.read_text())
+    for wrong in ({**values, "kind": "knn" if kind == "lda" else "lda"}, {**values, "colour": 1}):
+        description.write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match="not a file of a saved classifier"):
+            GlassBoxClassifier.load(tmp_path / "saved")
+    description.write_text(json.dumps(values))
     (tmp_path / "saved/pipeline.skops").write_bytes(b"no zip")
     with pytest.raises(CheckpointError, match=r"pipeline\.skops: not a file of a saved classifier"):
         GlassBoxClassifier.load(tmp_path / "saved")
+
+
+def test_no_more_components_are_kept_than_features_are_independent():
+    twice = GlassBoxClassifier(OrbitRepresentation(rotations(4), 10, ("sorted", "mean")), "lda", 45)
+    with pytest.raises(ValueError, match=r"components: got 45, expected at most 3\d, the rank of the features"):
+        twice.fit(IMAGES, LABELS)
 
 
 @pytest.mark.parametrize(("kind", "classes"), [("lda", 2), ("lda", 3), ("svm_linear", 2)])
@@ -213,7 +227,7 @@ def test_a_group_that_leaves_the_grid_is_warned_of():
         (lambda: check_training(IMAGES * np.nan, LABELS, 2), "images: got 2880 of 2880 values NaN or infinite"),
         (lambda: check_training(IMAGES, LABELS * 0, 2), r"labels: got one class only \(0\), expected at least two"),
         (lambda: check_training(IMAGES[:5], LABELS, 2), "labels: got 80, expected 5, one for every image"),
-        (lambda: check_training(IMAGES, LABELS, 99), "components: got 99, expected at most 80, the number of images"),
+        (lambda: check_training(IMAGES, LABELS, 99), "components: got 99, expected at most 79, fewer than images"),
         (
             lambda: check_training(IMAGES, np.arange(80) // 70, 20),
             "labels: got 10 images of class 1 and up to 70 of others, expected equally many, or at least components=20",
@@ -227,6 +241,10 @@ def test_a_group_that_leaves_the_grid_is_warned_of():
         (lambda: OrbitRepresentation(rotations(4), 0), "templates: got 0, expected at least 1"),
         (lambda: classifier("knn").network(), "kind: got knn of 2 classes, expected lda, or svm_linear of two"),
         (lambda: classifier("knn").decision_function(IMAGES), "kind: got knn, which has no scores"),
+        (lambda: classifier().predict(IMAGES * np.nan), "images: got 2880 of 2880 values NaN or infinite"),
+        (lambda: classifier().predict(IMAGES[:0]), "images: got none, expected at least one"),
+        (lambda: classifier(images=IMAGES * 0), "images: got features that do not vary"),
+        (lambda: OrbitRepresentation(scales(2.0, 1)), "scales 2.*has products outside of itself"),
         (lambda: classifier().transform(IMAGES[:, :4]), r"images: got \(4, 6, 1\), expected \(6, 6, 1\)"),
         (lambda: GlassBoxClassifier(OrbitRepresentation(rotations(4))).transform(IMAGES), "templates: got none"),
         (lambda: replace(classifier(), components=900).fit(IMAGES, LABELS), "components: got 900"),

@@ -74,3 +74,11 @@ def test_bad_input():
     x = jnp.ones((1, 5, 1))
     with pytest.raises(ValueError, match=r"convolves \(1, 5, 1\), expected images"):
         unfolded(conv.apply)(conv.init(jax.random.key(0), x), x)
+    x = jnp.ones((1, 5, 5, 1))
+    for conv, says in (
+        (nn.Conv(2, (3, 3), mask=jnp.zeros((3, 3, 1, 2))), "has a mask or padding='SAME', expected zeros around"),
+        (nn.Conv(2, (3, 3), padding="CIRCULAR"), "has a mask or padding='CIRCULAR', expected zeros around"),
+        (nn.ConvTranspose(2, (3, 3)), "is a transposed convolution, expected nn.Conv"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            unfolded(conv.apply)(conv.init(jax.random.key(0), x), x)

@@ -45,6 +45,8 @@ def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n
     means = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
     apart = np.linalg.norm(means[:, None] - means, axis=-1)
     between = float(apart[np.triu_indices(len(classes), 1)].mean())
-    from_mean = np.linalg.norm(features - means[np.searchsorted(classes, labels)], axis=1)
-    within = float(np.mean([from_mean[labels == c].mean() for c in classes]))
+    spread = [
+        np.linalg.norm(features[labels == c] - mean, axis=1).mean() for c, mean in zip(classes, means, strict=True)
+    ]
+    within = float(np.mean(spread))
     return Separability(between, within, between / within if within else float("inf"))
