@@ -224,7 +224,9 @@ MINI = replace(
     ghost=0,
     epochs=5,
     batch_size=128,
-    grids=50,
+    grids=20,
+    occlusion=(9,),
+    occlusion_stride=8,
     removal_images=200,
 )
 
