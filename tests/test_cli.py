@@ -287,6 +287,7 @@ def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:group. C16 leaves the grid:UserWarning")
 def test_the_demo_makes_a_report_of_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said, _ = run(f"demo --smoke --run-dir {tmp_path / 'demo'}", capsys)
     assert status == 0

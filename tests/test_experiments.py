@@ -332,6 +332,7 @@ def test_residuals_are_those_of_the_identity() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:group. C[0-9]+ leaves the grid:UserWarning")
 @pytest.mark.parametrize("name", sorted(runs()))
 def test_every_run_trains_and_explains_in_smoke_mode(name: str, tmp_path: Path) -> None:
     config = paper_of(name).smoke(runs()[name].config)
