@@ -348,7 +348,8 @@ def test_every_run_trains_and_explains_in_smoke_mode(name: str, tmp_path: Path) 
 
 
 def snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/families.md")]
+    return re.findall(r"```python\n(.*?)```", "".join(texts), re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", snippets())
