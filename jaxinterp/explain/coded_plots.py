@@ -10,7 +10,16 @@ from jaxinterp.explain.draw import shared_limit
 from jaxinterp.explain.plots import FAINT, INK, ORACLE, UNIFORM, plain
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+LEAST_GAP = 0.05  # between labelled points, as a share of the axis
+
+
+def _legend_above(axes: "Axes") -> None:
+    """A legend over the plot, where it hides no point."""
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
 
 
 def paths_beside_code(
@@ -80,7 +89,7 @@ def decoding_curve(
     axes.set_xlim(-0.3, len(blocks) - 0.7)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("test accuracy", fontsize=8)
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    _legend_above(axes)
     plain(axes, "y")
     return figure
 
@@ -102,13 +111,18 @@ def exit_curve(exits: Mapping[str, Mapping[str, float]], whole: float) -> "Figur
     compute = [value["compute"] for value in exits.values()]
     accuracy = [value["accuracy"] for value in exits.values()]
     axes.plot(compute, accuracy, "o-", color=ORACLE, label="early exit")
-    for name, x, y in zip(exits, compute, accuracy, strict=True):
+    left, right = min([*compute, 1.0]), 1.0
+    last = -np.inf
+    for name, x, y in sorted(zip(exits, compute, accuracy, strict=True), key=lambda point: point[1]):
+        if x - last < LEAST_GAP * (right - left):
+            continue  # its label would lie on the one before
+        last = x
         axes.annotate(f"{100 * float(name):g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=INK)
     axes.plot([1], [whole], "D", color=INK, label="whole network")
     axes.set_xlabel("multiply-adds, as a share of the whole network's", fontsize=8)
     axes.set_ylabel("test accuracy", fontsize=8)
-    axes.set_xlim(0, 1.04)
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    axes.set_xlim(left - 0.1 * (right - left) - 0.01, right + 0.05 * (right - left) + 0.01)
+    _legend_above(axes)
     plain(axes, "y")
     return figure
 
@@ -130,7 +144,7 @@ def removal_lines(removed: Mapping[str, Mapping[str, float]]) -> "Figure":
         axes.plot([int(k) for k in values], list(values.values()), "o-", color=colour, label=f"{kind} paths")
     axes.set_xlabel("paths removed", fontsize=8)
     axes.set_ylabel("test accuracy", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
+    _legend_above(axes)
     plain(axes, "y")
     return figure
 
@@ -167,6 +181,6 @@ def specificity_matrix(
     right.set_xlabel("paths shared, over all coded blocks", fontsize=8)
     right.set_ylabel("accuracy lost", fontsize=8)
     right.axhline(0, color=FAINT, linewidth=1, zorder=0)
-    right.legend(fontsize=7, frameon=False, loc="upper left")
+    _legend_above(right)
     plain(right, "y")
     return figure

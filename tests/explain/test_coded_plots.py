@@ -38,12 +38,13 @@ def test_decoding_is_drawn_by_block_beside_the_paper_and_the_whole():
 
 
 def test_exits_are_points_of_accuracy_over_compute():
-    found = {"0.0": {"accuracy": 0.9, "compute": 0.8}, "0.005": {"accuracy": 0.89, "compute": 0.5}}
+    found = {"0.0": {"accuracy": 0.9, "compute": 0.8}, "0.0025": {"accuracy": 0.9, "compute": 0.79}}
+    found["0.005"] = {"accuracy": 0.89, "compute": 0.5}
     (axes,) = coded_plots.exit_curve(found, 0.91).axes
     drawn = lines(axes)
-    np.testing.assert_array_equal(drawn["early exit"], [[0.8, 0.5], [0.9, 0.89]])
+    np.testing.assert_array_equal(drawn["early exit"], [[0.8, 0.79, 0.5], [0.9, 0.9, 0.89]])
     np.testing.assert_array_equal(drawn["whole network"], [[1], [0.91]])
-    assert [text.get_text() for text in axes.texts] == ["0", "0.5"]
+    assert [text.get_text() for text in axes.texts] == ["0.5", "0.25"]  # the first would lie on the second
 
 
 def test_removals_are_two_lines():
