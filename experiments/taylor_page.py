@@ -103,6 +103,7 @@ def _pairs(report: Report, model: Expansion) -> Section:
         return Section("Pairs of pixels", ["A polynomial of degree 1 has none."])
     rows: list[np.ndarray] = []
     titles: list[list[str]] = []
+    marks: list[np.ndarray] = []
     for image, label in zip(report.images[chosen], top, strict=True):
         x = jnp.asarray(image)[None]
         second = contributions(apply, x, x0, 2, int(label), variables=variables).contributions[0, 0, 1].sum(-1)
@@ -110,11 +111,16 @@ def _pairs(report: Report, model: Expansion) -> Section:
         pixels = np.stack(np.unravel_index(places, second.shape), -1)
         maps = np.asarray(pairs(apply, x, x0, pixels, int(label), variables=variables))[0, 0]
         rows.append(np.concatenate([np.asarray(second)[None], maps]))
+        marks.append(pixels)
         titles.append(["order 2", *(f"with ({y}, {x})" for y, x in pixels)])
     names = [f"as {report.classes[k]}" for k in top]
+    drawn = panel(report.images[chosen], np.stack(rows), titles, names, scale="map")
+    for i, pixels in enumerate(marks):
+        for axes, (row, column) in zip(drawn.axes[4 * i + 2 : 4 * i + 4], pixels, strict=True):
+            axes.plot(column, row, "x", color="black", markersize=4)
     figure: Picture = picture(
-        panel(report.images[chosen], np.stack(rows), titles, names, scale="map"),
-        "Left: each pixel's part of order 2. Then: what the pairs of one pixel, at (row, column), contribute.",
+        drawn,
+        "Left: each pixel's part of order 2. Then: what the pairs of one pixel, at (row, column), marked, contribute.",
         "Contributions of pairs of pixels",
         620,
     )
