@@ -121,8 +121,11 @@ ALEXNET = TwinRun(
     momentum=0.9,
     weight_decay=5e-4,
     clip=1.0,
-    epochs=6,
+    epochs=3,
     batch_size=128,
+    removal_images=40,
+    occlusion=(9,),
+    occlusion_stride=8,
 )
 SMALL: dict[str, Any] = {
     "dataset": "digits",
