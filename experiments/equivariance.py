@@ -27,12 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from experiments.glassbox import GlassBoxRun, group_of
+from experiments.learned_groups import GROUPS, TwinRun
 from experiments.publish import ended, one_run
 from experiments.run import read_name
 from experiments.stages import test_images, trained
 from experiments.subject import Subject
 from jaxinterp.errors import ConfigError, JaxInterpError
-from jaxinterp.explain.equivariance import layer_equivariance
+from jaxinterp.explain.equivariance import cut, layer_equivariance
 from jaxinterp.explain.linear import activation_names
 from jaxinterp.files import check_folder
 from jaxinterp.groups import Group, act, act_regular, flips, permute, rotations, scales
@@ -62,9 +64,6 @@ def layers_of(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> tuple[s
 
 def known_layers(config: Any) -> tuple[Group, dict[str, Callable[..., Any]]] | None:
     """The group that a network moves by itself with, and the law of each of its layers; None of ordinary networks."""
-    from experiments.glassbox import GlassBoxRun, group_of
-    from experiments.learned_groups import GROUPS, TwinRun
-
     if isinstance(config, GlassBoxRun):
         return group_of(config), {"representation/orbit": permute}
     if isinstance(config, TwinRun) and len(GROUPS.get(config.network, ())) > 1:
@@ -130,8 +129,6 @@ def _known(
     group: Group, laws: dict[str, Callable[..., Any]], subject: Subject, x: Any, labels: Any, motion: str
 ) -> dict[str, float]:
     """The same of a network whose layers move by a known permutation, where the motion is one of its group."""
-    from jaxinterp.explain.equivariance import cut
-
     motions, element = ELEMENTS[motion]
     place = group.index(motions.elements[element])
     moved, found = act(motions, element, x), dict[str, float]()
@@ -203,6 +200,9 @@ class Program:
             except ValueError as error:
                 raise ConfigError(f"{run_dir}: {error}") from error
             seeds.append(config.seed)
+        everywhere = [
+            name for name in found[0] if all(name in numbers for numbers in found)
+        ]  # some have no "invariant"
         options = f"--images {self.images} --support {self.support} --steps {self.steps}"
         folders = " ".join(f"runs/{name.replace('/', '-')}-seed-{seed}" for seed in seeds)
         return Results(
@@ -211,7 +211,7 @@ class Program:
             machine(),
             versions(),
             tuple(seeds),
-            summarise({metric: [numbers[metric] for numbers in found] for metric in found[0]}),
+            summarise({metric: [numbers[metric] for numbers in found] for metric in everywhere}),
             headline=False,
         )
 
