@@ -137,15 +137,15 @@ def blocks(options: Options) -> tuple[Jobs, Make]:
 
 
 def block_differences(jobs: Jobs, rival: Callable[[], Any]) -> dict[str, float]:
-    """Differences of loss and gradients, relative; of all parameters' by norms, as a ReLU at 0 may round either way."""
+    """Relative differences of loss and gradients; of these by norms, as a ReLU at 0 may round either way."""
     value, (gradients, to_input) = jobs["ours"]()
     loss, inner, images = rival()
     other, (literal_gradients, _) = jobs["literal"]()
     pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(literal_gradients), strict=True)
     return {
         "torch/loss": relative(value, loss),
-        "torch/kernel_gradient": relative(np.asarray(gradients["inner_kernel"]).transpose(3, 2, 0, 1), inner),
-        "torch/input_gradient": relative(np.asarray(to_input).transpose(0, 3, 1, 2), images),
+        "torch/kernel_gradient": distance(np.asarray(gradients["inner_kernel"]).transpose(3, 2, 0, 1), inner.numpy()),
+        "torch/input_gradient": distance(np.asarray(to_input).transpose(0, 3, 1, 2), images.numpy()),
         "literal/loss": abs(float(value) / float(other) - 1),
         "literal/gradients": float(np.max([distance(a, b) for a, b in pairs])),
     }

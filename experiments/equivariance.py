@@ -37,7 +37,17 @@ from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.equivariance import cut, layer_equivariance
 from jaxinterp.explain.linear import activation_names
 from jaxinterp.files import check_folder
-from jaxinterp.groups import Group, act, act_regular, flips, permute, rotations, scales
+from jaxinterp.groups import (
+    Group,
+    act,
+    act_regular,
+    equivariance_error,
+    flips,
+    invariance_error,
+    permute,
+    rotations,
+    scales,
+)
 from jaxinterp.report.tables import MOTIONS, Results, equivariance_table, summarise, write_results
 from jaxinterp.train.log import machine, versions
 
@@ -131,21 +141,21 @@ def _known(
     """The same of a network whose layers move by a known permutation, where the motion is one of its group."""
     motions, element = ELEMENTS[motion]
     place = group.index(motions.elements[element])
-    moved, found = act(motions, element, x), dict[str, float]()
-    for name, images in (("accuracy", x), (f"{motion} accuracy", moved)):
+    pair, found = Group(motion, (motions.elements[0], motions.elements[element])), dict[str, float]()
+    for name, images in (("accuracy", x), (f"{motion} accuracy", act(pair, 1, x))):
         found[name] = float((subject.apply(subject.variables, images).argmax(1) == labels).mean())
     for layer, law in laws.items():
         phi = partial(cut(subject.apply, layer)[0], subject.variables)
-        before, after = phi(x), phi(moved)
-        found[f"{layer} {motion} uncompensated"] = _missed(after, before)
+        found[f"{layer} {motion} uncompensated"] = float(invariance_error(phi, pair, x)[1])
         if place >= 0:
-            found[f"{layer} {motion} residual"] = _missed(after, law(group, place, before))
+            known = partial(_law_of_pair, law, group, (0, place))
+            found[f"{layer} {motion} residual"] = float(equivariance_error(phi, pair, x, known)[1])
     return found
 
 
-def _missed(after: Any, expected: Any) -> float:
-    size = float(jnp.linalg.norm(after.ravel()))
-    return float(jnp.linalg.norm((after - expected).ravel())) / max(size, float(np.finfo(np.float32).tiny))
+def _law_of_pair(law: Callable[..., Any], group: Group, places: tuple[int, int], g: int, z: Any) -> Any:
+    """The law of a group for two of its elements."""
+    return law(group, places[g], z)
 
 
 @dataclass(frozen=True)

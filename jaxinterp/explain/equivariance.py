@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.linear import (
     activation_names,
-    bytes_per_example,
+    footprint,
     in_chunks,
     require_finite,
     require_levels,
@@ -517,7 +517,7 @@ def layer_equivariance(
 
     back = Group(f"{group.name} inverted", tuple(element.inverse() for element in group.elements), group.period)
     key = jax.random.key(0) if key is None else key
-    forward = bytes_per_example(bound, images[:1], 0)
+    forward = footprint(bound, images[:1]).bytes_each(0)
     held = (images[train:], labels[train:])
     with jax.default_matmul_precision("highest"):
         right = partial(_right, apply, group, variables)

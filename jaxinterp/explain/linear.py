@@ -13,8 +13,8 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple, overload
+from functools import lru_cache, partial, wraps
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +54,13 @@ def require_batch(x: Array) -> None:
 
 
 def require_variables(apply: Callable[..., Array], variables: Any, name: str) -> None:
-    """Refuse a Flax model's own `apply` without the model's variables.
+    """Refuse a Flax model in place of its `apply`, and that without the model's variables.
 
     Raises:
-        ValueError: it came without them.
+        ValueError: one of these came.
     """
+    if isinstance(apply, nn.Module):
+        raise ValueError(f"{name}: got the model {type(apply).__name__}, expected its function: model.apply")
     if variables is None and getattr(apply, "__func__", None) is nn.Module.apply:
         raise ValueError(f"variables: got none with {name}=model.apply, expected the model's variables")
 
@@ -198,19 +200,19 @@ def decompose(
         for i, array in enumerate(given):
             if array.shape[:1] != x.shape[:1]:
                 raise ValueError(f"given: array {i} has shape {array.shape}, expected ({len(x)}, ...)")
-        logits = jax.eval_shape(apply, x, *given)
-        if logits.ndim != 2 or logits.shape[0] != x.shape[0]:
-            raise ValueError(f"apply_frozen: got output {logits.shape}, expected ({x.shape[0]}, classes)")
+        size = footprint(apply, x, *given)
+        if len(size.output) != 2 or size.output[0] != x.shape[0]:
+            raise ValueError(f"apply_frozen: got output {size.output}, expected ({x.shape[0]}, classes)")
         levels = tuple(at) if isinstance(at, list) else (at,)
-        require_levels(lambda x: apply(x, *given), x, levels)
-        rows = select_targets(targets, *logits.shape)
+        require_levels(apply, x, levels, given)
+        rows = select_targets(targets, size.output[0], size.output[1])
         if check:
             for name, array in (("x", x), *((f"given: array {i}", array) for i, array in enumerate(given))):
                 require_finite(name, array)
             _require_affine(apply, x, compiled, given)
         one_pass = _pass_compiled if compiled else _pass
-        size = bytes_per_example(apply, x, rows.shape[1], given)
-        parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), size, memory)
+        bytes_each = size.bytes_each(rows.shape[1])
+        parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), bytes_each, memory)
         return parts if isinstance(at, list) else parts[0]
 
 
@@ -272,31 +274,72 @@ def _pass(
 _pass_compiled = jax.jit(_pass, static_argnums=1)
 
 
-def bytes_per_example(
-    apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, targets: int, given: Sequence[Array] = ()
-) -> int:
-    """Upper estimate of one example's bytes: every value of the forward pass, and its largest once per target.
+Traced = TypeVar("Traced")
+
+
+def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
+    """Keep what a function finds by tracing (apply, *arrays): shapes and types decide it, values do not.
+
+    Only a function with its variables bound by `jax.tree_util.Partial` is kept, as `jax.jit` keeps it: one that closes
+    over arrays would be another one in every call, and hold them.
+    """
+
+    @lru_cache(maxsize=64)
+    def kept(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Traced:
+        found: list[Traced] = []
+        jax.eval_shape(lambda *values: found.append(trace(*jax.tree.unflatten(structure, values))), *leaves)
+        return found[0]
+
+    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+        weak = getattr(leaf, "weak_type", not hasattr(leaf, "dtype"))
+        kind = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), kind, weak_type=weak)
+
+    @wraps(trace)
+    def found(apply: Callable[..., Any], *arrays: Any) -> Traced:
+        if not isinstance(apply, jax.tree_util.Partial) or not apply.args:
+            return trace(apply, *arrays)
+        leaves, structure = jax.tree.flatten((apply, *arrays))
+        return kept(structure, tuple(map(abstract, leaves)))
+
+    return found
+
+
+class Footprint(NamedTuple):
+    """What tracing tells of a function.
+
+    Attributes:
+        output: shape of its output, (batch, ...).
+        forward: bytes of every value of one example's forward pass.
+        largest: bytes of the largest of them, which each cotangent takes once more.
+    """
+
+    output: tuple[int, ...]
+    forward: int
+    largest: int
+
+    def bytes_each(self, targets: int) -> int:
+        """Upper estimate of the bytes that one example takes with that many cotangents at once."""
+        return self.forward + targets * self.largest
+
+
+@once_per_shape
+def footprint(apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *given: Array) -> Footprint:
+    """The output's shape and the memory of an example, from traced programs; nothing is computed.
 
     Args:
-        apply: x ↦ output, (batch, ...).
+        apply: (x, *given) ↦ output, (batch, ...).
         x: input, (batch, ...).
-        targets: cotangents that are pulled back at once.
-        given: as in `decompose`.
-
-    Returns:
-        Bytes, from the traced programs for two examples and for one; nothing is computed.
+        *given: as in `decompose`.
     """
-    one, two = (
-        list(
-            _sizes(
-                jax.make_jaxpr(lambda *v: apply(*v))(
-                    *(jax.ShapeDtypeStruct((n, *array.shape[1:]), array.dtype) for array in (x, *given))
-                ).jaxpr
-            )
-        )
-        for n in (1, 2)
-    )
-    return sum(two) - sum(one) + targets * (max(two, default=0) - max(one, default=0))
+
+    def sizes(count: int) -> list[int]:
+        few = (jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in (x, *given))
+        return list(_sizes(jax.make_jaxpr(lambda *v: apply(*v))(*few).jaxpr))
+
+    one, two = sizes(1), sizes(2)
+    shape = jax.eval_shape(apply, x, *given).shape
+    return Footprint(shape, sum(two) - sum(one), max(two, default=0) - max(one, default=0))
 
 
 def _sizes(jaxpr: Any) -> Iterator[int]:
@@ -379,12 +422,14 @@ def split_at(
     return [jnp.zeros(shape.shape, shape.dtype) for shape in shapes], added
 
 
-def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tuple[int, ...]]:
+@once_per_shape
+def activation_names(apply: Callable[..., Array], x: Array, *given: Array) -> dict[str, tuple[int, ...]]:
     """Paths and output shapes of all Flax submodules whose output is one array with the batch first.
 
     Args:
-        apply: x ↦ logits, calling a Flax model.
+        apply: (x, *given) ↦ logits, calling a Flax model.
         x: input, (batch, ...).
+        *given: as in `decompose`.
 
     Returns:
         {path: shape} in the order of the calls; a path is what `decompose(..., at=path)` takes.
@@ -401,18 +446,20 @@ def activation_names(apply: Callable[[Array], Array], x: Array) -> dict[str, tup
         return out
 
     with nn.intercept_methods(note):
-        jax.eval_shape(lambda value: apply(value), x)  # a new function: a cached trace would not be intercepted
+        jax.eval_shape(lambda *v: apply(*v), x, *given)  # a new function: a cached trace would not be intercepted
     return {name: shape for name, shape in names.items() if name not in repeated and shape[:1] == x.shape[:1]}
 
 
-def require_levels(apply: Callable[[Array], Array], x: Array, levels: Sequence[str | None]) -> None:
+def require_levels(
+    apply: Callable[..., Array], x: Array, levels: Sequence[str | None], given: Sequence[Array] = ()
+) -> None:
     """Refuse, with near matches, an empty list, one that repeats a level, and a path that is no `activation_names`."""
     if not levels or len(set(levels)) < len(levels):
         got = f"{list(levels)!r}, a level twice" if levels else "an empty list"
         raise ValueError(f"at: got {got}, expected different paths of Flax submodules, or None for the input")
     if all(level is None for level in levels):
         return
-    names = activation_names(apply, x)
+    names = activation_names(apply, x, *given)
     for level in levels:
         if level is not None and level not in names:
             near = difflib.get_close_matches(level, names, n=3) or list(names)[:8]

@@ -17,7 +17,7 @@ and the sum over orders is the integrated gradient from x0.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +27,9 @@ from jax.experimental import jet
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.explain.linear import (
+    Footprint,
     Targets,
-    bytes_per_example,
+    footprint,
     in_chunks,
     require_batch,
     require_finite,
@@ -197,28 +198,13 @@ def _padded(terms: Array, count: int) -> Array:
 
 
 class _Call(NamedTuple):
-    """What a call was found to be: x ↦ logits, inputs, points, classes, and (targets) ↦ bytes of one example."""
+    """What a call was found to be: x ↦ logits, inputs, points and classes, and what a pass takes."""
 
     apply: jax.tree_util.Partial
     x: Array
     x0: Array
     classes: int
-    size: Callable[[int], int]
-
-
-def _traced(apply: Callable[..., Array], shape: tuple[int, ...], dtype: Any, *variables: Any) -> Any:
-    """Shape of the logits, and an example's bytes with no target and with one; no logit is computed."""
-    x: Any = jax.ShapeDtypeStruct(shape, dtype)
-    one = partial(apply, *variables)
-    return jax.eval_shape(one, x).shape, *(bytes_per_example(one, x, targets) for targets in (0, 1))
-
-
-@lru_cache(maxsize=32)
-def _traced_once(
-    apply: Callable[..., Array], shape: tuple[int, ...], dtype: Any, structure: Any, leaves: tuple[Any, ...]
-) -> Any:
-    variables = jax.tree.unflatten(structure, [jnp.zeros(*leaf) for leaf in leaves])
-    return _traced(apply, shape, dtype, variables)
+    size: Footprint
 
 
 def _checked(
@@ -239,21 +225,13 @@ def _checked(
     if isinstance(model, Expansion):
         model.warn_outside(x)
     given = () if variables is None else (variables,)
-    if given:
-        leaves, structure = jax.tree.flatten(variables)
-        out, none, one = _traced_once(
-            apply, x.shape, x.dtype, structure, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves)
-        )
-    else:
-        out, none, one = _traced(apply, x.shape, x.dtype)
-    if len(out) != 2 or out[0] != len(x):
-        raise ValueError(f"apply: got output {out}, expected ({len(x)}, classes)")
+    bound = jax.tree_util.Partial(apply if at is None else unjitted(apply), *given)
+    size = footprint(bound, x)
+    if len(size.output) != 2 or size.output[0] != len(x):
+        raise ValueError(f"apply: got output {size.output}, expected ({len(x)}, classes)")
     if at is not None:
-        apply = unjitted(apply)
-    call = jax.tree_util.Partial(apply, *given)
-    if at is not None:
-        require_levels(call, x, [at])
-    return _Call(call, x, jnp.broadcast_to(x0, x.shape), out[1], lambda targets: none + targets * (one - none))
+        require_levels(bound, x, [at])
+    return _Call(bound, x, jnp.broadcast_to(x0, x.shape), size.output[1], size)
 
 
 def orders(
@@ -295,7 +273,7 @@ def orders(
     with jax.default_matmul_precision("highest"):
         call = _checked(apply, x, x0, max_order, 0, variables, at)
         run = partial(_orders if variables is None else _orders_compiled, call.apply, at, max_order)
-        size = (max_order + 2) * call.size(1)
+        size = (max_order + 2) * call.size.bytes_each(1)
         return jnp.moveaxis(in_chunks(run, (call.x, call.x0), size, memory), 1, 0)
 
 
@@ -375,7 +353,7 @@ def contributions(
         call = _checked(apply, x, x0, max_order, 1, variables, at)
         rows = select_targets(targets, len(call.x), call.classes)
         run = partial(_contributions if variables is None else _contributions_compiled, call.apply, at, max_order)
-        size = 3 * (max_order + 2) * call.size(rows.shape[1])
+        size = 3 * (max_order + 2) * call.size.bytes_each(rows.shape[1])
         return in_chunks(run, (call.x, call.x0, rows), size, memory)
 
 
@@ -452,7 +430,7 @@ def pairs(
         rows = select_targets(targets, len(call.x), call.classes)
         run = partial(_pairs if variables is None else _pairs_compiled, call.apply, jnp.asarray(chosen, jnp.int32))
         maps = rows.shape[1] * len(chosen) * height * width * call.x.dtype.itemsize
-        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size(rows.shape[1]) + maps, memory)
+        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size.bytes_each(rows.shape[1]) + maps, memory)
 
 
 def _pairs(apply: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:

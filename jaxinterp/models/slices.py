@@ -63,8 +63,8 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
 
 
 def _require_class(model: CodedResNeXt, class_index: int) -> None:
-    if not 0 <= class_index < model.classes:
-        raise ValueError(f"class_index: got {class_index}, expected 0 to {model.classes - 1}")
+    if class_index != int(class_index) or not 0 <= class_index < model.classes:
+        raise ValueError(f"class_index: got {class_index}, expected an integer from 0 to {model.classes - 1}")
 
 
 def keep_only(model: CodedResNeXt, class_index: int) -> list[Float[np.ndarray, " paths"]]:

@@ -89,8 +89,8 @@ def test_chunks_targets_closures_and_jit_agree():
     np.testing.assert_allclose(one.weights[1, 0], whole.weights[1, 2], rtol=1e-4, atol=1e-7)
 
 
-def test_second_call_does_not_compile_again():
-    chex.clear_trace_counter()
+@pytest.mark.parametrize("at", [None, "layer_1"])
+def test_a_second_call_traces_nothing(at):
     traces = []
 
     def counted(variables, x):
@@ -98,11 +98,14 @@ def test_second_call_does_not_compile_again():
         return frozen(variables, x)
 
     e = encode(IMAGES)
-    decompose(counted, e, variables=VARIABLES, check=False)
+    decompose(counted, e, at=at, variables=VARIABLES)
     before = len(traces)
-    decompose(counted, e, variables=VARIABLES, check=False)
-    # Shapes are looked at again; the program itself is not built again.
-    assert len(traces) - before < before
+    other = jax.tree.map(lambda a: 2 * a, VARIABLES)
+    again = decompose(counted, 1 - e, at=at, variables=other)
+    assert len(traces) == before
+    chex.assert_trees_all_equal(again, decompose(frozen, 1 - e, at=at, variables=other))  # its values are its own
+    decompose(counted, e[:3], at=at, variables=VARIABLES)
+    assert len(traces) > before
 
 
 def test_names_of_activations():

@@ -335,7 +335,7 @@ def _of_other_paths():
         (lambda: CodedResNeXt(stages=STAGES, classes=11), "code: got 10 words, expected one for each of 11 classes"),
         (lambda: CodedResNeXt(stages=STAGES, drop=1.0), "drop: got 1.0, expected a probability"),
         (lambda: binary_classifier(coded_cifar10(coded=False), {}, 1), "model: got an ordinary ResNeXt"),
-        (lambda: binary_classifier(TINY, {}, 3), "class_index: got 3, expected 0 to 2"),
+        (lambda: binary_classifier(TINY, {}, 3), "class_index: got 3, expected an integer from 0 to 2"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[None]), "keep: got 1 entries, expected"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), last=4), "first, last: got 0, 4"),
         (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.explain.linear import bytes_per_example, in_chunks, require_finite
+from jaxinterp.explain.linear import footprint, in_chunks, require_finite
 from jaxinterp.explain.posthoc.attribution import MEMORY, bind
 
 Order = Literal["least", "most"]
@@ -135,7 +135,7 @@ def pixel_removal(
     counts = removal_counts(maps.shape[1] * maps.shape[2], fraction, points)
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(predict, encoded, labels, variables)
-        bytes_each = bytes_per_example(bound, encoded, 1)
+        bytes_each = footprint(bound, encoded).bytes_each(1)
         look = partial(_look if variables is None else _look_compiled, probability == "sigmoid", bound)
         levels = (jnp.asarray(counts),)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks, require_levels, split_at
+from jaxinterp.explain.linear import Targets, footprint, in_chunks, require_levels, split_at
 from jaxinterp.explain.posthoc.attribution import MEMORY, Attribution, bind, pull_targets
 
 Split = tuple[Callable[..., Array], Callable[..., Array]]
@@ -76,7 +76,7 @@ def grad_cam(
             slopes = pull_targets(logits, pullback, rows, compiled)
             return Attribution(_combine(maps, slopes, x.shape[1:3], upsample))
 
-        return in_chunks(explain, (x, rows), bytes_per_example(bound, x, rows.shape[1]), memory)
+        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), memory)
 
 
 def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: Any) -> Array:

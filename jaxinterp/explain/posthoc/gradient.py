@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks
+from jaxinterp.explain.linear import Targets, footprint, in_chunks
 from jaxinterp.explain.posthoc.attribution import MEMORY, Attribution, bind, target_gradients
 
 
@@ -94,4 +94,4 @@ def _in_one_pass(
             slopes = target_gradients(bound, x, rows, variables is not None)
             return Attribution(slopes * x[:, None] if times_input else slopes)
 
-        return in_chunks(explain, (x, rows), bytes_per_example(bound, x, rows.shape[1]), memory)
+        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), memory)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks
+from jaxinterp.explain.linear import Targets, footprint, in_chunks
 from jaxinterp.explain.posthoc.attribution import MEMORY, Attribution, bind, target_gradients
 
 Nodes = Literal["gauss-legendre", "riemann", "riemann-left"]
@@ -92,7 +92,7 @@ def integrated_gradients(
     base = jnp.broadcast_to(base, x.shape)
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(apply, x, targets, variables)
-        bytes_each = bytes_per_example(bound, x, rows.shape[1])
+        bytes_each = footprint(bound, x).bytes_each(rows.shape[1])
         passes = math.ceil(steps / max(1, memory // max(1, bytes_each)))
         size = math.ceil(steps / passes)
         # The last node again, with weight zero, fills the last pass up, so that one compiled program serves all.

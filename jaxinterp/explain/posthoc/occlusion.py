@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.explain.linear import Targets, bytes_per_example, in_chunks
+from jaxinterp.explain.linear import Targets, footprint, in_chunks
 from jaxinterp.explain.posthoc.attribution import MEMORY, Attribution, bind
 
 
@@ -103,7 +103,7 @@ def occlusion(
     )
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(apply, x, targets, variables)
-        bytes_each = bytes_per_example(bound, x, 1)
+        bytes_each = footprint(bound, x).bytes_each(1)
         value = jnp.asarray(baseline, x.dtype)
         look, spread = (_look, _spread) if variables is None else (_look_compiled, _spread_compiled)
 
