@@ -35,7 +35,11 @@ from jaxinterp.models.coded import CodedBlock, CodedResNeXt, coded_cifar10, codi
 from jaxinterp.models.slices import binary_classifier, costs
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32
-DEEP = {"network/first_block_gradient": 1e-2}  # on whose way back nine blocks of ReLUs near 0 round either way
+DEEP = {  # gradients past ReLUs: one of two million that rounds the other way at 0 moves a norm by 7e-4
+    "torch/kernel_gradient": 3e-3,
+    "torch/input_gradient": 3e-3,
+    "network/first_block_gradient": 1e-2,
+}
 
 
 @dataclass(frozen=True)
