@@ -36,7 +36,6 @@ from jaxtyping import Array, Float
 
 from jaxinterp.models.baselines import Layer
 from jaxinterp.models.batchnorm import BatchNorm
-from jaxinterp.models.unfold import patches
 
 Form = Literal["dense", "cp", "ccp", "tucker"]
 Project = Callable[[Array, Array], Array]
@@ -247,12 +246,14 @@ def blocks(z: Float[Array, "n h w c"], side: int, stride: int) -> Float[Array, "
         [8.0, 9.0, 12.0, 13.0]
     """
     n, height, width, channels = z.shape
-    rows, columns = height // stride, width // stride
-    if side == stride:
-        parts = z.reshape(n, rows, side, columns, side, channels)
-        return parts.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
-    pad = (side - stride) // 2
-    return patches(z, (side, side), (stride, stride), ((pad, pad), (pad, pad)))
+    rows, columns, pad = height // stride, width // stride, (side - stride) // 2
+    z = jnp.pad(z, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    # Columns in the longest runs that blocks share whole, then rows: few, long copies, there and on the way back.
+    run = math.gcd(side, stride)
+    runs, step = z.reshape(n, height + 2 * pad, -1, run * channels), stride // run
+    across, down = step * (columns - 1) + 1, stride * (rows - 1) + 1
+    strips = jnp.concatenate([runs[:, :, i : i + across : step] for i in range(side // run)], -1)
+    return jnp.concatenate([strips[:, i : i + down : stride] for i in range(side)], -1)
 
 
 def block_means(z: Float[Array, "n h w c"], side: int) -> Float[Array, "n h2 w2 c"]:
