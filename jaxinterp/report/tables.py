@@ -253,23 +253,29 @@ def measurements_table(results: Iterable[Results]) -> str:
     return "\n".join(["| measured by | what | mean | seeds |", "|---|---|---|---|", *rows]) if rows else ""
 
 
-def ratios_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
+def ratios_table(benchmarks: Sequence[Mapping[str, Any]]) -> str:
     """The ratios of benchmark files as a Markdown table: speeds are ours over the other's, times and memory too.
 
     Args:
-        benchmarks: file stem → its content, with a mapping "ratios" of name → number.
+        benchmarks: contents of the files, each with the name "benchmark", a "machine" in words, and a mapping "ratios"
+            of name → number.
     """
-    lines = ["| benchmark | ratios |", "|---|---|"]
-    for stem, content in benchmarks.items():
-        ratios = [f"{name.replace('_', ' ')} {_ratio(name, ratio)}" for name, ratio in content["ratios"].items()]
-        lines.append(f"| `{stem}` | {'; '.join(ratios)} |")
-    return "\n".join(lines)
+    cells = {
+        (content["benchmark"], content["machine"]): "; ".join(
+            f"{name.replace('_', ' ')} {_ratio(name, float(ratio))}" for name, ratio in content["ratios"].items()
+        )
+        for content in benchmarks
+    }
+    names, machines = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+    rows = [[f"`{name}`", *(cells.get((name, machine), "–") for machine in machines)] for name in names]
+    lines = [["benchmark", *machines], ["---"] * (1 + len(machines)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _ratio(name: str, ratio: float) -> str:
     ends = (text for end, text in MEANINGS.items() if name.startswith(end) or name.endswith(end))
     meaning = next(ends, None)
-    return f"{float(ratio):.3g}{SPEED}" if meaning is None else f"{float(ratio):.3g} {meaning}"
+    return f"{ratio:.3g}{SPEED}" if meaning is None else f"{ratio:.3g} {meaning}"
 
 
 def readme_block(root: Path, everything: bool = False) -> str:
@@ -284,12 +290,13 @@ def readme_block(root: Path, everything: bool = False) -> str:
     """
     found = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
     results = [result for result in found if everything or result.headline]
-    benchmarks = {}
+    benchmarks = []
     for path in sorted((root / "benchmarks" / "results").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("ratios"), dict):
-            raise ConfigError(f'{path}: a benchmark file has an object "ratios"')
-        benchmarks[path.stem] = content
+        kinds = {"benchmark": str, "machine": str, "ratios": dict}
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), kinds[key]) for key in kinds):
+            raise ConfigError(f'{path}: a benchmark file has texts "benchmark" and "machine", and an object "ratios"')
+        benchmarks.append(content)
     tables = [results_table(results)] if results else []
     tables += [paths] if (paths := paths_table(results)) else []
     tables += [series] if (series := series_table(results)) else []

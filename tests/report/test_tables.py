@@ -76,13 +76,16 @@ def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) ->
     tables.write_results(tmp_path / "experiments/results/coda_x.json", published)
     benchmark = tmp_path / "benchmarks/results/coda-cpu.json"
     benchmark.parent.mkdir(parents=True)
-    benchmark.write_text(json.dumps({"ratios": {"forward_vs_torch": 12.345}}))
+    one = {"benchmark": "coda", "machine": "a CPU", "ratios": {"forward_vs_torch": 12.345, "fit_seconds": 2}}
+    benchmark.write_text(json.dumps(one))
+    benchmark.with_name("npk-gpu.json").write_text(json.dumps(one | {"benchmark": "npk", "machine": "a GPU"}))
     assert tables.rewrite(readme)
     text = readme.read_text()
     assert text.startswith(f"before\n{tables.BEGIN}\n| run |")
     assert text.endswith(f"{tables.END}\nafter\n")
     assert "| `coda/x` | 50.00% |" in text
-    assert "| `coda-cpu` | forward vs torch 12.3× as fast |" in text
+    assert "| benchmark | a CPU | a GPU |" in text
+    assert "| `coda` | forward vs torch 12.3× as fast; fit seconds 2 s | – |" in text
     assert not tables.rewrite(readme)
     benchmark.write_text("[]")
     with pytest.raises(ConfigError, match=r"coda-cpu\.json"):
