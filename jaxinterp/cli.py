@@ -4,7 +4,8 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -102,7 +103,7 @@ def made_beside(trainings: Sequence["Train"], said: Path) -> None:
     Raises:
         SystemExit: with one line on stderr, where a network could not be made.
     """
-    with said.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with said.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), warned_in_one_line():
         try:
             for train in trainings:
                 whole(train, Console(file=file, width=100))
@@ -314,10 +315,22 @@ def in_one_line(box: str) -> str:
     return "; ".join(text for i, text in enumerate(said) if i == 0 or text.startswith(("Perhaps", "Available")))
 
 
+@contextlib.contextmanager
+def warned_in_one_line() -> Iterator[None]:
+    """A warning is what it says, without the place in the source."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place: f"jaxinterp: warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a mistake that the user can mend is one line on stderr and status 2, never a traceback."""
     try:
-        parse(sys.argv[1:] if arguments is None else arguments)(Console())
+        with warned_in_one_line():
+            parse(sys.argv[1:] if arguments is None else arguments)(Console())
     except JaxInterpError as error:
         print(f"jaxinterp: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
         status = int(stop.code or 0)
     said = capsys.readouterr()
     return status, said.out, said.err
+
+
+def test_a_warning_is_one_line() -> None:
+    before = warnings.formatwarning
+    with cli.warned_in_one_line():
+        said = warnings.formatwarning("group: C16 leaves\nthe grid", UserWarning, "a.py", 7)
+    assert said == "jaxinterp: warning: group: C16 leaves the grid\n"
+    assert warnings.formatwarning is before
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,11 @@ def condense(
         The images, clipped to [0, 1].
 
     Raises:
-        ValueError: a class has fewer images than `count`.
+        ValueError: a class has fewer images than `count`, or the network is too deep for them.
     """
+    most = int(np.log2(min(images.shape[1:3])))
+    if not 0 <= depth <= most:
+        raise ValueError(f"depth: got {depth}, expected 0 to {most} on {images.shape[1]}x{images.shape[2]} images")
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     start = random_references(images, labels, classes, count, seed)
     pool = [np.flatnonzero(labels == c) for c in range(classes)]

@@ -73,6 +73,8 @@ class Stage:
         for name in ("blocks", "features", "width", "paths", "strides"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not isinstance(self.code, Code | None):
+            raise ValueError(f"code: got {self.code!r}, expected a Code")
         if self.code is not None and self.code.length != self.paths:
             raise ValueError(f"code: got words of length {self.code.length}, expected one bit for each of {self.paths}")
         if self.kept is not None and not 1 <= self.kept <= self.paths:
@@ -272,6 +274,8 @@ class CodedBlock(Layer):
         u = u.reshape(*u.shape[:3], self.paths, self.width)
         wide = np.promote_types(np.float32, u.dtype)
         scale, energies = jnp.ones((len(x), self.paths), wide), None
+        if keep is not None and jnp.shape(keep) not in ((self.paths,), (len(x), self.paths)):
+            raise ValueError(f"keep: got shape {jnp.shape(keep)}, expected ({self.paths},) or {len(x), self.paths}")
         kept = None if keep is None else jnp.broadcast_to(keep, (len(x), self.paths)).astype(wide)
         if self.normalise:
             energies = path_energies(u, expand) * (1 if kept is None else kept)

@@ -414,8 +414,11 @@ class TaylorNet(Expansion, kw_only=True):
             features: instead, all entries of the last level, which the last unit reads.
 
         Raises:
-            ValueError: the levels do not fit the image.
+            ValueError: the levels do not fit the image, or are no `Level`.
         """
+        for level in self.levels:
+            if not isinstance(level, Level):
+                raise ValueError(f"levels: got {level!r}, expected entries such as Level(8)")
         if frozen:
             return self.held(x)
         z = self.centred(x)

@@ -206,6 +206,10 @@ def test_plain_peers_are_means_random_images_and_centres():
         (lambda: class_means(IMAGES, LABELS, 4), "count: got 1, expected 1 to 0: class 3 has 0 images"),
         (lambda: nearest_reference(np.ones((1, 2)), np.ones((1, 3)), np.zeros(1, int)), "references: got vectors of 3"),
         (lambda: nearest_reference(np.ones((1, 2)), np.ones((2, 2)), np.zeros(1, int)), "labels: got 1, expected one"),
+        (
+            lambda: condense(IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=9),
+            "depth: got 9, expected 0 to 2 on 4x4 images",
+        ),
         (lambda: sheet([], "abc"), "levels, classes: got 0 and 3"),
         (lambda: abstract(MODEL, {}, 3 * IMAGES, LABELS, 1), "images: got values in"),
         (lambda: abstract(MODEL, {}, IMAGES, LABELS - 1, 1), "labels: got -1..1, expected classes in [0, 3)"),

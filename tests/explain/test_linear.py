@@ -117,6 +117,10 @@ def test_bad_input_is_refused_in_one_line():
     e = encode(IMAGES)
     for call, message in [
         (lambda: decompose(MODEL.apply, e), "variables: got none with apply_frozen=model.apply, expected the model's"),
+        (
+            lambda: decompose(MODEL, e, variables=VARIABLES),
+            "apply_frozen: got the model CoDANet, expected its function",
+        ),
         (lambda: decompose(frozen, e, at="layer_9", variables=VARIABLES), "at: got 'layer_9'"),
         (lambda: decompose(frozen, e, at=[None, "layer_9"], variables=VARIABLES), "at: got 'layer_9'"),
         (lambda: decompose(frozen, e, at=[], variables=VARIABLES), "at: got an empty list"),

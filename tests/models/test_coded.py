@@ -326,6 +326,7 @@ def _of_other_paths():
     [
         (lambda: Stage(0, 8, 2, 10), "blocks: got 0, expected at least 1"),
         (lambda: Stage(1, 8, 2, 9, code=named("cifar10-3-of-10")), "code: got words of length 10, expected one bit"),
+        (lambda: Stage(1, 8, 2, 2, code="10"), "code: got '10', expected a Code"),
         (lambda: Stage(1, 8, 2, 10, kept=11), "kept: got 11, expected 1 to 10"),
         (lambda: CodedResNeXt(stages=()), "stages: got none"),
         (
@@ -337,6 +338,11 @@ def _of_other_paths():
         (lambda: binary_classifier(coded_cifar10(coded=False), {}, 1), "model: got an ordinary ResNeXt"),
         (lambda: binary_classifier(TINY, {}, 3), "class_index: got 3, expected an integer from 0 to 2"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[None]), "keep: got 1 entries, expected"),
+        (
+            lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[jnp.ones(3)] * 2),
+            "keep: got shape (3,), expected (4,) or (1, 4)",
+        ),
+        (lambda: binary_classifier(TINY, {}, 1.5), "class_index: got 1.5, expected an integer"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), last=4), "first, last: got 0, 4"),
         (
             lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8)),

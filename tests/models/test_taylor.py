@@ -182,6 +182,7 @@ def started(**fields):
         (lambda: TaylorUnit(2, 0).init(jax.random.key(0), jnp.ones((1, 3))), "order: got 0, expected at least 1"),
         (lambda: Level(2, side=3, stride=2), "side, stride: got 3, 2, expected 1 <= stride <= side"),
         (lambda: describe(TaylorNet(levels=hierarchical((2,))), (5, 5, 1)), "stride: got 2 on a map of 5x5, expected"),
+        (lambda: describe(TaylorNet(levels=(4,)), (4, 4, 1)), "levels: got 4, expected entries such as Level"),
         (lambda: describe(TaylorNet(levels=(), size=2), (5, 5, 1)), "size: got 2, expected at least 5"),
         (lambda: describe(TaylorNet(levels=(), pool=2), (5, 5, 1)), "pool: got 2 on 5x5 images, expected a divisor"),
         (lambda: started(scale=0.0), "scale: got 0.0, expected a"),
