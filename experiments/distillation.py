@@ -55,8 +55,6 @@ from jaxinterp.report.page import Section, picture
 from jaxinterp.train import LossFn, predict
 from jaxinterp.train.log import commit
 
-FOLDER = "distilled"  # within a run's
-
 
 @dataclass(frozen=True)
 class DistillRun(TaylorRun):
@@ -229,7 +227,7 @@ def measure(
     queries = embedded(images)
     metrics, rows = dict[str, float](), list[dict[str, Any]]()
     for one in levels:
-        write_set(run_dir / FOLDER / f"level_{one.level}.npz", one)
+        write_set(run_dir / distillation_page.FOLDER / f"level_{one.level}.npz", one)
         references = embedded(one.images).reshape(classes, -1, queries.shape[1])
         alone, nearest, mean = accuracies(queries, labels, references, seed=config.seed)
         rows.append({"level": one.level, "images": references.shape[1], "one": alone, "nearest": nearest, "mean": mean})
@@ -242,7 +240,7 @@ def measure(
     metrics["distance_from_mean"] = float(np.sqrt(((levels[-1].images - means.images) ** 2).mean()))
     names = tuple(map(str, train.classes))
     figure = picture(sheet(levels, names), "", "", 1000)
-    write_bytes(run_dir / FOLDER / "sheet.png", figure.png)
+    write_bytes(run_dir / distillation_page.FOLDER / "sheet.png", figure.png)
     table = []
     for name, few in _peers(config, levels, known, train.labels, say):
         record = _worth(config, few, images, labels, queries, embedded)
@@ -311,4 +309,4 @@ def _worth(
 
 def sections(report: Report, split: Split) -> list[Section]:
     """What the report of a distillation shows besides: its levels, their accuracy, the peers."""
-    return distillation_page.sections(report, build(replace(report.config, dtype="float32")), split)
+    return distillation_page.sections(report, build(replace(report.config, dtype="float32")))

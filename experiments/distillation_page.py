@@ -1,14 +1,11 @@
 """What only distillations show in their report: the levels as pictures, their accuracy, and the peers."""
 
-import numpy as np
-from flax import linen as nn
-
 from experiments.page import Report
-from experiments.run import Split
-from jaxinterp.distill import Distiller, abstract, sheet
+from jaxinterp.distill import Distiller, read_set, sheet
 from jaxinterp.explain.plots import level_curves
 from jaxinterp.report.page import Section, Table, picture
 
+FOLDER = "distilled"  # within a run's
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in percent with 1 and 10 images per class
     "mnist": {
         "DC (Zhao et al., ICLR 2021)": (91.7, 97.4),
@@ -25,18 +22,13 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in per
 }
 
 
-def sections(report: Report, model: Distiller, split: Split) -> list[Section]:
+def sections(report: Report, model: Distiller) -> list[Section]:
     """All of them."""
-    return [_levels(report, model, split), _peers(report)]
+    return [_levels(report, model), _peers(report)]
 
 
-def _levels(report: Report, model: nn.Module, split: Split) -> Section:
-    assert isinstance(model, Distiller)
-    train = split(report.config, "train")
-    images = train.images.astype(np.float32) / np.float32(train.maximum)
-    levels = abstract(
-        model, report.subject.variables, images, train.labels, report.config.levels, seed=report.config.seed
-    )
+def _levels(report: Report, model: Distiller) -> Section:
+    levels = [read_set(report.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.found["levels"]]
     rows, metrics = report.found["levels"], report.found["metrics"]
     text = (
         f"One learned map merges {model.group} images of a class into one, and the same map what came out, until "

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class Report:
     """All that a page is made of.
 
     Attributes:
+        run_dir: the run's folder.
         name: the run's name.
         source: where in the paper it stands.
         config: its configuration, a dataclass.
@@ -48,6 +50,7 @@ class Report:
         further: sections that only runs of this paper have.
     """
 
+    run_dir: Path
     name: str
     source: str
     config: Any

@@ -380,6 +380,7 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
     content = Report(
+        run_dir=run_dir,
         name=name,
         source=experiment.source,
         config=config,
