@@ -98,13 +98,12 @@ class TwinRun(Run):
 P4 = TwinRun()
 STACK = replace(
     P4,
-    features=(24, 256),
+    features=(16, 64),
     sides=(5, 5),
     pools=(0,),
     filled=True,
-    images=None,
     rotated=False,
-    epochs=3,
+    epochs=5,
 )
 ALEXNET = TwinRun(
     network="alexnet",
