@@ -29,7 +29,7 @@ from tyro.conf import Positional, arg
 
 from experiments.glassbox import GlassBoxRun, group_of
 from experiments.learned_groups import GROUPS, TwinRun
-from experiments.publish import ended, one_run
+from experiments.publish import ended, one_run, train_command
 from experiments.run import read_name
 from experiments.stages import test_images, trained
 from experiments.subject import Subject
@@ -53,6 +53,11 @@ from jaxinterp.train.log import machine, versions
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
     zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)
+)
+LEGEND = (
+    "residual of the best map from φ(x) to φ(g x) / of the best constant / of φ(x) itself → accuracy on moved images "
+    "when the layer is mapped back; first row of a network: accuracy as it is. Group networks have known maps for the "
+    "motions of their own group, which need no fit, and none for others."
 )
 MOST_LAYERS = 5
 MOST_UNITS = 1024  # of a layer without positions, whose map is dense
@@ -181,6 +186,10 @@ class Program:
             raise ConfigError("RUN_DIR: got none, expected the folder of a trained run")
         if self.images < 2:
             raise ConfigError(f"--images: got {self.images}, expected at least 2")
+        if self.support < 1 or self.support % 2 == 0:
+            raise ConfigError(f"--support: got {self.support}, expected an odd number")
+        if self.steps < 0:
+            raise ConfigError(f"--steps: got {self.steps}, expected at least 0")
         if self.results is not None:
             check_folder(self.results)
         made = []
@@ -196,10 +205,11 @@ class Program:
             if self.results is not None:
                 write_results(self.results / f"equivariance_{name.replace('/', '_')}.json", result)
         console.print(shown(equivariance_table(made)))
+        console.print(LEGEND, highlight=False)
 
     def measured(self, name: str, run_dirs: Sequence[Path], console: Console) -> Results:
         """The numbers of one run over its seeds."""
-        found, seeds = [], []
+        found, configs, count = [], [], 0
         for run_dir in run_dirs:
             _, config, subject = trained(run_dir)
             images, labels = test_images(config, self.data_dir)
@@ -209,14 +219,15 @@ class Program:
                 found.append(measure(config, subject, images[few], labels[few], self.support, self.steps))
             except ValueError as error:
                 raise ConfigError(f"{run_dir}: {error}") from error
-            seeds.append(config.seed)
-        everywhere = [
-            name for name in found[0] if all(name in numbers for numbers in found)
-        ]  # some have no "invariant"
-        options = f"--images {self.images} --support {self.support} --steps {self.steps}"
+            configs.append(config)
+            count = len(images[few])
+        everywhere = [metric for metric in found[0] if all(metric in numbers for numbers in found)]  # not "invariant"
+        options = f"--images {count} --support {self.support} --steps {self.steps}"
+        seeds = [config.seed for config in configs]
         folders = " ".join(f"runs/{name.replace('/', '-')}-seed-{seed}" for seed in seeds)
         return Results(
             f"equivariance of {name}",
+            f"{train_command(name, configs)} && "
             f"python -m experiments.equivariance {folders} {options} --results experiments/results",
             machine(),
             versions(),
@@ -229,7 +240,9 @@ class Program:
 def shown(markdown: str) -> Table:
     """A Markdown table for the terminal."""
     header, _, *rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in markdown.splitlines()]
-    table = Table(*header, box=None)
+    table = Table(box=None)
+    for title in header:
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -305,12 +305,12 @@ def measure(
     none = equivariance_error(respond, group_of(config), some, lambda g, y: y)[1:]
     metrics |= {"equivariance_residual": float(law.max()), "equivariance_uncompensated": float(none.mean())}
     say(f"E(h x)[g] = E(x)[g h] to {law.max():.2e} (without the permutation {none.mean():.2f})")
-    metrics["completeness_residual"] = _missed(config, variables, images[: config.removal_images])
-    say(f"logits are their contributions and the logits of black to {metrics['completeness_residual']:.2e}")
+    metrics["black_residual"] = black_residual(config, variables, images[: config.removal_images])
+    say(f"logits are their contributions and the logits of black to {metrics['black_residual']:.2e}")
     return {"metrics": metrics, "representations": rows}
 
 
-def _missed(config: GlassBoxRun, variables: Any, images: Float[np.ndarray, "n h w c"]) -> float:
+def black_residual(config: GlassBoxRun, variables: Any, images: Float[np.ndarray, "n h w c"]) -> float:
     """Largest |f(x) − f(0) − Σ contributions| over the largest |f(x)|: invariants are 0 where no template answers."""
     model = build(config)
     x = jnp.asarray(images)

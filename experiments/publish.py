@@ -52,6 +52,22 @@ def one_run(run_dirs: Sequence[Path]) -> tuple[str, list[Any], list[dict[str, An
     return name, configs, [read_json(run_dir / "run.json", made_by, "resumed", "versions") for run_dir in run_dirs]
 
 
+def overrides(name: str, config: Any) -> list[str]:
+    """What a configuration has in place of its run's, key=value, its seed aside."""
+    own = runs()[name].config
+    return [
+        f"{field.name}={shown(getattr(config, field.name))}"
+        for field in dataclasses.fields(config)
+        if field.name != "seed" and getattr(config, field.name) != getattr(own, field.name)
+    ]
+
+
+def train_command(name: str, configs: Sequence[Any]) -> str:
+    """The command that trains a run with the seeds of these configurations."""
+    seeds = ",".join(str(config.seed) for config in configs)
+    return " ".join(["jaxinterp train", name, *overrides(name, configs[0]), "--seeds", seeds])
+
+
 def gather(run_dirs: Sequence[Path]) -> Results:
     """The metrics of one run over its seeds.
 
@@ -74,21 +90,15 @@ def gather(run_dirs: Sequence[Path]) -> Results:
             f"{shown(tuple(map(str, run_dirs)))} were not measured for the same; evaluate all of them again"
         )
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
-    changed = [
-        f"{field.name}={shown(getattr(configs[0], field.name))}"
-        for field in dataclasses.fields(configs[0])
-        if field.name != "seed" and getattr(configs[0], field.name) != getattr(experiment.config, field.name)
-    ]
     folders = f"runs/{name.replace('/', '-')}-seed-"
-    train = " ".join(["jaxinterp train", name, *changed, "--seeds", ",".join(map(str, seeds))])
     evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds), "--results experiments/results"])
     return Results(
         run=name,
-        command=f"{train} && {evaluate}",
+        command=f"{train_command(name, configs)} && {evaluate}",
         machine="; ".join(dict.fromkeys(part["machine"] for part in parts if "machine" in part)),
         versions=infos[0]["versions"],
         seeds=seeds,
-        metrics=summarise(values, {} if changed else experiment.paper),
+        metrics=summarise(values, {} if overrides(name, configs[0]) else experiment.paper),
         headline=experiment.headline,
     )
 

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -338,11 +338,18 @@ def act(group: Group, g: int | Int[Array, ""], x: Float[Array, "n h w *c"]) -> F
     Raises:
         ValueError: images that the group cannot move, such as non-square ones for rotations, or `g` out of range.
     """
-    if not isinstance(g, jax.core.Tracer) and not 0 <= int(g) < len(group):
-        raise ValueError(f"g: got {int(g)}, expected an element of {group.name} in [0, {len(group)})")
+    _require_element("g", group, g)
+    if x.ndim < 3 or 0 in x.shape:
+        raise ValueError(f"x: got shape {x.shape}, expected images (N, H, W, ...), at least one")
     if not jnp.issubdtype(x.dtype, jnp.inexact) and not is_exact(group, *x.shape[1:3]):
         raise ValueError(f"x: got {x.dtype}, expected floating images for {group.name}, which interpolates")
     return _act(group, jnp.asarray(g, jnp.int32), x)
+
+
+def _require_element(name: str, group: Group, g: Any) -> None:
+    """Refuse what is no element of a group; a traced one is not known, and passes."""
+    if not isinstance(g, jax.core.Tracer) and (g != int(g) or not 0 <= g < len(group)):
+        raise ValueError(f"{name}: got {g}, expected an element of {group.name} in [0, {len(group)})")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -382,9 +389,11 @@ def act_regular(group: Group, g: int | Int[Array, ""], z: Float[Array, "n h w g 
         (N, H, W, |G|, C).
 
     Raises:
-        ValueError: see `act`; a set that is no group.
+        ValueError: see `act`; a set that is no group, or another group axis.
     """
     group.require_closed()
+    if z.ndim < 4 or z.shape[3] != len(group):
+        raise ValueError(f"z: got shape {z.shape}, expected (N, H, W, {len(group)}, C) for {group.name}")
     return jnp.take(act(group, g, z), jnp.asarray(group.table[group.inverse])[jnp.asarray(g)], axis=3)
 
 
@@ -400,9 +409,12 @@ def permute(group: Group, h: int | Int[Array, ""], e: Float[Array, "n g *k"]) ->
         (N, |G|, ...).
 
     Raises:
-        ValueError: a set that is no group.
+        ValueError: a set that is no group, another group axis, or `h` out of range.
     """
     group.require_closed()
+    _require_element("h", group, h)
+    if e.ndim < 2 or e.shape[1] != len(group):
+        raise ValueError(f"e: got shape {e.shape}, expected (N, {len(group)}, ...) for {group.name}")
     return jnp.take(e, jnp.asarray(group.table)[:, jnp.asarray(h)], axis=1)
 
 
@@ -467,10 +479,16 @@ def equivariance_error(
         0.0
     """
     laws = {"spatial": act, "regular": act_regular, "orbit": permute}
+    if isinstance(law, str) and law not in laws:
+        raise ValueError(f"law: got {law!r}, expected one of {', '.join(laws)}, or a function")
     axis = {"regular": 3, "orbit": 1}.get(law, 0) if isinstance(law, str) else 0
     out = f(x)
     if axis and out.shape[axis : axis + 1] != (len(group),):
         raise ValueError(f"f: got an output {out.shape}, expected {len(group)} of {group.name} on axis {axis}")
+    if law == "spatial" and out.ndim < 4:
+        raise ValueError(
+            f"f: got an output {out.shape}, expected maps (N, h, w, ...); see `invariance_error` for others"
+        )
     move = (lambda g, y: laws[law](group, g, y)) if isinstance(law, str) else law
     return _errors(f, group, x, lambda g: move(g, out))
 
@@ -504,9 +522,14 @@ def _errors(
     found = []
     for g in range(len(group)):
         moved = f(act(group, g, x))
-        missed, size = (float(jnp.linalg.norm(y.ravel())) for y in (moved - expected(g), moved))
-        found.append(missed / max(size, float(np.finfo(np.float32).tiny)))
+        found.append(_relative(moved - expected(g), moved))
     return np.array(found)
+
+
+def _relative(missed: Array, whole: Array) -> float:
+    """‖missed‖ / ‖whole‖, in float64, so that no square is lost; 0 where both are."""
+    part, size = (float(np.linalg.norm(np.asarray(y, np.float64))) for y in (missed, whole))
+    return part / size if size else 0.0 if part == 0 else math.inf
 
 
 def interpolation_error(group: Group, x: Float[Array, "n h w c"]) -> float:
@@ -526,9 +549,8 @@ def interpolation_error(group: Group, x: Float[Array, "n h w c"]) -> float:
         >>> interpolation_error(rotations(4), jnp.ones((1, 3, 3, 1)))
         0.0
     """
-    size = float(jnp.linalg.norm(x.ravel()))
     back = (act(group.inverses, g, act(group, g, x)) - x for g in range(len(group)))
-    return max(float(jnp.linalg.norm(missed.ravel())) for missed in back) / max(size, float(np.finfo(np.float32).tiny))
+    return max(_relative(missed, x) for missed in back)
 
 
 def warn_inexact(group: Group, x: Float[Array, "n h w c"]) -> None:

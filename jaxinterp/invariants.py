@@ -75,7 +75,8 @@ def moments(e: Responses, orders: Sequence[int] = (1, 2, 3)) -> Float[Array, "n 
     """
     if any(p < 1 for p in orders):
         raise ValueError(f"orders: got {tuple(orders)}, expected numbers of at least 1")
-    return jnp.concatenate([_root((e**p).mean(1), p) for p in orders], axis=1)
+    unit, scale = _unit(e)
+    return scale * jnp.concatenate([_root((unit**p).mean(1), p) for p in orders], axis=1)
 
 
 def sorted_orbit(e: Responses) -> Float[Array, "n gk"]:
@@ -119,12 +120,14 @@ def spectrum(e: Responses) -> Float[Array, "n fk"]:
         >>> spectrum(jnp.array([[[1.0], [1.0], [1.0], [1.0]]])).tolist()
         [[2.0, 0.0, 0.0]]
     """
-    return _size(_fourier(e)).reshape(len(e), -1)
+    unit, scale = _unit(e)
+    return scale * _size(_fourier(unit)).reshape(len(e), -1)
 
 
 def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n bk"]:
     """B_ij = F_i F_j F̄_{i+j} for 0 ≤ i ≤ j < `frequencies`, real and imaginary, its size taken to the power 1/3.
 
+    F is the DFT divided by √|G|. `from_bispectrum` takes B itself, all of it, of the DFT as it is.
     Complete: where no F_i is 0, all of B determines the E of each template up to a cyclic permutation
     (`from_bispectrum`); the first frequencies only, as in `INVARIANTS`, determine those.
 
@@ -142,10 +145,11 @@ def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n 
     f = order if frequencies is None else frequencies
     if not 1 <= f <= order:
         raise ValueError(f"frequencies: got {f}, expected a number in [1, {order}]")
-    spectra = jnp.fft.fft(e, axis=1, norm="ortho")
+    unit, scale = _unit(e)
+    spectra = jnp.fft.fft(unit, axis=1, norm="ortho")
     i, j = np.triu_indices(f)
     whole = spectra[:, i] * spectra[:, j] * jnp.conj(spectra[:, (i + j) % order])
-    return _parts(whole, 2 / 3)
+    return scale * _parts(whole, 2 / 3)
 
 
 def cross_power(e: Responses) -> Float[Array, "n fp"]:
@@ -164,9 +168,10 @@ def cross_power(e: Responses) -> Float[Array, "n fp"]:
     """
     if e.shape[2] < 2:
         raise ValueError(f"e: got {e.shape[2]} template, expected at least 2 for cross-power")
-    spectra = _fourier(e)
+    unit, scale = _unit(e)
+    spectra = _fourier(unit)
     whole = spectra * jnp.conj(jnp.roll(spectra, -1, axis=2))
-    return _parts(whole, 1 / 2)
+    return scale * _parts(whole, 1 / 2)
 
 
 Name = Literal["mean", "max", "moments", "sorted", "spectrum", "bispectrum", "cross_power"]
@@ -239,6 +244,16 @@ def from_bispectrum(b: Complex[np.ndarray, "g g"]) -> Float[np.ndarray, " g"]:
     f = sizes * np.exp(1j * (np.angle(steps[:n]) + turn * np.arange(n)))
     f[0] = zero
     return np.fft.ifft(f).real
+
+
+def _unit(e: Responses) -> tuple[Responses, Float[Array, "n 1"]]:
+    """Responses of at most 1, and what they were divided by: their products neither overflow nor vanish.
+
+    The divisor is held: I(E) = s I(E / s) for every s, so neither value nor derivative depend on it.
+    """
+    size = lax.stop_gradient(jnp.abs(e).max((1, 2)))
+    scale = jnp.where(size > 0, size, 1)
+    return e / scale[:, None, None], scale[:, None]
 
 
 def _fourier(e: Responses) -> Complex[Array, "n f k"]:

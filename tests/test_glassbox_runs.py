@@ -42,6 +42,7 @@ def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folde
     metrics = found["metrics"]
     assert metrics["upright_accuracy_lda"] == pytest.approx(metrics["test_accuracy"])
     assert metrics["completeness_residual"] < 1e-4
+    assert 0 < metrics["black_residual"] < 1e-4
     assert metrics["equivariance_residual"] < 1e-5
     assert metrics["equivariance_uncompensated"] > 0.3
     assert [row["name"] for row in found["representations"]] == ["orbit", "pixels"]

@@ -26,7 +26,8 @@ def test_invariant_under_the_group_and_homogeneous(name):
     want = invariant(E)
     for h in range(8):
         np.testing.assert_allclose(invariant(permute(rotations(8), h, E)), want, atol=2e-5)
-    np.testing.assert_allclose(invariant(3 * E), 3 * want, rtol=1e-4, atol=1e-5)
+    for scale in (3.0, 1e-12, 1e12):
+        np.testing.assert_allclose(invariant(scale * E), scale * want, rtol=1e-4, atol=1e-5 * scale)
 
 
 @every

@@ -53,6 +53,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 NOISE = 1e-10
 """Variance up to which a feature is rounding, such as what a template's symmetry cancels, and is left out."""
 
+SLACK = 1e-3
+"""How far beyond [0, 1] a pixel may lie, as after a turn that interpolates."""
+
 RANK = 1e-9
 """Variance of a component, as a share of the first one's, up to which it is rounding."""
 
@@ -63,7 +66,7 @@ class AffinePCA(ClassifierMixin, BaseEstimator):
     """The class whose affine subspace is nearest: argmin_c ‖(I − V_c V_cᵀ)(Φ − m_c)‖.
 
     Args:
-        components: dimension of every class' subspace, in [1, images of the smallest class).
+        components: dimension of every class' subspace, ≥ 1; fewer where the smallest class has no more images.
 
     Example:
         >>> x = np.array([[0.0, 0.0], [1.0, 0.1], [2.0, 0.0], [0.0, 5.0], [1.0, 5.1], [2.0, 5.0]])
@@ -77,8 +80,14 @@ class AffinePCA(ClassifierMixin, BaseEstimator):
     def fit(self, X: Features, y: Labels) -> "AffinePCA":
         """Each class' mean and first principal components."""
         self.classes_ = np.unique(y)
-        most = min(self.components, X.shape[1], min(int((y == c).sum()) for c in self.classes_) - 1)
-        parts = [PCA(max(1, most), svd_solver="full").fit(X[y == c]) for c in self.classes_]
+        least = min(int((y == c).sum()) for c in self.classes_)
+        if least < 2 or self.components < 1:
+            raise ValueError(
+                f"labels, components: got {least} images of a class and {self.components}, expected at least 2 and 1"
+            )
+        parts = [
+            PCA(min(self.components, X.shape[1], least - 1), svd_solver="full").fit(X[y == c]) for c in self.classes_
+        ]
         self.means_ = np.stack([part.mean_ for part in parts])
         self.axes_ = np.stack([part.components_ for part in parts])
         return self
@@ -174,8 +183,15 @@ def check_training(images: Images, labels: Labels, components: int) -> None:
 
     Raises:
         ValueError: values that are not finite, other numbers of labels, one class only, too few images for the
-            components, or classes of unequal size where the smallest is less than the components.
+            components, classes of unequal size where the smallest is less than the components, images that are not
+            (N, H, W, C), or components or labels that are no integers.
     """
+    if np.ndim(images) != 4 or 0 in np.shape(images):
+        raise ValueError(f"images: got shape {np.shape(images)}, expected (N, H, W, C), none of them 0")
+    if np.ndim(labels) != 1 or not np.issubdtype(np.asarray(labels).dtype, np.integer):
+        raise ValueError(f"labels: got {np.asarray(labels).dtype}{np.shape(labels)}, expected integers (N,)")
+    if not isinstance(components, int | np.integer) or components < 1:
+        raise ValueError(f"components: got {components}, expected an integer of at least 1")
     if len(images) != len(labels):
         raise ValueError(f"labels: got {len(labels)}, expected {len(images)}, one for every image")
     wrong = images.size - int(np.isfinite(images).sum())
@@ -268,6 +284,9 @@ class GlassBoxClassifier:
         if not len(images):
             raise ValueError("images: got none, expected at least one")
         require_finite("images", images)
+        least, most = float(images.min()), float(images.max())
+        if least < -SLACK or most > 1 + SLACK:
+            raise ValueError(f"images: got values in [{least:g}, {most:g}], expected [0, 1]")
         kernel = _kernel(self.representation.group, jnp.asarray(self.templates, jnp.float32))
         parts = [
             np.asarray(_features(self.representation, kernel, x))[:real]
@@ -291,7 +310,13 @@ class GlassBoxClassifier:
         return np.asarray(self.fitted.predict(self.transform(images)))
 
     def accuracy(self, images: Images, labels: Labels) -> float:
-        """Share of right predictions, in [0, 1]."""
+        """Share of right predictions, in [0, 1].
+
+        Raises:
+            ValueError: not one label for every image.
+        """
+        if np.shape(labels) != (len(images),):
+            raise ValueError(f"labels: got shape {np.shape(labels)}, expected ({len(images)},), one for every image")
         return float((self.predict(images) == labels).mean())
 
     def decision_function(self, images: Images) -> Float[np.ndarray, "..."]:
@@ -346,7 +371,7 @@ class GlassBoxClassifier:
         }
         return box, {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the fitted classifier into a folder: JSON, arrays, and a skops file, no pickle.
 
         Raises:
@@ -354,6 +379,7 @@ class GlassBoxClassifier:
         """
         import skops.io
 
+        folder = Path(folder)
         check_folder(folder)
         own, group = self.representation, self.representation.group
         description = {
@@ -376,7 +402,7 @@ class GlassBoxClassifier:
         write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, group: Group | None = None) -> "GlassBoxClassifier":
+    def load(cls, folder: str | Path, group: Group | None = None) -> "GlassBoxClassifier":
         """The classifier that `save` wrote.
 
         Args:
@@ -388,6 +414,7 @@ class GlassBoxClassifier:
         """
         import skops.io
 
+        folder = Path(folder)
         path = folder / DESCRIPTION
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -405,6 +432,9 @@ class GlassBoxClassifier:
             expected = estimator(loaded.kind, len(steps["classifier"].classes_), loaded.components)
             if type(steps["classifier"]) is not type(expected) or len(templates) != representation.templates:
                 raise ValueError(f"not a classifier of kind {loaded.kind} on {representation.templates} templates")
+            width = max(part.stop for part in representation.blocks().values())
+            if steps.n_features_in_ != width or not np.isfinite(templates).all():
+                raise ValueError(f"not fitted to finite templates and the {width} features that they have")
         except Exception as error:
             line = " ".join(str(error).split())
             raise CheckpointError(

@@ -39,7 +39,7 @@ def bars(count, classes, seed=0):
     for image, label in zip(images, labels, strict=True):
         image[:, : label + 1] = 1.0
         image[:, :, 0] = np.rot90(image[:, :, 0], rng.integers(4))
-    return (images + rng.uniform(0, 0.3, images.shape)).astype(np.float32), labels
+    return ((images + rng.uniform(0, 0.3, images.shape)) / 1.3).astype(np.float32), labels
 
 
 IMAGES, LABELS = bars(80, 2)
@@ -232,6 +232,12 @@ def test_a_group_that_leaves_the_grid_is_warned_of():
             lambda: check_training(IMAGES, np.arange(80) // 70, 20),
             "labels: got 10 images of class 1 and up to 70 of others, expected equally many, or at least components=20",
         ),
+        (lambda: classifier(images=IMAGES[0]), r"images: got shape \(6, 6, 1\), expected \(N, H, W, C\)"),
+        (lambda: classifier(images=255 * IMAGES), r"images: got values in \[.*\], expected \[0, 1\]"),
+        (lambda: classifier().accuracy(IMAGES, LABELS[:, None]), r"labels: got shape \(80, 1\), expected \(80,\)"),
+        (lambda: check_training(IMAGES, np.eye(2)[LABELS], 20), r"labels: got float64\(80, 2\), expected integers"),
+        (lambda: check_training(IMAGES, LABELS, 0.9), "components: got 0.9, expected an integer of at least 1"),
+        (lambda: AffinePCA(2).fit(np.eye(3), np.array([0, 1, 1])), "got 1 images of a class and 2"),
         (lambda: classifier("forest"), "kind: got 'forest', expected one of lda, svm_linear"),
         (lambda: classifier(images=IMAGES[:, :4]), "x: got 4x6 images, expected square ones for C4"),
         (lambda: choose_templates(IMAGES, LABELS, 90), "images: class 0 has 40, expected at least 45 for 90 templates"),
