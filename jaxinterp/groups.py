@@ -284,7 +284,7 @@ def _sampling(group: Group, height: int, width: int) -> tuple[np.ndarray, np.nda
     """Where every pixel of every moved image comes from: (|G|, HW, taps) places, −1 outside, and their weights."""
     turned = any(abs(e.b) > NEAR or abs(e.c) > NEAR for e in group.elements)
     if turned and height != width:
-        raise ValueError(f"x: got {height}x{width} images, expected square ones for {group.name}")
+        raise ValueError(f"x: got {height}x{width} images, expected square ones for {group.name}, (N, H, W, ...)")
     if group.period not in (None, (height, width)):
         raise ValueError(f"x: got {height}x{width} images, expected {group.period} for {group.name}")
     centre = (np.array([height, width]) - 1) / 2

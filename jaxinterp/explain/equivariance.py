@@ -446,7 +446,7 @@ def layer_equivariance(
     variables: Any,
     images: Float[Array, "n h w c"],
     labels: Int[Array, "..."],
-    at: list[str],
+    at: Sequence[str],
     group: Group,
     g: int,
     *,
@@ -493,6 +493,8 @@ def layer_equivariance(
 
     Source: Lenc & Vedaldi 2015; the residuals as numbers are ours.
     """
+    if isinstance(at, str):
+        raise ValueError(f"at: got {at!r}, expected a list of paths")
     _require_settings(support, ridge)
     _require_steps(steps, 0, rate)
     if not 1 <= train < len(images):

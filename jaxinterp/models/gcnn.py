@@ -200,8 +200,17 @@ class GroupCNN(Layer):
         Raises:
             ValueError: fields that do not fit one another, or images too small for the blocks.
         """
-        if not 0 < len(self.features) == len(self.sides):
-            raise ValueError(f"sides: got {len(self.sides)} entries, expected {len(self.features)}, as features")
+        count = len(self.features)
+        if not 0 < count == len(self.sides):
+            raise ValueError(
+                f"features, sides: got {count} and {len(self.sides)} entries, expected one of each per block"
+            )
+        if not all(0 <= i < count for i in self.pools):
+            raise ValueError(f"pools: got {self.pools}, expected blocks from 0 to {count - 1}")
+        if self.pool not in ("max", "mean") or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"pool, dropout: got {self.pool!r}, {self.dropout}, expected max or mean, and a rate in [0, 1)"
+            )
         z: Array = x
         for i in range(len(self.features)):
             z = self.block(i, f"block_{i}")(z, train and not frozen)

@@ -114,6 +114,8 @@ class OrbitRepresentation(Layer):
         super().__post_init__()
         if self.templates < 1:
             raise ValueError(f"templates: got {self.templates}, expected at least 1")
+        if isinstance(self.invariants, str):
+            raise ValueError(f"invariants: got {self.invariants!r}, expected a tuple of names")
         for name in self.invariants:
             if name not in INVARIANTS:
                 raise ValueError(f"invariants: got {name!r}, expected names among {', '.join(INVARIANTS)}")

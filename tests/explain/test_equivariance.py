@@ -242,9 +242,9 @@ def test_bad_input_is_refused_in_one_line(mirrored):
     variables, images, labels = mirrored
     z = jnp.ones((9, 3, 3, 2))
 
-    def layers(apply=None, images=images, labels=labels, at=("phi",), g=1, **fields):
+    def layers(apply=None, images=images, labels=labels, at=["phi"], g=1, **fields):  # noqa: B006
         apply, fields = apply or Mirrored().apply, {"train": 200, **fields}
-        layer_equivariance(apply, variables, images, labels, list(at), flips(), g, **fields)
+        layer_equivariance(apply, variables, images, labels, at, flips(), g, **fields)
 
     def refine(z=z, labels=labels[:9], steps=1, rate=1e-3, **fields):
         fitted = EquivariantMap(jnp.ones((1, 1, 2, 2)), jnp.ones(2), flips(), 1)
@@ -252,6 +252,7 @@ def test_bad_input_is_refused_in_one_line(mirrored):
 
     for call, message in [
         (lambda: layers(at=["psi"]), "at: got 'psi'"),
+        (lambda: layers(at="psi"), "at: got 'psi', expected a list"),
         (lambda: layers(at=[]), "at: got an empty list"),
         (lambda: layers(at=["phi", "phi"]), "at: got ['phi', 'phi'], a level twice"),
         (lambda: layers(support=2), "support: got 2, expected an odd number"),

@@ -79,7 +79,9 @@ def test_p4cnn_has_the_published_size_and_dropout_needs_training():
     ("model", "message"),
     [
         (GroupCNN(rotations(8), (2,), (3,), ()), "group: got C8, expected one that permutes pixels"),
-        (GroupCNN(rotations(4), (2,), (3, 3), ()), "sides: got 2 entries, expected 1, as features"),
+        (GroupCNN(rotations(4), (2,), (3, 3), ()), "features, sides: got 1 and 2 entries, expected one of each"),
+        (GroupCNN(rotations(4), (2,), (3,), (7,)), r"pools: got \(7,\), expected blocks from 0 to 0"),
+        (GroupCNN(rotations(4), (2,), (3,), (), dropout=2.0), "pool, dropout: got 'max', 2.0"),
         (GroupCNN(rotations(4), (2,), (11,), ()), "x: got 10x10 maps, expected at least 11x11"),
         (GroupCNN(rotations(4), (2, 2), (4, 2), (0,)), "pool: got 7x7 maps, expected even ones"),
     ],

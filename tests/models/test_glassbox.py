@@ -243,6 +243,7 @@ def test_a_group_that_leaves_the_grid_is_warned_of():
         (lambda: choose_templates(IMAGES, LABELS, 90), "images: class 0 has 40, expected at least 45 for 90 templates"),
         (lambda: OrbitRepresentation(dihedral(4), 3, ("spectrum",)), "invariants: spectrum: got the group D4"),
         (lambda: OrbitRepresentation(rotations(4), 3, ("median",)), "invariants: got 'median', expected names among"),
+        (lambda: OrbitRepresentation(rotations(4), 3, "mean"), "invariants: got 'mean', expected a tuple"),
         (lambda: OrbitRepresentation(rotations(4), 3, ()), "invariants: got none and no equivariant block"),
         (lambda: OrbitRepresentation(rotations(4), 0), "templates: got 0, expected at least 1"),
         (lambda: classifier("knn").network(), "kind: got knn of 2 classes, expected lda, or svm_linear of two"),
