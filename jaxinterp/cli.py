@@ -319,7 +319,7 @@ def in_one_line(box: str) -> str:
 def warned_in_one_line() -> Iterator[None]:
     """A warning is what it says, without the place in the source."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *place: f"jaxinterp: warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *place, **named: f"jaxinterp: warning: {' '.join(str(message).split())}\n"
     try:
         yield
     finally:

@@ -485,7 +485,7 @@ def equivariance_error(
     out = f(x)
     if axis and out.shape[axis : axis + 1] != (len(group),):
         raise ValueError(f"f: got an output {out.shape}, expected {len(group)} of {group.name} on axis {axis}")
-    if law == "spatial" and out.ndim < 4:
+    if law == "spatial" and out.ndim < 3:
         raise ValueError(
             f"f: got an output {out.shape}, expected maps (N, h, w, ...); see `invariance_error` for others"
         )
@@ -527,9 +527,9 @@ def _errors(
 
 
 def _relative(missed: Array, whole: Array) -> float:
-    """‖missed‖ / ‖whole‖, in float64, so that no square is lost; 0 where both are."""
-    part, size = (float(np.linalg.norm(np.asarray(y, np.float64))) for y in (missed, whole))
-    return part / size if size else 0.0 if part == 0 else math.inf
+    """‖missed‖ / ‖whole‖, in float64, so that no square is lost."""
+    part, size = (float(np.linalg.norm(np.abs(np.asarray(y)).astype(np.float64))) for y in (missed, whole))
+    return part / max(size, float(np.finfo(np.float32).tiny))
 
 
 def interpolation_error(group: Group, x: Float[Array, "n h w c"]) -> float:

@@ -76,7 +76,7 @@ def moments(e: Responses, orders: Sequence[int] = (1, 2, 3)) -> Float[Array, "n 
     if any(p < 1 for p in orders):
         raise ValueError(f"orders: got {tuple(orders)}, expected numbers of at least 1")
     unit, scale = _unit(e)
-    return scale * jnp.concatenate([_root((unit**p).mean(1), p) for p in orders], axis=1)
+    return jnp.concatenate([scale[:, 0] * _root((unit**p).mean(1), p) for p in orders], axis=1)
 
 
 def sorted_orbit(e: Responses) -> Float[Array, "n gk"]:
@@ -121,7 +121,7 @@ def spectrum(e: Responses) -> Float[Array, "n fk"]:
         [[2.0, 0.0, 0.0]]
     """
     unit, scale = _unit(e)
-    return scale * _size(_fourier(unit)).reshape(len(e), -1)
+    return (scale * _size(_fourier(unit))).reshape(len(e), -1)
 
 
 def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n bk"]:
@@ -149,7 +149,7 @@ def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n 
     spectra = jnp.fft.fft(unit, axis=1, norm="ortho")
     i, j = np.triu_indices(f)
     whole = spectra[:, i] * spectra[:, j] * jnp.conj(spectra[:, (i + j) % order])
-    return scale * _parts(whole, 2 / 3)
+    return _parts(whole, 2 / 3, scale)
 
 
 def cross_power(e: Responses) -> Float[Array, "n fp"]:
@@ -171,7 +171,7 @@ def cross_power(e: Responses) -> Float[Array, "n fp"]:
     unit, scale = _unit(e)
     spectra = _fourier(unit)
     whole = spectra * jnp.conj(jnp.roll(spectra, -1, axis=2))
-    return scale * _parts(whole, 1 / 2)
+    return _parts(whole, 1 / 2, jnp.sqrt(scale) * jnp.sqrt(jnp.roll(scale, -1, axis=2)))
 
 
 Name = Literal["mean", "max", "moments", "sorted", "spectrum", "bispectrum", "cross_power"]
@@ -246,14 +246,14 @@ def from_bispectrum(b: Complex[np.ndarray, "g g"]) -> Float[np.ndarray, " g"]:
     return np.fft.ifft(f).real
 
 
-def _unit(e: Responses) -> tuple[Responses, Float[Array, "n 1"]]:
-    """Responses of at most 1, and what they were divided by: their products neither overflow nor vanish.
+def _unit(e: Responses) -> tuple[Responses, Float[Array, "n 1 k"]]:
+    """Responses of at most 1, and what those of each template were divided by: products neither overflow nor vanish.
 
     The divisor is held: I(E) = s I(E / s) for every s, so neither value nor derivative depend on it.
     """
-    size = lax.stop_gradient(jnp.abs(e).max((1, 2)))
+    size = lax.stop_gradient(jnp.abs(e).max(1, keepdims=True))
     scale = jnp.where(size > 0, size, 1)
-    return e / scale[:, None, None], scale[:, None]
+    return e / scale, scale
 
 
 def _fourier(e: Responses) -> Complex[Array, "n f k"]:
@@ -266,10 +266,10 @@ def _size(f: Complex[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _parts(products: Complex[Array, "n f k"], exponent: float) -> Float[Array, "n f2k"]:
-    """Real and imaginary parts of p / |p|^exponent, 0 where p is 0."""
+def _parts(products: Complex[Array, "n f k"], exponent: float, scale: Float[Array, "n 1 k"]) -> Float[Array, "n f2k"]:
+    """Real and imaginary parts of p / |p|^exponent times the scale, 0 where p is 0."""
     size = _size(products)
-    factor = jnp.where(size > 0, size, 1) ** -exponent
+    factor = scale * jnp.where(size > 0, size, 1) ** -exponent
     return jnp.concatenate([products.real * factor, products.imag * factor], axis=1).reshape(len(products), -1)
 
 

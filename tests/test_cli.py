@@ -32,11 +32,17 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
     return status, said.out, said.err
 
 
-def test_a_warning_is_one_line() -> None:
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     before = warnings.formatwarning
     with cli.warned_in_one_line():
         said = warnings.formatwarning("group: C16 leaves\nthe grid", UserWarning, "a.py", 7)
     assert said == "jaxinterp: warning: group: C16 leaves the grid\n"
+    seen: list[str] = []
+    monkeypatch.setattr(
+        cli, "parse", lambda arguments: lambda console: seen.append(warnings.formatwarning("a", UserWarning, "b", 1))
+    )
+    assert cli.main(["list"]) == 0
+    assert seen == ["jaxinterp: warning: a\n"]
     assert warnings.formatwarning is before
 
 

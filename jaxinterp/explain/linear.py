@@ -13,6 +13,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -59,7 +60,7 @@ def require_variables(apply: Callable[..., Array], variables: Any, name: str) ->
     Raises:
         ValueError: one of these came.
     """
-    if isinstance(apply, nn.Module):
+    if isinstance(apply, nn.Module) and apply.scope is None:
         raise ValueError(f"{name}: got the model {type(apply).__name__}, expected its function: model.apply")
     if variables is None and getattr(apply, "__func__", None) is nn.Module.apply:
         raise ValueError(f"variables: got none with {name}=model.apply, expected the model's variables")
@@ -280,27 +281,31 @@ Traced = TypeVar("Traced")
 def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
     """Keep what a function finds by tracing (apply, *arrays): shapes and types decide it, values do not.
 
-    Only a function with its variables bound by `jax.tree_util.Partial` is kept, as `jax.jit` keeps it: one that closes
-    over arrays would be another one in every call, and hold them.
+    Only a function with arrays bound by `jax.tree_util.Partial` is kept, and held: one that closes over them would be
+    another one in every call. A jitted one has its own cache, and other arguments than arrays may decide a shape.
     """
 
-    @lru_cache(maxsize=64)
-    def kept(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Traced:
+    @lru_cache(maxsize=32)
+    def kept(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], wide: bool) -> Traced:
         found: list[Traced] = []
         jax.eval_shape(lambda *values: found.append(trace(*jax.tree.unflatten(structure, values))), *leaves)
         return found[0]
 
     def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-        weak = getattr(leaf, "weak_type", not hasattr(leaf, "dtype"))
-        kind = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-        return jax.ShapeDtypeStruct(jnp.shape(leaf), kind, weak_type=weak)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
     @wraps(trace)
     def found(apply: Callable[..., Any], *arrays: Any) -> Traced:
-        if not isinstance(apply, jax.tree_util.Partial) or not apply.args:
-            return trace(apply, *arrays)
         leaves, structure = jax.tree.flatten((apply, *arrays))
-        return kept(structure, tuple(map(abstract, leaves)))
+        if (
+            not isinstance(apply, jax.tree_util.Partial)
+            or not apply.args
+            or apply.keywords
+            or hasattr(apply.func, "lower")
+            or not all(hasattr(leaf, "dtype") for leaf in leaves)
+        ):
+            return trace(apply, *arrays)
+        return copy(kept(structure, tuple(map(abstract, leaves)), bool(jax.config.read("jax_enable_x64"))))
 
     return found
 

@@ -207,6 +207,11 @@ class Out(nn.Module):
         return nn.relu(y)
 
 
+def _spreads(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an array of a shape is broadcast to the whole."""
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape[::-1], whole[::-1], strict=False))
+
+
 class CodedBlock(Layer):
     """One residual block; with `normalise` its paths' energies are normalised, which is what a coded block does.
 
@@ -274,7 +279,7 @@ class CodedBlock(Layer):
         u = u.reshape(*u.shape[:3], self.paths, self.width)
         wide = np.promote_types(np.float32, u.dtype)
         scale, energies = jnp.ones((len(x), self.paths), wide), None
-        if keep is not None and jnp.shape(keep) not in ((self.paths,), (len(x), self.paths)):
+        if keep is not None and not _spreads(keep.shape, (len(x), self.paths)):
             raise ValueError(f"keep: got shape {jnp.shape(keep)}, expected ({self.paths},) or {len(x), self.paths}")
         kept = None if keep is None else jnp.broadcast_to(keep, (len(x), self.paths)).astype(wide)
         if self.normalise:

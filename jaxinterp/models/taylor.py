@@ -250,7 +250,7 @@ def blocks(z: Float[Array, "n h w c"], side: int, stride: int) -> Float[Array, "
     z = jnp.pad(z, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     # Columns in the longest runs that blocks share whole, then rows: few, long copies, there and on the way back.
     run = math.gcd(side, stride)
-    runs, step = z.reshape(n, height + 2 * pad, -1, run * channels), stride // run
+    runs, step = z.reshape(n, height + 2 * pad, (width + 2 * pad) // run, run * channels), stride // run
     across, down = step * (columns - 1) + 1, stride * (rows - 1) + 1
     strips = jnp.concatenate([runs[:, :, i : i + across : step] for i in range(side // run)], -1)
     return jnp.concatenate([strips[:, i : i + down : stride] for i in range(side)], -1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxinterp.explain.linear import activation_names, decompose, select_targets
+from jaxinterp.explain.linear import activation_names, decompose, footprint, select_targets
 from jaxinterp.models.coda import CoDANet, encode
 
 MODEL = CoDANet((4, 5, 3), (3, 2, 2), (3, 3, 1), (1, 2, 1), temperature=2.0)
@@ -106,6 +106,28 @@ def test_a_second_call_traces_nothing(at):
     chex.assert_trees_all_equal(again, decompose(frozen, 1 - e, at=at, variables=other))  # its values are its own
     decompose(counted, e[:3], at=at, variables=VARIABLES)
     assert len(traces) > before
+
+
+def test_what_decides_a_shape_is_not_taken_for_another():
+    def cut(variables, count, x):
+        return MODEL.apply(variables, x[:, :, :, :count], encoded=True, frozen=True)
+
+    e = encode(IMAGES)
+    named = {"layer_0": (5, 6, 6, 4), "layer_1": (5, 3, 3, 5), "layer_2": (5, 3, 3, 3)}
+    for call in (jax.tree_util.Partial(cut, VARIABLES, 2), jax.tree_util.Partial(frozen, VARIABLES)):
+        found = activation_names(call, e)
+        assert found == named
+        found.clear()
+        assert activation_names(call, e) == named
+
+    def wide(variables, x):
+        return jnp.zeros(x.shape, float) + variables.astype(float)
+
+    sizes = []
+    for on in (False, True):
+        with jax.enable_x64(on):
+            sizes.append(footprint(jax.tree_util.Partial(wide, np.float32(1.0)), np.ones((2, 3), np.float32)))
+    assert sizes[1].largest == 2 * sizes[0].largest
 
 
 def test_names_of_activations():
