@@ -174,7 +174,7 @@ class Program:
     results: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder in which to write equivariance_<run>.json, such as experiments/results."""
     images: int = 4000
-    """First so many test images; half of them are fitted to."""
+    """First so many test images; where maps are fitted, to half of them."""
     support: int = 3
     """Side of the maps' filters in sites."""
     steps: int = 0

@@ -207,11 +207,6 @@ class Out(nn.Module):
         return nn.relu(y)
 
 
-def _spreads(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Whether an array of a shape is broadcast to the whole."""
-    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape[::-1], whole[::-1], strict=False))
-
-
 class CodedBlock(Layer):
     """One residual block; with `normalise` its paths' energies are normalised, which is what a coded block does.
 
@@ -279,9 +274,12 @@ class CodedBlock(Layer):
         u = u.reshape(*u.shape[:3], self.paths, self.width)
         wide = np.promote_types(np.float32, u.dtype)
         scale, energies = jnp.ones((len(x), self.paths), wide), None
-        if keep is not None and not _spreads(keep.shape, (len(x), self.paths)):
-            raise ValueError(f"keep: got shape {jnp.shape(keep)}, expected ({self.paths},) or {len(x), self.paths}")
-        kept = None if keep is None else jnp.broadcast_to(keep, (len(x), self.paths)).astype(wide)
+        kept = None
+        if keep is not None:
+            try:
+                kept = jnp.broadcast_to(keep, scale.shape).astype(wide)
+            except ValueError:
+                raise ValueError(f"keep: got shape {keep.shape}, expected ({self.paths},) or {scale.shape}") from None
         if self.normalise:
             energies = path_energies(u, expand) * (1 if kept is None else kept)
             rho = lax.rsqrt(energies.sum(1, keepdims=True) / self.divisor + TINY)
