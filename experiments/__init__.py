@@ -2,7 +2,8 @@
 
 Every paper's file has `RUNS`, `REFERENCE`, `REFERENCE_NAME`, `smoke`, `build`, `loss_of` and `subject`. It may have
 `fixed` (parameters that are not trained), `prior` and `initial` (a run that is trained first, and what training starts
-from), `measure` and `sections` (what only its runs are measured for and show in their report).
+from), `measure` and `sections` (what only its runs are measured for and show in their report), and `reading` (what they
+say of an image that is explained, besides contribution maps).
 """
 
 from collections.abc import Mapping

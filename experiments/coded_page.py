@@ -1,9 +1,13 @@
 """What only coded networks show in their report: paths beside their code, decoding, classifiers, removals."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from experiments.page import Report
+from experiments.page import Reading, Report
 from jaxinterp.explain.coded_plots import (
     decoding_curve,
     exit_curve,
@@ -58,6 +62,26 @@ def _paths(report: Report, model: CodedResNeXt) -> Section:
         ],
         pictures,
     )
+
+
+def reading(
+    model: CodedResNeXt,
+    variables: Any,
+    image: Float[np.ndarray, "h w c"],
+    top: Int[np.ndarray, " t"],
+    names: Sequence[str],
+) -> Reading:
+    """Of one image: what each path of every coded block hands on to the `top` classes' logits; the last one drawn."""
+    parts = path_shares(model, variables, jnp.asarray(image)[None], top[None].astype(np.int32))
+    coded = [(i, stage.code) for i, (stage, _) in enumerate(model.blocks) if stage.code is not None]
+    numbers = [
+        {"block": i + 1, "class": names[k], "word": code.table[k].tolist(), "contributions": own.tolist()}
+        for i, code in coded
+        for k, own in zip(top, np.asarray(parts.paths[i])[0], strict=True)
+    ]
+    last, code = coded[-1]
+    drawn = paths_beside_code(np.asarray(parts.paths[last])[0], code.table[top], [names[k] for k in top])
+    return Reading("paths", numbers, drawn)
 
 
 def _decoding(report: Report) -> Section:

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import coded_page
 from experiments.coded_measures import measured
-from experiments.page import Report
+from experiments.page import Reading, Report
 from experiments.run import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
 from experiments.subject import Subject, plain_subject
 from jaxinterp.codes import named
@@ -447,6 +447,14 @@ def measure(
         return {}
     with jax.default_matmul_precision("highest"):
         return measured(config, model, variables, run_dir, images, labels, split, say)
+
+
+def reading(
+    config: CodedRun, subject: Subject, image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"], names: list[str]
+) -> Reading | None:
+    """What the paths of every coded block contribute to the `top` classes' logits; None of the baseline."""
+    model = build(replace(config, dtype="float32"))
+    return coded_page.reading(model, subject.variables, image, top, names) if model.codes else None
 
 
 def sections(report: Report, split: Split) -> list[Section]:

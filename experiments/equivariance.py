@@ -5,8 +5,9 @@
 For mirrors, a quarter turn and a change of scale g, and for up to five layers φ: how far φ(g x) is from φ(x), from the
 map M that serves all images best (m×m filters, ridge regression), and how much of its accuracy the network gets back
 when M undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see `jaxinterp.explain.equivariance`). Orbits of templates and
-group CNNs need no fit: their map is a permutation that is known (`jaxinterp.groups`), and holds or does not; motions
-that are not of their group are shown without a map.
+group CNNs need no fit for the motions of their group: their map is a permutation that is known (`jaxinterp.groups`),
+and holds or does not. For others a group CNN's map is fitted, and orbits of templates, which have no positions, have
+none.
 
 Maps are fitted to the first half of the test images and measured on the other.
 """
@@ -57,7 +58,7 @@ ELEMENTS: dict[str, tuple[Group, int]] = dict(
 LEGEND = (
     "residual of the best map from φ(x) to φ(g x) / of the best constant / of φ(x) itself → accuracy on moved images "
     "when the layer is mapped back; first row of a network: accuracy as it is. Group networks have known maps for the "
-    "motions of their own group, which need no fit, and none for others."
+    "motions of their own group, which need no fit; orbits of templates have none for others."
 )
 MOST_LAYERS = 5
 MOST_UNITS = 1024  # of a layer without positions, whose map is dense
@@ -112,15 +113,17 @@ def measure(
     known = known_layers(config)
     train, x, wanted = len(images) // 2, jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
     for motion, (group, g) in ELEMENTS.items():
+        layers = layers_of(subject, images) if known is None else tuple(known[1])
         if known is not None:
             found |= _known(*known, subject, x[train:], wanted[train:], motion)
-            continue
+            if known[0].index(group.elements[g]) >= 0 or isinstance(config, GlassBoxRun):
+                continue
         rows = layer_equivariance(
             subject.apply,
             subject.variables,
             x,
             wanted,
-            list(layers_of(subject, images)),
+            list(layers),
             group,
             g,
             train=train,
@@ -148,7 +151,7 @@ def _known(
     place = group.index(motions.elements[element])
     pair, found = Group(motion, (motions.elements[0], motions.elements[element])), dict[str, float]()
     for name, images in (("accuracy", x), (f"{motion} accuracy", act(pair, 1, x))):
-        found[name] = float((subject.apply(subject.variables, images).argmax(1) == labels).mean())
+        found[name] = float(np.asarray(subject.apply(subject.variables, images).argmax(1) == labels).mean())
     for layer, law in laws.items():
         phi = partial(cut(subject.apply, layer)[0], subject.variables)
         found[f"{layer} {motion} uncompensated"] = float(invariance_error(phi, pair, x)[1])

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import glassbox_page
 from experiments.images import turned
-from experiments.page import Report
+from experiments.page import Reading, Report
 from experiments.run import Experiment, Run, Split, at_least, shown, small
 from experiments.subject import Subject, plain_subject
 from jaxinterp.data import Dataset
@@ -369,6 +369,17 @@ def _scattering(side: int) -> Callable[[np.ndarray], np.ndarray] | None:
         return np.concatenate(parts).reshape(len(images), -1)
 
     return features
+
+
+def reading(
+    config: GlassBoxRun,
+    subject: Subject,
+    image: Float[np.ndarray, "h w c"],
+    top: Int[np.ndarray, " t"],
+    names: list[str],
+) -> Reading:
+    """The templates with the largest contributions to the logits of the `top` classes."""
+    return glassbox_page.reading(build(config), subject, image, top, names)
 
 
 def sections(report: Report, split: Split) -> list[Section]:

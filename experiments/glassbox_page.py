@@ -1,11 +1,15 @@
 """What only glass boxes show in their report: classifiers and rivals, the orbit of an image, templates that decided."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 
-from experiments.page import Report, first_of_each_class
+from experiments.page import Reading, Report, first_of_each_class
+from experiments.subject import Subject
 from jaxinterp.explain.linear import decompose
 from jaxinterp.explain.orbit_plots import deciding_templates, orbit_rows
 from jaxinterp.groups import act
@@ -61,38 +65,75 @@ def _orbit(report: Report, model: GlassBox) -> Section:
     )
 
 
-def _templates(report: Report, model: GlassBox) -> Section:
-    """The templates with the largest contributions to the predicted class, at their strongest element."""
-    chosen = first_of_each_class(report.labels, 5)
-    x, top = jnp.asarray(report.images[chosen]), report.logits[chosen].argmax(1)
-    variables = report.subject.variables
-    frozen: Any = report.subject.frozen
-    parts = decompose(frozen, x, top, "representation/orbit", variables=variables, check=False)
+class _Deciding(NamedTuple):
+    """The templates with the largest contributions, (images, BEST) each, their strongest elements, drawn."""
+
+    templates: Int[np.ndarray, "n m"]
+    elements: Int[np.ndarray, "n m"]
+    contributions: Float[np.ndarray, "n m"]
+    missed: float
+    figure: Figure
+
+
+def _deciding(
+    model: GlassBox,
+    subject: Subject,
+    images: Float[np.ndarray, "n h w c"],
+    targets: Int[np.ndarray, " n"],
+    names: Sequence[str],
+) -> _Deciding:
+    frozen: Any = subject.frozen
+    level = "representation/orbit"
+    parts = decompose(frozen, jnp.asarray(images), targets, level, variables=subject.variables, check=False)
     each = np.asarray(parts.contributions[:, 0])
     sums = each.sum(1)
     best = np.argsort(-np.abs(sums), axis=1)[:, :BEST]
-    templates = jnp.asarray(variables["params"]["representation"]["orbit"]["templates"])
+    strongest = np.take_along_axis(np.abs(each).argmax(1), best, 1)
+    values = np.take_along_axis(sums, best, 1)
+    templates = jnp.asarray(subject.variables["params"]["representation"]["orbit"]["templates"])
     turned = np.stack(
         [
-            np.concatenate(
-                [act(model.group.inverses, int(np.abs(own[:, k]).argmax()), templates[k][None]) for k in row]
-            )
-            for own, row in zip(each, best, strict=True)
+            np.concatenate([act(model.group.inverses, int(g), templates[k][None]) for k, g in zip(*row, strict=True)])
+            for row in zip(best, strongest, strict=True)
         ]
     )
-    names = [f"as {report.classes[k]}" for k in top]
-    figure = deciding_templates(np.asarray(x), turned, np.take_along_axis(sums, best, 1), names)
+    figure = deciding_templates(images, turned, values, [f"as {names[k]}" for k in targets])
     missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
+    return _Deciding(best, strongest, values, missed, figure)
+
+
+def reading(
+    model: GlassBox,
+    subject: Subject,
+    image: Float[np.ndarray, "h w c"],
+    top: Int[np.ndarray, " t"],
+    names: Sequence[str],
+) -> Reading:
+    """Of one image: the templates with the largest contributions to the `top` classes, as they matched most."""
+    found = _deciding(model, subject, np.repeat(image[None], len(top), axis=0), top, names)
+    rows = zip(top, found.templates, found.elements, found.contributions, strict=True)
+    numbers = [
+        {"class": names[k], "template": int(template), "element": int(element), "contribution": float(value)}
+        for k, *own in rows
+        for template, element, value in zip(*own, strict=True)
+    ]
+    return Reading("templates", numbers, found.figure)
+
+
+def _templates(report: Report, model: GlassBox) -> Section:
+    """The templates with the largest contributions to the predicted class, at their strongest element."""
+    chosen = first_of_each_class(report.labels, 5)
+    found = _deciding(model, report.subject, report.images[chosen], report.logits[chosen].argmax(1), report.classes)
     return Section(
         "The templates that decided",
         [
             "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
             "every (template, group element) contributes, and of a constant of the class. Largest relative "
-            f"residual: {missed:.1e}."
+            f"residual: {found.missed:.1e}."
         ],
         [
             picture(
-                figure,
+                found.figure,
                 "The training images with the largest contributions to the predicted class, turned as they matched "
                 "most; red speaks for the class, blue against it.",
                 "Templates that decided",

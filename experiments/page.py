@@ -70,6 +70,21 @@ class Report:
     further: Sequence[Section] = ()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a family says of one image besides its contribution maps.
+
+    Attributes:
+        name: of the reading, in a word; the JSON file's key and the end of the figure's file name.
+        numbers: for the JSON file.
+        figure: of them.
+    """
+
+    name: str
+    numbers: Any
+    figure: Figure
+
+
 def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
     """Indices of the first image of each of the first `count` classes that occur.
 

@@ -302,7 +302,8 @@ def explain(
     """Explain a trained run's predictions on image files.
 
     For every image <out>/<stem>.png holds the contribution maps of the likeliest classes, and <out>/<stem>.json for
-    every class the logit, the sum of the contributions, the bias and the residual.
+    every class the logit, the sum of the contributions, the bias and the residual. Some families have a reading of
+    their own, such as the orders of a series: <out>/<stem>-<reading>.png, and a key of the JSON file.
 
     Args:
         run_dir: the run's folder.
@@ -321,7 +322,7 @@ def explain(
     check_folder(out)
     name, config, subject = trained(run_dir, which)
     images, lines = read_images(paths, *config.image_shape)
-    classes = class_names(config)
+    classes, paper = class_names(config), paper_of(name)
     used: set[str] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
         whole = subject.decompose(image[None])
@@ -351,11 +352,16 @@ def explain(
             "level": subject.at or "input",
             "classes": entries,
         }
+        written = f"{out / stem}.png, .json"
+        if hasattr(paper, "reading") and (reading := paper.reading(config, subject, image, best, classes)):
+            write_bytes(out / f"{stem}-{reading.name}.png", picture(reading.figure, "", "").png)
+            content[reading.name] = reading.numbers
+            written += f", -{reading.name}.png"
         write_text(out / f"{stem}.json", json.dumps(content, indent=2) + "\n")
         first_of = entries[best[0]]
         yield (
             f"{line}: {first_of['class']} (p {first_of['probability']:.3f}, logit {first_of['logit']:.4f} = "
-            f"contributions {first_of['contributions']:.4f} + bias {first_of['bias']:.4f}) -> {out / stem}.png, .json"
+            f"contributions {first_of['contributions']:.4f} + bias {first_of['bias']:.4f}) -> {written}"
         )
 
 

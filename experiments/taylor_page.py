@@ -1,16 +1,19 @@
 """What only polynomials show in their report: orders, their maps at every level, pairs of pixels, coefficients."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 
-from experiments.page import Report, first_of_each_class
+from experiments.page import Reading, Report, first_of_each_class
 from jaxinterp.explain.draw import panel
 from jaxinterp.explain.plots import order_curves
-from jaxinterp.explain.series import contributions, pairs
+from jaxinterp.explain.series import OrderContributions, contributions, orders, pairs
 from jaxinterp.models.taylor import Expansion, TaylorNet
 from jaxinterp.report.page import Picture, Section, Table, picture
 
@@ -67,11 +70,7 @@ def _maps(report: Report, model: Expansion) -> Section:
     for level, degree in degrees.items():
         most = min(MAPS, degree)
         parts = contributions(apply, images, x0, most, top, variables=variables, at=level)
-        maps = np.asarray(parts.contributions[:, 0].sum(-1))
-        values = np.asarray(parts.orders[:, 0])
-        titles = [[f"order {m + 1}: {v:+.2f}" for m, v in enumerate(row[1:])] for row in values]
-        names = [f"as {report.classes[k]}" for k in top]
-        figure = panel(report.images[chosen], maps, titles, names, scale="map")
+        figure = _rows(report.images[chosen], parts, [f"as {report.classes[k]}" for k in top])
         where = "the pixels" if level is None else f"the entries of {level.replace('_', ' ')}, summed over channels,"
         missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.orders).max())
         pictures.append(
@@ -92,6 +91,29 @@ def _maps(report: Report, model: Expansion) -> Section:
         ],
         pictures,
     )
+
+
+def _rows(images: Any, parts: OrderContributions, names: list[str]) -> Figure:
+    """Images, and beside each the maps of its first target's orders, each map with its own scale."""
+    maps = np.asarray(parts.contributions[:, 0].sum(-1))
+    titles = [[f"order {m + 1}: {v:+.2f}" for m, v in enumerate(row[1:])] for row in np.asarray(parts.orders[:, 0])]
+    return panel(images, maps, titles, names, scale="map")
+
+
+def reading(
+    model: Expansion,
+    variables: Any,
+    image: Float[np.ndarray, "h w c"],
+    top: Int[np.ndarray, " t"],
+    names: Sequence[str],
+) -> Reading:
+    """Of one image: all orders of every class' logit, and maps of the lowest orders for the `top` classes."""
+    apply, x0 = _apply(model), variables["batch_stats"]["expansion_point"]
+    series = np.asarray(orders(apply, image[None], x0, model.degree, variables=variables))[:, 0]
+    rows = np.repeat(image[None], len(top), axis=0)
+    parts = contributions(apply, rows, x0, min(MAPS, model.degree), top.astype(np.int32), variables=variables)
+    numbers = [{"class": name, "orders": series[:, k].tolist()} for k, name in enumerate(names)]
+    return Reading("orders", numbers, _rows(rows, parts, [f"as {names[k]}" for k in top]))
 
 
 def _pairs(report: Report, model: Expansion) -> Section:

@@ -28,7 +28,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import taylor_page
-from experiments.page import Report
+from experiments.page import Reading, Report
 from experiments.run import Experiment, Run, Schedule, Split, at_least, shown, small
 from experiments.subject import Subject
 from jaxinterp.data import Dataset
@@ -367,6 +367,13 @@ def measure(
         "orders": {"accuracy": accuracy.tolist(), "energy": sizes.tolist()},
         "counts": [[row.name, *map(str, list(vars(row).values())[1:])] for row in counts],
     }
+
+
+def reading(
+    config: TaylorRun, subject: Subject, image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"], names: list[str]
+) -> Reading:
+    """All orders of every class' logit, and maps of the lowest ones for the `top` classes."""
+    return taylor_page.reading(build(replace(config, dtype="float32")), subject.variables, image, top, names)
 
 
 def sections(report: Report, split: Split) -> list[Section]:

@@ -168,7 +168,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Explain:
-    """Explain a trained run's predictions on images: contribution maps as PNG, sums and residuals as JSON."""
+    """Explain a trained run's predictions on images: contribution maps, sums, residuals, the family's own reading."""
 
     run_dir: RunDir
     """Folder of a trained run."""

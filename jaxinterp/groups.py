@@ -159,9 +159,9 @@ def _turn(angle: float) -> Element:
     return Element(cosine, -sine, sine, cosine)
 
 
-def _positive(name: str, value: int | float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value}, expected a positive number")
+def _count(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
 
 
 def rotations(n: int) -> Group:
@@ -181,7 +181,7 @@ def rotations(n: int) -> Group:
         >>> group.name, group.cyclic, group.table[1, 3].item()
         ('C4', True, 0)
     """
-    _positive("n", n)
+    _count("n", n)
     return Group(f"C{n}", tuple(_turn(2 * math.pi * i / n) for i in range(n)))
 
 
@@ -198,7 +198,7 @@ def dihedral(n: int) -> Group:
         >>> len(dihedral(4)), dihedral(4).closed, dihedral(4).cyclic
         (8, True, False)
     """
-    _positive("n", n)
+    _count("n", n)
     turns, mirror = rotations(n).elements, Element(1.0, 0.0, 0.0, -1.0)
     return Group(f"D{n}", (*turns, *(turn.after(mirror) for turn in turns)))
 
@@ -232,7 +232,7 @@ def shifts(height: int, width: int, step: int = 1) -> Group:
         [2.0, 0.0, 1.0]
     """
     for name, value in (("step", step), ("height", height), ("width", width)):
-        _positive(name, value)
+        _count(name, value)
         if value % step:
             raise ValueError(f"{name}: got {value}, expected a multiple of step={step}")
     moves = itertools.product(range(0, height, step), range(0, width, step))
@@ -254,7 +254,7 @@ def scales(ratio: int | float, n: int) -> Group:
         >>> [round(element.a, 3) for element in scales(2**0.5, 1).elements]
         [1.0, 0.707, 1.414]
     """
-    _positive("n", n)
+    _count("n", n)
     if not 1 < ratio < math.inf:
         raise ValueError(f"ratio: got {ratio}, expected a number above 1")
     powers = (0, *(sign * i for i in range(1, n + 1) for sign in (-1, 1)))

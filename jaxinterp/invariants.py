@@ -32,6 +32,9 @@ Responses = Float[Array, "n g k"]
 FREQUENCIES = 6
 """Lowest frequencies of which `INVARIANTS` takes the bispectrum."""
 
+CONSISTENT = 1e-3
+"""How far, relative to the largest value, a matrix may be from the bispectrum of the signal found from it."""
+
 MOST_LAYERS = 64
 """Elements of a group up to which its responses are sorted by transpositions; their number grows as its square."""
 
@@ -220,7 +223,7 @@ def from_bispectrum(b: Complex[np.ndarray, "g g"]) -> Float[np.ndarray, " g"]:
         (|G|,) float64.
 
     Raises:
-        ValueError: a frequency is missing.
+        ValueError: a frequency is missing, or `b` is no real signal's bispectrum.
 
     Example:
         >>> signal = np.array([1.0, 2.0, 0.5, 4.0, 1.5])
@@ -232,6 +235,8 @@ def from_bispectrum(b: Complex[np.ndarray, "g g"]) -> Float[np.ndarray, " g"]:
         True
     """
     n = len(b)
+    if b.shape != (n, n) or not n or not np.isfinite(b).all():
+        raise ValueError(f"b: got shape {b.shape}, expected finite values (|G|, |G|)")
     zero = np.cbrt(b[0, 0].real)
     sizes = np.sqrt(np.abs(b[:, 0].real / zero)) if zero else np.zeros(n)
     if not (sizes > 1e-9 * sizes.max(initial=0.0)).all():
@@ -243,7 +248,12 @@ def from_bispectrum(b: Complex[np.ndarray, "g g"]) -> Float[np.ndarray, " g"]:
     turn = (np.angle(np.sign(zero)) - np.angle(steps[n])) / n
     f = sizes * np.exp(1j * (np.angle(steps[:n]) + turn * np.arange(n)))
     f[0] = zero
-    return np.fft.ifft(f).real
+    signal = np.fft.ifft(f).real
+    own, places = np.fft.fft(signal), np.arange(n)
+    missed = np.abs(own[:, None] * own * own[(places[:, None] + places) % n].conj() - b).max() / np.abs(b).max()
+    if missed > CONSISTENT:
+        raise ValueError(f"b: got one that misses every real signal's by {missed:.1g} of its size, expected one's own")
+    return signal
 
 
 def _unit(e: Responses) -> tuple[Responses, Float[Array, "n 1 k"]]:

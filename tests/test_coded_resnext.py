@@ -1,6 +1,7 @@
 """The coded runs: published networks by name, their loss, what is measured of them, and bad overrides in one line."""
 
 import io
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import coded_measures, coded_resnext, stages
 from experiments.coded_resnext import CIFAR10, CIFAR100, DIGITS, IMAGENET, RUNS, CodedLoss, SmoothedCrossEntropy
@@ -16,6 +18,7 @@ from experiments.run import write_config
 from jaxinterp.codes import Code, named
 from jaxinterp.data import Dataset
 from jaxinterp.errors import CheckpointError, ConfigError, DataError
+from jaxinterp.explain.subnets import path_shares
 from jaxinterp.models.coded import (
     CodedResNeXt,
     Stage,
@@ -200,3 +203,19 @@ def test_values_out_of_range_are_refused(changes, says):
     with pytest.raises(ConfigError) as error:
         replace(DIGITS, **changes)
     assert says in str(error.value)
+
+
+def test_an_explained_image_has_its_paths_beside_their_code(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "ramp.png")
+    list(stages.explain(folder, [tmp_path / "ramp.png"], tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "ramp.json").read_text())
+    _, config, subject = stages.trained(folder)
+    model, image = coded_resnext.build(config), np.arange(64, dtype=np.float32).reshape(1, 8, 8, 1) / 255
+    parts = path_shares(model, subject.variables, jnp.asarray(image))
+    logits = [row["logit"] for row in found["classes"]]
+    assert found["paths"][0]["class"] == str(np.argmax(logits))
+    for row in found["paths"]:
+        code, k = model.blocks[row["block"] - 1][0].code, int(row["class"])
+        assert row["word"] == code.table[k].tolist()
+        np.testing.assert_allclose(row["contributions"], parts.paths[row["block"] - 1][0, k], atol=1e-5)
+    assert (tmp_path / "out" / "ramp-paths.png").exists()

@@ -1,14 +1,17 @@
+import json
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import glassbox, stages
 from experiments.images import kept
 from experiments.run import override
 from jaxinterp.data import load
 from jaxinterp.errors import ConfigError
+from jaxinterp.explain.linear import decompose
 from jaxinterp.models.classifiers import GlassBoxClassifier
 
 TINY = replace(
@@ -112,3 +115,20 @@ def test_too_few_images_are_said_before_anything_is_kept(tmp_path):
     with pytest.raises(ConfigError, match=r"images: class \d has \d+, expected at least 100 for 1000 templates"):
         stages.train("glassbox/digits", replace(TINY, templates=1000), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # so that the corrected command may use it
+
+
+def test_an_explained_image_has_the_templates_that_decided(folder, tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "ramp.png")
+    list(stages.explain(folder, [tmp_path / "ramp.png"], tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "ramp.json").read_text())
+    _, _, subject = stages.trained(folder)
+    image = jnp.arange(64, dtype=jnp.float32).reshape(1, 8, 8, 1) / 255
+    parts = decompose(subject.frozen, image, at="representation/orbit", variables=subject.variables)
+    each = np.asarray(parts.contributions)[0]
+    for row in found["templates"]:
+        own = each[int(row["class"]), :, row["template"]]
+        assert row["contribution"] == pytest.approx(float(own.sum()), abs=1e-4)
+        assert row["element"] == np.abs(own).argmax()
+    first = found["templates"][0]
+    assert abs(first["contribution"]) == pytest.approx(np.abs(each[int(first["class"])].sum(0)).max(), abs=1e-4)
+    assert (tmp_path / "out" / "ramp-templates.png").exists()

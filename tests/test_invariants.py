@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -91,9 +92,15 @@ def test_the_bispectrum_recovers_the_orbit(order):
         assert nearest < 1e-8
 
 
-def test_bad_input():
+def test_bad_input(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="a frequency of the signal is 0"):
         from_bispectrum(np.zeros((3, 3), complex))
+    drawn = np.random.default_rng(0).normal(size=(2, 4, 4))
+    with pytest.raises(ValueError, match="b: got one that misses every real signal's by "):
+        from_bispectrum(drawn[0] + 1j * drawn[1])
+    with pytest.raises(ValueError, match=r"b: got shape \(3, 4\), expected finite values"):
+        from_bispectrum(drawn[0, :3] + 0j)
     with pytest.raises(ValueError, match=r"frequencies: got 9, expected a number in \[1, 8\]"):
         bispectrum(E, 9)
     with pytest.raises(ValueError, match=r"orders: got \(0,\), expected numbers of at least 1"):

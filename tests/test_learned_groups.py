@@ -66,7 +66,8 @@ def test_a_stack_keeps_its_patches_and_trains_what_follows(trained):
         filters = np.asarray(params[block]["conv"]["filters"])
         flat = filters.reshape(-1, filters.shape[-1])
         np.testing.assert_allclose(flat.sum(0), 0, atol=1e-4)
-        np.testing.assert_allclose(np.linalg.norm(flat, axis=0), 1, atol=1e-4)
+        sizes = np.linalg.norm(flat, axis=0)
+        np.testing.assert_allclose(sizes, 1 if block == "block_0" else sizes[0], atol=1e-4)
     found = stages.evaluate(trained("mnist-stack"), say=lambda line: None)["metrics"]
     history = [json.loads(line) for line in (trained("mnist-stack") / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
@@ -105,7 +106,7 @@ def test_what_is_built_in_holds(trained, tmp_path):
     assert float(law[2].split()[0]) == pytest.approx(p4["block_0 turn uncompensated"], abs=0.006)
     assert p4["turn accuracy"] == p4["accuracy"]
     assert all(p4[f"block_{i} turn residual"] < 1e-5 < 0.05 < p4[f"block_{i} turn uncompensated"] for i in range(2))
-    assert "block_0 h-flip residual" not in p4  # p4 has no mirrors
+    assert 0.01 < p4["block_0 h-flip residual"] < p4["block_0 h-flip constant"]  # p4 has no mirrors: the map is fitted
     for motion in ("h-flip", "v-flip", "turn"):
         assert box[f"representation/orbit {motion} residual"] < 1e-5
         assert box[f"{motion} accuracy"] == box["accuracy"]

@@ -1,5 +1,6 @@
 """The Taylor runs and distillations: networks, losses, what is measured of them, and bad overrides in one line."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from experiments import distillation, stages, taylornet
 from experiments.optimiser import _matrices, optimiser_of, schedule_of
@@ -162,3 +164,15 @@ def test_too_few_images_for_the_levels_are_said(tmp_path):
     split = partial(stages.split, data_dir=None)
     with pytest.raises(ConfigError, match="levels: got 9 levels of 4, which need 262144 images of every class"):
         distillation.measure(config, variables, tmp_path, np.zeros((1, 28, 28, 1)), np.zeros(1, int), split, print)
+
+
+def test_an_explained_image_has_all_orders_of_its_logits(folder, tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "ramp.png")
+    list(stages.explain(folder, [tmp_path / "ramp.png"], tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "ramp.json").read_text())
+    series = np.array([row["orders"] for row in found["orders"]])
+    assert series.shape == (10, taylornet.build(TINY).degree + 1)
+    np.testing.assert_allclose(series.sum(1), [row["logit"] for row in found["classes"]], atol=1e-4)
+    np.testing.assert_allclose(series[:, 1:].sum(1), [row["contributions"] for row in found["classes"]], atol=1e-4)
+    with Image.open(tmp_path / "out" / "ramp-orders.png") as picture:
+        assert picture.width > 300

@@ -8,7 +8,8 @@ sites of the feature map as g moves the image's pixels, and then filters it,
     min over F, b:  Σ_x Σ_p ‖φ(g x)_p − (M_g φ(x))_p‖² + λ s ‖F‖²          s: mean variance of a patch's entries × sites
 
 which is one linear system for all D filters. The rest of the network judges it: with M fitted from φ(g x) to φ(x), the
-images g x are classified as head(M φ(g x)). A layer without positions (N, D) is a map of one site, and M dense.
+images g x are classified as head(M φ(g x)). A layer without positions (N, D) is a map of one site, and M dense; the
+elements and channels of a group CNN's maps (N, h, w, |G|, K) are D = |G| K channels.
 
 Source: Lenc & Vedaldi, "Understanding image representations by measuring their equivariance and equivalence",
 CVPR 2015, arXiv 1411.5908.
@@ -144,14 +145,19 @@ def cut(apply: Callable[..., Array], at: str) -> tuple[Callable[..., Array], Cal
     return jax.jit(phi), jax.jit(head)
 
 
+def _grid(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """h, w and D of activations; one site where there are no positions."""
+    return (shape[1], shape[2], math.prod(shape[3:])) if len(shape) > 2 else (1, 1, shape[1])
+
+
 def _sites(z: Array) -> Array:
-    """(N, h, w, D), of one site where there are no positions, in float32 or wider."""
-    return (z if z.ndim == 4 else z[:, None, None]).astype(jnp.promote_types(jnp.float32, z.dtype))
+    """(N, h, w, D), in float32 or wider."""
+    return z.reshape(len(z), *_grid(z.shape)).astype(jnp.promote_types(jnp.float32, z.dtype))
 
 
 def _move(group: Group, g: int, z: Array) -> Array:
     """The map with its sites moved; without positions, as it is."""
-    return act(group, g, _sites(z)) if z.ndim == 4 else _sites(z)
+    return act(group, g, _sites(z)) if z.ndim > 2 else _sites(z)
 
 
 def _transform(group: Group, g: int, filters: Array, bias: Array, z: Array) -> Array:
@@ -164,12 +170,12 @@ def _transform(group: Group, g: int, filters: Array, bias: Array, z: Array) -> A
 _transform_compiled = partial(jax.jit, static_argnums=(0, 1))(_transform)
 
 
-def apply_map(map: EquivariantMap, z: Float[Array, "n *site d"]) -> Float[Array, "n *site d"]:
+def apply_map(map: EquivariantMap, z: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
     """M z = F ∗ (g z) + b, zeros outside of the map.
 
     Args:
         map: the map.
-        z: activations, (N, h, w, D) or (N, D), D as of the map.
+        z: activations, (N, h, w, D), (N, h, w, |G|, K) with D = |G| K, or (N, D), D as of the map.
 
     Returns:
         As `z`.
@@ -178,15 +184,16 @@ def apply_map(map: EquivariantMap, z: Float[Array, "n *site d"]) -> Float[Array,
         ValueError: another D, or maps that the group cannot move, such as non-square ones for rotations.
     """
     _require_activations("z", z.shape)
-    if z.shape[-1] != len(map.bias):
-        raise ValueError(f"z: got {z.shape[-1]} channels, expected {len(map.bias)} as of the map")
+    channels = _grid(z.shape)[2]
+    if channels != len(map.bias):
+        raise ValueError(f"z: got {channels} channels, expected {len(map.bias)} as of the map")
     with jax.default_matmul_precision("highest"):
         return _transform_compiled(map.group, map.g, map.filters, map.bias, z)
 
 
 def _require_activations(name: str, shape: tuple[int, ...]) -> None:
-    if len(shape) not in (2, 4):
-        raise ValueError(f"{name}: got activations {shape}, expected (N, h, w, D) or (N, D)")
+    if len(shape) not in (2, 4, 5):
+        raise ValueError(f"{name}: got activations {shape}, expected (N, h, w, D), (N, h, w, |G|, K) or (N, D)")
 
 
 def _require_settings(support: int, ridge: int | float) -> None:
@@ -198,13 +205,13 @@ def _require_settings(support: int, ridge: int | float) -> None:
 
 def _require_images(name: str, images: int, shape: tuple[int, ...], support: int) -> int:
     """The support that a map of this shape can use; ValueError where there are more unknowns than sites."""
-    sites = math.prod(shape[1:-1])
-    support = min(support, 2 * max((1, *shape[1:-1])) - 1)  # taps beyond the opposite border see nothing but zeros
-    needed = math.ceil((support**2 * shape[-1] + 1) / sites)
+    height, width, channels = _grid(shape)
+    support = min(support, 2 * max(height, width) - 1)  # taps beyond the opposite border see nothing but zeros
+    needed = math.ceil((support**2 * channels + 1) / (height * width))
     if images < needed:
         raise ValueError(
-            f"{name}: got {images} images, expected at least {needed} for filters of {support}x{support}x{shape[-1]} "
-            f"and a bias on {sites} sites each"
+            f"{name}: got {images} images, expected at least {needed} for filters of {support}x{support}x{channels} "
+            f"and a bias on {height * width} sites each"
         )
     return support
 
@@ -261,7 +268,7 @@ def _products(
 
 
 def fit_map(
-    phi_x: Float[Array, "n *site d"],
+    phi_x: Float[Array, "n ..."],
     phi_gx: Float[Array, "..."],
     group: Group,
     g: int,
@@ -276,7 +283,7 @@ def fit_map(
     activations; solved in float64; the bias bears no penalty. A support wider than the map can use is cut to it.
 
     Args:
-        phi_x: activations φ(x), (N, h, w, D) or (N, D).
+        phi_x: activations φ(x), (N, h, w, D), (N, h, w, |G|, K) with D = |G| K, or (N, D).
         phi_gx: activations φ(g x), of the same shape.
         group: the group.
         g: which element, in [0, |G|).
@@ -316,7 +323,7 @@ def fit_map(
 def refine_map(
     map: EquivariantMap,
     head: Callable[..., Float[Array, "n classes"]],
-    z: Float[Array, "n *site d"],
+    z: Float[Array, "n ..."],
     labels: Int[Array, "..."],
     steps: int,
     rate: int | float,
@@ -333,7 +340,7 @@ def refine_map(
         map: where to start, such as the regression's.
         head: z ↦ logits, the network after the layer, such as `Partial(cut(apply, at)[1], variables)` with
             `jax.tree_util.Partial` and `given=(x,)`; compiled once for as long as it is the same function.
-        z: activations before the map, (N, h, w, D) or (N, D).
+        z: activations before the map, (N, h, w, D), (N, h, w, |G|, K) or (N, D).
         labels: (N,), in [0, classes).
         steps: of the optimiser, ≥ 1.
         rate: learning rate, > 0.
@@ -471,8 +478,8 @@ def layer_equivariance(
         variables: the model's variables.
         images: x, (N, H, W, C).
         labels: (N,), in [0, classes).
-        at: paths of submodules with outputs (N, h, w, D) or (N, D); where the network has a way around one, such as a
-            shortcut, what goes there is not compensated.
+        at: paths of submodules with outputs (N, h, w, D), (N, h, w, |G|, K) or (N, D); where the network has a way
+            around one, such as a shortcut, what goes there is not compensated.
         group: the group.
         g: which element, in [0, |G|).
         train: how many of the images, from the first on, the maps are fitted to; in [1, N).
@@ -552,7 +559,8 @@ def layer_equivariance(
             size = max(squares[3], np.finfo(np.float32).tiny)
             residuals = np.sqrt(squares[:3] / size)
             sums = np.asarray(in_chunks(partial(_channel_sums, layer, variables), held[:1], each, memory), np.float64)
-            sites = len(held[0]) * math.prod(shapes[level][1:-1])
+            height, width, _ = _grid(shapes[level])
+            sites = len(held[0]) * height * width
             constant = max(0.0, 1 - float((sums.sum(0) ** 2).sum()) / sites / size) ** 0.5
             reached, low, high = compensated(here), 0, len(here.bias) + 1
             chance = 1 / found.shape[1]

@@ -247,9 +247,12 @@ class GlassBoxClassifier:
             The fitted classifier.
 
         Raises:
-            ValueError: see `check_training`, `choose_templates` and `jaxinterp.groups.act`.
+            ValueError: see `check_training`, `choose_templates` and `jaxinterp.groups.act`; a negative seed.
         """
+        images, labels = np.asarray(images, np.float32), np.asarray(labels)
         check_training(images, labels, self.components)
+        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected an integer of at least 0")
         warn_inexact(self.representation.group, jnp.asarray(images[:16]))
         templates = choose_templates(images, labels, self.representation.templates, self.seed)
         return self.fit_features(replace(self, templates=templates).transform(images), labels, templates)
@@ -279,6 +282,7 @@ class GlassBoxClassifier:
         """Φ(x), (N, F) float32."""
         if self.templates is None:
             raise ValueError("templates: got none, expected a fitted classifier; call fit")
+        images = np.asarray(images, np.float32)
         if images.shape[1:] != self.templates.shape[1:]:
             raise ValueError(f"images: got {images.shape[1:]}, expected {self.templates.shape[1:]} as in fitting")
         if not len(images):

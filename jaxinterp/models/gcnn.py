@@ -231,9 +231,10 @@ def largest(x: Float[Array, "n m c"]) -> Float[Array, "n c"]:
 
 
 def fit_stack(model: GroupCNN, variables: Any, images: Float[Array, "n h w c"], key: PRNGKeyArray) -> Any:
-    """Fill every block's filters with patches of what the blocks below answer to images, mean 0 and norm 1.
+    """Fill every block's filters with patches of what the blocks below answer to images, mean 0 and equal norms.
 
-    BatchNorm's statistics are those of the images. A `classifier` is left as it is.
+    The norm is 1 before BatchNorm, whose statistics are those of the images; without it, the norm that gives the
+    answers to the images a mean square of 1. A `classifier` is left as it is.
 
     Args:
         model: the network.
@@ -255,11 +256,11 @@ def fit_stack(model: GroupCNN, variables: Any, images: Float[Array, "n h w c"], 
     for i, (features, side) in enumerate(zip(model.features, model.sides, strict=True)):
         own = {"params": dict(params[f"block_{i}"])}
         filters = _patches(x, features, side, jax.random.fold_in(key, i))
+        answer: Any = GroupConv(model.group, features, side, model.padding).apply({"params": {"filters": filters}}, x)
+        if f"block_{i}" not in stats:
+            filters = filters / jnp.maximum(jnp.sqrt(jnp.square(answer).mean()), jnp.finfo(answer.dtype).tiny)
         own["params"]["conv"] = {"filters": filters.astype(own["params"]["conv"]["filters"].dtype)}
         if f"block_{i}" in stats:
-            answer: Any = GroupConv(model.group, features, side, model.padding).apply(
-                {"params": own["params"]["conv"]}, x
-            )
             moments = {"mean": answer.mean((0, 1, 2, 3)), "var": answer.var((0, 1, 2, 3))}
             old = stats[f"block_{i}"]["norm"]
             own["batch_stats"] = {"norm": {name: moments[name].astype(old[name].dtype) for name in old}}

@@ -19,8 +19,9 @@ from jaxinterp.explain.equivariance import (
     row_ratios,
     with_identity_rows,
 )
-from jaxinterp.groups import Group, act, dihedral, flips, rotations
+from jaxinterp.groups import Group, act, act_regular, dihedral, flips, rotations
 from jaxinterp.models.baselines import CifarResNet
+from jaxinterp.models.gcnn import GroupConv
 from jaxinterp.train.losses import softmax_cross_entropy
 
 SWAP = np.array([0, 1, 2, 4, 3, 6, 5])  # three symmetric filters, and two mirrored pairs
@@ -102,6 +103,17 @@ def test_a_mixture_of_all_pixels_has_no_map_of_small_support():
     assert dense.compensated < 1e-2
     assert dense.accuracy_compensated > 0.9
     assert dense.moved == dense.uncompensated
+
+
+def test_the_permutation_of_a_group_cnns_maps_is_found():
+    group, images = rotations(4), jax.random.normal(jax.random.key(0), (40, 6, 6, 1))
+    conv = GroupConv(group, 2, 3)
+    variables = conv.init(jax.random.key(1), images)
+    z, z_turned = (conv.apply(variables, act(group, g, images)) for g in (0, 1))
+    fitted = fit_map(z, z_turned, group, 1, support=1, ridge=1e-6)
+    np.testing.assert_allclose(apply_map(fitted, z), act_regular(group, 1, z), atol=1e-3)
+    permutation = act_regular(group, 1, jnp.eye(8).reshape(8, 1, 1, 4, 2)).reshape(8, 8)
+    np.testing.assert_allclose(fitted.filters[0, 0], permutation, atol=1e-3)
 
 
 def test_an_element_whose_inverse_is_not_in_the_set_is_undone_by_its_inverse():

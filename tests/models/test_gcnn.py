@@ -52,9 +52,13 @@ def test_networks_are_invariant_fitted_or_random(group):
     apply = jax.jit(model.apply)
     for variables in (random, fitted):
         assert invariance_error(partial(apply, variables), group, X).max() < 1e-5
-    unit = fitted["params"]["block_1"]["conv"]["filters"].reshape(-1, 3)
-    np.testing.assert_allclose(jnp.linalg.norm(unit, axis=0), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(unit.sum(0), 0.0, atol=1e-5)
+    for block, count in (("block_0", 4), ("block_1", 3)):
+        patches = fitted["params"][block]["conv"]["filters"].reshape(-1, count)
+        sizes = jnp.linalg.norm(patches, axis=0)
+        np.testing.assert_allclose(sizes, 1.0 if block == "block_0" else sizes[0], rtol=1e-5)
+        np.testing.assert_allclose(patches.sum(0), 0.0, atol=1e-5)
+    answers = model.apply(fitted, X, capture_intermediates=True)[1]["intermediates"]["block_1"]["__call__"][0]
+    np.testing.assert_allclose(jnp.square(answers).mean(), 1.0, rtol=1e-4)
     normed = (
         model.block(0)
         .clone(relu=False, pool=False)

@@ -203,6 +203,8 @@ def test_templates_are_balanced_and_drawn_from_the_images():
 def test_separability_by_hand():
     found = separability(np.array([[0.0, 0.0], [0.0, 2.0], [6.0, 1.0], [6.0, 1.0]]), np.array([3, 3, 8, 8]))
     np.testing.assert_allclose(found, (6.0, 0.5, 12.0))
+    with pytest.raises(ValueError, match="features: got values NaN or infinite"):
+        separability(np.full((4, 2), np.nan, np.float32), np.array([0, 0, 1, 1]))
     with pytest.raises(ValueError, match="labels: got 2 of 1 classes, expected 2 of at least two classes"):
         separability(np.zeros((2, 1)), np.array([1, 1]))
 
@@ -255,6 +257,7 @@ def test_a_group_that_leaves_the_grid_is_warned_of():
         (lambda: classifier().transform(IMAGES[:, :4]), r"images: got \(4, 6, 1\), expected \(6, 6, 1\)"),
         (lambda: GlassBoxClassifier(OrbitRepresentation(rotations(4))).transform(IMAGES), "templates: got none"),
         (lambda: replace(classifier(), components=900).fit(IMAGES, LABELS), "components: got 900"),
+        (lambda: replace(classifier(), seed=-1).fit(IMAGES.tolist(), LABELS.tolist()), "seed: got -1, expected"),
         (lambda: pipeline("lda", {"pixels": slice(0, 4)}, 2, equivariant_weight=0), "equivariant_weight: got 0"),
     ],
 )

@@ -31,7 +31,7 @@ def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n
         A `Separability`; the ratio is infinite where every class is one point.
 
     Raises:
-        ValueError: one class only, or other numbers of features and labels.
+        ValueError: one class only, other numbers of features and labels, or values that are not finite.
 
     Example:
         >>> separability(np.array([[0.0], [2.0], [10.0], [12.0]]), np.array([0, 0, 1, 1]))
@@ -42,6 +42,8 @@ def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n
         raise ValueError(
             f"labels: got {len(labels)} of {len(classes)} classes, expected {len(features)} of at least two classes"
         )
+    if not np.isfinite(features).all():
+        raise ValueError("features: got values NaN or infinite, expected finite ones")
     means = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
     apart = np.linalg.norm(means[:, None] - means, axis=-1)
     between = float(apart[np.triu_indices(len(classes), 1)].mean())
