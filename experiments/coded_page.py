@@ -71,15 +71,24 @@ def reading(
     top: Int[np.ndarray, " t"],
     names: Sequence[str],
 ) -> Reading:
-    """Of one image: what each path of every coded block hands on to the `top` classes' logits; the last one drawn."""
+    """Of one image: what each path of every block hands on to the `top` classes' logits; the last coded one drawn."""
     parts = path_shares(model, variables, jnp.asarray(image)[None], top[None].astype(np.int32))
-    coded = [(i, stage.code) for i, (stage, _) in enumerate(model.blocks) if stage.code is not None]
+    codes = [stage.code for stage, _ in model.blocks]
     numbers = [
-        {"block": i + 1, "class": names[k], "word": code.table[k].tolist(), "contributions": own.tolist()}
-        for i, code in coded
-        for k, own in zip(top, np.asarray(parts.paths[i])[0], strict=True)
+        {
+            "class": names[k],
+            "logit": float(parts.logits[0, t]),
+            "stem": float(parts.stem[0, t]),
+            "shift": float(parts.shift[0, t]),
+            "residual": float(parts.residual[0, t]),
+            "blocks": [
+                {"word": code and code.table[k].tolist(), "contributions": np.asarray(shares)[0, t].tolist()}
+                for code, shares in zip(codes, parts.paths, strict=True)
+            ],
+        }
+        for t, k in enumerate(top)
     ]
-    last, code = coded[-1]
+    last, code = [(i, code) for i, code in enumerate(codes) if code is not None][-1]
     drawn = paths_beside_code(np.asarray(parts.paths[last])[0], code.table[top], [names[k] for k in top])
     return Reading("paths", numbers, drawn)
 

@@ -19,7 +19,7 @@ ImageNet were not printed: ours are `jaxinterp.codes`'.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -450,9 +450,13 @@ def measure(
 
 
 def reading(
-    config: CodedRun, subject: Subject, image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"], names: list[str]
+    config: CodedRun,
+    subject: Subject,
+    image: Float[np.ndarray, "h w c"],
+    top: Int[np.ndarray, " t"],
+    names: Sequence[str],
 ) -> Reading | None:
-    """What the paths of every coded block contribute to the `top` classes' logits; None of the baseline."""
+    """What the paths of every block contribute to the `top` classes' logits; None of the baseline."""
     model = build(replace(config, dtype="float32"))
     return coded_page.reading(model, subject.variables, image, top, names) if model.codes else None
 

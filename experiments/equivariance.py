@@ -2,12 +2,12 @@
 
     python -m experiments.equivariance RUN_DIR ... [--results experiments/results]
 
-For mirrors, a quarter turn and a change of scale g, and for up to five layers φ: how far φ(g x) is from φ(x), from the
-map M that serves all images best (m×m filters, ridge regression), and how much of its accuracy the network gets back
-when M undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see `jaxinterp.explain.equivariance`). Orbits of templates and
-group CNNs need no fit for the motions of their group: their map is a permutation that is known (`jaxinterp.groups`),
-and holds or does not. For others a group CNN's map is fitted, and orbits of templates, which have no positions, have
-none.
+For mirrors, a quarter turn and a change of scale g, and for up to five layers φ, or all blocks of a group CNN: how far
+φ(g x) is from φ(x), from the map M that serves all images best (m×m filters, ridge regression), and how much of its
+accuracy the network gets back when M undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see
+`jaxinterp.explain.equivariance`). Orbits of templates and group CNNs need no fit for the motions of their group: their
+map is a permutation that is known (`jaxinterp.groups`), and holds or does not. For others a group CNN's map is fitted,
+and orbits of templates, which have no positions, have none.
 
 Maps are fitted to the first half of the test images and measured on the other.
 """
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -82,7 +83,7 @@ def known_layers(config: Any) -> tuple[Group, dict[str, Callable[..., Any]]] | N
     """The group that a network moves by itself with, and the law of each of its layers; None of ordinary networks."""
     if isinstance(config, GlassBoxRun):
         return group_of(config), {"representation/orbit": permute}
-    if isinstance(config, TwinRun) and len(GROUPS.get(config.network, ())) > 1:
+    if isinstance(config, TwinRun) and config.network in GROUPS:
         return GROUPS[config.network], {f"block_{i}": act_regular for i in range(len(config.features))}
     return None
 
@@ -114,10 +115,10 @@ def measure(
     train, x, wanted = len(images) // 2, jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
     for motion, (group, g) in ELEMENTS.items():
         layers = layers_of(subject, images) if known is None else tuple(known[1])
-        if known is not None:
-            found |= _known(*known, subject, x[train:], wanted[train:], motion)
-            if known[0].index(group.elements[g]) >= 0 or isinstance(config, GlassBoxRun):
-                continue
+        if known is not None and (known[0].index(group.elements[g]) >= 0 or isinstance(config, GlassBoxRun)):
+            with jax.default_matmul_precision("highest"):
+                found = _known(*known, subject, x[train:], wanted[train:], motion) | found
+            continue
         rows = layer_equivariance(
             subject.apply,
             subject.variables,
@@ -131,7 +132,7 @@ def measure(
             steps=steps,
         )
         for row in rows:
-            found |= {"accuracy": row.accuracy, f"{motion} accuracy": row.accuracy_moved}
+            found = {"accuracy": row.accuracy, f"{motion} accuracy": row.accuracy_moved} | found
             found |= {
                 f"{row.at} {motion} uncompensated": row.uncompensated,
                 f"{row.at} {motion} residual": row.compensated,
@@ -221,7 +222,7 @@ class Program:
             try:
                 found.append(measure(config, subject, images[few], labels[few], self.support, self.steps))
             except ValueError as error:
-                raise ConfigError(f"{run_dir}: {error}") from error
+                raise ConfigError(f"{run_dir}, --images {len(images[few])}: {error}") from error
             configs.append(config)
             count = len(images[few])
         everywhere = [metric for metric in found[0] if all(metric in numbers for numbers in found)]  # not "invariant"

@@ -14,7 +14,7 @@ turned by an angle drawn uniformly from the whole circle.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -376,7 +376,7 @@ def reading(
     subject: Subject,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
-    names: list[str],
+    names: Sequence[str],
 ) -> Reading:
     """The templates with the largest contributions to the logits of the `top` classes."""
     return glassbox_page.reading(build(config), subject, image, top, names)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.page import Reading, Report, first_of_each_class
 from experiments.subject import Subject
-from jaxinterp.explain.linear import decompose
+from jaxinterp.explain.linear import Decomposition, decompose
 from jaxinterp.explain.orbit_plots import deciding_templates, orbit_rows
 from jaxinterp.groups import act
 from jaxinterp.models.glassbox import GlassBox, Orbit
@@ -68,10 +68,10 @@ def _orbit(report: Report, model: GlassBox) -> Section:
 class _Deciding(NamedTuple):
     """The templates with the largest contributions, (images, BEST) each, their strongest elements, drawn."""
 
+    parts: Decomposition
     templates: Int[np.ndarray, "n m"]
     elements: Int[np.ndarray, "n m"]
     contributions: Float[np.ndarray, "n m"]
-    missed: float
     figure: Figure
 
 
@@ -98,8 +98,7 @@ def _deciding(
         ]
     )
     figure = deciding_templates(images, turned, values, [f"as {names[k]}" for k in targets])
-    missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
-    return _Deciding(best, strongest, values, missed, figure)
+    return _Deciding(parts, best, strongest, values, figure)
 
 
 def reading(
@@ -110,12 +109,25 @@ def reading(
     names: Sequence[str],
 ) -> Reading:
     """Of one image: the templates with the largest contributions to the `top` classes, as they matched most."""
+    if len(names) == 2:  # the logits are one score and its negative
+        top = top[:1]
     found = _deciding(model, subject, np.repeat(image[None], len(top), axis=0), top, names)
-    rows = zip(top, found.templates, found.elements, found.contributions, strict=True)
     numbers = [
-        {"class": names[k], "template": int(template), "element": int(element), "contribution": float(value)}
-        for k, *own in rows
-        for template, element, value in zip(*own, strict=True)
+        {
+            "class": names[k],
+            "group": model.group.name,
+            "logit": float(found.parts.logits[t, 0]),
+            "constant": float(found.parts.bias[t, 0]),
+            "residual": float(found.parts.residual[t, 0]),
+            "other_templates": float(found.parts.contributions[t].sum() - found.contributions[t].sum()),
+            "templates": [
+                {"template": int(template), "element": int(element), "contribution": float(value)}
+                for template, element, value in zip(
+                    found.templates[t], found.elements[t], found.contributions[t], strict=True
+                )
+            ],
+        }
+        for t, k in enumerate(top)
     ]
     return Reading("templates", numbers, found.figure)
 
@@ -124,12 +136,13 @@ def _templates(report: Report, model: GlassBox) -> Section:
     """The templates with the largest contributions to the predicted class, at their strongest element."""
     chosen = first_of_each_class(report.labels, 5)
     found = _deciding(model, report.subject, report.images[chosen], report.logits[chosen].argmax(1), report.classes)
+    missed = float(jnp.abs(found.parts.residual).max()) / float(jnp.abs(found.parts.logits).max())
     return Section(
         "The templates that decided",
         [
             "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
             "every (template, group element) contributes, and of a constant of the class. Largest relative "
-            f"residual: {found.missed:.1e}."
+            f"residual: {missed:.1e}."
         ],
         [
             picture(

@@ -323,12 +323,10 @@ def explain(
     name, config, subject = trained(run_dir, which)
     images, lines = read_images(paths, *config.image_shape)
     classes, paper = class_names(config), paper_of(name)
-    used: set[str] = set()
+    used: set[Path] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
         whole = subject.decompose(image[None])
         parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), whole)
-        stem = next(s for i in count(1) if (s := path.stem if i == 1 else f"{path.stem}-{i}") not in used)
-        used.add(stem)
         chance = 1 / (1 + np.exp(-subject.odds(parts.logits[None])[0]))
         entries = [
             {
@@ -343,21 +341,26 @@ def explain(
         ]
         best = likeliest(parts.logits[None], top)[0]
         maps = np.asarray(summed(whole, image[None]))[:, best]
-        figure = top_maps(subject, image[None], [path.name], parts.logits[None], classes, maps)
-        write_bytes(out / f"{stem}.png", picture(figure, "", "").png)
-        content = {
+        figures = {"": top_maps(subject, image[None], [path.name], parts.logits[None], classes, maps)}
+        content: dict[str, Any] = {
             "image": str(path),
             "run": name,
             "checkpoint": which,
             "level": subject.at or "input",
             "classes": entries,
         }
-        written = f"{out / stem}.png, .json"
         if hasattr(paper, "reading") and (reading := paper.reading(config, subject, image, best, classes)):
-            write_bytes(out / f"{stem}-{reading.name}.png", picture(reading.figure, "", "").png)
+            figures[f"-{reading.name}"] = reading.figure
             content[reading.name] = reading.numbers
-            written += f", -{reading.name}.png"
+        drawn = {end: picture(figure, "", "").png for end, figure in figures.items()}
+        stems = (path.stem if i == 1 else f"{path.stem}-{i}" for i in count(1))
+        stem = next(s for s in stems if not {out / f"{s}{end}.png" for end in drawn} & used)
+        files = {out / f"{stem}{end}.png": png for end, png in drawn.items()}
+        used |= set(files)
+        for file, png in files.items():
+            write_bytes(file, png)
         write_text(out / f"{stem}.json", json.dumps(content, indent=2) + "\n")
+        written = ", ".join([f"{out / stem}.png", *(f"{end}.png" for end in list(drawn)[1:]), ".json"])
         first_of = entries[best[0]]
         yield (
             f"{line}: {first_of['class']} (p {first_of['probability']:.3f}, logit {first_of['logit']:.4f} = "

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
 from experiments.page import Reading, Report, first_of_each_class
 from jaxinterp.explain.draw import panel
 from jaxinterp.explain.plots import order_curves
-from jaxinterp.explain.series import OrderContributions, contributions, orders, pairs
+from jaxinterp.explain.series import contributions, orders, pairs
 from jaxinterp.models.taylor import Expansion, TaylorNet
 from jaxinterp.report.page import Picture, Section, Table, picture
 
@@ -26,8 +27,9 @@ def sections(report: Report, model: Expansion) -> list[Section]:
     return [_orders(report, model), _maps(report, model), _pairs(report, model), *counted]
 
 
+@cache
 def _apply(model: Expansion) -> Any:
-    """(variables, x) ↦ logits."""
+    """(variables, x) ↦ logits; one function for each network, compiled once."""
     return model.apply
 
 
@@ -70,7 +72,8 @@ def _maps(report: Report, model: Expansion) -> Section:
     for level, degree in degrees.items():
         most = min(MAPS, degree)
         parts = contributions(apply, images, x0, most, top, variables=variables, at=level)
-        figure = _rows(report.images[chosen], parts, [f"as {report.classes[k]}" for k in top])
+        maps, values = parts.contributions[:, 0].sum(-1), parts.orders[:, 0]
+        figure = _rows(report.images[chosen], maps, values, [f"as {report.classes[k]}" for k in top])
         where = "the pixels" if level is None else f"the entries of {level.replace('_', ' ')}, summed over channels,"
         missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.orders).max())
         pictures.append(
@@ -93,27 +96,36 @@ def _maps(report: Report, model: Expansion) -> Section:
     )
 
 
-def _rows(images: Any, parts: OrderContributions, names: list[str]) -> Figure:
-    """Images, and beside each the maps of its first target's orders, each map with its own scale."""
-    maps = np.asarray(parts.contributions[:, 0].sum(-1))
-    titles = [[f"order {m + 1}: {v:+.2f}" for m, v in enumerate(row[1:])] for row in np.asarray(parts.orders[:, 0])]
+def _rows(
+    images: Float[np.ndarray, "n h w c"],
+    maps: Float[Array, "n orders y x"],
+    values: Float[Array, "n orders1"],
+    names: Sequence[str],
+) -> Figure:
+    """Images, and beside each the maps of its orders from 1 up, under their values; each map has its own scale."""
+    titles = [[f"order {m + 1}: {v:+.2f}" for m, v in enumerate(row[1:])] for row in np.asarray(values)]
     return panel(images, maps, titles, names, scale="map")
 
 
 def reading(
     model: Expansion,
+    most: int,
     variables: Any,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
     names: Sequence[str],
 ) -> Reading:
-    """Of one image: all orders of every class' logit, and maps of the lowest orders for the `top` classes."""
-    apply, x0 = _apply(model), variables["batch_stats"]["expansion_point"]
-    series = np.asarray(orders(apply, image[None], x0, model.degree, variables=variables))[:, 0]
-    rows = np.repeat(image[None], len(top), axis=0)
-    parts = contributions(apply, rows, x0, min(MAPS, model.degree), top.astype(np.int32), variables=variables)
-    numbers = [{"class": name, "orders": series[:, k].tolist()} for k, name in enumerate(names)]
-    return Reading("orders", numbers, _rows(rows, parts, [f"as {names[k]}" for k in top]))
+    """Of one image: the orders up to `most` of every class' logit, and maps of the lowest for the `top` classes."""
+    apply, x0, x = _apply(model), variables["batch_stats"]["expansion_point"], jnp.asarray(image)[None]
+    series = np.asarray(orders(apply, x, x0, min(most, model.degree), variables=variables))[:, 0]
+    rest = np.asarray(apply(variables, x))[0] - series.sum(0)
+    numbers = [
+        {"class": name, "orders": series[:, k].tolist(), "remainder": float(rest[k])} for k, name in enumerate(names)
+    ]
+    shown = min(MAPS, most, model.degree)
+    parts = contributions(apply, x, x0, shown, top[None].astype(np.int32), variables=variables)
+    rows, titles = np.repeat(image[None], len(top), axis=0), [f"as {names[k]}" for k in top]
+    return Reading("orders", numbers, _rows(rows, parts.contributions[0].sum(-1), parts.orders[0], titles))
 
 
 def _pairs(report: Report, model: Expansion) -> Section:

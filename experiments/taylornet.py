@@ -14,7 +14,7 @@ Data distillation, the paper's other half, is `experiments/distillation.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -370,10 +370,15 @@ def measure(
 
 
 def reading(
-    config: TaylorRun, subject: Subject, image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"], names: list[str]
+    config: TaylorRun,
+    subject: Subject,
+    image: Float[np.ndarray, "h w c"],
+    top: Int[np.ndarray, " t"],
+    names: Sequence[str],
 ) -> Reading:
-    """All orders of every class' logit, and maps of the lowest ones for the `top` classes."""
-    return taylor_page.reading(build(replace(config, dtype="float32")), subject.variables, image, top, names)
+    """The orders that are read of every class' logit, and maps of the lowest ones for the `top` classes."""
+    model = build(replace(config, dtype="float32"))
+    return taylor_page.reading(model, config.orders, subject.variables, image, top, names)
 
 
 def sections(report: Report, split: Split) -> list[Section]:

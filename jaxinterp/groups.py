@@ -171,7 +171,7 @@ def rotations(n: int) -> Group:
         n: number of rotations, ≥ 1.
 
     Raises:
-        ValueError: `n` < 1.
+        ValueError: `n` is no integer of at least 1.
 
     Example:
         >>> group = rotations(4)
@@ -192,7 +192,7 @@ def dihedral(n: int) -> Group:
         n: number of rotations, ≥ 1.
 
     Raises:
-        ValueError: `n` < 1.
+        ValueError: `n` is no integer of at least 1.
 
     Example:
         >>> len(dihedral(4)), dihedral(4).closed, dihedral(4).cyclic
@@ -225,7 +225,7 @@ def shifts(height: int, width: int, step: int = 1) -> Group:
         step: in pixels, ≥ 1.
 
     Raises:
-        ValueError: a size is no multiple of `step`.
+        ValueError: a number is no integer of at least 1, or a size no multiple of `step`.
 
     Example:
         >>> act(shifts(1, 3), 1, jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
@@ -248,7 +248,7 @@ def scales(ratio: int | float, n: int) -> Group:
         n: steps down and up, ≥ 1.
 
     Raises:
-        ValueError: `ratio` ≤ 1 or `n` < 1.
+        ValueError: `ratio` ≤ 1, or `n` is no integer of at least 1.
 
     Example:
         >>> [round(element.a, 3) for element in scales(2**0.5, 1).elements]

@@ -213,9 +213,34 @@ def test_an_explained_image_has_its_paths_beside_their_code(folder: Path, tmp_pa
     model, image = coded_resnext.build(config), np.arange(64, dtype=np.float32).reshape(1, 8, 8, 1) / 255
     parts = path_shares(model, subject.variables, jnp.asarray(image))
     logits = [row["logit"] for row in found["classes"]]
-    assert found["paths"][0]["class"] == str(np.argmax(logits))
+    assert [int(row["class"]) for row in found["paths"]] == np.argsort(logits)[::-1][:3].tolist()
     for row in found["paths"]:
-        code, k = model.blocks[row["block"] - 1][0].code, int(row["class"])
-        assert row["word"] == code.table[k].tolist()
-        np.testing.assert_allclose(row["contributions"], parts.paths[row["block"] - 1][0, k], atol=1e-5)
+        k, total = int(row["class"]), row["stem"] + row["shift"]
+        for (stage, _), shares, own in zip(model.blocks, parts.paths, row["blocks"], strict=True):
+            assert own["word"] == (None if stage.code is None else stage.code.table[k].tolist())
+            np.testing.assert_allclose(own["contributions"], shares[0, k], atol=1e-5)
+            total += sum(own["contributions"])
+        assert row["logit"] == pytest.approx(total, abs=1e-4) == logits[k]
     assert (tmp_path / "out" / "ramp-paths.png").exists()
+    plain = replace(config, **coded_resnext.PLAIN)
+    assert coded_resnext.reading(plain, subject, image[0], np.array([0]), ("0",)) is None
+
+
+def test_pictures_of_readings_take_no_other_images_name(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("ramp", "ramp-paths"):
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / f"{name}.png")
+    files = [tmp_path / "ramp-paths.png", tmp_path / "ramp.png"]
+    list(stages.explain(folder, files, tmp_path / "out"))
+    names = ["ramp-2-paths", "ramp-2", "ramp-paths-paths", "ramp-paths"]
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(names)
+    list(stages.explain(folder, files[::-1], tmp_path / "turned"))
+    names = ["ramp", "ramp-paths", "ramp-paths-2", "ramp-paths-2-paths"]
+    assert {path.stem for path in (tmp_path / "turned").glob("*.png")} == set(names)
+
+    def failing(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(coded_resnext, "reading", failing)
+    with pytest.raises(MemoryError):
+        list(stages.explain(folder, files, tmp_path / "none"))
+    assert not list((tmp_path / "none").glob("*"))

@@ -125,10 +125,15 @@ def test_an_explained_image_has_the_templates_that_decided(folder, tmp_path):
     image = jnp.arange(64, dtype=jnp.float32).reshape(1, 8, 8, 1) / 255
     parts = decompose(subject.frozen, image, at="representation/orbit", variables=subject.variables)
     each = np.asarray(parts.contributions)[0]
+    logits = [row["logit"] for row in found["classes"]]
+    assert [int(row["class"]) for row in found["templates"]] == np.argsort(logits)[::-1][:3].tolist()
     for row in found["templates"]:
-        own = each[int(row["class"]), :, row["template"]]
-        assert row["contribution"] == pytest.approx(float(own.sum()), abs=1e-4)
-        assert row["element"] == np.abs(own).argmax()
-    first = found["templates"][0]
-    assert abs(first["contribution"]) == pytest.approx(np.abs(each[int(first["class"])].sum(0)).max(), abs=1e-4)
+        k = int(row["class"])
+        sums, shown = each[k].sum(0), [own["contribution"] for own in row["templates"]]
+        np.testing.assert_allclose(np.abs(shown), np.sort(np.abs(sums))[::-1][: len(shown)], atol=1e-4)
+        assert len(shown) == min(7, len(sums))
+        for own in row["templates"]:
+            assert own["contribution"] == pytest.approx(sums[own["template"]], abs=1e-4)
+            assert own["element"] == np.abs(each[k, :, own["template"]]).argmax()
+        assert sum(shown) + row["other_templates"] + row["constant"] == pytest.approx(logits[k], abs=1e-3)
     assert (tmp_path / "out" / "ramp-templates.png").exists()

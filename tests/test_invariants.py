@@ -97,10 +97,15 @@ def test_bad_input(monkeypatch):
     with pytest.raises(ValueError, match="a frequency of the signal is 0"):
         from_bispectrum(np.zeros((3, 3), complex))
     drawn = np.random.default_rng(0).normal(size=(2, 4, 4))
-    with pytest.raises(ValueError, match="b: got one that misses every real signal's by "):
-        from_bispectrum(drawn[0] + 1j * drawn[1])
-    with pytest.raises(ValueError, match=r"b: got shape \(3, 4\), expected finite values"):
+    edges = np.zeros((4, 4), complex)
+    edges[0] = edges[:, 0] = 1
+    for wrong in (drawn[0] + 1j * drawn[1], edges):
+        with pytest.raises(ValueError, match="of the largest from the found signal's, expected a bispectrum"):
+            from_bispectrum(wrong)
+    with pytest.raises(ValueError, match=r"b: got shape \(3, 4\), expected \(|G|, |G|\)"):
         from_bispectrum(drawn[0, :3] + 0j)
+    with pytest.raises(ValueError, match="b: got values NaN or infinite"):
+        from_bispectrum(edges * np.nan)
     with pytest.raises(ValueError, match=r"frequencies: got 9, expected a number in \[1, 8\]"):
         bispectrum(E, 9)
     with pytest.raises(ValueError, match=r"orders: got \(0,\), expected numbers of at least 1"):

@@ -67,7 +67,7 @@ def test_a_stack_keeps_its_patches_and_trains_what_follows(trained):
         flat = filters.reshape(-1, filters.shape[-1])
         np.testing.assert_allclose(flat.sum(0), 0, atol=1e-4)
         sizes = np.linalg.norm(flat, axis=0)
-        np.testing.assert_allclose(sizes, 1 if block == "block_0" else sizes[0], atol=1e-4)
+        np.testing.assert_allclose(sizes, 1 if block == "block_0" else sizes[0], rtol=1e-4)
     found = stages.evaluate(trained("mnist-stack"), say=lambda line: None)["metrics"]
     history = [json.loads(line) for line in (trained("mnist-stack") / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]

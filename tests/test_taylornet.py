@@ -166,13 +166,24 @@ def test_too_few_images_for_the_levels_are_said(tmp_path):
         distillation.measure(config, variables, tmp_path, np.zeros((1, 28, 28, 1)), np.zeros(1, int), split, print)
 
 
+def explained(run_dir):
+    """What a reading is given: the network, an image, classes to show, and all classes."""
+    _, config, subject = stages.trained(run_dir)
+    image = np.arange(64, dtype=np.float32).reshape(8, 8, 1) / 255
+    return subject, image, np.array([3, 1]), stages.class_names(config)
+
+
 def test_an_explained_image_has_all_orders_of_its_logits(folder, tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "ramp.png")
     list(stages.explain(folder, [tmp_path / "ramp.png"], tmp_path / "out"))
     found = json.loads((tmp_path / "out" / "ramp.json").read_text())
-    series = np.array([row["orders"] for row in found["orders"]])
-    assert series.shape == (10, taylornet.build(TINY).degree + 1)
-    np.testing.assert_allclose(series.sum(1), [row["logit"] for row in found["classes"]], atol=1e-4)
-    np.testing.assert_allclose(series[:, 1:].sum(1), [row["contributions"] for row in found["classes"]], atol=1e-4)
+    series, rest = (np.array([row[key] for row in found["orders"]]) for key in ("orders", "remainder"))
+    assert series.shape == (10, min(TINY.orders, taylornet.build(TINY).degree) + 1)
+    np.testing.assert_allclose(series.sum(1) + rest, [row["logit"] for row in found["classes"]], atol=1e-4)
+    beyond = series[:, 1:].sum(1) + rest
+    np.testing.assert_allclose(beyond, [row["contributions"] for row in found["classes"]], atol=1e-4)
+    few = taylornet.reading(replace(TINY, orders=1), *explained(folder))
+    assert len(few.numbers[0]["orders"]) == 2
+    np.testing.assert_allclose(few.numbers[0]["remainder"], series[0, 2:].sum() + rest[0], atol=1e-4)
     with Image.open(tmp_path / "out" / "ramp-orders.png") as picture:
         assert picture.width > 300

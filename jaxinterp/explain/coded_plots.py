@@ -28,7 +28,7 @@ def paths_beside_code(
     """What every path contributes to its class' logit, red for and blue against, beside the words of the code.
 
     Args:
-        shares: mean contribution of each path to the logit of each class, on that class' images.
+        shares: contribution of each path to the logit of each class, of one image or the mean over several.
         table: 0 and 1, the class' word.
         names: of the classes.
 

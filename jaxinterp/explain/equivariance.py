@@ -70,7 +70,7 @@ class LayerEquivariance(NamedTuple):
     Attributes:
         at: path of the layer.
         uncompensated: ‖φ(g x) − φ(x)‖ / ‖φ(g x)‖, norms over all images.
-        moved: ‖φ(g x) − g φ(x)‖ / ‖φ(g x)‖, the sites moved and the channels as they are.
+        moved: ‖φ(g x) − g φ(x)‖ / ‖φ(g x)‖, the sites moved and the channels as they are, a group axis too.
         compensated: ‖φ(g x) − M φ(x)‖ / ‖φ(g x)‖.
         constant: ‖φ(g x) − mean φ(g x)‖ / ‖φ(g x)‖, the mean over sites and images: what a map that ignores x leaves.
         accuracy: of the network on x, in [0, 1]; the same for all layers.

@@ -178,6 +178,14 @@ def pipeline(
     )
 
 
+def _real(images: Images) -> Float[np.ndarray, "..."]:
+    """Images as float32; lists are arrays too."""
+    found = np.asarray(images)
+    if found.dtype.kind not in "fiub":
+        raise ValueError(f"images: got {found.dtype}, expected real numbers")
+    return found.astype(np.float32, copy=False)
+
+
 def check_training(images: Images, labels: Labels, components: int) -> None:
     """Refuse images that no classifier can be made from.
 
@@ -247,12 +255,13 @@ class GlassBoxClassifier:
             The fitted classifier.
 
         Raises:
-            ValueError: see `check_training`, `choose_templates` and `jaxinterp.groups.act`; a negative seed.
+            ValueError: see `check_training`, `choose_templates` and `jaxinterp.groups.act`; images that are not real
+                numbers, or a seed that is no integer in [0, 2³²).
         """
-        images, labels = np.asarray(images, np.float32), np.asarray(labels)
+        images, labels = _real(images), np.asarray(labels)
         check_training(images, labels, self.components)
-        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}, expected an integer of at least 0")
+        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: got {self.seed}, expected an integer in [0, 2**32)")
         warn_inexact(self.representation.group, jnp.asarray(images[:16]))
         templates = choose_templates(images, labels, self.representation.templates, self.seed)
         return self.fit_features(replace(self, templates=templates).transform(images), labels, templates)
@@ -282,7 +291,7 @@ class GlassBoxClassifier:
         """Φ(x), (N, F) float32."""
         if self.templates is None:
             raise ValueError("templates: got none, expected a fitted classifier; call fit")
-        images = np.asarray(images, np.float32)
+        images = _real(images)
         if images.shape[1:] != self.templates.shape[1:]:
             raise ValueError(f"images: got {images.shape[1:]}, expected {self.templates.shape[1:]} as in fitting")
         if not len(images):
@@ -394,9 +403,9 @@ class GlassBoxClassifier:
                 "equivariant": own.equivariant,
             },
             "kind": self.kind,
-            "components": self.components,
+            "components": int(self.components),
             "equivariant_weight": self.equivariant_weight,
-            "seed": self.seed,
+            "seed": int(self.seed),
             "batch": self.batch,
         }
         content = skops.io.dumps(self.fitted)

@@ -9,7 +9,7 @@ over g after every layer costs accuracy (3.21 against 2.28 % errors in the paper
 (C4) and p4m (D4), whose filters need no interpolation.
 
 `fit_stack` fills the filters in closed form: every layer's are patches of what the layer below answers to training
-images, mean 0 and norm 1. That is the glass box as stacked functional blocks; it can be trained from there.
+images, mean 0 and of one norm. That is the glass box as stacked functional blocks; it can be trained from there.
 
 Source: Cohen & Welling, "Group Equivariant Convolutional Networks", ICML 2016, Eq. 10 and 11, Sec. 8.1 (P4CNN).
 """

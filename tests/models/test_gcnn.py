@@ -57,6 +57,9 @@ def test_networks_are_invariant_fitted_or_random(group):
         sizes = jnp.linalg.norm(patches, axis=0)
         np.testing.assert_allclose(sizes, 1.0 if block == "block_0" else sizes[0], rtol=1e-5)
         np.testing.assert_allclose(patches.sum(0), 0.0, atol=1e-5)
+    plain = fit_stack(model.clone(norm=False), {"params": random["params"]}, X, jax.random.key(5))
+    seen = model.clone(norm=False).apply(plain, X, capture_intermediates=True)[1]["intermediates"]["block_0"]
+    np.testing.assert_allclose(jnp.square(seen["conv"]["__call__"][0]).mean(), 1.0, rtol=1e-4)
     answers = model.apply(fitted, X, capture_intermediates=True)[1]["intermediates"]["block_1"]["__call__"][0]
     np.testing.assert_allclose(jnp.square(answers).mean(), 1.0, rtol=1e-4)
     normed = (

@@ -258,6 +258,7 @@ def test_a_group_that_leaves_the_grid_is_warned_of():
         (lambda: GlassBoxClassifier(OrbitRepresentation(rotations(4))).transform(IMAGES), "templates: got none"),
         (lambda: replace(classifier(), components=900).fit(IMAGES, LABELS), "components: got 900"),
         (lambda: replace(classifier(), seed=-1).fit(IMAGES.tolist(), LABELS.tolist()), "seed: got -1, expected"),
+        (lambda: classifier(images=IMAGES * 1j), "images: got complex64, expected real numbers"),
         (lambda: pipeline("lda", {"pixels": slice(0, 4)}, 2, equivariant_weight=0), "equivariant_weight: got 0"),
     ],
 )
