@@ -49,7 +49,7 @@ def _paths(report: Report, model: CodedResNeXt) -> Section:
         caption = (
             f"Block {block + 1}, mean over the first {len(images)} test images; its code has distance {code.distance}, "
             f"{code.bound} is the upper bound. Active paths contribute "
-            f"{mean[active].mean():+.3f} each on average, the others {mean[~active].mean():+.4f}."
+            f"{mean[active].mean():+.2g} each on average, the others {mean[~active].mean():+.2g}."
         )
         pictures.append(picture(figure, caption, f"Paths of block {block + 1} and their code", 900))
     return Section(

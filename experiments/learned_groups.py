@@ -160,11 +160,17 @@ RUNS: dict[str, Experiment[TwinRun]] = {
         f"glassbox/mnist-{a}-{b}-p4": Experiment(
             replace(P4, features=(*P4.features[:-1], 2), only=(a, b), classes=2, images=None, rotated=False, epochs=5),
             "ours: the learned rival of the pair, upright training images",
+            time="8 min on one busy CPU core",
             headline=False,
         )
         for a, b in ((3, 8), (4, 9), (0, 1))
     },
-    "glassbox/mnist-stack": Experiment(STACK, "ours: two layers of templates, upright training images", headline=False),
+    "glassbox/mnist-stack": Experiment(
+        STACK,
+        "ours: two layers of templates, upright training images",
+        time="8 min on one busy CPU core, 20 to evaluate",
+        headline=False,
+    ),
     "glassbox/cifar10-alexnet": Experiment(ALEXNET, "ours: after Lenc & Vedaldi, on small images", headline=False),
 }
 

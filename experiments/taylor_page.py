@@ -37,11 +37,13 @@ def _orders(report: Report, model: Expansion) -> Section:
     found = report.found["orders"]
     accuracy = np.array(found["accuracy"])
     figure = order_curves(found["energy"], accuracy, 1 / len(report.classes))
-    low = ", ".join(f"{accuracy[min(m, len(accuracy) - 1)]:.2%}" for m in (1, 2, 3, 5))
+    read = [m for m in (1, 2, 3, 5) if m < len(accuracy)]
+    low = ", ".join(f"{accuracy[m]:.2%}" for m in read)
     text = (
         f"The network is a polynomial of degree {model.degree} in the pixels. About the expansion point x0 each logit "
         "is the sum of its orders, f = f_0 + f_1 + f_2 + …, exactly. "
-        f"The orders up to 1, 2, 3 and 5 decide {low} of the images rightly, all that were read {accuracy[-1]:.2%}."
+        f"The orders up to {', '.join(map(str, read))} decide {low} of the images rightly, those up to "
+        f"{len(accuracy) - 1} {accuracy[-1]:.2%}."
     )
     return Section(
         "The series, order by order",
@@ -103,7 +105,7 @@ def _rows(
     names: Sequence[str],
 ) -> Figure:
     """Images, and beside each the maps of its orders from 1 up, under their values; each map has its own scale."""
-    titles = [[f"order {m + 1}: {v:+.2f}" for m, v in enumerate(row[1:])] for row in np.asarray(values)]
+    titles = [[f"order {m + 1}: {v:+.2g}" for m, v in enumerate(row[1:])] for row in np.asarray(values)]
     return panel(images, maps, titles, names, scale="map")
 
 

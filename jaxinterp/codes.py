@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +40,7 @@ WALKED = 1 << 22  # words that the greedy walk looks at, at most
 POOL = 4  # times as many words as classes end the walk
 COSETS = 22  # bits: linear lexicodes with more than 2^22 cosets are not made
 TRANSLATES = 64  # of a linear lexicode that are looked at
+MOST_POOL = 10_000  # words among which a balanced subset is looked for, or as many as there are classes
 SUBSETS = 100  # random subsets from which swaps start
 STARTS = 3  # of annealing
 MOVES = 60_000  # of one annealing
@@ -184,6 +186,14 @@ def named(name: str) -> Code:
     return Code(tuple(table["words"].split()), table["distance"], table["gap"])
 
 
+def _require_integers(*checks: tuple[str, Any, int | float, int | float]) -> None:
+    """Refuse values that are no integers from the least to the most."""
+    for name, value, least, most in checks:
+        if not isinstance(value, int | np.integer) or not least <= value <= most:
+            upto = "on" if most == math.inf else f"to {most}"
+            raise ValueError(f"{name}: got {value!r}, expected an integer from {least} {upto}")
+
+
 def largest_code(length: int, distance: int, weight: int) -> int:
     """An upper bound on how many words a constant-weight code can have.
 
@@ -201,8 +211,13 @@ def largest_code(length: int, distance: int, weight: int) -> int:
         >>> largest_code(8, 4, 4), largest_code(10, 4, 3)
         (14, 13)
 
+    Raises:
+        ValueError: a number out of range.
+
     Source: Johnson, "A new upper bound for error-correcting codes", 1962, Eq. 3 and 4.
     """
+    _require_integers(("length", length, 1, math.inf), ("distance", distance, 1, math.inf))
+    _require_integers(("weight", weight, 0, length))
 
     @cache
     def bound(n: int, a: int) -> int:
@@ -232,7 +247,11 @@ def largest_distance(classes: int, length: int, weight: int) -> int:
     Example:
         >>> [largest_distance(*row) for row in ((10, 10, 3), (10, 10, 5), (100, 20, 8), (1000, 32, 16))]
         [4, 4, 8, 16]
+
+    Raises:
+        ValueError: a number out of range.
     """
+    _require_integers(("classes", classes, 2, math.inf), ("length", length, 1, math.inf), ("weight", weight, 0, length))
     if math.comb(length, weight) < classes:
         return 0
     low, more = divmod(classes * weight, length)
@@ -265,21 +284,16 @@ def design(num_classes: int, length: int, weight: int, key: PRNGKeyArray, distan
 
     Source: arXiv 2202.05343, Sec. 3.2.1 and Alg. 1; linear lexicodes and annealing are ours.
     """
-    for name, value, least, most in (
-        ("num_classes", num_classes, 2, math.inf),
-        ("length", length, 2, 62),
-        ("weight", weight, 1, length - 1),
-    ):
-        if not least <= value <= most:
-            raise ValueError(f"{name}: got {value}, expected {least} to {most}")
+    _require_integers(("num_classes", num_classes, 2, math.inf), ("length", length, 2, 62))
+    _require_integers(("weight", weight, 1, length - 1))
     words = math.comb(length, weight)
     if words < num_classes:
         raise ValueError(
             f"num_classes: got {num_classes}, but there are only {words} words of length {length} and weight {weight}"
         )
     bound = largest_distance(num_classes, length, weight)
-    if distance is not None and (distance % 2 or not 2 <= distance <= bound):
-        raise ValueError(f"distance: got {distance}, expected an even number from 2 to the upper bound {bound}")
+    if distance is not None and distance not in range(2, bound + 1, 2):
+        raise ValueError(f"distance: got {distance!r}, expected an even number from 2 to the upper bound {bound}")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     for tried in range(bound, 0, -2) if distance is None else (distance,):
         best: Code | None = None
@@ -430,7 +444,8 @@ def _balanced(pool: Int[np.ndarray, " words"], num_classes: int, length: int, rn
     """
     if len(pool) < num_classes:
         return None
-    pool = rng.permutation(pool)[: max(10_000, num_classes)]
+    most = max(MOST_POOL, num_classes)
+    pool = pool if len(pool) <= most else rng.choice(pool, most, replace=False)
     bits = (pool[:, None] >> np.arange(length)[::-1] & 1).astype(np.int64)
     ideal = int(num_classes * bits[0].sum() % length != 0)
     best: tuple[int, np.ndarray] | None = None

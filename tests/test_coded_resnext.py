@@ -156,6 +156,12 @@ def test_an_exported_network_comes_back_or_is_refused(tmp_path):
     np.savez(path, **content)
     with pytest.raises(CheckpointError, match="params/block_2/expand_kernel is missing, foreign or of another shape"):
         load_network(path)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), sliced)
+    lost = jax.tree.map(lambda leaf: leaf * jnp.nan, sliced)
+    for foreign, says in ((half, "is bfloat16, expected float16"), (lost, "holds NaN"), ({"params": {}}, "is missing")):
+        with pytest.raises(ValueError, match=f"variables: .* {says}"):
+            export_network(str(tmp_path / "none.npz"), small, foreign)
+    assert not (tmp_path / "none.npz").exists()
     with pytest.raises(CheckpointError, match=r"nowhere\.npz"):
         load_network(tmp_path / "nowhere.npz")
 

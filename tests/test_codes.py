@@ -4,6 +4,7 @@ import itertools
 import re
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -112,16 +113,19 @@ def test_a_bad_table_is_refused_with_its_row(words, claims, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((1, 10, 5), "num_classes: got 1, expected 2"),
-        ((10, 70, 5), "length: got 70, expected 2 to 62"),
-        ((10, 10, 10), "weight: got 10, expected 1 to 9"),
+        ((1, 10, 5), "num_classes: got 1, expected an integer from 2 on"),
+        ((10, 70, 5), "length: got 70, expected an integer from 2 to 62"),
+        ((10, 10, 10), "weight: got 10, expected an integer from 1 to 9"),
         ((100, 8, 4), "num_classes: got 100, but there are only 70 words"),
         ((10, 10, 5, 6), "distance: got 6, expected an even number from 2 to the upper bound 4"),
         ((10, 10, 5, 3), "distance: got 3, expected an even number"),
+        ((10, 10.5, 5), "length: got 10.5, expected an integer"),
+        ((10, 10, 5, "4"), "distance: got '4', expected an even number"),
         ((14, 8, 4, 4), None),
     ],
 )
-def test_what_cannot_be_is_said_before_any_search(arguments, says):
+def test_what_cannot_be_is_said_before_any_search(arguments, says, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     classes, length, weight, *distance = arguments
     if says is None:
         assert design(classes, length, weight, jax.random.key(0), *distance).distance == 4

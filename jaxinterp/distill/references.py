@@ -45,16 +45,20 @@ class ImageSet:
         if not 0 <= self.images.min() <= self.images.max() <= 1:
             seen = f"{self.images.min():g}..{self.images.max():g}"
             raise DataError(f"{name}: got distilled images in {seen}, expected [0, 1]")
-        if self.labels.max() >= len(classes):
-            raise DataError(
-                f"{name}: got a distilled image of class {self.labels.max()}, expected {len(classes)} classes"
-            )
+        if not 0 <= self.labels.min() <= self.labels.max() < len(classes):
+            wrong = self.labels.min() if self.labels.min() < 0 else self.labels.max()
+            raise DataError(f"{name}: got a distilled image of class {wrong}, expected {len(classes)} classes")
         images = np.round(255 * self.images).astype(np.uint8)
         return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
 
 
 def write_set(path: str | Path, one: ImageSet) -> None:
-    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words."""
+    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words.
+
+    Raises:
+        DataError: what no data set is made of, see `read_set`.
+    """
+    _require_set(path, one.images, one.labels)
     words = {"keys": np.array(list(one.provenance.keys()), str), "values": np.array(list(one.provenance.values()), str)}
     write_arrays(
         Path(path), {"images": one.images, "labels": one.labels, "level": np.array(one.level, np.int32), **words}
@@ -72,16 +76,19 @@ def read_set(path: str | Path) -> ImageSet:
             found = dict(arrays)
         told = dict(zip(found["keys"].tolist(), found["values"].tolist(), strict=True))
         images, labels, level = found["images"], found["labels"], int(found["level"])
-        fits = images.ndim == 4 and labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
-        fits = fits and len(labels) > 0 and 0 <= images.min() <= images.max() <= 1 and labels.min() >= 0
     except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
         raise DataError(f"{path}: not a set of distilled images ({error})") from error
-    if not fits:
+    _require_set(path, images, labels)
+    return ImageSet(images, labels, level, told)
+
+
+def _require_set(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
+    fits = images.ndim == 4 and labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+    if not (fits and images.size and 0 <= images.min() <= images.max() <= 1 and labels.min() >= 0):
         raise DataError(
             f"{path}: got images {images.shape} and labels {labels.dtype}{labels.shape}, expected (N, H, W, C) in "
-            "[0, 1] and N integers, N at least 1"
+            "[0, 1] and N integers from 0 on, N at least 1"
         )
-    return ImageSet(images, labels, level, told)
 
 
 def sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.codes import Code
 from jaxinterp.data.batches import padded_batches
+from jaxinterp.explain.linear import require_classes, require_finite
 from jaxinterp.models.coded import CodedResNeXt
 from jaxinterp.models.slices import costs
 
@@ -48,7 +49,8 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
         Classes and margins.
 
     Raises:
-        ValueError: not N energies, an image without any, or a code of a single word, which leads no other.
+        ValueError: not N energies, negative or not finite ones, an image without any, or a code of a single word,
+            which leads no other.
 
     Example:
         >>> found = decode(jnp.array([[3.0, 0.0, 1.0, 0.0]]), Code(("1100", "1010", "0011")))
@@ -62,6 +64,8 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
     if code.classes < 2:
         raise ValueError("code: got a single word, expected at least two to tell apart")
     total = energies.sum(1)
+    if not isinstance(total, jax.core.Tracer) and not bool((energies >= 0).all() & jnp.isfinite(energies).all()):
+        raise ValueError("energies: got values that are negative, NaN or infinite, expected mean squares")
     if not isinstance(total, jax.core.Tracer) and not bool((total > 0).all()):
         row = int(jnp.argmin(total > 0))
         raise ValueError(f"energies: image {row} has a total of {float(total[row])}, expected a positive number")
@@ -103,7 +107,7 @@ def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w 
         Classes and margins.
 
     Raises:
-        ValueError: a network without codes, no images, or an image without energy in a block.
+        ValueError: a network without codes, no images, NaN, or an image without energy in a block.
     """
     _check(model, images)
     parts = [
@@ -119,6 +123,7 @@ def _check(model: CodedResNeXt, images: Any) -> None:
     model.require_codes()
     if not len(images):
         raise ValueError("images: got none, expected at least one")
+    require_finite("images", images)
 
 
 def _require_finite(margins: np.ndarray) -> None:
@@ -147,10 +152,7 @@ def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float)
     """
     if not 0 <= points < 1:
         raise ValueError(f"points: got {points}, expected a share in [0, 1)")
-    if len(labels) != held.classes.shape[1]:
-        raise ValueError(f"labels: got {len(labels)}, expected one for each of {held.classes.shape[1]} images")
-    if labels.min() < 0:
-        raise ValueError(f"labels: got {labels.min()}, expected classes from 0 on")
+    require_classes("labels", labels, held.classes.shape[1])
     _require_finite(held.margins)
     right = held.classes == labels
     blocks = len(held.margins)
@@ -178,7 +180,7 @@ def exits(seen: Trace, thresholds: Float[np.ndarray, " blocks"]) -> tuple[Int[np
         The coded block, counted from 0, or their number for the whole network, (n,); and the class, (n,).
 
     Raises:
-        ValueError: not one threshold for each coded block.
+        ValueError: not one threshold for each coded block, or NaN.
 
     Example:
         >>> seen = Trace(np.array([[1, 2], [0, 0]]), np.array([[0.5, 0.1]]))
@@ -189,6 +191,8 @@ def exits(seen: Trace, thresholds: Float[np.ndarray, " blocks"]) -> tuple[Int[np
         raise ValueError(
             f"thresholds: got {len(thresholds)}, expected one for each of {len(seen.margins)} coded blocks"
         )
+    if np.isnan(thresholds).any():
+        raise ValueError("thresholds: got NaN, expected numbers, inf to let nobody leave")
     sure = np.concatenate([seen.margins >= thresholds[:, None], np.ones((1, seen.classes.shape[1]), bool)])
     stop = sure.argmax(0)
     return stop, np.take_along_axis(seen.classes, stop[None], 0)[0]
@@ -206,9 +210,11 @@ def compute_spent(model: CodedResNeXt, stops: Int[np.ndarray, " n"], image_shape
         The mean share in (0, 1]; the block at which an image leaves is counted whole.
 
     Raises:
-        ValueError: no stop, or one that the network does not have.
+        ValueError: no stop, one that the network does not have, or no image's shape.
     """
     most = len(model.codes)
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape: got {image_shape}, expected (H, W, C), each at least 1")
     if not len(stops) or not 0 <= stops.min() <= stops.max() <= most:
         seen = f"{stops.min()}..{stops.max()}" if len(stops) else "none"
         raise ValueError(f"stops: got {seen}, expected coded blocks in [0, {most}]")
@@ -271,7 +277,7 @@ class EarlyExit:
         x, here, first = jnp.asarray(images), np.arange(count), 0
         ends = [i for i, (stage, _) in enumerate(self.model.blocks, 1) if stage.code is not None]
         for block, (last, threshold) in enumerate(zip(ends, self.thresholds, strict=True)):
-            if not np.isfinite(threshold):
+            if np.isposinf(threshold):
                 continue
             x, found = _segment(self.model, self.variables, x, first, last)
             decoded, margins = jax.device_get(found)

@@ -44,6 +44,22 @@ class Decomposition(NamedTuple):
     residual: Float[Array, "batch t"]
 
 
+def require_classes(name: str, labels: Any, count: int, classes: int | None = None) -> None:
+    """Refuse labels that are not `count` integers, at least one, in [0, classes).
+
+    Raises:
+        ValueError: they are not.
+    """
+    found = np.asarray(labels)
+    if found.shape != (count,) or not count or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"{name}: got {found.dtype}{found.shape}, expected {max(count, 1)} integers, one for each image"
+        )
+    if found.min() < 0 or (classes is not None and found.max() >= classes):
+        wanted = "from 0 on" if classes is None else f"in [0, {classes})"
+        raise ValueError(f"{name}: got {found.min()}..{found.max()}, expected classes {wanted}")
+
+
 def require_batch(x: Array) -> None:
     """Refuse an input `x` that is not a batch of floating arrays.
 

@@ -32,6 +32,7 @@ from jaxinterp.explain.linear import (
     footprint,
     in_chunks,
     require_batch,
+    require_classes,
     require_finite,
     require_levels,
     require_variables,
@@ -419,14 +420,18 @@ def pairs(
             raise ValueError(f"x: got shape {x.shape}, expected images (batch, H, W, C)")
         height, width = call.x.shape[1:3]
         every = [(y, c) for y in range(height) for c in range(width)]
-        chosen = np.asarray(every if pixels is None else pixels).reshape(-1, 2)
+        chosen = np.asarray(every if pixels is None else pixels)
         if (
             len(chosen) == 0
+            or chosen.shape[1:] != (2,)
             or not np.issubdtype(chosen.dtype, np.integer)
             or chosen.min() < 0
             or (chosen >= (height, width)).any()
         ):
-            raise ValueError(f"pixels: got {chosen.tolist()[:3]}, expected (y, x) within {height}x{width}")
+            raise ValueError(
+                f"pixels: got {chosen.tolist()[:3]} of shape {chosen.shape}, expected rows (y, x) within "
+                f"{height}x{width}"
+            )
         rows = select_targets(targets, len(call.x), call.classes)
         run = partial(_pairs if variables is None else _pairs_compiled, call.apply, jnp.asarray(chosen, jnp.int32))
         maps = rows.shape[1] * len(chosen) * height * width * call.x.dtype.itemsize
@@ -522,7 +527,7 @@ def truncated_accuracy(
     """Accuracy of f_0 + … + f_m for every m.
 
     Raises:
-        ValueError: not one label in [0, classes) for each image.
+        ValueError: not one label in [0, classes) for each image, or values that are not finite.
 
     Example:
         >>> found = np.array([[[0.0, 1.0]], [[3.0, 0.0]]])
@@ -530,9 +535,8 @@ def truncated_accuracy(
         [0.0, 1.0]
     """
     _, images, classes = found.shape
-    if len(labels) != images or not 0 <= labels.min() <= labels.max() < classes:
-        got = f"{len(labels)} in {labels.min()}..{labels.max()}"
-        raise ValueError(f"labels: got {got}, expected {images} classes in [0, {classes})")
+    require_classes("labels", labels, images, classes)
+    require_finite("found", found)
     partial_sums = np.cumsum(np.asarray(found, np.float64), axis=0)
     return (partial_sums.argmax(-1) == np.asarray(labels)).mean(1)
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.linear import Targets, decompose
+from jaxinterp.explain.linear import Targets, decompose, require_classes, require_finite
 from jaxinterp.models.coded import CodedResNeXt
 
 
@@ -141,11 +141,8 @@ def _right_without(
 
 def _check(model: CodedResNeXt, images: Any, labels: Any) -> None:
     model.require_codes()
-    if len(images) != len(labels) or not len(labels):
-        raise ValueError(f"labels: got {len(labels)} for {len(images)} images, expected one for each of at least one")
-    classes = min(code.classes for code in model.codes)
-    if not (np.min(labels) >= 0 and np.max(labels) < classes):
-        raise ValueError(f"labels: got {np.min(labels)}..{np.max(labels)}, expected classes in [0, {classes})")
+    require_finite("images", images)
+    require_classes("labels", labels, len(images), min(code.classes for code in model.codes))
 
 
 def accuracy_without(
@@ -176,7 +173,7 @@ def accuracy_without(
         The accuracy in [0, 1] for each of `counts`.
 
     Raises:
-        ValueError: labels or counts out of range, or no such block.
+        ValueError: labels or counts out of range, images that are not finite, or no such block.
 
     Source: arXiv 2202.05343, Fig. 2a.
     """
@@ -185,8 +182,8 @@ def accuracy_without(
         raise ValueError(f"block: got {block}, expected 0 to {len(model.codes) - 1}")
     code = model.codes[block]
     most = code.weight if active else code.length - code.weight
-    if not all(0 <= count <= most for count in counts):
-        raise ValueError(f"counts: got {min(counts)}..{max(counts)}, expected 0 to {most}")
+    if not set(counts) <= set(range(most + 1)):
+        raise ValueError(f"counts: got {list(counts)}, expected integers from 0 to {most}")
     right = np.zeros(len(counts))
     for start, real, (x, y) in padded_batches(batch, images, labels.astype(np.int32)):
         for i, count in enumerate(counts):
@@ -233,14 +230,14 @@ def specificity(
         grow with the overlap, from its largest on the diagonal.
 
     Raises:
-        ValueError: labels out of range, or no such block.
+        ValueError: labels out of range, images that are not finite, no such block, none, or one twice.
 
     Source: ours; the paper removes paths of each image's own class only.
     """
     _check(model, images, labels)
-    concerned = range(len(model.codes)) if blocks is None else blocks
-    if not all(0 <= block < len(model.codes) for block in concerned):
-        raise ValueError(f"blocks: got {tuple(concerned)}, expected 0 to {len(model.codes) - 1}")
+    concerned = tuple(range(len(model.codes)) if blocks is None else blocks)
+    if not set(concerned) <= set(range(len(model.codes))) or not 0 < len(set(concerned)) == len(concerned):
+        raise ValueError(f"blocks: got {concerned}, expected different ones from 0 to {len(model.codes) - 1}")
     classes = model.classes
     tables = [code.table[:classes].astype(np.float32) for code in model.codes]
     right = np.zeros((classes + 1, classes))

@@ -20,13 +20,16 @@ from jaxinterp.models.coded import CodedResNeXt, Stage
 DESCRIPTION = "description"
 
 
-def export_network(path: Path, model: CodedResNeXt, variables: Any) -> None:
+def export_network(path: str | Path, model: CodedResNeXt, variables: Any) -> None:
     """Write a network, whole or cut down to one class, to one .npz file.
 
     Args:
-        path: the file; its folder is made.
+        path: the file, .npz; its folder is made.
         model: the network.
-        variables: its variables.
+        variables: its variables, of a type that NumPy has.
+
+    Raises:
+        ValueError: variables that are not the network's, not finite, or of another type, such as bfloat16.
     """
     fields = {
         "stages": [asdict(stage) for stage in model.stages],
@@ -37,7 +40,10 @@ def export_network(path: Path, model: CodedResNeXt, variables: Any) -> None:
     }
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
-    write_arrays(path, {DESCRIPTION: np.array(json.dumps(fields)), **arrays})
+    wrong = _foreign(model, arrays)
+    if wrong:
+        raise ValueError(f"variables: {wrong}")
+    write_arrays(Path(path), {DESCRIPTION: np.array(json.dumps(fields)), **arrays})
 
 
 def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
@@ -67,19 +73,30 @@ def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
             mean=None if fields["mean"] is None else tuple(fields["mean"]),
             std=None if fields["std"] is None else tuple(fields["std"]),
         )
-    except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile, zlib.error) as error:
+        wrong = _foreign(network, arrays)
+    except (OSError, EOFError, ArithmeticError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: expected a coded network's file, got {error!r}") from None
-    side = 32 * network.stem[1]
-    channels = arrays["params/stem/kernel"].shape[2] if "params/stem/kernel" in arrays else 0
-    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    expected = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
-    wrong = [
-        n for n in {*expected, *arrays} if n not in arrays or arrays[n].shape != getattr(expected.get(n), "shape", 0)
-    ]
     if wrong:
-        raise CheckpointError(f"{path}: {min(wrong)} is missing, foreign or of another shape than the network's")
+        raise CheckpointError(f"{path}: {wrong}")
     leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
     return network, traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _foreign(network: CodedResNeXt, arrays: dict[str, np.ndarray]) -> str:
+    """What of these arrays is not the network's, in words; empty where they are."""
+    side, stem = 32 * network.stem[1], arrays.get("params/stem/kernel")
+    if stem is None or stem.ndim != 4:
+        return "params/stem/kernel is missing, or not of four axes"
+    image = jax.ShapeDtypeStruct((1, side, side, stem.shape[2]), jnp.float32)
+    expected = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    for name in sorted({*expected, *arrays}):
+        if name not in arrays or arrays[name].shape != getattr(expected.get(name), "shape", 0):
+            return f"{name} is missing, foreign or of another shape than the network's"
+        if arrays[name].dtype not in (np.float16, np.float32, np.float64):
+            return f"{name} is {arrays[name].dtype}, expected float16, float32 or float64"
+        if not np.isfinite(arrays[name]).all():
+            return f"{name} holds NaN or infinite values"
+    return ""
 
 
 def _code(fields: dict[str, Any]) -> Code:

@@ -30,7 +30,7 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
 
     Raises:
         ValueError: `class_index` out of range, a network without codes, or one of which paths were removed before,
-            or variables of another number of paths.
+            or variables of another number of paths, width or classes.
 
     Source: arXiv 2202.05343, Sec. 4.3.
     """
@@ -47,6 +47,9 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
         had = len(params[name]["expand_kernel"])
         if had != stage.paths:
             raise ValueError(f"variables: got {had} paths in {name}, expected {stage.paths} as of the model's code")
+        width = params[name]["expand_kernel"].shape[1]
+        if width != stage.width:
+            raise ValueError(f"variables: got paths of width {width} in {name}, expected {stage.width} as of the model")
         paths = np.flatnonzero(stage.code.table[class_index])
         channels = (paths[:, None] * stage.width + np.arange(stage.width)).ravel()
         block = dict(params[name])
@@ -57,14 +60,17 @@ def binary_classifier(model: CodedResNeXt, variables: Any, class_index: int) -> 
         params[name] = block | norms
         kept = {key: jax.tree.map(lambda leaf: leaf[channels], stats[name][key]) for key in norms}  # noqa: B023
         stats[name] = dict(stats[name]) | kept
+    classes = params["classifier"]["kernel"].shape[1]
+    if classes != model.classes:
+        raise ValueError(f"variables: got {classes} classes, expected {model.classes} as of the model")
     params["classifier"] = {"kernel": params["classifier"]["kernel"][:, class_index : class_index + 1]}
     stages = tuple(s if s.code is None else replace(s, kept=s.code.weight) for s in model.stages)
     return model.clone(stages=stages, classes=1, drop=0.0, ghost=None), {"params": params, "batch_stats": stats}
 
 
 def _require_class(model: CodedResNeXt, class_index: int) -> None:
-    if class_index != int(class_index) or not 0 <= class_index < model.classes:
-        raise ValueError(f"class_index: got {class_index}, expected an integer from 0 to {model.classes - 1}")
+    if not isinstance(class_index, int | np.integer) or not 0 <= class_index < model.classes:
+        raise ValueError(f"class_index: got {class_index!r}, expected an integer from 0 to {model.classes - 1}")
 
 
 def keep_only(model: CodedResNeXt, class_index: int) -> list[Float[np.ndarray, " paths"]]:

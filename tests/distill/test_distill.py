@@ -33,6 +33,7 @@ from jaxinterp.distill import (
 from jaxinterp.distill.condense import gradient_distance
 from jaxinterp.distill.flow import accuracies, chosen, drift, scores
 from jaxinterp.errors import DataError
+from jaxinterp.files import write_arrays
 from jaxinterp.models.taylor import TaylorNet, hierarchical
 
 CLASSES = 3
@@ -165,13 +166,21 @@ def test_a_set_is_written_read_and_trained_on(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=why):
             read_set(tmp_path / name)
     for images, labels in ((2 * IMAGES[:3] + 1, LABELS[:3]), (IMAGES[:0], LABELS[:0])):
-        write_set(tmp_path / "wrong.npz", ImageSet(images, labels))
         with pytest.raises(DataError, match=r"expected \(N, H, W, C\) in \[0, 1\]"):
-            read_set(tmp_path / "wrong.npz")
+            write_set(tmp_path / "wrong.npz", ImageSet(images, labels))
+        assert not (tmp_path / "wrong.npz").exists()
+        write_arrays(
+            tmp_path / "other.npz",
+            {"images": images, "labels": labels, "level": np.array(1), "keys": np.array([]), "values": np.array([])},
+        )
+        with pytest.raises(DataError, match=r"expected \(N, H, W, C\) in \[0, 1\]"):
+            read_set(tmp_path / "other.npz")
     with pytest.raises(DataError, match="tiny: got a distilled image of class 2, expected 2 classes"):
         few.dataset("tiny", "ab")
     with pytest.raises(DataError, match=r"tiny: got distilled images in 0\S*, expected \[0, 1\]"):
         ImageSet(9 * IMAGES[:3], LABELS[:3]).dataset("tiny", "abc")
+    with pytest.raises(DataError, match="tiny: got a distilled image of class -1, expected 3 classes"):
+        ImageSet(IMAGES[:3], LABELS[:3] - 1).dataset("tiny", "abc")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(DataError, match="tiny: got 3 labels, expected 4, one for each image"):
         ImageSet(IMAGES[:4], LABELS[:3]).dataset("tiny", "abc")

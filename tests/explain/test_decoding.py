@@ -114,6 +114,11 @@ def test_compute_is_the_specs():
             "energies: image 0",
         ),
         (lambda: EarlyExit(NET, {}, [0.1, np.nan]), "thresholds: got NaN"),
+        (lambda: exits(HELD, np.full(len(HELD.margins), np.nan)), "thresholds: got NaN"),
+        (lambda: decode(jnp.ones((1, 10)).at[0, 1].set(-1), CODE), "energies: got values that are negative"),
+        (lambda: decode(jnp.ones((1, 10)).at[0, 1].set(jnp.inf), CODE), "energies: got values that are negative"),
+        (lambda: EarlyExit(NET, {}, [np.inf, np.inf])(X * np.nan), "images: got "),
+        (lambda: compute_spent(NET, np.array([0]), (-8, 8, 3)), "image_shape: got (-8, 8, 3), expected"),
         (lambda: EarlyExit(NET, {}, [0.1]), "thresholds: got 1, expected one for each of 2 blocks"),
         (lambda: exits(HELD, np.ones(9)), "thresholds: got 9, expected one for each of"),
         (lambda: trace(NET, {}, X[:0]), "images: got none"),
@@ -125,7 +130,7 @@ def test_compute_is_the_specs():
         ),
         (
             lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(2, int), 0.0),
-            "labels: got 2",
+            "labels: got int64(2,), expected 3 integers",
         ),
         (
             lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), -np.ones(3, int), 0.0),

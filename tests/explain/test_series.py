@@ -274,7 +274,7 @@ def test_energy_accuracy_and_penalty_are_their_formulas():
     np.testing.assert_allclose(series.truncated_accuracy(found, labels), want)
     penalty = 2 * (found[1] ** 2).mean() + 4 * (found[2] ** 2).mean()
     assert float(series.order_penalty(jnp.asarray(found, jnp.float32), 2.0)) == pytest.approx(penalty, rel=1e-5)
-    with pytest.raises(ValueError, match=r"labels: got 5 in 7\.\.9, expected 5 classes in \[0, 4\)"):
+    with pytest.raises(ValueError, match=r"labels: got 7\.\.9, expected classes in \[0, 4\)"):
         series.truncated_accuracy(found, np.array([7, 8, 9, 7, 8]))
     with pytest.raises(ValueError, match=r"growth: got -1\.0, expected a positive number"):
         series.order_penalty(jnp.asarray(found, jnp.float32), -1.0)
@@ -299,6 +299,11 @@ def test_bad_input_is_refused_in_one_line(change, message, monkeypatch):
         orders(**given)
 
 
-def test_pixels_outside_of_the_image_are_refused():
-    with pytest.raises(ValueError, match=r"pixels: got \[\[2, 0\]\], expected \(y, x\) within 2x2"):
+def test_pixels_outside_of_the_image_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(
+        ValueError, match=r"pixels: got \[\[2, 0\]\] of shape \(1, 2\), expected rows \(y, x\) within 2x2"
+    ):
         pairs(lambda x: x.reshape(1, -1) ** 2, jnp.ones((1, 2, 2, 1)), jnp.zeros((2, 2, 1)), [(2, 0)])
+    with pytest.raises(ValueError, match=r"of shape \(2, 3\), expected rows \(y, x\) within 2x2"):
+        pairs(lambda x: x.reshape(1, -1) ** 2, jnp.ones((1, 2, 2, 1)), jnp.zeros((2, 2, 1)), np.zeros((2, 3), int))

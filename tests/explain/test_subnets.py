@@ -117,15 +117,21 @@ def test_specificity_is_accuracy_class_by_class(variables):
     ("call", "says"),
     [
         (lambda v: specificity(NET, v, np.asarray(X), LABELS + 1), "labels: got 1..3, expected classes in [0, 3)"),
-        (lambda v: specificity(NET, v, np.asarray(X), LABELS[:2]), "labels: got 2 for 6 images"),
-        (lambda v: specificity(NET, v, np.asarray(X), LABELS, [2]), "blocks: got (2,), expected 0 to 1"),
+        (lambda v: specificity(NET, v, np.asarray(X) * np.nan, LABELS), "images: got "),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS, []), "blocks: got (), expected different ones"),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS, [0, 0]), "blocks: got (0, 0), expected different ones"),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS[:2]), "labels: got int64(2,), expected 6 integers"),
+        (
+            lambda v: specificity(NET, v, np.asarray(X), LABELS, [2]),
+            "blocks: got (2,), expected different ones from 0 to 1",
+        ),
         (
             lambda v: accuracy_without(NET, v, np.asarray(X), LABELS, 2, [1], True, jax.random.key(0)),
             "block: got 2, expected 0 to 1",
         ),
         (
             lambda v: accuracy_without(NET, v, np.asarray(X), LABELS, 1, [1, 4], True, jax.random.key(0)),
-            "counts: got 1..4, expected 0 to 2",
+            "counts: got [1, 4], expected integers from 0 to 2",
         ),
         (
             lambda v: specificity(CodedResNeXt(stages=NET.stages[:1]), v, np.asarray(X), LABELS),
