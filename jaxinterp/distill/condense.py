@@ -111,11 +111,16 @@ def condense(
         The images, clipped to [0, 1].
 
     Raises:
-        ValueError: a class has fewer images than `count`, or the network is too deep for them.
+        ValueError: a class has fewer images than `count`, the network is too deep for them, they are not in [0, 1], or
+            negative `iterations`.
     """
     most = int(np.log2(min(images.shape[1:3])))
     if not 0 <= depth <= most:
         raise ValueError(f"depth: got {depth}, expected 0 to {most} on {images.shape[1]}x{images.shape[2]} images")
+    if iterations < 0:
+        raise ValueError(f"iterations: got {iterations}, expected at least 0")
+    if not 0 <= images.min() <= images.max() <= 1:
+        raise ValueError(f"images: got values in {images.min():g}..{images.max():g}, expected [0, 1]")
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     start = random_references(images, labels, classes, count, seed)
     pool = [np.flatnonzero(labels == c) for c in range(classes)]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.codes import Code
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.linear import require_classes, require_finite
+from jaxinterp.explain.linear import require_finite, require_labels
 from jaxinterp.models.coded import CodedResNeXt
 from jaxinterp.models.slices import costs
 
@@ -152,7 +152,7 @@ def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float)
     """
     if not 0 <= points < 1:
         raise ValueError(f"points: got {points}, expected a share in [0, 1)")
-    require_classes("labels", labels, held.classes.shape[1])
+    require_labels("labels", labels, held.classes.shape[1])
     _require_finite(held.margins)
     right = held.classes == labels
     blocks = len(held.margins)

@@ -32,8 +32,8 @@ from jaxinterp.explain.linear import (
     footprint,
     in_chunks,
     require_batch,
-    require_classes,
     require_finite,
+    require_labels,
     require_levels,
     require_variables,
     select_targets,
@@ -535,7 +535,7 @@ def truncated_accuracy(
         [0.0, 1.0]
     """
     _, images, classes = found.shape
-    require_classes("labels", labels, images, classes)
+    require_labels("labels", labels, images, classes)
     require_finite("found", found)
     partial_sums = np.cumsum(np.asarray(found, np.float64), axis=0)
     return (partial_sums.argmax(-1) == np.asarray(labels)).mean(1)

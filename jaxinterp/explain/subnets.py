@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.linear import Targets, decompose, require_classes, require_finite
+from jaxinterp.explain.linear import Targets, decompose, require_finite, require_labels
 from jaxinterp.models.coded import CodedResNeXt
 
 
@@ -142,7 +142,7 @@ def _right_without(
 def _check(model: CodedResNeXt, images: Any, labels: Any) -> None:
     model.require_codes()
     require_finite("images", images)
-    require_classes("labels", labels, len(images), min(code.classes for code in model.codes))
+    require_labels("labels", labels, len(images), min(code.classes for code in model.codes))
 
 
 def accuracy_without(

@@ -276,10 +276,9 @@ class CodedBlock(Layer):
         scale, energies = jnp.ones((len(x), self.paths), wide), None
         kept = None
         if keep is not None:
-            try:
-                kept = jnp.broadcast_to(keep, scale.shape).astype(wide)
-            except ValueError:
-                raise ValueError(f"keep: got shape {keep.shape}, expected ({self.paths},) or {scale.shape}") from None
+            if jnp.shape(keep) not in ((self.paths,), scale.shape):
+                raise ValueError(f"keep: got shape {jnp.shape(keep)}, expected ({self.paths},) or {scale.shape}")
+            kept = jnp.broadcast_to(jnp.asarray(keep), scale.shape).astype(wide)
         if self.normalise:
             energies = path_energies(u, expand) * (1 if kept is None else kept)
             rho = lax.rsqrt(energies.sum(1, keepdims=True) / self.divisor + TINY)
@@ -380,8 +379,10 @@ class CodedResNeXt(ConvNet):
             ValueError: `x` is not a batch of floating images, `keep` has not one entry for each coded block, or the
                 blocks asked for are not there.
         """
-        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"x: got {x.dtype}{x.shape}, expected floating images (N, H, W, C) in [0, 1]")
+        if x.ndim != 4 or 0 in x.shape or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"x: got {x.dtype}{x.shape}, expected floating images (N, H, W, C) in [0, 1], none of them 0"
+            )
         blocks, count = self.blocks, len(self.codes)
         if keep is not None and len(keep) != count:
             raise ValueError(f"keep: got {len(keep)} entries, expected one for each of {count} coded blocks")

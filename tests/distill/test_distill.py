@@ -219,6 +219,14 @@ def test_plain_peers_are_means_random_images_and_centres():
             lambda: condense(IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=9),
             "depth: got 9, expected 0 to 2 on 4x4 images",
         ),
+        (
+            lambda: condense(255 * IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=1),
+            "images: got values in",
+        ),
+        (
+            lambda: condense(IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=1, iterations=-1),
+            "iterations: got -1, expected at least 0",
+        ),
         (lambda: sheet([], "abc"), "levels, classes: got 0 and 3"),
         (lambda: abstract(MODEL, {}, 3 * IMAGES, LABELS, 1), "images: got values in"),
         (lambda: abstract(MODEL, {}, IMAGES, LABELS - 1, 1), "labels: got -1..1, expected classes in [0, 3)"),

@@ -338,6 +338,7 @@ def _of_other_paths():
         (lambda: binary_classifier(coded_cifar10(coded=False), {}, 1), "model: got an ordinary ResNeXt"),
         (lambda: binary_classifier(TINY, {}, 3), "class_index: got 3, expected an integer from 0 to 2"),
         (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[None]), "keep: got 1 entries, expected"),
+        (lambda: TINY.init(jax.random.key(0), jnp.zeros((0, 8, 8, 1))), "x: got float32(0, 8, 8, 1), expected"),
         (
             lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[jnp.ones(3)] * 2),
             "keep: got shape (3,), expected (4,) or (1, 4)",
