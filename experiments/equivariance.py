@@ -112,9 +112,9 @@ def measure(
     """
     found: dict[str, float] = {}
     known = known_layers(config)
+    layers = layers_of(subject, images) if known is None else tuple(known[1])
     train, x, wanted = len(images) // 2, jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
     for motion, (group, g) in ELEMENTS.items():
-        layers = layers_of(subject, images) if known is None else tuple(known[1])
         if known is not None and (known[0].index(group.elements[g]) >= 0 or isinstance(config, GlassBoxRun)):
             with jax.default_matmul_precision("highest"):
                 found = _known(*known, subject, x[train:], wanted[train:], motion) | found

@@ -66,7 +66,7 @@ def _orbit(report: Report, model: GlassBox) -> Section:
 
 
 class _Deciding(NamedTuple):
-    """The templates with the largest contributions, (images, BEST) each, their strongest elements, drawn."""
+    """The templates with the largest contributions, (images · targets, BEST) each, their strongest elements, drawn."""
 
     parts: Decomposition
     templates: Int[np.ndarray, "n m"]
@@ -79,13 +79,13 @@ def _deciding(
     model: GlassBox,
     subject: Subject,
     images: Float[np.ndarray, "n h w c"],
-    targets: Int[np.ndarray, " n"],
+    targets: Int[np.ndarray, "n t"],
     names: Sequence[str],
 ) -> _Deciding:
     frozen: Any = subject.frozen
     level = "representation/orbit"
     parts = decompose(frozen, jnp.asarray(images), targets, level, variables=subject.variables, check=False)
-    each = np.asarray(parts.contributions[:, 0])
+    each = np.asarray(parts.contributions).reshape(-1, *parts.contributions.shape[2:])
     sums = each.sum(1)
     best = np.argsort(-np.abs(sums), axis=1)[:, :BEST]
     strongest = np.take_along_axis(np.abs(each).argmax(1), best, 1)
@@ -97,7 +97,8 @@ def _deciding(
             for row in zip(best, strongest, strict=True)
         ]
     )
-    figure = deciding_templates(images, turned, values, [f"as {names[k]}" for k in targets])
+    shown = np.repeat(images, targets.shape[1], axis=0)
+    figure = deciding_templates(shown, turned, values, [f"as {names[k]}" for k in targets.ravel()])
     return _Deciding(parts, best, strongest, values, figure)
 
 
@@ -111,15 +112,15 @@ def reading(
     """Of one image: the templates with the largest contributions to the `top` classes, as they matched most."""
     if len(names) == 2:  # the logits are one score and its negative
         top = top[:1]
-    found = _deciding(model, subject, np.repeat(image[None], len(top), axis=0), top, names)
+    found = _deciding(model, subject, image[None], top[None], names)
     numbers = [
         {
             "class": names[k],
             "group": model.group.name,
-            "logit": float(found.parts.logits[t, 0]),
-            "constant": float(found.parts.bias[t, 0]),
-            "residual": float(found.parts.residual[t, 0]),
-            "other_templates": float(found.parts.contributions[t].sum() - found.contributions[t].sum()),
+            "logit": float(found.parts.logits[0, t]),
+            "constant": float(found.parts.bias[0, t]),
+            "residual": float(found.parts.residual[0, t]),
+            "other_templates": float(found.parts.contributions[0, t].sum() - found.contributions[t].sum()),
             "templates": [
                 {"template": int(template), "element": int(element), "contribution": float(value)}
                 for template, element, value in zip(
@@ -135,7 +136,8 @@ def reading(
 def _templates(report: Report, model: GlassBox) -> Section:
     """The templates with the largest contributions to the predicted class, at their strongest element."""
     chosen = first_of_each_class(report.labels, 5)
-    found = _deciding(model, report.subject, report.images[chosen], report.logits[chosen].argmax(1), report.classes)
+    top = report.logits[chosen].argmax(1)[:, None]
+    found = _deciding(model, report.subject, report.images[chosen], top, report.classes)
     missed = float(jnp.abs(found.parts.residual).max()) / float(jnp.abs(found.parts.logits).max())
     return Section(
         "The templates that decided",

@@ -202,9 +202,7 @@ def check_training(images: Images, labels: Labels, components: int) -> None:
         raise ValueError(f"components: got {components}, expected an integer of at least 1")
     if len(images) != len(labels):
         raise ValueError(f"labels: got {len(labels)}, expected {len(images)}, one for every image")
-    wrong = images.size - int(np.isfinite(images).sum())
-    if wrong:
-        raise ValueError(f"images: got {wrong} of {images.size} values NaN or infinite, expected finite values")
+    require_finite("images", images)
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise ValueError(f"labels: got one class only ({', '.join(map(str, classes))}), expected at least two")

@@ -3,6 +3,7 @@
 import json
 import zlib
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -82,15 +83,23 @@ def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
     return network, traverse_util.unflatten_dict(leaves, sep="/")
 
 
+@cache
+def _shapes(network: CodedResNeXt, channels: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's variables; those of all classes' classifiers, one network, are traced once."""
+    side = 32 * network.stem[1]
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    made = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    return {name: leaf.shape for name, leaf in made.items()}
+
+
 def _foreign(network: CodedResNeXt, arrays: dict[str, np.ndarray]) -> str:
     """What of these arrays is not the network's, in words; empty where they are."""
-    side, stem = 32 * network.stem[1], arrays.get("params/stem/kernel")
+    stem = arrays.get("params/stem/kernel")
     if stem is None or stem.ndim != 4:
         return "params/stem/kernel is missing, or not of four axes"
-    image = jax.ShapeDtypeStruct((1, side, side, stem.shape[2]), jnp.float32)
-    expected = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    expected = _shapes(network, stem.shape[2])
     for name in sorted({*expected, *arrays}):
-        if name not in arrays or arrays[name].shape != getattr(expected.get(name), "shape", 0):
+        if name not in arrays or arrays[name].shape != expected.get(name):
             return f"{name} is missing, foreign or of another shape than the network's"
         if arrays[name].dtype not in (np.float16, np.float32, np.float64):
             return f"{name} is {arrays[name].dtype}, expected float16, float32 or float64"
