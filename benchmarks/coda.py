@@ -33,8 +33,8 @@ import tyro
 from benchmarks.measuring import alternate, growth, record, relative, timed
 from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose
-from jaxinterp.models.coda import encode, s_coda
-from jaxinterp.models.convert import to_torch
+from jaxinterp.coda.network import encode, s_coda
+from jaxinterp.coda.torch_weights import to_torch
 
 # The temperature, with no bias: at initialisation 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
 # and no comparison would then notice a wrong network.

@@ -31,8 +31,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from benchmarks.measuring import alternate, growth, record, relative
 from benchmarks.torch_coded import Block, ResNeXt
-from jaxinterp.models.coded import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss, grouped_conv
-from jaxinterp.models.slices import binary_classifier, costs
+from jaxinterp.coded.network import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss, grouped_conv
+from jaxinterp.coded.surgery import binary_classifier, costs
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32
 DEEP = {  # gradients past ReLUs: one of two million that rounds the other way at 0 moves a norm by 7e-4

@@ -18,9 +18,9 @@ import torch
 import tyro
 
 from benchmarks.measuring import alternate, record, relative
-from experiments.glassbox import PAIR, group_of
-from jaxinterp.models.classifiers import GlassBoxClassifier
-from jaxinterp.models.glassbox import OrbitRepresentation, orbit_kernel, respond
+from jaxinterp.glassbox.classifier import GlassBoxClassifier
+from jaxinterp.glassbox.family import PAIR, group_of
+from jaxinterp.glassbox.network import OrbitRepresentation, orbit_kernel, respond
 
 
 @dataclass(frozen=True)

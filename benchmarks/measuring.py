@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import torch
 
-from jaxinterp.train.log import commit, machine
+from jaxinterp.provenance import commit, machine
 
 RESULTS = Path(__file__).parent / "results"
 

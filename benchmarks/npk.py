@@ -19,9 +19,9 @@ import torch
 import tyro
 
 from benchmarks.measuring import alternate, record, relative
-from jaxinterp.kernels.path import PathKernel
-from jaxinterp.models.architecture import c4gap, fc, gate_shapes
-from jaxinterp.models.gated import GatedNetwork, Network
+from jaxinterp.gated.architecture import c4gap, fc, gate_shapes
+from jaxinterp.gated.kernels.path import PathKernel
+from jaxinterp.gated.network import GatedNetwork, Network
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from jaxinterp.models.coded import CodedResNeXt
+from jaxinterp.coded.network import CodedResNeXt
 
 
 def _tensor(array: Any) -> torch.Tensor:

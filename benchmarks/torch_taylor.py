@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from jaxinterp.models.taylor import TaylorNet
+from jaxinterp.taylor.network import TaylorNet
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -5,9 +5,9 @@
 For mirrors, a quarter turn and a change of scale g, and for up to five layers φ, or all blocks of a group CNN: how far
 φ(g x) is from φ(x), from the map M that serves all images best (m×m filters, ridge regression), and how much of its
 accuracy the network gets back when M undoes g at this layer (Lenc & Vedaldi, CVPR 2015, see
-`jaxinterp.explain.equivariance`). Orbits of templates and group CNNs need no fit for the motions of their group: their
-map is a permutation that is known (`jaxinterp.groups`), and holds or does not. For others a group CNN's map is fitted,
-and orbits of templates, which have no positions, have none.
+`jaxinterp.symmetry.equivariance`). Orbits of templates and group CNNs need no fit for the motions of their group:
+their map is a permutation that is known (`jaxinterp.symmetry.groups`), and holds or does not. For others a group CNN's
+map is fitted, and orbits of templates, which have no positions, have none.
 
 Maps are fitted to the first half of the test images and measured on the other.
 """
@@ -29,17 +29,19 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from experiments.glassbox import GlassBoxRun, group_of
-from experiments.learned_groups import GROUPS, TwinRun
-from experiments.publish import ended, one_run, train_command
-from experiments.run import read_name
-from experiments.stages import test_images, trained
-from experiments.subject import Subject
+from jaxinterp.app.publish import ended, one_run, train_command
+from jaxinterp.app.results import MOTIONS, Results, equivariance_table, summarise, write_results
+from jaxinterp.app.stages import test_images, trained
 from jaxinterp.errors import ConfigError, JaxInterpError
-from jaxinterp.explain.equivariance import cut, layer_equivariance
-from jaxinterp.explain.linear import activation_names
+from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.tracing import activation_names
 from jaxinterp.files import check_folder
-from jaxinterp.groups import (
+from jaxinterp.glassbox.family import GlassBoxRun, group_of
+from jaxinterp.glassbox.learned import GROUPS, TwinRun
+from jaxinterp.provenance import machine, versions
+from jaxinterp.recipe.config import read_name
+from jaxinterp.symmetry.equivariance import cut, layer_equivariance
+from jaxinterp.symmetry.groups import (
     Group,
     act,
     act_regular,
@@ -50,8 +52,6 @@ from jaxinterp.groups import (
     rotations,
     scales,
 )
-from jaxinterp.report.tables import MOTIONS, Results, equivariance_table, summarise, write_results
-from jaxinterp.train.log import machine, versions
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
     zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)

@@ -24,16 +24,16 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.cli import Seeds
+from jaxinterp.app.cli import Seeds
+from jaxinterp.app.results import Results, summarise, write_results
 from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.figures.html import picture
 from jaxinterp.files import check_folder, write_bytes
-from jaxinterp.kernels.path import PathKernel
-from jaxinterp.kernels.tangent import tangent_kernel
-from jaxinterp.models.architecture import Architecture, Conv, Dense, Gate, GlobalAvgPool, fc, gate_shapes
-from jaxinterp.models.gated import Gates, GatingNetwork, Network, Weights, open_gates
-from jaxinterp.report.page import picture
-from jaxinterp.report.tables import Results, summarise, write_results
-from jaxinterp.train.log import machine, versions
+from jaxinterp.gated.architecture import Architecture, Conv, Dense, Gate, GlobalAvgPool, fc, gate_shapes
+from jaxinterp.gated.kernels.path import PathKernel
+from jaxinterp.gated.kernels.tangent import tangent_kernel
+from jaxinterp.gated.network import Gates, GatingNetwork, Network, Weights, open_gates
+from jaxinterp.provenance import machine, versions
 
 Curves = dict[str, list[float]]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.page import first_of_each_class, likeliest, top_maps
-from experiments.stages import class_names, test_images, trained
+from jaxinterp.app.stages import class_names, test_images, trained
 from jaxinterp.errors import JaxInterpError
+from jaxinterp.figures.html import picture
 from jaxinterp.files import write_bytes
-from jaxinterp.report.page import picture
+from jaxinterp.recipe.page import first_of_each_class, likeliest, top_maps
 from jaxinterp.train import predict
 
 

@@ -4,7 +4,7 @@ Every network here is something you can write down at each input, an affine map 
 explanation is exact and its error is a number that is printed. Start with `decompose`.
 """
 
-from jaxinterp.explain.linear import Decomposition, decompose
+from jaxinterp.explain.decompose import Decomposition, decompose
 
 __all__ = ["Decomposition", "decompose"]
 __version__ = "0.1.0"

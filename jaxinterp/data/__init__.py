@@ -6,9 +6,9 @@ A small set is loaded whole (`load`), put on the device once (`to_device`) and d
 """
 
 from jaxinterp.data.augment import Augment, compose, crop, flip, identity
+from jaxinterp.data.datasets import NAMES, Dataset, hold_out, load
 from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
 from jaxinterp.data.randaugment import rand_augment, timm_rand_augment
-from jaxinterp.data.sources import NAMES, Dataset, hold_out, load
 from jaxinterp.data.stream import stream
 
 __all__ = [

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from jaxinterp.data.augment import Augment
-from jaxinterp.data.sources import Dataset
+from jaxinterp.data.datasets import Dataset
 
 _ORDER = np.uint32(2**32 - 1)  # folded in where examples fold in their index: no example has this one
 

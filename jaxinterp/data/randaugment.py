@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxinterp.data import levels as ops
+from jaxinterp.data import pil_ops as ops
 from jaxinterp.data.augment import Augment
 
 OPERATIONS: tuple[str, ...] = (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxinterp.data.prepared import decode, open_prepared
-from jaxinterp.data.sources import data_folder, missing
+from jaxinterp.data.datasets import data_folder, missing
+from jaxinterp.data.tfds import decode, open_prepared
 
 
 def stream(

@@ -26,21 +26,10 @@ import numpy as np
 from jax.experimental import jet
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.explain.linear import (
-    Footprint,
-    Targets,
-    footprint,
-    in_chunks,
-    require_batch,
-    require_finite,
-    require_labels,
-    require_levels,
-    require_variables,
-    select_targets,
-    split_at,
-    unjitted,
-)
-from jaxinterp.models.taylor import Expansion
+from jaxinterp.checks import require_batch, require_finite, require_labels, require_variables
+from jaxinterp.explain.decompose import Targets, select_targets
+from jaxinterp.explain.tracing import Footprint, footprint, in_chunks, require_levels, split_at, unjitted
+from jaxinterp.taylor.network import Expansion
 
 # fmt: off
 LINEAR = frozenset({

@@ -1,13 +1,6 @@
 """Training: one pure step on any number of devices, checkpoints that survive a kill, logs without gaps."""
 
-from jaxinterp.train.checkpoint import Checkpoints, load_variables
-from jaxinterp.train.clock import Clock
-from jaxinterp.train.config import FitResult, TrainConfig
-from jaxinterp.train.distributed import initialize
-from jaxinterp.train.evaluate import Evaluation, predict
-from jaxinterp.train.feed import Feed, Resident, Stream, Streamed
-from jaxinterp.train.loop import fit
-from jaxinterp.train.losses import (
+from jaxinterp.nn.losses import (
     ClassificationLoss,
     LogitsLoss,
     LossFn,
@@ -15,6 +8,13 @@ from jaxinterp.train.losses import (
     sigmoid_bce,
     softmax_cross_entropy,
 )
+from jaxinterp.train.checkpoint import Checkpoints, load_variables
+from jaxinterp.train.config import FitResult, TrainConfig
+from jaxinterp.train.distributed import initialize
+from jaxinterp.train.evaluate import Evaluation, predict
+from jaxinterp.train.feed import Feed, Resident, Stream, Streamed
+from jaxinterp.train.loop import fit
+from jaxinterp.train.progress import Clock
 from jaxinterp.train.schedules import coda_imagenet, cosine_by_epoch, staircase_decay, warmup_cosine
 from jaxinterp.train.state import TrainState, init_state
 from jaxinterp.train.step import compile_step, device_mesh, train_step

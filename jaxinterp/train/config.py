@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from jaxinterp.data.sources import Dataset
+from jaxinterp.data.datasets import Dataset
 from jaxinterp.errors import ConfigError
 from jaxinterp.train.feed import Stream
 from jaxinterp.train.state import TrainState

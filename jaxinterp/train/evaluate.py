@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxinterp.data.batches import padded_batches
+from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import to_device
-from jaxinterp.data.sources import Dataset
-from jaxinterp.train.losses import LogitsLoss
+from jaxinterp.nn.losses import LogitsLoss
 from jaxinterp.train.state import AXIS
 
 

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from jaxinterp.data.augment import Augment
+from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
-from jaxinterp.data.sources import Dataset
-from jaxinterp.train.losses import Batch
+from jaxinterp.nn.losses import Batch
 from jaxinterp.train.state import AXIS
 from jaxinterp.train.step import Mode
 

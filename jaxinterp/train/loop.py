@@ -15,15 +15,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.data.augment import Augment
-from jaxinterp.data.sources import Dataset, hold_out
+from jaxinterp.data.datasets import Dataset, hold_out
 from jaxinterp.errors import ConfigError, DataError, NonFiniteError
+from jaxinterp.nn.losses import ClassificationLoss, LogitsLoss, LossFn
 from jaxinterp.train.checkpoint import Checkpoints
-from jaxinterp.train.clock import Clock
 from jaxinterp.train.config import FitResult, TrainConfig, best_record, check, describe
 from jaxinterp.train.evaluate import Evaluation
 from jaxinterp.train.feed import Feed, Resident, Stream, Streamed
 from jaxinterp.train.log import RunLog
-from jaxinterp.train.losses import ClassificationLoss, LogitsLoss, LossFn
+from jaxinterp.train.progress import Clock
 from jaxinterp.train.signals import Interruption
 from jaxinterp.train.state import TrainState, init_state, start_epoch
 from jaxinterp.train.step import compile_step, device_mesh

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxinterp.train.losses import Batch, LossFn
+from jaxinterp.nn.losses import Batch, LossFn
 
 AXIS = "batch"
 """Name of the one axis of the device mesh, and of the mapped axis under `pmap`."""

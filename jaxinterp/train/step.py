@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
-from jaxinterp.train.losses import Batch, LossFn
+from jaxinterp.nn.losses import Batch, LossFn
 from jaxinterp.train.state import AXIS, TrainState
 
 Draw = Callable[[Any, Int32[Array, ""], PRNGKeyArray], Batch]

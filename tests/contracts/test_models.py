@@ -11,17 +11,17 @@ import pytest
 from flax import linen as nn
 
 from jaxinterp import decompose
-from jaxinterp.codes import Code
-from jaxinterp.groups import dihedral, rotations
-from jaxinterp.models.architecture import c4gap
-from jaxinterp.models.baselines import VGG, CifarResNet, ResNetTrunk
-from jaxinterp.models.coda import CoDANet, encode
-from jaxinterp.models.coded import CodedResNeXt, Stage
-from jaxinterp.models.gated import GatedNetwork
-from jaxinterp.models.gcnn import GroupCNN
-from jaxinterp.models.glassbox import GlassBox
-from jaxinterp.models.hybrid import Hybrid
-from jaxinterp.models.taylor import PolynomialResNet, TaylorNet, overlapping
+from jaxinterp.coda.hybrid import Hybrid
+from jaxinterp.coda.network import CoDANet, encode
+from jaxinterp.coded.codes import Code
+from jaxinterp.coded.network import CodedResNeXt, Stage
+from jaxinterp.gated.architecture import c4gap
+from jaxinterp.gated.network import GatedNetwork
+from jaxinterp.glassbox.gcnn import GroupCNN
+from jaxinterp.glassbox.network import GlassBox
+from jaxinterp.nn.baselines import VGG, CifarResNet, ResNetTrunk
+from jaxinterp.symmetry.groups import dihedral, rotations
+from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, overlapping
 
 
 class Row(NamedTuple):

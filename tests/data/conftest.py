@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxinterp.data import raw
+from jaxinterp.data import official as raw
 
 
 def _encode(image: np.ndarray) -> bytes:

@@ -8,18 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxinterp.data import (
-    Dataset,
-    compose,
-    crop,
-    draw_batch,
-    epoch_order,
-    flip,
-    hold_out,
-    identity,
-    load,
-    to_device,
-)
+from jaxinterp.data import Dataset, compose, crop, draw_batch, epoch_order, flip, hold_out, identity, load, to_device
 
 KEY = jax.random.key(0)
 AUGMENT = compose(flip(), crop(2))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxinterp.data import rand_augment, timm_rand_augment
-from jaxinterp.data.levels import from_levels
+from jaxinterp.data.pil_ops import from_levels
 from jaxinterp.data.randaugment import OPERATIONS, apply_operation
 
 RNG = np.random.default_rng(1)

@@ -10,9 +10,9 @@ from jax import lax
 
 from jaxinterp import decompose
 from jaxinterp.explain import series
-from jaxinterp.explain.posthoc import integrated_gradients
+from jaxinterp.explain.attribute import integrated_gradients
 from jaxinterp.explain.series import NotPolynomialError, contributions, orders, pairs, propagate, smooth_orders
-from jaxinterp.models.taylor import PolynomialResNet, TaylorNet, about, hierarchical, overlapping
+from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, about, hierarchical, overlapping
 
 NETS = {
     "hierarchical": TaylorNet(levels=hierarchical((2, 3)), classes=2, size=4, param_dtype=jnp.float64),

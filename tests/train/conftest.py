@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.sources import Dataset
+from jaxinterp.data.datasets import Dataset
 
 
 class Tiny(nn.Module):

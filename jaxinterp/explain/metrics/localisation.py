@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from jaxinterp.explain.linear import in_chunks, require_finite
-from jaxinterp.explain.posthoc.attribution import MEMORY
+from jaxinterp.checks import require_finite
+from jaxinterp.explain.attribute.attribution import MEMORY
+from jaxinterp.explain.tracing import in_chunks
 
 
 class Grids(NamedTuple):

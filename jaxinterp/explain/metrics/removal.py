@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.explain.linear import footprint, in_chunks, require_finite
-from jaxinterp.explain.posthoc.attribution import MEMORY, bind
+from jaxinterp.checks import require_finite
+from jaxinterp.explain.attribute.attribution import MEMORY, bind
+from jaxinterp.explain.tracing import footprint, in_chunks
 
 Order = Literal["least", "most"]
 
@@ -101,7 +102,7 @@ def pixel_removal(
 
     Args:
         predict: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits where `variables` is given; see
-            `jaxinterp.explain.posthoc.gradient` on when the computation is compiled.
+            `jaxinterp.explain.attribute.gradient` on when the computation is compiled.
         encoded: the network's input after any encoding, (batch, H, W, C), floating.
         maps: channel-summed attribution of the label's logit, (batch, H, W), finite.
         labels: (batch,) integers, right or wrong as the network may be.

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.explain.linear import decompose
+from jaxinterp.explain.attribute import integrated_gradients
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.metrics import completeness
-from jaxinterp.explain.posthoc import integrated_gradients
 
 
 def test_the_residual_is_signed_and_relative_to_what_is_to_be_explained():

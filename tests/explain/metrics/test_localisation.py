@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.explain.attribute import input_x_gradient
 from jaxinterp.explain.metrics import Grids, localisation, localisation_scores, sample_grids, tile
-from jaxinterp.explain.posthoc import input_x_gradient
 
 
 @pytest.fixture

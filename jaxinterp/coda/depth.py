@@ -1,0 +1,111 @@
+"""Interpretable depth: from how far below the output a network's decision can be read.
+
+A network's output is decomposed at every level, s_l = a_l ⊙ W_l(x)ᵀe_k, and each level's spatial contribution
+map is scored by the grid pointing game, bilinearly brought to the image. In a CoDA layer the contributions
+are exact: they sum to the logit minus a constant. In the conventional trunk of a hybrid they are input ×
+gradient, which leaves a bias that depends on the input. The curve of scores over levels is compared with that
+of a conventional network alone.
+
+Böhle, Fritz, Schiele, "Optimising for Interpretability: Convolutional Dynamic Alignment Networks", TPAMI 2022
+(arXiv 2109.13004); the score is that of CVPR 2021, Eq. 11.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.metrics.localisation import Grids, Localisation, localisation, tile
+from jaxinterp.explain.tracing import activation_names
+
+IMAGE = "image"
+_LEVEL = re.compile(r"(?:trunk/|coda/)?(?:stem|block_\d+|conv_\d+|layer_\d+)")
+
+
+class Level(NamedTuple):
+    """One point of the curve.
+
+    Attributes:
+        name: path of the activation, or "image" for the network's input.
+        shape: (height, width, channels) of the activation on a grid of images.
+        unexplained: the part of the logits that depends on the input and that this level's contributions
+            leave out, max |b_l − b_top| / max |f − b_top| over the grids; ≤ 1e-4 where the level is exact.
+        localisation: scores of the level's contribution maps, which count positive contributions only.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    unexplained: float
+    localisation: Localisation
+
+
+def level_names(apply_frozen: Callable[..., Any], x: Float[Array, "n h w c"], variables: Any) -> tuple[str, ...]:
+    """Levels of a network from the image to the output.
+
+    Args:
+        apply_frozen: (variables, x) ↦ logits, calling a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
+        x: its input, (N, H, W, C).
+        variables: the model's variables.
+
+    Returns:
+        "image", then the paths of stem, residual blocks, convolutions and CoDA layers in the order of their
+        calls.
+    """
+    names = activation_names(lambda x: apply_frozen(variables, x), x)
+    return (IMAGE, *(name for name in names if _LEVEL.fullmatch(name)))
+
+
+def interpretable_depth(
+    apply_frozen: Callable[..., Float[Array, "n classes"]],
+    images: Float[Array, "images h w c"],
+    grids: Grids,
+    levels: Sequence[str] | None = None,
+    *,
+    variables: Any,
+    memory: int = 2 << 30,
+) -> list[Level]:
+    """Score the contributions of every level of a network by grid localisation.
+
+    Args:
+        apply_frozen: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x,
+            frozen=True)`. The maps of the level "image" are those of its x, so encoded images show all six
+            channels' contributions.
+        images: what `apply_frozen` takes, (images, H, W, C).
+        grids: from `sample_grids`, drawn once and used for every network that is compared.
+        levels: names from `level_names`, ordered from the image to the output; None for all.
+        variables: the model's variables.
+        memory: bytes that one pass may take by estimate.
+
+    Returns:
+        One `Level` per name, in the same order.
+
+    Raises:
+        ValueError: no level, an unknown one, or the function is not affine in its input.
+
+    Source: TPAMI 2022 for the curve; CVPR 2021, Eq. 5–8 (contributions) and Eq. 11 (score).
+    """
+    if levels is None:
+        levels = level_names(apply_frozen, tile(images[grids.images[:1]]), variables)
+    if not levels:
+        raise ValueError("levels: got none, expected at least one name")
+    seen: dict[str, list[tuple[Array, Array]]] = {}
+    shapes, scores = {}, {}
+    for name in levels:
+
+        def attribute(x: Array, classes: Array, name: str = name) -> Array:
+            at, check = (None if name == IMAGE else name), not seen
+            parts = decompose(apply_frozen, x, classes, at, variables=variables, memory=memory, check=check)
+            seen.setdefault(name, []).append((parts.logits, parts.bias))
+            shapes[name] = parts.contributions.shape[2:]
+            return parts.contributions.sum(-1)
+
+        scores[name] = localisation(attribute, images, grids, upsample="linear", memory=memory)
+    logits, bias = {}, {}
+    for name, passes in seen.items():
+        logits[name], bias[name] = (np.concatenate([np.asarray(p[i]) for p in passes]) for i in (0, 1))
+    top = bias[levels[-1]]
+    size = np.abs(logits[levels[-1]] - top).max()
+    return [Level(n, shapes[n], float(np.abs(bias[n] - top).max() / size), scores[n]) for n in levels]

@@ -1,0 +1,112 @@
+"""A coded network as one file of its own: its description and its variables, read without the run that made it."""
+
+import json
+import zlib
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxinterp.coded.codes import Code
+from jaxinterp.coded.network import CodedResNeXt, Stage
+from jaxinterp.errors import CheckpointError
+from jaxinterp.files import write_arrays
+
+DESCRIPTION = "description"
+
+
+def export_network(path: str | Path, model: CodedResNeXt, variables: Any) -> None:
+    """Write a network, whole or cut down to one class, to one .npz file.
+
+    Args:
+        path: the file, .npz; its folder is made.
+        model: the network.
+        variables: its variables, of a type that NumPy has.
+
+    Raises:
+        ValueError: variables that are not the network's, not finite, or of another type, such as bfloat16.
+    """
+    fields = {
+        "stages": [asdict(stage) for stage in model.stages],
+        "classes": model.classes,
+        "stem": model.stem,
+        "mean": model.mean,
+        "std": model.std,
+    }
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    wrong = _foreign(model, arrays)
+    if wrong:
+        raise ValueError(f"variables: {wrong}")
+    write_arrays(Path(path), {DESCRIPTION: np.array(json.dumps(fields)), **arrays})
+
+
+def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
+    """Read what `export_network` wrote; the network computes in its input's type.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network and its variables.
+
+    Raises:
+        CheckpointError: the file is missing, damaged (each array has a checksum), or its arrays are not the network's.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file) as content:
+            arrays = dict(content)
+        fields = json.loads(str(arrays.pop(DESCRIPTION)))
+        stages = tuple(
+            Stage(**{**stage, "code": None if stage["code"] is None else _code(stage["code"])})
+            for stage in fields["stages"]
+        )
+        network = CodedResNeXt(
+            stages=stages,
+            classes=fields["classes"],
+            stem=tuple(fields["stem"]),
+            mean=None if fields["mean"] is None else tuple(fields["mean"]),
+            std=None if fields["std"] is None else tuple(fields["std"]),
+        )
+        wrong = _foreign(network, arrays)
+    except (OSError, EOFError, ArithmeticError, LookupError, ValueError, TypeError, BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path}: expected a coded network's file, got {error!r}") from None
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong}")
+    leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return network, traverse_util.unflatten_dict(leaves, sep="/")
+
+
+@cache
+def _shapes(network: CodedResNeXt, channels: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's variables; those of all classes' classifiers, one network, are traced once."""
+    side = 32 * network.stem[1]
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    made = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    return {name: leaf.shape for name, leaf in made.items()}
+
+
+def _foreign(network: CodedResNeXt, arrays: dict[str, np.ndarray]) -> str:
+    """What of these arrays is not the network's, in words; empty where they are."""
+    stem = arrays.get("params/stem/kernel")
+    if stem is None or stem.ndim != 4:
+        return "params/stem/kernel is missing, or not of four axes"
+    expected = _shapes(network, stem.shape[2])
+    for name in sorted({*expected, *arrays}):
+        if name not in arrays or arrays[name].shape != expected.get(name):
+            return f"{name} is missing, foreign or of another shape than the network's"
+        if arrays[name].dtype not in (np.float16, np.float32, np.float64):
+            return f"{name} is {arrays[name].dtype}, expected float16, float32 or float64"
+        if not np.isfinite(arrays[name]).all():
+            return f"{name} holds NaN or infinite values"
+    return ""
+
+
+def _code(fields: dict[str, Any]) -> Code:
+    return Code(**{**fields, "words": tuple(fields["words"])})

@@ -1,0 +1,186 @@
+"""Drawings of coded networks: paths beside their code, decoding by block, early exit, removals and specificity."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from jaxinterp.figures.curves import FAINT, INK, ORACLE, UNIFORM, plain
+from jaxinterp.figures.maps import shared_limit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+LEAST_GAP = 0.05  # between labelled points, as a share of the axis
+
+
+def _legend_above(axes: "Axes") -> None:
+    """A legend over the plot, where it hides no point."""
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
+
+
+def paths_beside_code(
+    shares: Float[np.ndarray, "classes paths"], table: Integer[np.ndarray, "classes paths"], names: Sequence[str]
+) -> "Figure":
+    """What every path contributes to its class' logit, red for and blue against, beside the words of the code.
+
+    Args:
+        shares: contribution of each path to the logit of each class, of one image or the mean over several.
+        table: 0 and 1, the class' word.
+        names: of the classes.
+
+    Returns:
+        A matplotlib figure: on the left the code, filled where a path is active; on the right the contributions.
+    """
+    from matplotlib.figure import Figure
+
+    many = len(names) > 24
+    figure = Figure(figsize=(9, max(2.2, 0.26 * min(len(names), 60) + 0.9)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    limit = shared_limit(shares, 99.9)
+    left.imshow(table, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
+    drawn = right.imshow(shares, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto")
+    for axes, title in (
+        (left, "code: paths that are active"),
+        (right, "contribution of each path to its class' logit"),
+    ):
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("path", fontsize=8)
+        axes.set_yticks(np.arange(len(names)), names, fontsize=7)
+        axes.set_xticks(np.arange(table.shape[1]), np.arange(1, table.shape[1] + 1), fontsize=7)
+        axes.tick_params(length=0)
+        if many:
+            axes.set_yticks([])
+    right.set_yticks([])
+    figure.colorbar(drawn, ax=right, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
+    return figure
+
+
+def decoding_curve(
+    accuracy: Mapping[str, float], final: float, paper: Mapping[str, float] | None = None, chance: float = 0.0
+) -> "Figure":
+    """Accuracy of the class read off each coded block's energies, beside that of the whole network.
+
+    Args:
+        accuracy: block's number → accuracy in [0, 1].
+        final: of the logits.
+        paper: the paper's, block → accuracy.
+        chance: accuracy of guessing.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    blocks = list(accuracy)
+    axes.plot(range(len(blocks)), list(accuracy.values()), "o-", color=ORACLE, label="decoded from energies")
+    if paper:
+        axes.plot(
+            [blocks.index(b) for b in paper], list(paper.values()), "s:", color=INK, label="the paper's", alpha=0.6
+        )
+    axes.axhline(final, color=INK, linewidth=1, label="logits of the whole network")
+    axes.axhline(chance, color=UNIFORM, linewidth=1, linestyle="--", label="chance")
+    axes.set_xticks(range(len(blocks)), [f"block {block}" for block in blocks], fontsize=8)
+    axes.set_xlim(-0.3, len(blocks) - 0.7)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("test accuracy", fontsize=8)
+    _legend_above(axes)
+    plain(axes, "y")
+    return figure
+
+
+def exit_curve(exits: Mapping[str, Mapping[str, float]], whole: float) -> "Figure":
+    """Accuracy against multiply-adds when images leave at the first block that is sure enough.
+
+    Args:
+        exits: points of accuracy allowed to be lost → `accuracy` and `compute`, a share of the whole network's.
+        whole: accuracy of the whole network.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    compute = [value["compute"] for value in exits.values()]
+    accuracy = [value["accuracy"] for value in exits.values()]
+    axes.plot(compute, accuracy, "o-", color=ORACLE, label="early exit")
+    left, right = min([*compute, 1.0]), 1.0
+    last = -np.inf
+    for name, x, y in sorted(zip(exits, compute, accuracy, strict=True), key=lambda point: point[1]):
+        if x - last < LEAST_GAP * (right - left):
+            continue  # its label would lie on the one before
+        last = x
+        axes.annotate(f"{100 * float(name):g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=INK)
+    axes.plot([1], [whole], "D", color=INK, label="whole network")
+    axes.set_xlabel("multiply-adds, as a share of the whole network's", fontsize=8)
+    axes.set_ylabel("test accuracy", fontsize=8)
+    axes.set_xlim(left - 0.1 * (right - left) - 0.01, right + 0.05 * (right - left) + 0.01)
+    _legend_above(axes)
+    plain(axes, "y")
+    return figure
+
+
+def removal_lines(removed: Mapping[str, Mapping[str, float]]) -> "Figure":
+    """Accuracy when paths of one block are removed that are active for an image's class, or that are not.
+
+    Args:
+        removed: "active" and "inactive" → number of paths → accuracy.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for (kind, values), colour in zip(removed.items(), ("#d62728", ORACLE), strict=True):
+        axes.plot([int(k) for k in values], list(values.values()), "o-", color=colour, label=f"{kind} paths")
+    axes.set_xlabel("paths removed", fontsize=8)
+    axes.set_ylabel("test accuracy", fontsize=8)
+    _legend_above(axes)
+    plain(axes, "y")
+    return figure
+
+
+def specificity_matrix(
+    lost: Float[np.ndarray, "classes classes"], overlap: Integer[np.ndarray, "classes classes"], names: Sequence[str]
+) -> "Figure":
+    """Accuracy that each class loses with each class' paths, and beside it the loss against the paths they share.
+
+    Args:
+        lost: (i, j), accuracy lost on class j without the paths of class i; NaN where there are no images.
+        overlap: (i, j), how many paths i and j share.
+        names: of the classes.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    limit = float(np.nanmax(np.abs(lost))) or 1.0
+    drawn = left.imshow(lost, cmap="bwr", vmin=-limit, vmax=limit)
+    left.set_xlabel("accuracy lost by class", fontsize=8)
+    left.set_ylabel("paths removed of class", fontsize=8)
+    few = len(names) <= 24
+    left.set_xticks(np.arange(len(names)) if few else [], names if few else [], fontsize=7, rotation=90)
+    left.set_yticks(np.arange(len(names)) if few else [], names if few else [], fontsize=7)
+    left.tick_params(length=0)
+    figure.colorbar(drawn, ax=left, fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
+    own = np.eye(len(names), dtype=bool)
+    for mask, colour, label in ((~own, ORACLE, "another class"), (own, "#d62728", "the class itself")):
+        right.plot(overlap[mask], lost[mask], "o", markersize=3, color=colour, alpha=0.6, label=label)
+    right.set_xlabel("paths shared, over all coded blocks", fontsize=8)
+    right.set_ylabel("accuracy lost", fontsize=8)
+    right.axhline(0, color=FAINT, linewidth=1, zorder=0)
+    _legend_above(right)
+    plain(right, "y")
+    return figure

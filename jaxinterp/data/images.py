@@ -1,0 +1,133 @@
+"""Images of any size as the input of a network: whole data sets, and files."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxinterp.data import Dataset
+from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.symmetry.groups import rotated
+
+TURNED = 5000  # images that are turned at once
+
+
+def resized(dataset: Dataset, side: int | None, channels: int) -> Dataset:
+    """A data set enlarged or reduced to square images (nearest pixel), grey images repeated over the channels.
+
+    Args:
+        dataset: the data.
+        side: of the new images, in pixels; None keeps the data set's own.
+        channels: of the new images.
+
+    Raises:
+        ConfigError: colour images are asked for with fewer channels.
+    """
+    height, width, own = dataset.images.shape[1:]
+    if own not in (1, channels):
+        raise ConfigError(f"channels: got {channels}, {dataset.name} has {own}")
+    rows = np.arange(side or height) * height // (side or height)
+    columns = np.arange(side or width) * width // (side or width)
+    images = dataset.images[:, rows][:, :, columns]
+    return replace(dataset, images=np.repeat(images, channels // own, axis=-1))
+
+
+def first(dataset: Dataset, count: int | None) -> Dataset:
+    """The first images of a data set; all where `count` is None."""
+    return replace(dataset, images=dataset.images[:count], labels=dataset.labels[:count])
+
+
+def kept(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """The images of some classes, which are numbered anew in the order given; all where there are none.
+
+    Raises:
+        ConfigError: a class that the data set does not have, or one twice.
+    """
+    if not classes:
+        return dataset
+    if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(dataset.classes))):
+        known = f"different classes in [0, {len(dataset.classes)})"
+        raise ConfigError(f"only: got {','.join(map(str, classes))}, expected {known} of {dataset.name}")
+    places = np.flatnonzero(np.isin(dataset.labels, classes))
+    numbers = np.full(len(dataset.classes), -1, np.int32)
+    numbers[list(classes)] = np.arange(len(classes))
+    names = tuple(dataset.classes[k] for k in classes)
+    return replace(dataset, images=dataset.images[places], labels=numbers[dataset.labels[places]], classes=names)
+
+
+def turned(images: Float[np.ndarray, "n h w c"], seed: int) -> Float[np.ndarray, "n h w c"]:
+    """Every image turned about its centre by an angle drawn uniformly from the circle (bilinear, black outside)."""
+    angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(images)).astype(np.float32)
+    parts = [
+        np.asarray(rotated(jnp.asarray(images[i : i + TURNED]), jnp.asarray(angles[i : i + TURNED])))
+        for i in range(0, len(images), TURNED)
+    ]
+    return np.concatenate(parts)
+
+
+def all_turned(dataset: Dataset) -> Dataset:
+    """A data set whose images are all turned, the same way every time, and rounded to whole levels."""
+    moved = turned(dataset.images.astype(np.float32), zlib.crc32(dataset.split.encode()))
+    return replace(dataset, images=np.rint(moved).astype(dataset.images.dtype))
+
+
+def read_images(
+    paths: Sequence[Path], height: int, width: int, channels: int
+) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
+    """Read image files, converted to the network's channels and resized to its input.
+
+    Args:
+        paths: files that Pillow reads.
+        height: of the network's input, in pixels.
+        width: of the network's input, in pixels.
+        channels: 1 (grey) or 3 (RGB); transparent parts become black, deeper grey values become 8 bits.
+
+    Returns:
+        Images float32 (N, H, W, C) in [0, 1], and for every file a line that says what was done to it.
+
+    Raises:
+        ConfigError: no path.
+        DataError: a file that is missing, is not an image or has values without a known scale; the line names it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not paths:
+        raise ConfigError("expected at least one image file")
+    mode = {1: "L", 3: "RGB"}[channels]
+    images, lines = [], []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                original = f"{file.width}x{file.height} {file.mode}"
+                image = file.convert("RGBA") if file.mode in ("P", "LA", "PA") else file.copy()
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: not an image that can be read ({error})") from error
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = Image.fromarray(_eight_bits(path, image.mode, np.asarray(image, np.float64)))
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        image = image.convert(mode)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        images.append(np.asarray(image, np.float32).reshape(height, width, channels) / 255)
+        lines.append(f"{path}: {original} -> {width}x{height} {mode}")
+    return np.stack(images), lines
+
+
+def _eight_bits(path: Path, mode: str, values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Deep grey values scaled to 0..255, where Pillow's own conversion would clip them.
+
+    Raises:
+        DataError: integers outside 0..65535, or floats outside 0..1.
+    """
+    low, high = values.min(), values.max()
+    full = 1 if mode == "F" else 255 if mode == "I" and high <= 255 else 65535
+    if not 0 <= low <= high <= full:  # false for NaN too
+        raise DataError(f"{path}: got {mode} values from {low:g} to {high:g}, expected 0 to {full}")
+    return np.rint(values * (255 / full)).astype(np.uint8)

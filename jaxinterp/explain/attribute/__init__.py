@@ -1,0 +1,9 @@
+"""Post-hoc methods, the rivals of the exact decomposition: `method(apply, x, targets=None, ...) -> Attribution`."""
+
+from jaxinterp.explain.attribute.attribution import Attribution
+from jaxinterp.explain.attribute.gradcam import grad_cam
+from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient
+from jaxinterp.explain.attribute.integrated import integrated_gradients
+from jaxinterp.explain.attribute.occlusion import occlusion
+
+__all__ = ["Attribution", "grad_cam", "gradient", "input_x_gradient", "integrated_gradients", "occlusion"]

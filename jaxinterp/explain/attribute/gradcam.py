@@ -1,0 +1,113 @@
+"""Grad-CAM: feature maps weighted by the mean slope of the logit on each."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinterp.explain.attribute.attribution import MEMORY, Attribution, bind, pull_targets
+from jaxinterp.explain.decompose import Targets
+from jaxinterp.explain.tracing import footprint, in_chunks, require_levels, split_at
+
+Split = tuple[Callable[..., Array], Callable[..., Array]]
+
+
+def grad_cam(
+    apply: Callable[..., Float[Array, "batch classes"]] | Split,
+    x: Array,
+    targets: Targets = None,
+    *,
+    at: str | None = None,
+    upsample: Literal["nearest", "linear"] = "nearest",
+    variables: Any = None,
+    memory: int = MEMORY,
+) -> Attribution:
+    """Grad-CAM on the feature maps A of one layer, usually the last before pooling.
+
+        contributions_k(p) = ReLU(Σ_j α_kj A_j(p))          α_kj = mean over positions q of ∂f_k/∂A_j(q)
+
+    On a CoDA Net's last layer, whose maps are the classes' own and are only summed, this is the positive part of the
+    class' own map, divided by the temperature.
+
+    Args:
+        apply: x ↦ logits calling a Flax model, with `at`; or a pair (x ↦ feature maps, feature maps ↦ logits).
+            Where `variables` is given, each takes it as first argument; see `gradient`.
+        x: images, (batch, H, W, C), floating.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        at: path of the Flax submodule whose output (batch, H', W', J) is A, such as "layer_8".
+        upsample: how the H'×W' map is brought to H×W, "nearest" or "linear" (bilinear).
+        variables: the model's variables, any pytree.
+        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+
+    Returns:
+        An `Attribution` (batch, T, H, W, 1), never negative, without a gap.
+
+    Raises:
+        ValueError: both or neither of `at` and a pair given, an unknown `at`, activations that are not
+            (batch, H', W', J), or as `gradient`.
+
+    Example:
+        >>> maps = jnp.array([[[[1.0, -1.0]]]])
+        >>> cam = grad_cam((lambda x: x * maps, lambda a: a.sum((1, 2))), 3 * jnp.ones((1, 2, 2, 1)))
+        >>> cam.contributions[0, :, 0, 0, 0].tolist()
+        [3.0, 0.0]
+
+    Source: Selvaraju et al., arXiv 1610.02391, Eq. 1 and 2.
+    """
+    if isinstance(apply, tuple) == (at is not None):
+        raise ValueError("at: expected either a layer's path with x ↦ logits, or a pair of functions without it")
+    if upsample not in ("nearest", "linear"):
+        raise ValueError(f"upsample: got {upsample!r}, expected 'nearest' or 'linear'")
+    if at is not None and hasattr(apply, "lower"):
+        apply = getattr(apply, "__wrapped__", apply)  # modules are addressed while tracing, not through a jitted cache
+    whole = partial(_compose, *apply) if isinstance(apply, tuple) else apply
+    with jax.default_matmul_precision("highest"):
+        bound, rows = bind(whole, x, targets, variables)
+        if at is not None:
+            require_levels(bound, x, (at,))
+        given = () if variables is None else (variables,)
+        parts = [jax.tree_util.Partial(f, *given) for f in (apply if isinstance(apply, tuple) else (apply,))]
+        compiled = variables is not None
+
+        def explain(x: Array, rows: Array) -> Attribution:
+            maps, logits, pullback = (_split_compiled if compiled else _split)(at, parts, x)
+            slopes = pull_targets(logits, pullback, rows, compiled)
+            return Attribution(_combine(maps, slopes, x.shape[1:3], upsample))
+
+        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), memory)
+
+
+def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: Any) -> Array:
+    *variables, x = args
+    return head(*variables, features(*variables, x))
+
+
+def _split(
+    at: str | None, parts: Sequence[Callable[[Array], Array]], x: Float[Array, "batch height width channels"]
+) -> tuple[Array, Array, Callable[[Array], tuple[Array]]]:
+    """The feature maps, the logits, and the pullback from these to those."""
+    if at is None:
+        maps = parts[0](x)
+        logits, pullback = jax.vjp(parts[1], maps)
+    else:
+        (zeros,), added = split_at(parts[0], x, (at,))
+        logits, pullback, found = jax.vjp(added, zeros, has_aux=True)
+        maps = found[0]
+    if maps.ndim != 4:
+        raise ValueError(f"at: got activations {maps.shape}, expected (batch, height, width, features)")
+    return maps, logits, pullback
+
+
+_split_compiled = jax.jit(_split, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _combine(
+    maps: Float[Array, "batch h w j"], slopes: Float[Array, "batch t h w j"], size: tuple[int, int], upsample: str
+) -> Float[Array, "batch t height width 1"]:
+    """Eq. 1 and 2: mean slopes, weighted sum of the maps, positive part."""
+    cam = jax.nn.relu(jnp.einsum("btj,bhwj->bthw", slopes.mean((2, 3)), maps))
+    return jax.image.resize(cam, (*cam.shape[:2], *size), upsample)[..., None]

@@ -1,0 +1,98 @@
+"""Gradient and Input × Gradient: the local slope of a logit, and the slope times the input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxinterp.explain.attribute.attribution import MEMORY, Attribution, bind, target_gradients
+from jaxinterp.explain.decompose import Targets
+from jaxinterp.explain.tracing import footprint, in_chunks
+
+
+def gradient(
+    apply: Callable[..., Float[Array, "batch classes"]],
+    x: Array,
+    targets: Targets = None,
+    *,
+    variables: Any = None,
+    memory: int = MEMORY,
+) -> Attribution:
+    """Signed gradient ∂f_k/∂x of each target's logit, for all targets in one pass.
+
+    No absolute value is taken: what raises the logit stays apart from what lowers it.
+
+    Args:
+        apply: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits where
+            `variables` is given. With `variables` the computation is compiled once and reused for as long as the
+            same function object is passed; a closure runs operation by operation, or inside the caller's own jit.
+        x: input, (batch, ...), floating.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        variables: the model's variables, any pytree.
+        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+
+    Returns:
+        An `Attribution` on the shape of `x`, without a gap.
+
+    Raises:
+        ValueError: `x`, `targets` or the output of `apply` has an unfit shape or type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gradient(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
+        [[[0.0, -6.0]]]
+
+    Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3 (there with the absolute value).
+    """
+    return _in_one_pass(False, apply, x, targets, variables, memory)
+
+
+def input_x_gradient(
+    apply: Callable[..., Float[Array, "batch classes"]],
+    x: Array,
+    targets: Targets = None,
+    *,
+    variables: Any = None,
+    memory: int = MEMORY,
+) -> Attribution:
+    """Input times gradient, x ⊙ ∂f_k/∂x.
+
+    It is the exact decomposition of a network that is linear around `x`, and only of such a one: on a CoDA Net the
+    gradient also runs through the dynamic weights, and the products no longer sum to the logit.
+
+    Args:
+        apply: see `gradient`.
+        x: input, (batch, ...), floating.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        variables: the model's variables, any pytree.
+        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+
+    Returns:
+        An `Attribution` on the shape of `x`, without a gap.
+
+    Raises:
+        ValueError: `x`, `targets` or the output of `apply` has an unfit shape or type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> input_x_gradient(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
+        [[[0.0, 18.0]]]
+
+    Source: Shrikumar, Greenside, Shcherbina, Kundaje, arXiv 1605.01713, Sec. 2.
+    """
+    return _in_one_pass(True, apply, x, targets, variables, memory)
+
+
+def _in_one_pass(
+    times_input: bool, apply: Callable[..., Array], x: Array, targets: Targets, variables: Any, memory: int
+) -> Attribution:
+    """Both methods, in chunks, compiled where the variables are given apart."""
+    with jax.default_matmul_precision("highest"):
+        bound, rows = bind(apply, x, targets, variables)
+
+        def explain(x: Array, rows: Array) -> Attribution:
+            slopes = target_gradients(bound, x, rows, variables is not None)
+            return Attribution(slopes * x[:, None] if times_input else slopes)
+
+        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), memory)

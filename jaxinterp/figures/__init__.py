@@ -1,0 +1,1 @@
+"""Figures: contribution maps, curves, and the HTML page."""

@@ -1,0 +1,97 @@
+"""A report: one HTML page of headline numbers, text, figures and tables, which loads nothing from outside."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxinterp.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its caption; `alt` says what it shows; `width` is its widest display, in CSS pixels."""
+
+    png: bytes
+    caption: str
+    alt: str
+    width: int = 1000
+
+    @property
+    def uri(self) -> str:
+        """The PNG as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; every column but the first is set as numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of a page: paragraphs, then pictures, then tables."""
+
+    title: str
+    text: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report. `tiles`: headline name → number as text; `exact`: what is exact in it, in a line."""
+
+    title: str
+    subtitle: str
+    exact: str
+    tiles: Mapping[str, str] = field(default_factory=dict)
+    sections: Sequence[Section] = ()
+
+
+def picture(figure: "MatplotlibFigure", caption: str, alt: str, width: int = 1000, dpi: int = 144) -> Picture:
+    """A matplotlib figure as a Picture, rendered without a display.
+
+    Args:
+        figure: the figure; it is not shown or kept.
+        caption: what a reader should see in it.
+        alt: what it shows, for readers who cannot see it.
+        width: widest display, in CSS pixels.
+        dpi: resolution, in pixels per inch.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    return Picture(buffer.getvalue(), caption, alt, width)
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text is escaped.
+
+    Example:
+        >>> "a &lt; b" in render(Page("t", "a < b", ""))
+        True
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("jaxinterp.figures", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(page=page)
+
+
+def write(page: Page, path: Path) -> None:
+    """Write the page to a file, whole or not at all."""
+    write_text(path, render(page))

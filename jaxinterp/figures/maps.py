@@ -1,0 +1,241 @@
+"""Drawings of explanations as arrays in [0, 1] and matplotlib figures, and the plots of what was measured of them.
+
+Contribution maps are drawn from blue (against the class) over white to red (for it), with limits symmetric about
+zero; their negative part is shown, while the metrics of grids and the colour drawings count the positive part only.
+matplotlib is imported where a figure is made, and no window or global state of it is touched.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxinterp.figures.curves import (
+    FAINT,
+    Numbers,
+    localisation_boxes,
+    overlap_matrices,
+    removal_curves,
+    residual_histogram,
+    training_curves,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "colour_weights",
+    "contribution_map",
+    "filter_sheet",
+    "localisation_boxes",
+    "overlap_matrices",
+    "panel",
+    "removal_curves",
+    "residual_histogram",
+    "shared_limit",
+    "training_curves",
+]
+
+# Of grey images: what looks for black is drawn nearly black, what looks for white amber, to be told from the paper.
+DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
+
+
+def shared_limit(maps: Numbers, percentile: float = 99.75) -> float:
+    """One colour limit for many maps: a percentile of |map| over all of them.
+
+    Args:
+        maps: any shape, in logits.
+        percentile: in [0, 100]; the paper's shared scale takes 99.75.
+
+    Returns:
+        A limit above zero.
+
+    Example:
+        >>> shared_limit([-3.0, 1.0, 2.0], percentile=100.0)
+        3.0
+    """
+    return float(np.percentile(np.abs(np.asarray(maps)), percentile)) or 1.0
+
+
+def contribution_map(
+    maps: Float[Array | np.ndarray, "*batch height width"], limit: Numbers | None = None, percentile: float = 99.99
+) -> Float[np.ndarray, "*batch height width 3"]:
+    """Draw channel-summed contributions: blue is negative, white is zero, red is positive.
+
+    Args:
+        maps: signed contributions, (..., H, W).
+        limit: value of full colour, a number or one per map; None takes each map's own percentile of |map|.
+        percentile: for the maps' own limits, in [0, 100].
+
+    Returns:
+        RGB in [0, 1], (..., H, W, 3), on matplotlib's "bwr".
+
+    Example:
+        >>> contribution_map(np.array([[-2.0, 0.0, 1.0]]), limit=2.0).tolist()
+        [[[0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.5, 0.5]]]
+
+    Source: CVPR 2021 (CoDA Nets), Fig. 5 and 8; settings of the released drawing code.
+    """
+    values = np.asarray(maps, float)
+    own = np.percentile(np.abs(values), percentile, axis=(-2, -1)) if limit is None else np.asarray(limit, float)
+    own = np.broadcast_to(own, values.shape[:-2])[..., None, None]
+    t = np.clip(values / np.where(own > 0, own, 1), -1, 1)
+    return np.stack([1 + np.minimum(t, 0), 1 - np.abs(t), 1 - np.maximum(t, 0)], axis=-1)
+
+
+def colour_weights(
+    weights: Float[Array | np.ndarray, "*batch height width two_channels"],
+    contributions: Float[Array | np.ndarray, "*batch height width"],
+    smooth: int | None = None,
+    percentile: float = 99.5,
+) -> Float[np.ndarray, "*batch height width 4"]:
+    """Draw the dynamic weights of an encoded image, [x, 1 − x], in the colours that they look for.
+
+    A pixel's weights ω are divided by max |ω| and clipped at 0; each colour is ω_x / (ω_x + ω_{1−x}). The opacity is
+    ‖ω‖₂ where the pixel speaks for the class and 0 elsewhere, averaged over a box, divided by its percentile and
+    clipped to [0, 1]. Weights of a grey image run from nearly black (they look for black) to amber (for white).
+
+    Args:
+        weights: rows of W(x) at the encoded input, (..., H, W, 6), or (..., H, W, 2) of grey images.
+        contributions: channel-summed, (..., H, W).
+        smooth: side of the box in pixels, odd; None takes 15 at 224 pixels and in proportion, 3 at 32, none at 8.
+        percentile: of the opacity that is drawn as fully opaque, in [0, 100].
+
+    Returns:
+        RGBA in [0, 1], (..., H, W, 4), to be seen on white.
+
+    Raises:
+        ValueError: neither 2 nor 6 channels, or an even `smooth`.
+
+    Source: Böhle, Fritz, Schiele, "B-cos Networks", CVPR 2022, and its released drawing code.
+    """
+    from scipy.ndimage import uniform_filter
+
+    omega = np.asarray(weights, float)
+    if omega.shape[-1] not in (2, 6):
+        raise ValueError(f"weights: got {omega.shape[-1]} channels, expected 6 (colour) or 2 (grey)")
+    side = max(1, round(min(omega.shape[-3:-1]) * 15 / 224)) if smooth is None else smooth
+    side = side | 1 if smooth is None else side
+    if side < 1 or side % 2 == 0:
+        raise ValueError(f"smooth: got {smooth}, expected an odd number of pixels")
+    evidence = np.maximum(omega / (np.abs(omega).max(-1, keepdims=True) + 1e-12), 0)
+    seen, unseen = np.split(evidence, 2, axis=-1)
+    colour = seen / (seen + unseen + 1e-12)
+    if omega.shape[-1] == 2:
+        colour = DARK + colour * (BRIGHT - DARK)
+    opacity = np.where(np.asarray(contributions) < 0, 0, np.linalg.norm(omega, axis=-1))
+    opacity = uniform_filter(opacity, side, mode="constant", axes=(-2, -1))
+    opaque = np.percentile(opacity, percentile, axis=(-2, -1), keepdims=True)
+    opacity = np.clip(opacity / np.where(opaque > 0, opaque, 1), 0, 1)
+    return np.concatenate([colour, opacity[..., None]], axis=-1)
+
+
+def panel(
+    images: Float[Array | np.ndarray, "rows h w c"],
+    maps: Float[Array | np.ndarray, "rows columns *shape"],
+    titles: Sequence[Sequence[str]],
+    image_titles: Sequence[str] = (),
+    scale: Literal["row", "map", "all"] = "row",
+) -> "Figure":
+    """A table of pictures: each image, and beside it its contribution maps, with their titles.
+
+    Args:
+        images: (rows, H, W, C) in [0, 1], grey or RGB.
+        maps: signed contributions (rows, columns, H', W'), or drawn ones (rows, columns, H', W', 3 or 4).
+        titles: of each map, rows × columns.
+        image_titles: of each image; none by default.
+        scale: full colour is one value per "row" (maps of an image compare), per "map", or one for "all".
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: the titles do not match the maps.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    pictures = np.asarray(maps)
+    rows, columns = pictures.shape[:2]
+    if [len(row) for row in titles] != [columns] * rows:
+        raise ValueError(f"titles: got rows of {[len(row) for row in titles]}, expected {rows} of {columns}")
+    signed = pictures.ndim == 4
+    if signed:
+        limits = {
+            "row": np.percentile(np.abs(pictures), 99.99, axis=(1, 2, 3))[:, None],
+            "map": None,
+            "all": shared_limit(pictures),
+        }[scale]
+        pictures = contribution_map(pictures, limits)
+    shown = np.asarray(images)
+    shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
+    tall = 1.5 * shown.shape[1] / shown.shape[2]
+    figure = Figure(figsize=(1.55 * (columns + 1), (tall + 0.2) * rows + 0.5 * signed), layout="constrained")
+    grid = figure.subplots(rows, columns + 1, squeeze=False)
+    for i, line in enumerate(grid):
+        _picture(line[0], shown[i], image_titles[i] if len(image_titles) else "")
+        for axes, picture, title in zip(line[1:], pictures[i], titles[i], strict=True):
+            _picture(axes, picture, title)
+    if signed:
+        what = {"row": "each row's largest", "map": "each map's largest", "all": "the largest"}[scale]
+        bar = figure.colorbar(
+            ScalarMappable(cmap="bwr"),
+            ax=grid,
+            location="bottom",
+            aspect=60,
+            pad=0.01,
+            fraction=0.04,
+            ticks=[0, 0.5, 1],
+        )
+        bar.ax.set_xticklabels(["against the class", "0", "for the class"], fontsize=8)
+        bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
+        bar.ax.get_xticklabels()[2].set_horizontalalignment("right")
+        bar.set_label(f"contribution to the logit, full colour: {what}", fontsize=8)
+        bar.outline.set_edgecolor(FAINT)
+    return figure
+
+
+def filter_sheet(
+    filters: Float[Array | np.ndarray, "rows columns height width"],
+    names: Sequence[str],
+    titles: Sequence[Sequence[str]],
+) -> "Figure":
+    """A table of signed filters, each on its own scale: blue below zero, white at zero, red above.
+
+    Args:
+        filters: (rows, columns, H, W).
+        names: of the rows.
+        titles: of each filter, rows × columns.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: names or titles do not match the filters.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = np.asarray(filters)
+    rows, columns = pictures.shape[:2]
+    if len(names) != rows or [len(row) for row in titles] != [columns] * rows:
+        raise ValueError(f"names, titles: expected {rows} names and {rows} rows of {columns} titles")
+    drawn = contribution_map(pictures, None)
+    figure = Figure(figsize=(1.15 * columns + 0.6, 1.35 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for line, row, name, row_titles in zip(grid, drawn, names, titles, strict=True):
+        for axes, one, title in zip(line, row, row_titles, strict=True):
+            _picture(axes, one, title)
+        line[0].set_ylabel(name, fontsize=9)
+    return figure
+
+
+def _picture(axes: "Axes", picture: np.ndarray, title: str) -> None:
+    """Show pixels as they are, without ticks, in a thin frame."""
+    axes.set_facecolor("white")
+    axes.imshow(picture, interpolation="nearest", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=FAINT)
+    if title:
+        axes.set_title(title, fontsize=9, pad=3)

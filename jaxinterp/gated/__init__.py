@@ -1,0 +1,1 @@
+"""Deep gated networks and the neural path kernel (Lakshminarayanan and Singh, NeurIPS 2020)."""

@@ -1,0 +1,28 @@
+"""Kernels of given gates, and prediction with them.
+
+Gates read off a network, or any of one's own; the kernel of the open paths; regression with it; which training images
+decided; and the same gates' value network taken apart.
+
+Example:
+    >>> import jax, jax.numpy as jnp, numpy as np
+    >>> from jaxinterp.explain.decompose import decompose
+    >>> from jaxinterp.gated.kernels.path import PathKernel
+    >>> from jaxinterp.gated.kernels.regression import kernel_ridge, one_hot
+    >>> from jaxinterp.gated.architecture import fc
+    >>> from jaxinterp.gated.network import GatedNetwork, Network
+    >>> layers, x = fc(16, 3, classes=2), jax.random.normal(jax.random.key(0), (40, 5))
+    >>> dlgn = GatedNetwork(layers, gating="linear", hard=True)
+    >>> gates = dlgn.apply(dlgn.init(jax.random.key(1), x), x, method="gates")
+    >>> [gate.shape for gate in gates]
+    [(40, 16), (40, 16), (40, 16)]
+    >>> k = np.asarray(PathKernel(layers, normalize="width")(x, gates))
+    >>> solved = kernel_ridge(k[:30, :30], one_hot(np.asarray(x[:30, 0] > 0, int), 2))
+    >>> shares = solved.shares(k[30:, :30])
+    >>> bool(np.allclose(shares.sum(1) + solved.offset, solved.predict(k[30:, :30])))
+    True
+    >>> value = Network(layers)
+    >>> variables = value.init(jax.random.key(2), x)
+    >>> parts = decompose(lambda v, x, *g: value.apply(v, x, g), x, variables=variables, given=gates)
+    >>> bool(jnp.allclose(parts.contributions.sum(-1) + parts.bias, parts.logits, atol=1e-5))
+    True
+"""

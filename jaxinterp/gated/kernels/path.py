@@ -1,0 +1,393 @@
+"""Kernels of given gates: the neural path kernel, and NTK and NNGP of infinitely wide value networks.
+
+Lakshminarayanan & Singh, NeurIPS 2020 (arXiv 2006.10529, "NPF") and arXiv 2110.03403 ("DLGN"). Let φ_x(p) be the
+feature of a path p, the input at its start times the gates along it. Then
+
+    NPK(x, x') = <φ_x, φ_x'> = Σ_i x_i x'_i · (number of paths from i that are open for both)
+
+    fully connected:                NPK = <x, x'> ∏_l <G_l, G'_l>                              (NPF, Lemma; DLGN, Thm)
+    value weights of variance σ²,   E[NTK] = d σ^{2(d−1)} NPK at every width, NTK → E[NTK]     (NPF, Thm 5.1)
+    independent of the gates:       NNGP = σ^{2d} NPK
+
+For any architecture, with biases, poolings, residual blocks and a variance s² per layer, the same follows from a
+recursion over the layers. Its state is, for each pair of examples and of positions, the covariance Q of an activation
+over the draws of the weights, and the tangent kernel T of the layers so far:
+
+    input          Q = Σ_c x_c x'_c                               T = 0
+    dense, conv    T ← C(Q) + s² C(T)    Q ← s² C(Q)              C sums over the window's common offsets
+    bias           Q ← Q + s_b²          T ← T + 1
+    gate           Q ← Q <G, G'>         T ← T <G, G'>            inner product over channels
+    pooling        Q, T ← average over windows at either position
+    residual       Q ← Q + Q_body        T ← T + T_body           the body's fresh weights have mean zero
+
+NPK is Q with all variances one, no biases, and sums in the place of averages.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxinterp.gated.architecture import (
+    Architecture,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    Gate,
+    Gates,
+    GlobalAvgPool,
+    Residual,
+    fan_ins,
+    gate_shapes,
+    walk,
+)
+from jaxinterp.gated.kernels.pairwise import Pairs, rectangular, symmetric
+
+Kernel = Literal["npk", "ntk", "nngp"]
+Normalize = Literal["none", "width", "unit_diag"]
+
+
+class Norm(NamedTuple):
+    """Evaluation batch normalisation of a value network as an affine map of each channel, x ↦ scale · x + shift."""
+
+    scale: Float[Array, " channels"]
+    shift: Float[Array, " channels"]
+
+
+@dataclass(frozen=True)
+class PathKernel:
+    """A kernel of given gates for one architecture; a function of (x, gates, x', gates') and nothing else.
+
+    Attributes:
+        layers: the architecture of the value network.
+        get: "npk", or "ntk" and "nngp" of the infinitely wide value network.
+        normalize: of the NPK: "none", path counts; "width", every sum over units, offsets and pooled positions is an
+            average, so that hard gates give values of at most <x, x'>; "unit_diag", K(x, x') / √(K(x, x) K(x', x')).
+        value_input: "x", or "ones" for a value network on the all-ones input.
+        weight_variances: s² of NTK and NNGP, one for all layers or one each; He's 2 / fan-in where None.
+        bias_variance: s_b² of the layers that have a bias.
+        norms: the value network's `BatchNorm` layers in order; the identity where empty.
+        exact: refuse gates other than 0 and 1.
+
+    Example:
+        >>> from jaxinterp.gated.architecture import fc
+        >>> gates = (jnp.array([[1, 1, 0], [0, 1, 0]]), jnp.array([[1, 0, 1], [1, 1, 1]]))
+        >>> PathKernel(fc(3, 2, classes=1))(jnp.eye(2) + 1.0, gates).tolist()
+        [[20.0, 8.0], [8.0, 15.0]]
+
+    Source: the module's docstring.
+    """
+
+    layers: Architecture
+    get: Kernel = "npk"
+    normalize: Normalize = "none"
+    value_input: Literal["x", "ones"] = "x"
+    weight_variances: float | tuple[float, ...] | None = None
+    bias_variance: float = 0.0
+    norms: tuple[Norm, ...] = ()
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not exist."""
+        for name, kind in (("get", Kernel), ("normalize", Normalize)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
+        if self.value_input not in ("x", "ones"):
+            raise ValueError(f"value_input: got {self.value_input!r}, expected x or ones")
+        norms = sum(isinstance(layer, BatchNorm) for layer in walk(self.layers))
+        if self.norms and len(self.norms) != norms:
+            raise ValueError(f"norms: got {len(self.norms)}, expected {norms}, one for each BatchNorm")
+
+    def __call__(
+        self,
+        x: Float[Array | np.ndarray, "n ..."],
+        gates: Gates,
+        x2: Float[Array | np.ndarray, "m ..."] | None = None,
+        gates2: Gates | None = None,
+    ) -> Float[Array, "n m"]:
+        """The kernel of every pair.
+
+        Args:
+            x: inputs, (N, features) or (N, H, W, C).
+            gates: one for each `Gate`, (N, ...) as the activation there; the overlaps <G, G'> of booleans and integers
+                are counted exactly, their products are of the inputs' type.
+            x2: other inputs, (M, ...); `x` itself where None, and then only half of the pairs are computed.
+            gates2: their gates.
+
+        Returns:
+            (N, M), in the inputs' type.
+
+        Raises:
+            ValueError: in one line: inputs that are not floating or of two shapes; gates of another count, shape or
+                batch, not finite, or not 0 and 1 where `exact`; or path counts or products of inputs that the type
+                cannot hold.
+        """
+        if (x2 is None) != (gates2 is None):
+            raise ValueError("x2, gates2: expected both or neither")
+        x = jnp.asarray(x)
+        self.check(x, gates)
+        gates = _countable(gates, x.dtype)
+        kernel = replace(self, norms=())  # arrays are arguments of the compiled program, not part of what it is for
+        if x2 is None or gates2 is None:
+            return _symmetric(kernel, self.norms, x, gates)
+        x2 = jnp.asarray(x2)
+        self.check(x2, gates2)
+        if x2.shape[1:] != x.shape[1:]:
+            raise ValueError(f"x2: got inputs of shape {tuple(x2.shape[1:])}, expected {tuple(x.shape[1:])}, as of x")
+        return _rectangular(kernel, self.norms, x, gates, x2, _countable(gates2, x.dtype))
+
+    def check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
+        """See `__call__`; values are looked at only where they are known, that is outside of `jax.jit`."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x: got {x.dtype}, expected floating values")
+        shapes = gate_shapes(self.layers, x.shape[1:])
+        if len(gates) != len(shapes):
+            raise ValueError(f"gates: got {len(gates)}, expected {len(shapes)}, one for each Gate of the architecture")
+        for i, (gate, shape) in enumerate(zip(gates, shapes, strict=True)):
+            if gate.shape != (len(x), *shape):
+                raise ValueError(f"gates: gate {i} has shape {tuple(gate.shape)}, expected {(len(x), *shape)}")
+        largest = 0.0  # log10 of what values can multiply a path's share by
+        for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
+            if isinstance(array, jax.core.Tracer) or array.size == 0:
+                continue
+            with jax.ensure_compile_time_eval():
+                if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.isfinite(array).all()):
+                    raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+                if self.exact and name != "x" and array.dtype != bool and not bool(((array == 0) | (array == 1)).all()):
+                    raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
+                if array.dtype != bool and not (name == "x" and self.value_input == "ones"):
+                    largest += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
+        most = math.log10(float(jnp.finfo(x.dtype).max))
+        counted = self.get == "npk" and self.normalize == "none"
+        size = sum(math.log10(float(count)) for count in self._counts(x.shape[1:])) if counted else 0.0
+        if size > most:
+            raise ValueError(
+                f"normalize: got 'none' with up to 10^{size:.0f} paths, more than {x.dtype} holds; expected "
+                "'width' or 'unit_diag'"
+            )
+        if size + largest > most:
+            raise ValueError(
+                f"x, gates: got values whose products may be up to 10^{size + largest:.0f}, more than {x.dtype} holds"
+            )
+
+    def _counts(self, shape: tuple[int, ...]) -> list[int]:
+        """Bounds of the factors by which path counts grow: widths of the gates, windows, and the input's size."""
+        windows = [int(np.prod(layer.kernel_size)) for layer in walk(self.layers) if isinstance(layer, Conv)]
+        positions = int(np.prod(shape[:-1])) ** 2
+        return [shape[-1], positions, *(gate[-1] for gate in gate_shapes(self.layers, shape)), *windows]
+
+
+class _State(NamedTuple):
+    """Q and T of all pairs: (n, m), (n, H, W, m, H', W'), or (n, m, H, W) where positions stay equal."""
+
+    q: Array
+    t: Array | None
+    channels: int
+    summed: bool  # over channels; otherwise the covariance of one of `channels` units alike
+    norm: Norm | None = None  # to be applied with the next gate
+
+
+def _apart(a: Array) -> Array:
+    """Compute this array before what uses it: XLA would pad inside the sums, whose loops on CPU are slow then."""
+    return lax.optimization_barrier(a) if jax.default_backend() == "cpu" else a
+
+
+class _Recursion:
+    """The recursion of the module's docstring over one block of pairs."""
+
+    def __init__(self, kernel: PathKernel, norms: Sequence[Norm], shape: tuple[int, ...]) -> None:
+        self.kernel, self.counts = kernel, kernel.get == "npk" and kernel.normalize == "none"
+        # Where no pooling mixes positions, a pair of different positions never meets again.
+        mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in walk(kernel.layers))
+        self.axes = 4 if mixed else 2
+        fans = fan_ins(kernel.layers, shape)
+        s = kernel.weight_variances
+        if isinstance(s, tuple) and len(s) != len(fans):
+            raise ValueError(f"weight_variances: got {len(s)}, expected {len(fans)}, one for each Dense and Conv")
+        given = s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans]
+        self.variances = iter([1.0] * len(fans) if kernel.get == "npk" else given)
+        self.norms = iter(norms)
+
+    def share(self, count: int, typical: float = 1.0) -> float:
+        """What a sum of so many terms is multiplied by: 1, or its inverse where NPK is normalised."""
+        if self.counts or self.kernel.get != "npk":
+            return 1.0
+        return (typical if self.kernel.normalize == "unit_diag" else 1.0) / count
+
+    def __call__(self, x: Array, gates: Sequence[Array], x2: Array, gates2: Sequence[Array]) -> Array:
+        if self.kernel.value_input == "ones":
+            x, x2 = jnp.ones_like(x), jnp.ones_like(x2)
+        q = self.overlap(x, x2)
+        state = _State(q, None if self.kernel.get == "npk" else jnp.zeros_like(q), x.shape[-1], True)
+        state = self.run(self.kernel.layers, state, iter(zip(gates, gates2, strict=True)))
+        found = state.t if self.kernel.get == "ntk" else state.q
+        assert found is not None
+        return found
+
+    def overlap(self, g: Array, g2: Array) -> Array:
+        """Inner products over channels, exact where both hold integers."""
+        wide = jnp.int32 if g.dtype == jnp.int8 else None
+        dot = partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
+        if g.ndim == 2:
+            return dot("nc,mc->nm", g, g2)
+        return dot("nhwc,mhwc->nmhw" if self.axes == 2 else "nhwc,muvc->nhwmuv", g, g2)
+
+    def run(self, layers: Architecture, state: _State, gates: Any) -> _State:
+        for layer in layers:
+            if state.norm is not None and not isinstance(layer, Gate):
+                raise ValueError(f"BatchNorm: expected a Gate after it, got {type(layer).__name__}")
+            if isinstance(layer, Dense | Conv):
+                state = self.linear(layer, self.over_channels(state))
+            elif isinstance(layer, BatchNorm):
+                state = state._replace(norm=next(self.norms, None))
+            elif isinstance(layer, Gate):
+                state = self.gate(state, *next(gates))
+            elif isinstance(layer, Residual):
+                state = self.residual(layer, state, gates)
+            elif isinstance(layer, Flatten):
+                state = self.flatten(self.over_channels(state))
+            else:
+                state = self.pool(layer, state)
+        return state
+
+    def each(self, function: Any, state: _State) -> _State:
+        """The same linear map of Q and of T."""
+        return state._replace(q=function(state.q), t=None if state.t is None else function(state.t))
+
+    def over_channels(self, state: _State) -> _State:
+        """The covariance summed over channels."""
+        if state.summed:
+            return state
+        factor = state.channels * self.share(state.channels)
+        return self.each(lambda a: a * jnp.asarray(factor, a.dtype), state)._replace(summed=True)
+
+    def linear(self, layer: Dense | Conv, state: _State) -> _State:
+        s = next(self.variances)
+        if isinstance(layer, Conv):
+            state = self.each(partial(self.window, layer), state)
+        q, t = state.q, state.t
+        if t is not None:
+            t = q + s * t
+        q = s * q
+        if layer.bias and self.kernel.get != "npk":
+            q = q + self.kernel.bias_variance
+            t = None if t is None else t + 1.0
+        return _State(q, t, layer.features, False)
+
+    def window(self, layer: Conv, a: Array) -> Array:
+        """Sum over the offsets that both windows share, first along y, then along x."""
+        mode = "wrap" if layer.padding == "circular" else "constant"
+        for axis in (0, 1):
+            kernel, stride, pads = layer.kernel_size[axis], layer.strides[axis], layer.pads[axis]
+            axes = [2 + axis] if self.axes == 2 else [1 + axis, 4 + axis]
+            a = _apart(jnp.pad(a, [pads if i in axes else (0, 0) for i in range(a.ndim)], mode=mode))
+            size = (a.shape[axes[0]] - kernel) // stride + 1
+            terms = []
+            for offset in range(kernel):
+                cut = slice(offset, offset + stride * (size - 1) + 1, stride)
+                terms.append(a[tuple(cut if i in axes else slice(None) for i in range(a.ndim))])
+            a = _apart(sum(terms[1:], terms[0]))
+        return a * jnp.asarray(self.share(int(np.prod(layer.kernel_size))), a.dtype)
+
+    def gate(self, state: _State, g: Array, g2: Array) -> _State:
+        if state.summed:
+            raise ValueError("Gate: expected a Dense or Conv before it; the units of a masked activation are not alike")
+        share, kind = self.share(state.channels, 2.0), state.q.dtype
+        if state.norm is None:
+            o = self.overlap(g, g2).astype(kind) * share
+            return self.each(lambda a: a * o, state)._replace(summed=True)
+        mask, mask2 = g.astype(kind), g2.astype(kind)
+        squares = [jnp.square(part).astype(kind).reshape(*(1,) * (g.ndim - 1), -1) for part in state.norm]
+        o, offset = (self.overlap(mask * square, mask2) * share for square in squares)
+        t = None if state.t is None else state.t * o
+        return state._replace(q=state.q * o + offset, t=t, summed=True, norm=None)
+
+    def residual(self, layer: Residual, state: _State, gates: Any) -> _State:
+        body = self.run(layer.body, state, gates)
+        around = self.run(layer.shortcut, state, gates)
+        if body.summed != around.summed:
+            body, around = self.over_channels(body), self.over_channels(around)
+        t = None if body.t is None or around.t is None else body.t + around.t
+        return body._replace(q=body.q + around.q, t=t)
+
+    def flatten(self, state: _State) -> _State:
+        if state.q.ndim == 2:
+            return state
+        positions = int(np.prod(state.q.shape[-2:]))
+        equal = "nmhw->nm" if self.axes == 2 else "nhwmhw->nm"
+        share = jnp.asarray(self.share(positions), state.q.dtype)
+        return self.each(lambda a: jnp.einsum(equal, a) * share, state)._replace(channels=state.channels * positions)
+
+    def pool(self, layer: AvgPool | GlobalAvgPool, state: _State) -> _State:
+        """Averages over windows at either position; sums where paths are counted."""
+        reduce = jnp.sum if self.counts else jnp.mean
+        if isinstance(layer, GlobalAvgPool):
+            return self.each(lambda a: reduce(a, axis=(1, 2, 4, 5)), state)
+
+        def windows(a: Array) -> Array:
+            n, height, width, m = a.shape[:4]
+            (wy, wx) = layer.window
+            rows, columns = height // wy, width // wx
+            a = a[:, : rows * wy, : columns * wx, :, : rows * wy, : columns * wx]
+            return reduce(a.reshape(n, rows, wy, columns, wx, m, rows, wy, columns, wx), axis=(2, 4, 7, 9))
+
+        return self.each(windows, state)
+
+
+def _pairs(kernel: PathKernel, norms: Any, x: Array) -> tuple[Pairs, int]:
+    """The recursion as a function of two blocks of (inputs, gates), and the bytes of its state for one pair."""
+    recursion = partial(_Recursion, kernel, norms, x.shape[1:])
+    positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
+    return lambda block, other: recursion()(*block, *other), positions * x.dtype.itemsize
+
+
+def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
+    """Gates in the inputs' type; whole numbers as int8 where there are units that count them.
+
+    Before the kernel is compiled: within, the conversion is fused into the products and slows them down.
+    """
+    counted = kind if jax.default_backend() == "cpu" else jnp.int8
+    return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
+
+
+def _self_kernel(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
+    """K(x, x) of every example, (n,)."""
+
+    def one(example: Any) -> Array:
+        x, gates = jax.tree.map(lambda a: a[None], example)
+        return _Recursion(kernel, norms, x.shape[1:])(x, gates, x, gates)[0, 0]
+
+    return lax.map(one, (x, gates))
+
+
+def _cosines(k: Array, diagonal: Array, diagonal2: Array) -> Array:
+    root, root2 = (lax.rsqrt(jnp.where(d > 0, d, 1)) for d in (diagonal, diagonal2))
+    return k * root[:, None] * root2[None]
+
+
+@partial(jax.jit, static_argnums=0)
+def _rectangular(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
+    pairs, size = _pairs(kernel, norms, x)
+    k = rectangular(pairs, (x, gates), (x2, gates2), size)
+    if kernel.normalize != "unit_diag":
+        return k
+    return _cosines(k, _self_kernel(kernel, norms, x, gates), _self_kernel(kernel, norms, x2, gates2))
+
+
+@partial(jax.jit, static_argnums=0)
+def _symmetric(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
+    pairs, size = _pairs(kernel, norms, x)
+    k = symmetric(pairs, (x, gates), None if x.ndim == 2 else size)
+    if kernel.normalize != "unit_diag":
+        return k
+    diagonal = jnp.diagonal(k)
+    return _cosines(k, diagonal, diagonal)

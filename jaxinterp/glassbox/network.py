@@ -1,0 +1,239 @@
+"""The glass-box CNN: three layers that are all analytic.
+
+    E(x)[g, k] = ⟨x, g⁻¹ t_k⟩ = ⟨g x, t_k⟩        representation: templates t_k × a group, one matrix product
+    Φ(x) = (I(E), E)                              what does not change with g (`symmetry.invariants`), and what does
+    logits = V (P D (Φ − m)) + c                  standardise, reduce the dimension (PCA), classify
+
+The unfolded convolution layer of the paper's abstract: a convolution answers an image by the inner products of shifted
+templates with it, and shifts are one group of many. E is equivariant, E(h x)[g] = E(x)[g h], by a permutation that is
+known and need not be fitted. Nothing is trained by descent: templates are training images, the rest is closed form
+(`jaxinterp.glassbox.classifier`); but all of it is a Flax module, which can be trained too.
+
+Freezing. Invariants here are homogeneous of degree 1, so with their derivatives held they are linear in E with the same
+value (Euler), and the logits are affine in the image: contributions of pixels, and of every (template, group element)
+at `at="representation/orbit"`, sum to the logit.
+
+After "Analytical interpretation of the glass-box CNN" (arXiv 2101.10443), of which the abstracts could be read and the
+text could not: the design is ours.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.nn.layers import Layer
+from jaxinterp.symmetry.groups import Group, is_exact, orbit
+from jaxinterp.symmetry.invariants import CYCLIC, INVARIANTS, Name, held
+
+
+def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Array, "d g k"]:
+    """What an image is multiplied by: the templates g⁻¹ t_k, each with mean 0 and norm 1.
+
+    Where the group leaves the grid they are cut to the disc that rotations leave inside of the image.
+
+    Args:
+        group: the group.
+        templates: t_k, (K, H, W, C).
+
+    Returns:
+        (H W C, |G|, K); a flat template is 0.
+
+    Raises:
+        ValueError: images that the group cannot move, such as non-square ones for rotations.
+    """
+    k, height, width, channels = templates.shape
+    window = jnp.asarray(_window(group, height, width), templates.dtype)[None, None, :, :, None]
+    moved = orbit(group.inverses, templates)
+    mean = (moved * window).sum((2, 3, 4), keepdims=True) / (window.sum() * channels)
+    centred = (moved - mean) * window
+    square = (centred**2).sum((2, 3, 4), keepdims=True)
+    unit = centred / jnp.sqrt(jnp.where(square > 0, square, 1))
+    return unit.reshape(k, len(group), -1).transpose(2, 1, 0)
+
+
+def _window(group: Group, height: int, width: int) -> Float[np.ndarray, "h w"]:
+    """1 where templates are looked at."""
+    if is_exact(group, height, width):
+        return np.ones((height, width))
+    y, x = (axis - (side - 1) / 2 for axis, side in zip(np.mgrid[:height, :width], (height, width), strict=True))
+    return (y**2 + x**2 <= (min(height, width) / 2) ** 2).astype(float)
+
+
+class Orbit(Layer):
+    """E(x)[g, k] = ⟨x, g⁻¹ t_k⟩, the responses of an image to the orbits of templates.
+
+    Attributes:
+        group: the group.
+        templates: number of templates K.
+    """
+
+    group: Group
+    templates: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n g k"]:
+        """The responses, (N, |G|, K), one matrix product.
+
+        Args:
+            x: images, (N, H, W, C).
+        """
+        init = nn.initializers.uniform(1.0)
+        kernel = orbit_kernel(
+            self.group, self.param("templates", init, (self.templates, *x.shape[1:]), self.param_dtype)
+        )
+        return respond(kernel.astype(x.dtype), x)
+
+
+def respond(kernel: Float[Array, "d g k"], x: Float[Array, "n h w c"]) -> Float[Array, "n g k"]:
+    """⟨x, g⁻¹ t_k⟩ of images with the templates of `orbit_kernel`."""
+    return (x.reshape(len(x), -1) @ kernel.reshape(len(kernel), -1)).reshape(len(x), *kernel.shape[1:])
+
+
+class OrbitRepresentation(Layer):
+    """Φ(x) = (I(E), E): features that do not change when the image moves, then those that do.
+
+    Attributes:
+        group: the group.
+        templates: number of templates.
+        invariants: names in `jaxinterp.symmetry.invariants.INVARIANTS`, one block each; spectra are of cyclic groups.
+        equivariant: whether E itself is the last block.
+    """
+
+    group: Group
+    templates: int = 128
+    invariants: tuple[Name, ...] = ("sorted",)
+    equivariant: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a representation.
+
+        Raises:
+            ValueError: no feature, an unknown invariant, or one that the group does not have.
+        """
+        super().__post_init__()
+        if self.templates < 1:
+            raise ValueError(f"templates: got {self.templates}, expected at least 1")
+        if isinstance(self.invariants, str):
+            raise ValueError(f"invariants: got {self.invariants!r}, expected a tuple of names")
+        for name in self.invariants:
+            if name not in INVARIANTS:
+                raise ValueError(f"invariants: got {name!r}, expected names among {', '.join(INVARIANTS)}")
+            if name in CYCLIC:
+                self.group.require_cyclic(f"invariants: {name}")
+        if self.invariants:
+            self.group.require_closed()
+        if not self.invariants and not self.equivariant:
+            raise ValueError("invariants: got none and no equivariant block, expected some of them")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], frozen: bool = False) -> Float[Array, "n f"]:
+        """The features, block after block.
+
+        Args:
+            x: images, (N, H, W, C).
+            frozen: hold the derivatives of the invariants, which makes the features linear in `x`.
+
+        Returns:
+            (N, F).
+        """
+        return self.features(Orbit(self.group, self.templates, name="orbit", **self.shared)(x), frozen)
+
+    def features(self, e: Float[Array, "n g k"], frozen: bool = False) -> Float[Array, "n f"]:
+        """The same of responses E, (N, |G|, K)."""
+        blocks = [held(INVARIANTS[n], e) if frozen else INVARIANTS[n](e) for n in self.invariants]
+        return jnp.concatenate([*blocks, e.reshape(len(e), -1)] if self.equivariant else blocks, axis=1)
+
+    def blocks(self) -> dict[str, slice]:
+        """Where the invariant and the equivariant features lie."""
+        e = jnp.zeros((1, len(self.group), self.templates))
+        invariant = sum(INVARIANTS[name](e).shape[1] for name in self.invariants)
+        found = {"invariant": slice(0, invariant)} if invariant else {}
+        return found | ({"equivariant": slice(invariant, invariant + e.size)} if self.equivariant else {})
+
+
+class Standardise(Layer):
+    """(Φ − m) d, feature by feature."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+        """The standardised features, (N, F)."""
+        mean = self.param("mean", nn.initializers.zeros, x.shape[1:], self.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, x.shape[1:], self.param_dtype)
+        return (x - mean[None]) * scale[None]
+
+
+class GlassBox(Layer):
+    """Representation, standardisation, dimension reduction and a linear classifier, as one network.
+
+    Attributes:
+        group: the group.
+        templates: number of templates.
+        invariants: see `OrbitRepresentation`.
+        equivariant: see `OrbitRepresentation`.
+        components: features that the reduction keeps.
+        classes: outputs.
+    """
+
+    group: Group
+    templates: int = 128
+    invariants: tuple[Name, ...] = ("sorted",)
+    equivariant: bool = False
+    components: int = 100
+    classes: int = 10
+
+    @property
+    def representation(self) -> OrbitRepresentation:
+        """The first of the three layers."""
+        return OrbitRepresentation(
+            self.group, self.templates, self.invariants, self.equivariant, name="representation", **self.shared
+        )
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n classes"]:
+        """Logits of images in [0, 1]; `frozen` holds the derivatives of the invariants.
+
+        Args:
+            x: images, (N, H, W, C).
+            train: for what trains networks; changes nothing.
+            frozen: make the logits affine in `x`.
+
+        Returns:
+            (N, classes).
+        """
+        features = Standardise(name="standardise", **self.shared)(self.representation(x, frozen))
+        reduced = nn.Dense(self.components, param_dtype=self.param_dtype, name="reduction")(features)
+        return nn.Dense(self.classes, param_dtype=self.param_dtype, name="classifier")(reduced)
+
+
+def choose_templates(
+    images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], count: int, seed: int = 0
+) -> Float[np.ndarray, "k h w c"]:
+    """Training images, equally many of each class, drawn at random.
+
+    Args:
+        images: (N, H, W, C).
+        labels: (N,).
+        count: number of templates, the first classes one more where they do not divide it.
+        seed: of the draw.
+
+    Returns:
+        (count, H, W, C), the classes taking turns.
+
+    Raises:
+        ValueError: more templates than images, or a class with too few.
+
+    Example:
+        >>> images = np.arange(4.0).reshape(4, 1, 1, 1)
+        >>> sorted(choose_templates(images, np.array([0, 0, 1, 1]), 4).ravel().tolist())
+        [0.0, 1.0, 2.0, 3.0]
+    """
+    rng, classes = np.random.default_rng(seed), np.unique(labels)
+    share = -(-count // len(classes))
+    few = [(c, n) for c in classes if (n := int((labels == c).sum())) < share]
+    if few:
+        raise ValueError(f"images: class {few[0][0]} has {few[0][1]}, expected at least {share} for {count} templates")
+    drawn = np.stack([rng.choice(np.flatnonzero(labels == c), share, replace=False) for c in classes], axis=1)
+    return images[drawn.ravel()[:count]]

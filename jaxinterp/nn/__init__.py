@@ -1,0 +1,1 @@
+"""Layers, losses and baseline networks that all families share."""

@@ -1,0 +1,355 @@
+"""Conventional image classifiers to compare with: CIFAR ResNets with option-A shortcuts, VGG with BatchNorm, AlexNet.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, Sec. 4.2; Simonyan, Zisserman,
+"Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, Table 1; Krizhevsky, "One weird
+trick for parallelizing convolutional neural networks", arXiv 1404.5997, as torchvision has it.
+
+Convolution, BatchNorm in evaluation statistics, pooling, addition and the classifier are affine, and a ReLU
+is linear where its gate does not switch: at each input such a network *is* an affine map already, f(x) = W(x)
+x + b(x). So freezing leaves nothing to hold but the BatchNorm statistics, and `frozen=True` only forces the
+evaluation ones, whatever `train` says. Unlike a CoDA net's, b(x) depends on the input.
+
+A ResNet or VGG is a `trunk` (its sub-modules `stem`, `block_0`, … or `conv_0`, … are activations to be named),
+global average pooling and a linear `classifier`; the two commute, so the logits are the mean of per-position
+class maps. AlexNet has dense layers on a map with positions instead, and dropout for BatchNorm. Weights start
+from N(0, 2 / fan-in) (He et al., ICCV 2015), biases from 0; BatchNorm has ε = 1e-5 and keeps 0.9 of its running
+statistics per step, PyTorch's `momentum=0.1`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxinterp.nn.layers import ConvNet, Layer, max_pool
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+class ConvNorm(Layer):
+    """3×3 convolution without bias, BatchNorm, ReLU.
+
+    Attributes:
+        features: output channels.
+        strides: step in pixels, in both directions; the padding is 1.
+        relu: whether the ReLU is there.
+    """
+
+    features: int
+    strides: int = 1
+    relu: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Convolve, normalise with the batch's statistics (train) or the running ones, rectify."""
+        y = nn.Conv(
+            self.features,
+            (3, 3),
+            (self.strides, self.strides),
+            padding=((1, 1), (1, 1)),
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+        wide = np.promote_types(np.float32, self.param_dtype)
+        z = nn.BatchNorm(
+            use_running_average=frozen or not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            param_dtype=wide,
+            axis_name=self.axis_name,
+            force_float32_reductions=False,
+            name="norm",
+        )(y.astype(np.promote_types(wide, y.dtype)))
+        return (nn.relu(z) if self.relu else z).astype(y.dtype)
+
+
+def option_a(x: Float[Array, "n h w c"], features: int, strides: int) -> Float[Array, "n h2 w2 features"]:
+    """The parameter-free shortcut: every `strides`-th pixel, zero channels on both sides.
+
+    Args:
+        x: (N, H, W, C).
+        features: output channels, ≥ C.
+        strides: step in pixels.
+
+    Returns:
+        (N, ⌈H / strides⌉, ⌈W / strides⌉, features).
+
+    Example:
+        >>> option_a(jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1), 3, 2).tolist()
+        [[[[0.0, 1.0, 0.0]]]]
+
+    Source: He et al. 2016, Sec. 3.3, option A.
+    """
+    extra = features - x.shape[-1]
+    return jnp.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+
+
+class BasicBlock(Layer):
+    """Residual block, ReLU(option_a(x) + norm(conv(ReLU(norm(conv(x)))))); attributes as in `ConvNorm`.
+
+    Source: He et al. 2016, Eq. 1 and Sec. 4.2.
+    """
+
+    features: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Two convolutions, and the shortcut around them."""
+        y = ConvNorm(self.features, self.strides, name="conv_0", **self.shared)(x, train, frozen)
+        y = ConvNorm(self.features, relu=False, name="conv_1", **self.shared)(y, train, frozen)
+        return nn.relu(y + option_a(x, self.features, self.strides).astype(y.dtype))
+
+
+class ResNetTrunk(ConvNet):
+    """The convolutional part of a CIFAR ResNet, or its first blocks.
+
+    Attributes:
+        depth: 6n + 2 of the whole network (20, 32, 44, 56, 110): three stages of n blocks.
+        blocks: how many blocks to keep, 0 (stem only) to 3n; None for all.
+        width: channels of the first stage; the next two have twice and four times as many at half the
+            resolution.
+
+    Source: He et al. 2016, Sec. 4.2.
+    """
+
+    depth: int = 20
+    blocks: int | None = None
+    width: int = 16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Features of images in [0, 1]; ValueError if `depth` or `blocks` does not name a CIFAR ResNet."""
+        per_stage, rest = divmod(self.depth - 2, 6)
+        if rest or per_stage < 1:
+            raise ValueError(f"depth = {self.depth}, expected 6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, ...")
+        blocks = 3 * per_stage if self.blocks is None else self.blocks
+        if not 0 <= blocks <= 3 * per_stage:
+            raise ValueError(f"blocks = {blocks}, expected 0 to {3 * per_stage} for depth {self.depth}")
+        x = self.standardise(x)
+        x = ConvNorm(self.width, name="stem", **self.shared)(x, train, frozen)
+        for i in range(blocks):
+            stage, position = divmod(i, per_stage)
+            strides = 2 if stage > 0 and position == 0 else 1
+            x = BasicBlock(self.width * 2**stage, strides, name=f"block_{i}", **self.shared)(x, train, frozen)
+        return x
+
+
+class VGGTrunk(ConvNet):
+    """The convolutional part of a VGG network: five stages of 3×3 ConvNorm, each followed by 2×2 max pooling.
+
+    The pooling, to floor(H / 2) × floor(W / 2), shares its derivative among equal maxima, so that forward and reverse
+    differentiation give the same W(x).
+
+    Attributes:
+        depth: 11, 13, 16 or 19 layers with weights, as the paper's configurations A, B, D, E (whose three
+            dense layers are here one, as is usual for 32×32 images).
+        width: channels of the first stage; then 2, 4, 8, 8 times as many.
+
+    Source: Simonyan and Zisserman 2015, Table 1, with BatchNorm after every convolution.
+    """
+
+    depth: int = 16
+    width: int = 64
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n h2 w2 features"]:
+        """Features of images in [0, 1]; ValueError for an unknown depth or an image smaller than 32×32."""
+        if self.depth not in VGG_STAGES:
+            raise ValueError(f"depth = {self.depth}, expected one of {', '.join(map(str, VGG_STAGES))}")
+        if min(x.shape[1:3]) < 32:
+            raise ValueError(f"x has {x.shape[1]}x{x.shape[2]} pixels, expected at least 32x32: five poolings")
+        x = self.standardise(x)
+        first = 0
+        for stage, convolutions in enumerate(VGG_STAGES[self.depth]):
+            features = self.width * 2 ** min(stage, 3)
+            for i in range(first, first + convolutions):
+                x = ConvNorm(features, name=f"conv_{i}", **self.shared)(x, train, frozen)
+            x = max_pool(x)
+            first += convolutions
+        return x
+
+
+class CifarResNet(ConvNet):
+    """ResNet-20, -32, -44, -56, … for small images, with option-A shortcuts.
+
+    269,722 parameters at depth 20 and 853,018 at depth 56 (width 16, RGB, 10 classes). Fully convolutional:
+    any image size. Activations: `trunk`, `trunk/stem`, `trunk/block_0` … `trunk/block_{3n−1}`.
+
+    Attributes:
+        depth: 6n + 2.
+        classes: number of classes.
+        width: see `ResNetTrunk`, as the others.
+
+    Source: He et al. 2016, Sec. 4.2.
+    """
+
+    depth: int = 20
+    classes: int = 10
+    width: int = 16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n classes"]:
+        """Logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
+        own = {"mean": self.mean, "std": self.std, **self.shared}
+        trunk = ResNetTrunk(self.depth, width=self.width, name="trunk", **own)
+        return self.classify(trunk(x, train, frozen), self.classes)
+
+
+class VGG(ConvNet):
+    """VGG-11, -13, -16 or -19 for small images (32×32 or larger), with BatchNorm and one linear layer.
+
+    Activations: `trunk`, `trunk/conv_0` … (after the ReLU). Attributes as in `VGGTrunk`, and `classes`. At
+    depth 16: 14,724,042 parameters (RGB, 10 classes; the convolutions have no bias, which BatchNorm would
+    cancel).
+
+    Source: Simonyan and Zisserman 2015, Table 1.
+    """
+
+    depth: int = 16
+    classes: int = 10
+    width: int = 64
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n classes"]:
+        """Logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
+        own = {"mean": self.mean, "std": self.std, **self.shared}
+        trunk = VGGTrunk(self.depth, width=self.width, name="trunk", **own)
+        return self.classify(trunk(x, train, frozen), self.classes)
+
+
+def _max_pool_overlapping(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """3×3 maxima, stride 2, along rows and then along columns; windows that leave the image are dropped.
+
+    Of equal values `maximum` hands each half of the derivative, and backwards is its transpose: one W(x). On CPU
+    the derivative takes a fifth of the time of `nn.max_pool`'s, which scatters.
+    """
+
+    def along(axis: int, x: Array) -> Array:
+        stop = (x.shape[axis] - 3) // 2 * 2 + 1
+        first, second, third = (lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3))
+        return jnp.maximum(jnp.maximum(first, second), third)
+
+    return along(2, along(1, x))
+
+
+class AlexNet(ConvNet):
+    """AlexNet: five convolutions, three overlapping poolings, three dense layers; torchvision's by default.
+
+    As torchvision's, for images of 224×224, it has 61,100,840 parameters; `AlexNet.cifar` makes one for 32×32.
+    Activations: `conv_0` … `conv_4` and `dense_0`, `dense_1`, all before the ReLU. Dropout is off unless `train`,
+    and then needs the random stream "dropout".
+
+    Attributes:
+        classes: number of classes.
+        widths: channels of the five convolutions; the last four are 5×5, 3×3, 3×3, 3×3, stride 1.
+        kernel: side of the first convolution's filters in pixels.
+        strides: its step in pixels, in both directions.
+        padding: its padding in pixels, on every side.
+        hidden: units of each hidden dense layer.
+        side: height and width to which the last map is averaged; they must divide the map's.
+        dropout: rate before each hidden dense layer, in [0, 1).
+
+    Source: Krizhevsky 2014, arXiv 1404.5997, footnote 1; torchvision/models/alexnet.py.
+    """
+
+    classes: int = 1000
+    widths: tuple[int, ...] = (64, 192, 384, 256, 256)
+    kernel: int = 11
+    strides: int = 4
+    padding: int = 2
+    hidden: int = 4096
+    side: int = 6
+    dropout: int | float = 0.5
+
+    @classmethod
+    def cifar(cls, classes: int = 10, scale: int | float = 1, **fields: Any) -> "AlexNet":
+        """The network for 32×32 images: 5×5 filters at every pixel first, then 128 hidden units on a 3×3 map.
+
+        Args:
+            classes: number of classes.
+            scale: factor of the five widths, > 0; at 1 there are 2,764,106 parameters (RGB, 10 classes).
+            **fields: any attribute, in place of these; images of 28×28 need `side=2` or `side=1`.
+
+        Raises:
+            ValueError: `scale` ≤ 0 or infinite.
+
+        Example:
+            >>> AlexNet.cifar(scale=0.25).widths
+            (16, 48, 96, 64, 64)
+        """
+        if not 0 < scale < np.inf:
+            raise ValueError(f"scale: got {scale}, expected a positive finite number")
+        widths = tuple(max(1, round(scale * width)) for width in AlexNet.widths)
+        small: dict[str, Any] = {"widths": widths, "kernel": 5, "strides": 1, "padding": 2, "hidden": 128, "side": 3}
+        return cls(classes, **(small | fields))
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
+    ) -> Float[Array, "n classes"]:
+        """Logits of images in [0, 1]; `frozen` turns dropout off.
+
+        Raises:
+            ValueError: not five `widths`, `dropout` out of range, or images whose last map `side` does not divide.
+        """
+        if len(self.widths) != 5:
+            raise ValueError(f"widths has {len(self.widths)} numbers, expected 5, one for each convolution")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}, expected a rate in [0, 1)")
+        height, width = (self._pooled(pixels) for pixels in x.shape[1:3])
+        if min(height, width) < 1 or height % self.side or width % self.side:
+            raise ValueError(
+                f"x has {x.shape[1]}x{x.shape[2]} pixels, which make a last map of {max(height, 0)}x{max(width, 0)}, "
+                f"expected multiples of side = {self.side}"
+            )
+        own: dict[str, Any] = {"kernel_init": nn.initializers.he_normal(), "param_dtype": self.param_dtype}
+        x = self.standardise(x)
+        for i, (features, kernel) in enumerate(zip(self.widths, (self.kernel, 5, 3, 3, 3), strict=True)):
+            strides, padding = (self.strides, self.padding) if i == 0 else (1, kernel // 2)
+            x = nn.Conv(
+                features,
+                (kernel, kernel),
+                (strides, strides),
+                padding=((padding, padding), (padding, padding)),
+                dtype=self.dtype,
+                name=f"conv_{i}",
+                **own,
+            )(x)
+            x = nn.relu(x)
+            if i in (0, 1, 4):
+                x = _max_pool_overlapping(x)
+        n, channels, side = len(x), x.shape[-1], self.side
+        x = x.reshape(n, side, height // side, side, width // side, channels).mean((2, 4)).reshape(n, -1)
+        for i in range(2):
+            x = nn.Dropout(self.dropout, deterministic=frozen or not train, name=f"dropout_{i}")(x)
+            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=f"dense_{i}", **own)(x))
+        return nn.Dense(self.classes, name="classifier", **own)(x.astype(np.promote_types(np.float32, x.dtype)))
+
+    def _pooled(self, pixels: int) -> int:
+        """Height or width of the last map, before it is averaged."""
+        pixels = (pixels + 2 * self.padding - self.kernel) // self.strides + 1
+        for _ in range(3):
+            pixels = (pixels - 3) // 2 + 1
+        return pixels

@@ -1,0 +1,345 @@
+"""The report of a trained run: what it learned, its maps, and its explanations measured against their rivals."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+
+from jaxinterp.explain.explainable import Subject, summed
+from jaxinterp.explain.metrics import tile
+from jaxinterp.figures.curves import (
+    localisation_boxes,
+    method_style,
+    removal_curves,
+    residual_histogram,
+    training_curves,
+)
+from jaxinterp.figures.html import Page, Picture, Section, Table, picture
+from jaxinterp.figures.maps import colour_weights, panel
+from jaxinterp.recipe.config import shown
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page is made of.
+
+    Attributes:
+        run_dir: the run's folder.
+        name: the run's name.
+        source: where in the paper it stands.
+        config: its configuration, a dataclass.
+        subject: the trained network.
+        images: test images, (N, H, W, C) in [0, 1].
+        labels: their classes, (N,).
+        logits: of all of them, (N, classes).
+        classes: the classes' names.
+        found: what `jaxinterp.recipe.evaluation.measure` returned.
+        first_maps: method → maps of the first grid, as `jaxinterp.recipe.evaluation.measure` returned them.
+        history: the records of metrics.jsonl.
+        info: run.json.
+        sources: data.json, where the data came from and which checksums were verified.
+        paper: metric → the paper's number for this configuration.
+        reference: metric → the paper's numbers for `reference_name`, for orientation.
+        reference_name: the configuration that `reference` is about.
+        further: sections that only runs of this paper have.
+    """
+
+    run_dir: Path
+    name: str
+    source: str
+    config: Any
+    subject: Subject
+    images: Float[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"]
+    classes: Sequence[str]
+    found: Mapping[str, Any]
+    first_maps: Mapping[str, Float[np.ndarray, "classes height width"]]
+    history: Sequence[Mapping[str, Any]]
+    info: Mapping[str, Any]
+    sources: Mapping[str, Mapping[str, str]]
+    paper: Mapping[str, float]
+    reference: Mapping[str, float]
+    reference_name: str
+    further: Sequence[Section] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a family says of one image besides its contribution maps.
+
+    Attributes:
+        name: of the reading, in a word; the JSON file's key and the end of the figure's file name.
+        numbers: for the JSON file.
+        figure: of them.
+    """
+
+    name: str
+    numbers: Any
+    figure: Figure
+
+
+def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+    """Indices of the first image of each of the first `count` classes that occur.
+
+    Example:
+        >>> first_of_each_class(np.array([3, 3, 1, 0, 1]), 2).tolist()
+        [0, 2]
+    """
+    return np.sort(np.unique(labels, return_index=True)[1])[:count]
+
+
+def likeliest(logits: Float[np.ndarray, "n classes"], count: int = 3) -> Int[np.ndarray, "n count"]:
+    """The classes with the largest logits, the largest first.
+
+    Example:
+        >>> likeliest(np.array([[0.1, 2.0, 1.0]]), 2).tolist()
+        [[1, 2]]
+    """
+    return np.argsort(-logits, axis=1, kind="stable")[:, :count]
+
+
+def top_maps(
+    subject: Subject,
+    images: Float[np.ndarray, "n h w c"],
+    names: Sequence[str],
+    logits: Float[np.ndarray, "n classes"],
+    classes: Sequence[str],
+    maps: Float[np.ndarray, "n count h w"],
+) -> Figure:
+    """Images under their names, and beside each the contribution maps of its `likeliest` classes."""
+    top = likeliest(logits, maps.shape[1])
+    chance = 1 / (1 + np.exp(-np.take_along_axis(subject.odds(logits), top, 1).astype(float)))
+    titles = [
+        [f"{classes[k]}: p {p:.3f}" for k, p in zip(row, ps, strict=True)] for row, ps in zip(top, chance, strict=True)
+    ]
+    return panel(images, maps, titles, names)
+
+
+def compose_page(report: Report) -> Page:
+    """The page."""
+    metrics, last = report.found["metrics"], report.history[-1] if report.history else {}
+    residual = metrics["completeness_residual"]
+    tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
+    for size in list(report.found["localisation"])[:1]:
+        key = f"localisation_{size}_median"
+        rival = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
+        tiles[f"localisation {size}, median"] = f"{metrics[key]:.3f}"
+        tiles[f"best rival: {method_style(rival.removeprefix(f'{key}_'))[0]}"] = f"{metrics[rival]:.3f}"
+    constant = report.subject.constant
+    if report.subject.bias is not None:
+        constant = f"the constant {report.subject.bias:.3f}"
+    return Page(
+        title=report.name,
+        subtitle=f"{report.source} · data set {report.config.dataset} · {len(report.labels)} test images · "
+        f"seed {report.config.seed} · {last.get('epoch', '?')} epochs",
+        exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the "
+        f" largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
+        "and removal are measurements on test images, and post-hoc maps are approximations.",
+        tiles={
+            **tiles,
+            "removal, mean of the curve": f"{metrics['removal_curve_mean']:.3f}",
+            "largest residual": f"{residual:.1e}",
+        },
+        sections=[
+            _explanations(report),
+            *([_levels(report)] if report.subject.layers else []),
+            *([_localisation(report)] if report.found["localisation"] else []),
+            *report.further,
+            _removal(report),
+            _completeness(report),
+            _training(report),
+            _beside_the_paper(report),
+            _provenance(report),
+        ],
+    )
+
+
+def _explanations(report: Report) -> Section:
+    """The first test images, the first wrong ones, and the weights in colour where images have colours."""
+    chosen = first_of_each_class(report.labels, 5)
+    wrong = np.flatnonzero(report.logits.argmax(1) != report.labels)[:5]
+    both = np.concatenate([chosen, wrong])
+    parts = report.subject.decompose(report.images[both], likeliest(report.logits[both]))
+    maps = np.asarray(summed(parts, report.images))
+
+    def drawn(rows: slice, caption: str, alt: str) -> Picture:
+        index = both[rows]
+        names = [f"label {report.classes[label]}" for label in report.labels[index]]
+        figure = top_maps(report.subject, report.images[index], names, report.logits[index], report.classes, maps[rows])
+        return picture(figure, caption, alt, 495)
+
+    pictures = [
+        drawn(
+            slice(len(chosen)),
+            "The first test images of five classes, and what their pixels contribute to the three likeliest classes.",
+            "Test images and their contribution maps, blue against and red for the class",
+        )
+    ]
+    if len(wrong):
+        caption = f"The first of {np.sum(report.logits.argmax(1) != report.labels)} test images that are misread."
+        pictures.append(drawn(slice(len(chosen), None), caption, "Misread test images and their contribution maps"))
+    if report.subject.at is None and parts.weights.shape[-1] == 6:
+        shown = slice(len(chosen))
+        pictures.append(_colours(report, chosen, parts.weights[shown, :1], parts.contributions[shown, :1]))
+    return Section(
+        "What speaks for and against each class",
+        [
+            "Each map splits a logit, without remainder, into contributions of the pixels: red adds to the class, blue "
+            f"takes away. Maps in a row share their scale; p is the {report.subject.probability} of the logits."
+        ],
+        pictures,
+    )
+
+
+def _colours(report: Report, chosen: Int[np.ndarray, " m"], weights: Array, contributions: Array) -> Picture:
+    """The weights of the likeliest class, in the colours that they look for."""
+    drawn = colour_weights(np.asarray(weights), np.asarray(contributions.sum(-1)))
+    titles = [[f"{report.classes[k]}: weights"] for k in report.logits[chosen].argmax(1)]
+    return picture(
+        panel(report.images[chosen], drawn, titles),
+        "The dynamic weights of the likeliest class, in the colours that they look for; opaque where they matter.",
+        "Test images and colour renderings of their weights",
+        300,
+    )
+
+
+def _levels(report: Report) -> Section:
+    """The predicted class' contributions at the network's own level and at every layer above it."""
+    chosen = first_of_each_class(report.labels, 4)
+    images, top = report.images[chosen], report.logits[chosen].argmax(1)
+    maps = np.concatenate([np.asarray(level) for level in report.subject.levels(images, top)], axis=1)
+    names = [report.subject.at or "input", *report.subject.layers]
+    titles = [[name.replace("layer_", "after layer ") for name in names]] * len(chosen)
+    predicted = [f"as {report.classes[k]}" for k in top]
+    figure = panel(images, maps, titles, predicted, scale="map")
+    return Section(
+        "The same decision at every level",
+        [
+            "The logit of the predicted class, split over the input and over each layer's output: "
+            + (
+                "the sums are equal."
+                if report.subject.bias is not None
+                else "what biases above a layer add is left out."
+            )
+        ],
+        [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(names) + 1))],
+    )
+
+
+def _localisation(report: Report) -> Section:
+    pictures = []
+    for size, scores in report.found["localisation"].items():
+        grids = report.found["grids"][size]
+        caption = (
+            f"{size}: {grids['grids']} grids, {int(size[0]) ** 2} scores each, from {grids['eligible_images']} "
+            "eligible images. Diamonds are means."
+        )
+        pictures.append(picture(localisation_boxes(scores, int(size[0]) ** 2), caption, f"Box plot, {size} grids", 495))
+    return Section(
+        "Localisation: is the evidence where the object is?",
+        [
+            "Confidently recognised test images of different classes are tiled into a grid. For every class in it, "
+            "the score is the share of its positive evidence that lies on its own image: 1 is perfect, a uniform map "
+            "scores 1/9 or 1/4. Only positive evidence counts. The rivals explain the same network."
+        ],
+        [*pictures, _one_grid(report)],
+    )
+
+
+def _one_grid(report: Report) -> Picture:
+    """The first grid, and every method's map of three of its classes."""
+    size, grids = next(iter(report.found["grids"].items()))
+    members, classes = np.array(grids["first_images"]), np.array(grids["first_classes"])
+    cells = np.arange(len(classes))[: int(size[0])]
+    mosaic = np.asarray(tile(jnp.asarray(report.images[members])[None]))
+    maps = np.stack(list(report.first_maps.values()), axis=1)
+    titles = [[method_style(name)[0] for name in report.first_maps]] * len(cells)
+    names = [f"{report.classes[classes[k]]} (row {k % int(size[0]) + 1}, column 1)" for k in cells]
+    images = np.repeat(mosaic, len(cells), axis=0)
+    figure = panel(images, maps, titles, names, scale="map")
+    caption = f"The first {size} grid: maps of the classes in its first column, by every method, each on its own scale."
+    return picture(figure, caption, "A grid of test images and the maps of all methods", 1040)
+
+
+def _removal(report: Report) -> Section:
+    figure = removal_curves(report.found["removal"], report.found["fractions"])
+    count = min(report.config.removal_images, len(report.labels))
+    return Section(
+        "Pixel removal: do unimportant pixels matter?",
+        [
+            "The pixels that a method calls least important are taken out first (all channels of what the network "
+            "reads become zero; of a CoDA Net's encoding that is not black). A map that knows what matters keeps the "
+            "label's probability high."
+        ],
+        [picture(figure, f"Mean over the first {count} test images.", "Pixel removal curves", 700)],
+    )
+
+
+def _completeness(report: Report) -> Section:
+    figure = residual_histogram(report.found["residuals"])
+    return Section(
+        "Completeness: what the contributions miss",
+        [
+            "For every class of every image: logit minus bias minus the sum of all contributions, relative to the "
+            f"image's largest {'|logit minus bias|' if report.subject.bias is not None else '|logit|'}."
+        ],
+        [picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)],
+    )
+
+
+def _training(report: Report) -> Section:
+    metrics = report.found["metrics"]
+    text = f"Test accuracy {metrics['test_accuracy']:.2%} with the last epoch"
+    if "test_accuracy_best" in metrics:
+        text += f", {metrics['test_accuracy_best']:.2%} with the epoch best on a held-out part of the training data"
+    if "test_accuracy_highest" in metrics:
+        text += (
+            f". The highest of all epochs, {metrics['test_accuracy_highest']:.2%}, is chosen on the test images, as in "
+            "the paper, and is there to be compared with its number only"
+        )
+    curves = picture(training_curves(report.history), "One point per epoch.", "Loss and accuracy by epoch", 840)
+    return Section("Training", [f"{text}."], [curves])
+
+
+def _beside_the_paper(report: Report) -> Section:
+    metrics = report.found["metrics"]
+    paper = report.paper or report.reference
+    if not paper:
+        return Section(
+            "What was measured",
+            [],
+            [],
+            [Table(["metric", "ours"], [[k.replace("_", " "), f"{v:.4g}"] for k, v in metrics.items()])],
+        )
+    rows = [
+        [name.replace("_", " "), f"{value:.4g}", f"{paper[name]:.4g}" if name in paper else "–"]
+        for name, value in metrics.items()
+    ]
+    text = "The paper's numbers for this configuration."
+    if not report.paper:
+        text = f"The paper reports nothing for this run. For orientation only, its numbers for {report.reference_name}."
+    return Section("Ours beside the paper's", [text], [], [Table(["metric", "ours", "paper"], rows)])
+
+
+def _provenance(report: Report) -> Section:
+    config = [[f.name, shown(getattr(report.config, f.name))] for f in dataclasses.fields(report.config)]
+    device = report.info.get("device", {})
+    facts = [["device", f"{device.get('count', '?')} x {device.get('kind', '?')}"]]
+    facts += [[key, str(report.info.get(key))] for key in ("started", "commit")]
+    facts += [
+        [f"{part} images, {key}", text] for part, source in report.sources.items() for key, text in source.items()
+    ]
+    facts += [[name, version] for name, version in report.info.get("versions", {}).items()]
+    return Section(
+        "Configuration and versions",
+        [],
+        [],
+        [Table(["field", "value"], config), Table(["made with", ""], facts)],
+    )

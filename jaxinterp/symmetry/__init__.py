@@ -1,0 +1,1 @@
+"""Groups, invariants, and how the layers of any network move with its input."""

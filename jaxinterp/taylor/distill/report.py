@@ -1,0 +1,80 @@
+"""What only distillations show in their report: the levels as pictures, their accuracy, and the peers."""
+
+from jaxinterp.figures.curves import level_curves
+from jaxinterp.figures.html import Section, Table, picture
+from jaxinterp.recipe.page import Report
+from jaxinterp.taylor.distill import Distiller, read_set, sheet
+
+FOLDER = "distilled"  # within a run's
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in percent with 1 and 10 images per class
+    "mnist": {
+        "DC (Zhao et al., ICLR 2021)": (91.7, 97.4),
+        "DSA (Zhao & Bilen, ICML 2021)": (88.7, 97.8),
+        "KIP to network (Nguyen et al., NeurIPS 2021)": (90.1, 97.5),
+        "IDC (Kim et al., ICML 2022)": (94.2, 98.4),
+    },
+    "cifar10": {
+        "DC (Zhao et al., ICLR 2021)": (28.3, 44.9),
+        "DSA (Zhao & Bilen, ICML 2021)": (28.8, 52.1),
+        "KIP to network (Nguyen et al., NeurIPS 2021)": (50.0, 62.7),
+        "IDC (Kim et al., ICML 2022)": (50.6, 67.5),
+    },
+}
+
+
+def sections(report: Report, model: Distiller) -> list[Section]:
+    """All of them."""
+    return [_levels(report, model), _peers(report)]
+
+
+def _levels(report: Report, model: Distiller) -> Section:
+    levels = [read_set(report.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.found["levels"]]
+    rows, metrics = report.found["levels"], report.found["metrics"]
+    text = (
+        f"One learned map merges {model.group} images of a class into one, and the same map what came out, until "
+        f"one image is left of {model.group**report.config.levels}. A test image is given the class of the reference "
+        f"whose embedding is most like its own: with one reference per class {metrics['one_reference_accuracy']:.2%}, "
+        f"with one random real image per class {metrics['one_real_image_accuracy']:.2%}. Merging copies of a reference "
+        f"changes it by {metrics['fixed_point_distance']:.3f} (root mean square; pixels run from 0 to 1). The last "
+        f"references are {metrics['distance_from_mean']:.3f} from the means of the same images; class means classify "
+        f"{metrics['class_mean_1_embedding']:.2%} in the same embedding."
+    )
+    return Section(
+        "From images to archetypes",
+        [text],
+        [
+            picture(
+                sheet(levels, report.classes),
+                "Images of every class at every level, real ones on the left, the last one on the right.",
+                "Levels of abstraction",
+                1000,
+            ),
+            picture(
+                level_curves(rows), "Accuracy by references of each level, on test images.", "Accuracy by level", 700
+            ),
+        ],
+    )
+
+
+def _peers(report: Report) -> Section:
+    keys, config = ("images", "pixels", "embedding", "trained"), report.config
+    rows = [[row["set"].replace("_", " "), *(f"{row[key]:.4g}" for key in keys)] for row in report.found["peers"]]
+    tables = [Table(["set", "images per class", "nearest in pixels", "nearest in the embedding", "ConvNet"], rows)]
+    if config.dataset in PUBLISHED:
+        printed = [
+            [name, *(f"{value:.1f} %" for value in values)] for name, values in PUBLISHED[config.dataset].items()
+        ]
+        tables.append(Table(["published, ConvNet of width 128", "1 image per class", "10"], printed))
+    return Section(
+        "Beside its peers",
+        [
+            "Accuracy on the test images by the nearest reference, in pixels and in our embedding, and of a ConvNet "
+            f"trained on the set ({config.net_steps} steps, width {config.net_width}; mean of {config.net_seeds} "
+            f"networks). The condensed sets are gradient matching with {config.condense_iterations} networks of that "
+            f"width and {config.condense_batch} real images of a class (the paper: 1000 of width 128 and 256), and "
+            "without its inner training where there are more images than one. Published numbers are the authors', read "
+            "in their repositories or papers; they measure what the last column measures, with larger networks."
+        ],
+        [],
+        tables,
+    )

@@ -1,0 +1,148 @@
+"""The layer's algebra: its own derivative rules, chunks, and norms that cancel."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from jaxtyping import config
+
+from jaxinterp.coda import alignment
+from jaxinterp.coda.alignment import DynamicAlignmentConv, coefficients, contract, gram, quadratic_form
+
+KEYS = jax.random.split(jax.random.key(0), 5)
+
+
+@pytest.fixture
+def arrays():
+    with jax.enable_x64(True):
+        h = jax.random.normal(KEYS[0], (5, 3), jnp.float64)
+        u = jax.random.normal(KEYS[1], (5, 3, 4), jnp.float64)
+        A = jax.random.normal(KEYS[2], (3, 4, 6), jnp.float64)
+        b = jax.random.normal(KEYS[3], (4, 6), jnp.float64)
+        yield h, u, A, b
+
+
+@pytest.mark.slow
+def test_derivative_rules(arrays):
+    h, u, A, b = arrays
+    square, cross, constant = gram(A, b)
+    np.testing.assert_allclose(square, np.einsum("kjd,ljd->klj", A, A), rtol=1e-12)
+    np.testing.assert_allclose(cross, np.einsum("kjd,jd->kj", A, b), rtol=1e-12)
+    np.testing.assert_allclose(constant[0], (np.asarray(b) ** 2).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(contract(h, u), np.einsum("mk,mkj->mj", h, u), rtol=1e-12)
+    np.testing.assert_allclose(quadratic_form(h, square), np.einsum("mk,klj,ml->mj", h, square, h), rtol=1e-12)
+    check_grads(jax.jit(contract), (h, u), order=2)
+    check_grads(jax.jit(lambda h, A: quadratic_form(h, gram(A, b)[0])), (h, A), order=2)
+    check_grads(jax.jit(lambda h, u: jax.vmap(contract)(jnp.stack([h, 2 * h]), jnp.stack([u, u]))), (h, u), order=1)
+    scale = jax.jit(lambda p, A, b: coefficients(p, A[:, 0].T, gram(A, b), "squash")[1])
+    check_grads(scale, (u[:, 0] @ A[0], A, b), order=2)
+
+
+def test_the_gram_matrices_of_a_large_generator_are_made_unit_by_unit(arrays, monkeypatch):
+    _, _, A, b = arrays
+    weight = jax.random.normal(KEYS[4], (3, 3, 4), A.dtype)
+    small = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
+    monkeypatch.setattr(alignment, "LARGE", 0)
+    np.testing.assert_allclose(gram(A, b)[0], np.einsum("kjd,ljd->klj", A, A), rtol=1e-12)
+    large = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), large, small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rescale", ["squash", "l2"])
+def test_chunks_change_neither_values_nor_gradients(monkeypatch, rescale):
+    layer = DynamicAlignmentConv(3, 2, rescale=rescale)
+    x, u = (jax.random.uniform(key, (3, 9, 7, 2)) for key in KEYS[:2])
+    variables = layer.init(KEYS[2], x)
+    chunked = []
+    in_map = alignment.lax.map
+    monkeypatch.setattr(alignment.lax, "map", lambda f, xs: chunked.append(len(xs[0])) or in_map(f, xs))
+
+    def found(cache):
+        monkeypatch.setattr(alignment, "CACHE", cache)
+        apply = {
+            "free": layer.apply,
+            "frozen": partial(layer.apply, frozen=True),
+            "through": lambda v, x: layer.apply(v, x, through=u),
+        }
+
+        def total(f, v, x):
+            return sum((y * jnp.cos(y)).sum() for y in jax.tree.leaves(f(v, x)))
+
+        return {name: jax.jit(jax.value_and_grad(partial(total, f), (0, 1)))(variables, x) for name, f in apply.items()}
+
+    whole = found(1 << 30)
+    assert not chunked
+    parts = found(1)
+    assert chunked == [3] * 3  # 189 positions in three chunks of 63, at most 64
+    monkeypatch.undo()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), parts, whole)
+
+
+@pytest.mark.parametrize("rescale", ["squash", "l2"])
+def test_a_vector_that_cancels_keeps_its_bound_and_finite_gradients(rescale):
+    """A_j h = −b_j up to rounding: ||v||² is lost in float32, but neither ||w|| ≤ 1 nor the gradient may be."""
+    r = 16
+    A = jax.random.normal(KEYS[0], (r, 1, r))
+    target = jax.random.normal(KEYS[1], (32, r))
+    v = target @ A[:, 0] * 1.0
+    size = jnp.logspace(-6, 0, 32)
+    norms, gradients = [], []
+    for i in range(32):
+        b = -v[i][None] * (1 + size[i])
+        held = partial(lambda p, b: coefficients(p, jnp.eye(r), gram(A, b), rescale), target[i][None])
+        h, scale = held(b)
+        exact = np.asarray(h[0], np.float64) @ np.asarray(A[:, 0], np.float64) + np.asarray(b[0], np.float64)
+        norms.append(float(scale[0, 0]) * np.linalg.norm(exact))
+        gradient = jax.grad(lambda b, held=held: held(b)[1].sum())(b)
+        gradients.append(float(jnp.abs(gradient).max() / scale[0, 0]))
+    assert max(norms) < 1.5
+    assert np.isfinite(gradients).all()
+    assert max(gradients) < 1e4
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are not checked, as in a user's process: the layer's own line is what comes."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kernel_size": 3}, "kernel_size: got 3, expected whole numbers (y, x) of at least 1"),
+        ({"kernel_size": (0, 0)}, "kernel_size: got (0, 0), expected"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size: got (3, 3, 3), expected"),
+        ({"strides": (0, 1)}, "strides: got (0, 1), expected whole numbers (y, x) of at least 1"),
+        ({"strides": (1.5, 1)}, "strides: got (1.5, 1), expected"),
+        ({"padding": -1}, "padding: got -1, expected whole numbers (y, x) of at least 0"),
+        ({"padding": (1, -1)}, "padding: got (1, -1), expected"),
+    ],
+)
+def test_a_geometry_that_cannot_be_is_refused_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        DynamicAlignmentConv(3, 2, **fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (jnp.ones((8, 8, 2)), "x: got float32(8, 8, 2), expected floating images (N, H, W, C)"),
+        (jnp.ones((1, 8, 8, 2), jnp.int32), "x: got int32(1, 8, 8, 2), expected floating images"),
+        (jnp.ones((1, 8, 2, 2)), "x: got 8x2 pixels with padding (0, 0), expected at least the kernel's 5x3"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_in_one_line(x, message):
+    layer = DynamicAlignmentConv(3, 2, (5, 3), padding=0)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        layer.init(KEYS[0], x)
+    assert "\n" not in str(error.value)
+    fitting = jnp.ones((1, 5, 3, 2))
+    assert layer.apply(layer.init(KEYS[0], fitting), fitting).shape == (1, 1, 1, 3)

@@ -1,0 +1,261 @@
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.coda.network import CoDANet
+from jaxinterp.coda.torch_weights import (
+    ALEXNET,
+    BIAS,
+    GENERATOR,
+    PROJECTION,
+    alexnet_from_torch,
+    from_torch,
+    load_torch,
+    to_torch,
+)
+from jaxinterp.errors import CheckpointError, ConfigError
+from jaxinterp.nn.baselines import AlexNet
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "coda_net_squash.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def state_dict(golden):
+    """The golden arrays under the authors' names and layouts."""
+    state = {}
+    for i in range(4):
+        state[f"{i}.{PROJECTION}"] = golden[f"layer{i}_B_oihw"]
+        state[f"{i}.{GENERATOR}"] = golden[f"layer{i}_A_oi"][..., None, None]
+        state[f"{i}.{BIAS}"] = golden[f"layer{i}_b"]
+    return state
+
+
+def net(golden, **kwargs):
+    def numbers(name):
+        return tuple(int(n) for n in golden[name])
+
+    return CoDANet(
+        features=numbers("channels"),
+        ranks=numbers("ranks"),
+        kernel_sizes=numbers("kernels"),
+        strides=numbers("strides"),
+        paddings=numbers("paddings"),
+        temperature=float(golden["temperature"]),
+        logit_bias=float(golden["logit_bias"]),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
+def test_converted_net_gives_the_authors_logits(golden, state_dict, prefix):
+    with jax.enable_x64(True):
+        params = from_torch({prefix + name: array for name, array in state_dict.items()})
+        images = jnp.asarray(golden["image_nchw"].transpose(0, 2, 3, 1))
+        logits = net(golden, param_dtype=jnp.float64).apply({"params": params}, images)
+    assert logits.dtype == np.float64
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-9)
+
+
+def test_converted_params_have_the_nets_own_structure(golden, state_dict):
+    images = jnp.zeros((1, 12, 12, 3))
+    expected = jax.eval_shape(net(golden).init, jax.random.key(0), images)["params"]
+    params = from_torch({name: array.astype(np.float32) for name, array in state_dict.items()})
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for mine, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+
+
+def test_round_trip_is_bit_equal(state_dict):
+    with jax.enable_x64(True):
+        back = to_torch(from_torch(state_dict))
+    assert list(back) == list(state_dict)
+    for name, array in state_dict.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
+def changed(state_dict, name, array=None):
+    return {k: v for k, v in state_dict.items() if k != name} | ({} if array is None else {name: array})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s | {"fc.weight": np.zeros(3)}, "unknown fc.weight"),
+        (lambda s: changed(s, f"1.{BIAS}"), f"missing 1.{BIAS}"),
+        (lambda s: {k: v for k, v in s.items() if not k.startswith("2.")}, f"missing 2.{PROJECTION}"),
+        (lambda s: {}, f"missing 0.{PROJECTION}"),
+        (lambda s: s | {f"module.0.{BIAS}": s[f"0.{BIAS}"]}, f"given twice module.0.{BIAS}"),
+        (
+            lambda s: changed(s, f"0.{BIAS}", np.zeros(55)),
+            rf"0.{BIAS} has shape \(55,\), expected \(D·J,\) with D = 54",
+        ),
+        (lambda s: changed(s, f"1.{PROJECTION}", np.zeros((7, 5, 3, 3))), r"1\..* expected \(r, 4, k, k\)"),
+        (lambda s: changed(s, f"0.{GENERATOR}", np.zeros((216, 4, 1, 1))), r"expected \(216, 5, 1, 1\)"),
+        (lambda s: {f"layer{i}.weight": np.zeros(1) for i in range(9)}, "layer4.weight and 4 more"),
+    ],
+)
+def test_foreign_parameters_are_refused_in_one_line(state_dict, change, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        from_torch(change(dict(state_dict)))
+    assert "\n" not in str(error.value)
+
+
+def test_params_of_another_net_are_refused(state_dict):
+    params = from_torch({name: array.astype(np.float32) for name, array in state_dict.items()})
+    with pytest.raises(ConfigError, match="layer_0: B has 54 rows"):
+        to_torch(params, in_channels=3 * 7)
+    with pytest.raises(ConfigError, match="expected layer_0 to layer_2"):
+        to_torch({name: params[name] for name in ("layer_0", "layer_1", "layer_3")})
+
+
+def test_load_torch_reads_what_torch_saved(state_dict, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{name}": torch.from_numpy(array).float() for name, array in state_dict.items()}
+    expected = from_torch({name: array.astype(np.float32) for name, array in state_dict.items()})
+    for name, content in {"plain": tensors, "wrapped": {"state_dict": tensors, "epoch": 200}}.items():
+        torch.save(content, tmp_path / f"{name}.pkl")
+        params = load_torch(tmp_path / f"{name}.pkl")
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_load_torch_refuses_what_is_no_checkpoint(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pkl"
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_torch(path)
+    torch.save({"0.weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+        load_torch(path)
+    torch.save({"weights": Path("code/that/would/run")}, path)
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+        load_torch(path)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="expected a dict of tensors"):
+        load_torch(path)
+
+
+def test_load_torch_without_torch_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"pip install 'jaxinterp\[bench\]'"):
+        load_torch(tmp_path / "model.pkl")
+
+
+SMALL = AlexNet(5, (3, 4, 6, 5, 4), kernel=7, strides=2, padding=3, hidden=10, side=2)
+SHAPES = {
+    "conv_0": (3, 3, 7, 7),
+    "conv_1": (4, 3, 5, 5),
+    "conv_2": (6, 4, 3, 3),
+    "conv_3": (5, 6, 3, 3),
+    "conv_4": (4, 5, 3, 3),
+    "dense_0": (10, 16),
+    "dense_1": (10, 10),
+    "classifier": (5, 10),
+}
+
+
+@pytest.fixture(scope="module")
+def alexnet_state():
+    rng = np.random.default_rng(0)
+    state = {}
+    for ours, shape in SHAPES.items():
+        scale = (2 / np.prod(shape[1:])) ** 0.5
+        state[f"{ALEXNET[ours]}.weight"] = (scale * rng.standard_normal(shape)).astype(np.float32)
+        state[f"{ALEXNET[ours]}.bias"] = rng.standard_normal(shape[:1]).astype(np.float32)
+    return state
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_alexnets_params_have_the_nets_own_structure_and_order(alexnet_state, prefix):
+    params = alexnet_from_torch({prefix + name: array for name, array in alexnet_state.items()})
+    expected = jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 46, 46, 3)))["params"]
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
+    dense, filters = alexnet_state["classifier.1.weight"], alexnet_state["features.3.weight"]
+    for channel, y, x in [(0, 0, 0), (1, 0, 1), (3, 1, 0)]:
+        ours, theirs = (y * 2 + x) * 4 + channel, (channel * 2 + y) * 2 + x
+        np.testing.assert_array_equal(params["dense_0"]["kernel"][ours], dense[:, theirs])
+    assert params["conv_1"]["kernel"][1, 4, 2, 3] == filters[3, 2, 1, 4]
+
+
+@pytest.mark.parametrize("size", [46, 80])
+def test_converted_alexnet_gives_torchs_logits(alexnet_state, size):
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    def conv(inputs, outputs, kernel, **fields):
+        return nn.Conv2d(inputs, outputs, kernel, **fields), nn.ReLU()
+
+    class Net(nn.Module):
+        """The layout of torchvision/models/alexnet.py."""
+
+        def __init__(self):
+            super().__init__()
+            pool = lambda: nn.MaxPool2d(3, 2)  # noqa: E731
+            self.features = nn.Sequential(
+                *conv(3, 3, 7, stride=2, padding=3),
+                pool(),
+                *conv(3, 4, 5, padding=2),
+                pool(),
+                *conv(4, 6, 3, padding=1),
+                *conv(6, 5, 3, padding=1),
+                *conv(5, 4, 3, padding=1),
+                pool(),
+            )
+            self.avgpool = nn.AdaptiveAvgPool2d((2, 2))
+            self.classifier = nn.Sequential(
+                nn.Dropout(), nn.Linear(16, 10), nn.ReLU(), nn.Dropout(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 5)
+            )
+
+        def forward(self, x):
+            return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+    net = Net().eval()
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in alexnet_state.items()})
+    images = np.random.default_rng(1).random((2, size, size, 3), np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    logits = jax.jit(SMALL.apply)({"params": alexnet_from_torch(net.state_dict())}, jnp.asarray(images))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s | {"features.1.weight": np.zeros(3)},
+            "not the parameters of an AlexNet: unknown features.1.weight",
+        ),
+        (lambda s: changed(s, "features.10.bias"), "missing features.10.bias"),
+        (lambda s: {}, "missing features.0.weight, .* and 11 more"),
+        (lambda s: s | {"module.features.0.bias": np.zeros(3)}, "given twice module.features.0.bias"),
+        (lambda s: changed(s, "features.0.weight", np.zeros((3, 147))), r"features.0.weight has shape \(3, 147\)"),
+        (
+            lambda s: changed(s, "features.6.weight", np.zeros((6, 4, 5, 5))),
+            r"features.6.weight has shape \(6, 4, 5, 5\), expected \(6, 4, 3, 3\)",
+        ),
+        (lambda s: changed(s, "features.3.bias", np.zeros(3)), r"features.3.bias has shape \(3,\), expected \(4,\)"),
+        (
+            lambda s: changed(s, "classifier.1.weight", np.zeros((10, 20))),
+            r"classifier.1.weight has shape \(10, 20\), expected \(10, 16\)",
+        ),
+        (
+            lambda s: changed(s, "classifier.4.weight", np.zeros((8, 10))),
+            r"classifier.4.weight has shape \(8, 10\), expected \(10, 10\)",
+        ),
+        (lambda s: changed(s, "classifier.6.weight", np.zeros(())), r"classifier.6.weight has shape \(\), expected"),
+    ],
+)
+def test_foreign_alexnet_parameters_are_refused_in_one_line(alexnet_state, change, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        alexnet_from_torch(change(dict(alexnet_state)))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,146 @@
+"""Decoding: the nearest word; early exit runs what it says and answers as the whole network does."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import config
+
+from jaxinterp.coded import early_exit as decoding
+from jaxinterp.coded.codes import PUBLISHED, SEEDED, Code, named
+from jaxinterp.coded.early_exit import EarlyExit, Trace, choose_thresholds, compute_spent, decode, exits, trace
+from jaxinterp.coded.network import CodedResNeXt, Stage, coded_cifar10
+
+CODE = named("cifar10-5-of-10")
+FEW = Code(("1100", "0110", "0011", "1001"))
+NET = CodedResNeXt(
+    stages=(Stage(1, 8, 2, 2), Stage(1, 12, 2, 4, 2, FEW), Stage(1, 12, 2, 4, 1, FEW)), classes=4, mean=(0.5,)
+)
+HELD = Trace(np.ones((2, 3), int), np.ones((1, 3)))
+X = np.asarray(jax.random.uniform(jax.random.key(0), (16, 8, 8, 1)))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    made = jax.jit(NET.init)(jax.random.key(1), X)
+    leaves, tree = jax.tree.flatten(made)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [leaf + jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    made = jax.tree.unflatten(tree, moved)
+    return {**made, "batch_stats": jax.tree.map(jnp.abs, made["batch_stats"])}
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *SEEDED])
+def test_perfect_energies_decode_to_their_class(name):
+    code = named(name)
+    found = decode(7 * jnp.asarray(code.table, jnp.float32), code)
+    assert (np.asarray(found.classes) == np.arange(code.classes)).all()
+    overlap = code.weight - code.distance / 2
+    np.testing.assert_allclose(found.margins.min(), 1 - overlap / code.weight, rtol=1e-5)
+
+
+def test_the_decoder_answers_with_the_nearest_word():
+    energies = np.random.default_rng(0).random((200, 10)) ** 3
+    shares = CODE.weight * energies / energies.sum(1, keepdims=True)
+    distances = np.linalg.norm(shares[:, None] - CODE.table[None], axis=2)
+    assert (np.asarray(decode(jnp.asarray(energies, jnp.float32), CODE).classes) == distances.argmin(1)).all()
+
+
+@pytest.mark.slow
+def test_early_exit_is_the_whole_network_cut_short(variables):
+    seen = trace(NET, variables, X, batch=5)
+    logits, energies = jax.jit(partial(NET.apply, energies=True))(variables, jnp.asarray(X))
+    assert (seen.classes[-1] == np.asarray(logits).argmax(1)).all()
+    assert (seen.classes[1] == np.asarray(decode(energies[1], FEW).classes)).all()
+    middle = [float(np.quantile(margins, 0.57)) for margins in seen.margins]
+    for thresholds in (middle, [np.inf, np.inf], [np.inf, middle[1]]):
+        stops, classes = exits(seen, np.array(thresholds))
+        ran, where = EarlyExit(NET, variables, thresholds)(X)
+        assert (where == stops).all()
+        assert (ran == classes).all()
+    assert len(set(exits(seen, np.array(middle))[0])) == 3
+
+
+def test_later_blocks_are_not_run_for_those_that_left(variables, monkeypatch):
+    sizes = []
+    segment = decoding._segment
+
+    def watched(model, variables, x, first, last):
+        sizes.append((len(x), first, last))
+        return segment(model, variables, x, first, last)
+
+    monkeypatch.setattr(decoding, "_segment", watched)
+    margins = trace(NET, variables, X).margins[0]
+    EarlyExit(NET, variables, [float(np.sort(margins)[5]), np.inf])(X)  # 11 leave, 5 go on
+    assert sizes == [(16, 0, 2), (8, 2, None)]
+    sizes.clear()
+    EarlyExit(NET, variables, [0.0, np.inf])(X)
+    assert sizes == [(16, 0, 2)]
+
+
+def test_thresholds_spend_the_points_that_are_allowed():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(10, size=400)
+    margins = rng.random((3, 400))
+    classes = np.stack([np.where(rng.random(400) < margins[0] ** 0.1, labels, 99) for _ in range(3)] + [labels])
+    held = Trace(classes, margins)
+    spent = []
+    for points in (0.0, 0.01, 0.1):
+        stops, found = exits(held, choose_thresholds(held, labels, points))
+        assert (found == labels).mean() >= 1 - points
+        spent.append(compute_spent(coded_cifar10(), stops, (32, 32, 3)))
+    assert spent[0] >= spent[1] > spent[2]
+    tied = Trace(np.array([[0, 1], [0, 0]]), np.ones((1, 2)))
+    assert choose_thresholds(tied, np.zeros(2, int), 0.0)[0] == np.inf  # the two leave together or not at all
+    assert choose_thresholds(Trace(np.stack([labels + 1, labels]), margins[:1]), labels, 0.0)[0] == np.inf
+
+
+def test_compute_is_the_specs():
+    """Multiply-adds to the end of blocks 4 to 9 of the CIFAR-10 network, spec section 5."""
+    spent = [compute_spent(coded_cifar10(), np.array([stop]), (32, 32, 3)) for stop in range(7)]
+    np.testing.assert_allclose(spent, [0.451, 0.544, 0.637, 0.814, 0.907, 0.9999, 1.0], atol=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: decode(jnp.ones((2, 9)), CODE), "energies: got 9 paths, expected the code's 10"),
+        (lambda: decode(jnp.zeros((2, 10)).at[0].set(1), CODE), "energies: image 1 has a total of 0.0"),
+        (
+            lambda: choose_thresholds(Trace(HELD.classes, HELD.margins * np.nan), np.ones(3, int), 0.0),
+            "energies: image 0",
+        ),
+        (lambda: EarlyExit(NET, {}, [0.1, np.nan]), "thresholds: got NaN"),
+        (lambda: exits(HELD, np.full(len(HELD.margins), np.nan)), "thresholds: got NaN"),
+        (lambda: decode(jnp.ones((1, 10)).at[0, 1].set(-1), CODE), "energies: got values that are negative"),
+        (lambda: decode(jnp.ones((1, 10)).at[0, 1].set(jnp.inf), CODE), "energies: got values that are negative"),
+        (lambda: EarlyExit(NET, {}, [np.inf, np.inf])(X * np.nan), "images: got "),
+        (lambda: compute_spent(NET, np.array([0]), (-8, 8, 3)), "image_shape: got (-8, 8, 3), expected"),
+        (lambda: EarlyExit(NET, {}, [0.1]), "thresholds: got 1, expected one for each of 2 blocks"),
+        (lambda: exits(HELD, np.ones(9)), "thresholds: got 9, expected one for each of"),
+        (lambda: trace(NET, {}, X[:0]), "images: got none"),
+        (lambda: decode(jnp.ones((1, 4)), Code(("1100",))), "code: got a single word"),
+        (lambda: trace(CodedResNeXt(stages=NET.stages[:1]), {}, X), "model: got an ordinary ResNeXt"),
+        (
+            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(3, int), 1.0),
+            "points: got 1",
+        ),
+        (
+            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(2, int), 0.0),
+            "labels: got int64(2,), expected 3 integers",
+        ),
+        (
+            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), -np.ones(3, int), 0.0),
+            "labels: got -1",
+        ),
+        (lambda: compute_spent(NET, np.array([0, 3]), (8, 8, 3)), "stops: got 0..3, expected coded blocks in [0, 2]"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, says, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        call()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,360 @@
+"""Coded ResNeXt: the authors' numbers to 1e-9, the literal form, parameter counts, masks, and slices for one class."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from jaxinterp.coda.torch_weights import coded_block_from_torch
+from jaxinterp.coded import network as coded
+from jaxinterp.coded.codes import Code, named
+from jaxinterp.coded.network import (
+    CodedBlock,
+    CodedResNeXt,
+    Stage,
+    coded_cifar10,
+    coded_cifar100,
+    coded_imagenet,
+    coding_loss,
+    grouped_conv,
+    path_energies,
+)
+from jaxinterp.coded.surgery import binary_classifier, costs, keep_only
+from jaxinterp.errors import ConfigError
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden/coded_resnext_blocks.npz")
+STAGES = (
+    Stage(1, 16, 3, 10),
+    Stage(2, 24, 4, 10, 2, named("cifar10-5-of-10")),
+    Stage(1, 32, 5, 10, 2, named("cifar10-3-of-10")),
+)
+
+
+class Golden(nn.Module):
+    """The chain of blocks of the golden file: no stem, global average pooling, a linear head."""
+
+    def setup(self):
+        net = CodedResNeXt(stages=STAGES)
+        self.chain = [
+            CodedBlock(s.features, s.width, s.paths, s.paths, step, s.code is not None, param_dtype=jnp.float64)
+            for s, step in net.blocks
+        ]
+
+    def __call__(self, x, head, train=False, keep=None):
+        outputs, energies = [], []
+        for i, block in enumerate(self.chain):
+            kept = None if keep is None or i == 0 else keep[i - 1]
+            x, energy = block(x, train, keep=kept)
+            outputs.append(x)
+            energies += [] if energy is None else [energy]
+        return x.mean((1, 2)) @ head.T, energies, outputs
+
+
+@pytest.fixture
+def golden():
+    with jax.enable_x64(True):
+        params, stats = {}, {}
+        for i in range(4):
+            params[f"chain_{i}"], stats[f"chain_{i}"] = coded_block_from_torch(under(f"block{i}/"), 10)
+        x = jnp.asarray(GOLDEN["x_nchw"].transpose(0, 2, 3, 1))
+        yield {"params": params, "batch_stats": stats}, x, jnp.asarray(GOLDEN["head/weight_oi"])
+
+
+def under(prefix):
+    """The arrays of the golden file whose names begin so."""
+    return {k.removeprefix(prefix): GOLDEN[k] for k in GOLDEN if k.startswith(prefix)}
+
+
+def codes_loss(energies, labels):
+    codes = CodedResNeXt(stages=STAGES).codes
+    pairs = zip(energies, codes, strict=True)
+    return sum(coding_loss(e, jnp.asarray(c.table, e.dtype)[labels]) for e, c in pairs)
+
+
+def test_the_authors_numbers_in_evaluation(golden):
+    variables, x, head = golden
+    logits, energies, outputs = jax.jit(Golden().apply)(variables, x, head)
+    close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    close(logits, GOLDEN["eval/logits"])
+    for i, out in enumerate(outputs):
+        close(out.transpose(0, 3, 1, 2), GOLDEN[f"eval/block{i}_out_nchw"])
+    close(codes_loss(energies, GOLDEN["labels"]), GOLDEN["eval/coding_loss"])
+    net = CodedResNeXt(stages=STAGES)
+    for k in range(10):
+        apart = jax.jit(Golden().apply)(variables, x, head, keep=keep_only(net, k))[0]
+        close(apart[:, k], GOLDEN[f"binary/logit_class{k}"])
+
+
+def test_the_authors_numbers_in_training(golden):
+    variables, x, head = golden
+    labels = GOLDEN["labels"]
+
+    @jax.jit
+    def loss(params):
+        (logits, energies, _), updates = Golden().apply(
+            {**variables, "params": params}, x, head, True, mutable="batch_stats"
+        )
+        cross = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(labels)[:, None], 1).mean()
+        coding = codes_loss(energies, labels)
+        return cross + 6 * coding, (logits, coding, updates["batch_stats"])
+
+    (total, (logits, coding, stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    close(logits, GOLDEN["train/logits"])
+    close(coding, GOLDEN["train/coding_loss"])
+    close(total, GOLDEN["train/total_loss_mu6"])
+    for i in range(4):
+        want, _ = coded_block_from_torch(under(f"train/grad/block{i}/"), 10)
+        jax.tree.map(close, grads[f"chain_{i}"], want)
+        for name in ("bn_reduce", "bn_internal", "bn_expand", "skip_connection.bn_skip"):
+            ours = {"bn_internal": "norm_inner", "skip_connection.bn_skip": "norm_skip"}.get(name, f"norm_{name[3:]}")
+            key = f"train/after/block{i}/{name}.running_"
+            if f"{key}mean" in GOLDEN:
+                close(stats[f"chain_{i}"][ours]["mean"], GOLDEN[f"{key}mean"])
+                close(stats[f"chain_{i}"][ours]["var"], GOLDEN[f"{key}var"])
+
+
+def literal(u, expand, mask):
+    """Every t_n, its energy, and the sum of what is left: (B, H, W, N, C) in memory."""
+    t = jnp.einsum("bhwnd,ndc->bhwnc", u, expand)
+    energies = (t**2).mean((1, 2, 4))
+    rho = jnp.sqrt(energies.mean(1) + 1e-12)
+    return energies, (t * (mask / rho[:, None])[:, None, None, :, None]).sum(3)
+
+
+def test_the_gram_form_is_the_literal_form_and_so_are_its_gradients():
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 5)
+        u = jax.random.normal(keys[0], (3, 4, 5, 6, 2), jnp.float64)
+        expand = jax.random.normal(keys[1], (6, 2, 7), jnp.float64)
+        mask = jax.random.bernoulli(keys[2], 0.7, (3, 6)).astype(jnp.float64)
+        weights = jax.random.normal(keys[3], (3, 6), jnp.float64), jax.random.normal(keys[4], (3, 4, 5, 7), jnp.float64)
+
+        def fast(u, expand):
+            energies = path_energies(u, expand)
+            scale = mask * lax.rsqrt(energies.mean(1, keepdims=True) + 1e-12)
+            v = (u * scale[:, None, None, :, None]).reshape(3, 4, 5, -1)
+            return energies, v @ expand.reshape(12, 7)
+
+        def total(function, *arguments):
+            return sum((a * b).sum() for a, b in zip(function(*arguments), weights, strict=True))
+
+        slow = partial(literal, mask=mask)
+        for a, b in zip(jax.jit(fast)(u, expand), jax.jit(slow)(u, expand), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        for argument in (0, 1):
+            ours, theirs = (jax.jit(jax.grad(partial(total, f), argument))(u, expand) for f in (fast, slow))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+        narrow = path_energies(u.astype(jnp.bfloat16), expand.astype(jnp.bfloat16))
+        assert narrow.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("size", [(6, 7), (1, 4)])
+@pytest.mark.parametrize("few", [coded.FEW, 0])  # as one dense convolution, and as one for each group
+def test_grouped_convolution_is_xlas(monkeypatch, strides, size, few):
+    monkeypatch.setattr(coded, "FEW", few)
+    x = jax.random.normal(jax.random.key(0), (2, *size, 12))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 12))
+
+    def theirs(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (strides,) * 2, ((1, 1), (1, 1)), dimension_numbers=numbers, feature_group_count=3
+        )
+
+    for function in (lambda f: f(x, kernel), lambda f: jax.grad(lambda *a: (f(*a) ** 2).sum(), (0, 1))(x, kernel)):
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+            function(partial(grouped_conv, strides=strides)),
+            function(theirs),
+        )
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "parameters", "kept", "faithful", "paper"),
+    [
+        (coded_cifar10, (32, 32, 3), 4_638_926, 2_149_034, 0.463, 0.372),
+        (coded_cifar100, (32, 32, 3), 4_749_136, 1_777_744, 0.374, 0.271),
+        (coded_imagenet, (160, 160, 3), 25_027_904, 10_416_448, 0.416, 0.343),
+    ],
+)
+def test_parameters_of_the_published_networks(network, shape, parameters, kept, faithful, paper):
+    model = network()
+    for kind in (True, False):
+        init = jax.eval_shape(network(kind).init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        assert sum(leaf.size for leaf in jax.tree.leaves(init["params"])) == parameters
+    whole = costs(model, shape)
+    assert sum(part.parameters for part in whole) == parameters
+    small, _ = jax.eval_shape(lambda v: (0, binary_classifier(model, v, 3)[1]), init)[1], None
+    assert sum(leaf.size for leaf in jax.tree.leaves(small["params"])) == kept
+    stages = tuple(s if s.code is None else s.__class__(**{**vars(s), "kept": s.code.weight}) for s in model.stages)
+    part = costs(model.clone(stages=stages, classes=1), shape)
+    assert sum(p.parameters for p in part) == kept
+    assert kept / parameters == pytest.approx(faithful, abs=5e-4)
+    without = [sum(p.parameters - p.shortcut for p in side) for side in (part, whole)]
+    assert without[0] / without[1] == pytest.approx(paper, abs=1e-3)
+
+
+def test_multiply_adds_are_the_specs():
+    for network, shape, adds, kept in (
+        (coded_cifar10, (32, 32, 3), 741e6, 0.619),
+        (coded_cifar100, (32, 32, 3), 751e6, 0.552),
+        (coded_imagenet, (160, 160, 3), 2.16e9, 0.696),
+    ):
+        model = network()
+        whole = sum(part.multiply_adds for part in costs(model, shape))
+        assert whole == pytest.approx(adds, rel=3e-3)
+        stages = tuple(s if s.code is None else s.__class__(**{**vars(s), "kept": s.code.weight}) for s in model.stages)
+        small = sum(part.multiply_adds for part in costs(model.clone(stages=stages, classes=1), shape))
+        assert small / whole == pytest.approx(kept, abs=1e-3)
+
+
+FEW = Code(("1100", "0110", "0011"))
+TINY = CodedResNeXt(
+    stages=(Stage(1, 8, 2, 2), Stage(2, 12, 2, 4, 2, FEW)), classes=3, drop=0.5, mean=(0.1,), std=(0.5,)
+)
+APPLY = jax.jit(TINY.apply, static_argnames=("energies", "first", "last"))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    variables = jax.jit(TINY.init)(jax.random.key(1), x)
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [leaf + 0.3 * jax.random.uniform(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved), x
+
+
+def test_products_keep_the_shape_of_images_where_they_can_be_decomposed():
+    model = coded_cifar10()
+
+    def seen(variables, x):
+        _, state = model.apply(variables, x, capture_intermediates=lambda m, _: m.name in ("reduce", "skip"))
+        return state["intermediates"]["block_4"]
+
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    found = jax.eval_shape(seen, jax.eval_shape(model.init, jax.random.key(0), x), x)
+    shapes = {name: found[name]["__call__"][0].shape for name in ("reduce", "skip")}
+    assert shapes == {"reduce": (2, 32, 32, 220), "skip": (2, 16, 16, 512)}
+
+
+def test_a_class_alone_is_the_masked_network(tiny):
+    variables, x = tiny
+    for k in (0, 2):
+        small, sliced = binary_classifier(TINY, variables, k)
+        whole = APPLY(variables, x, keep=keep_only(TINY, k))
+        logit = jax.jit(small.apply)(sliced, x)
+        assert logit.shape == (4, 1)
+        np.testing.assert_allclose(logit[:, 0], whole[:, k], rtol=1e-5, atol=1e-5)
+        assert not np.allclose(whole[:, k], APPLY(variables, x)[:, k], rtol=1e-3)
+
+
+def test_energies_and_outputs_do_not_change_with_the_scale_of_the_expansions(tiny):
+    variables, x = tiny
+    params = variables["params"]
+    scaled = {**params, "block_2": {**params["block_2"], "expand_kernel": 5 * params["block_2"]["expand_kernel"]}}
+    one, energies = APPLY(variables, x, energies=True)
+    two, larger = APPLY({**variables, "params": scaled}, x, energies=True)
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(larger[0], 25 * energies[0], rtol=1e-4)
+    assert [energy.shape for energy in energies] == [(4, 4), (4, 4)]
+
+
+def test_blocks_in_pieces_are_the_network(tiny):
+    variables, x = tiny
+    whole, energies = APPLY(variables, x, energies=True)
+    middle, first = APPLY(variables, x, energies=True, last=2)
+    logits, second = APPLY(variables, middle, energies=True, first=2)
+    np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first[0], energies[0], rtol=1e-6)
+    np.testing.assert_allclose(second[0], energies[1], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_one_mask_serves_all_blocks_of_a_code(tiny, monkeypatch):
+    _, x = tiny
+    seen = []
+    call = CodedBlock.__call__
+    monkeypatch.setattr(CodedBlock, "__call__", lambda self, x, *rest: seen.append(rest[2]) or call(self, x, *rest))
+    two = TINY.clone(stages=(*TINY.stages, Stage(1, 12, 2, 3, 1, Code(("100", "010", "001")))))
+    big = jnp.broadcast_to(x[:1], (400, 8, 8, 1))
+    init = jax.jit(two.init)(jax.random.key(0), x)
+    seen.clear()
+    two.apply(init, big, train=True, rngs={"dropout": jax.random.key(5)}, mutable="batch_stats")
+    none, one, same, other = seen
+    assert none is None
+    assert np.array_equal(one, same)
+    assert other.shape == (400, 3)
+    assert not np.array_equal(one[:, :3], other)
+    assert set(np.unique(one)) == {0.0, 2.0}
+    assert np.mean(one) == pytest.approx(1, abs=0.06)
+    seen.clear()
+    two.apply(init, big)
+    assert seen == [None] * 4
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_coding_loss_at_uniform_energies(power):
+    for weight, length, fourth in ((5, 10, 0.0625), (3, 10, 0.0777), (8, 20, 0.0672), (8, 32, 0.0820)):
+        r = weight / length
+        word = jnp.asarray([[1.0] * weight + [0.0] * (length - weight)])
+        want = r * (1 - r) ** power + (1 - r) * r**power
+        found = float(coding_loss(jnp.full((1, length), 3.0), word, power))
+        assert found == pytest.approx(want, rel=1e-5)
+        if power == 4:
+            assert found == pytest.approx(fourth, abs=5e-5)
+    black = jax.value_and_grad(lambda e: coding_loss(e, word, power))(jnp.zeros((1, 32)))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in black)
+
+
+def _of_other_paths():
+    blocks = {f"block_{i}": {"expand_kernel": jnp.zeros((9, 2, 8))} for i in (1, 2, 3)}
+    return {"params": blocks, "batch_stats": {}}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Stage(0, 8, 2, 10), "blocks: got 0, expected at least 1"),
+        (lambda: Stage(1, 8, 2, 9, code=named("cifar10-3-of-10")), "code: got words of length 10, expected one bit"),
+        (lambda: Stage(1, 8, 2, 2, code="10"), "code: got '10', expected a Code"),
+        (lambda: Stage(1, 8, 2, 10, kept=11), "kept: got 11, expected 1 to 10"),
+        (lambda: CodedResNeXt(stages=()), "stages: got none"),
+        (
+            lambda: coded_block_from_torch(under("block1/"), 5),
+            "conv_internal.weight (40, 4, 3, 3) does not fit 5 paths",
+        ),
+        (lambda: CodedResNeXt(stages=STAGES, classes=11), "code: got 10 words, expected one for each of 11 classes"),
+        (lambda: CodedResNeXt(stages=STAGES, drop=1.0), "drop: got 1.0, expected a probability"),
+        (lambda: binary_classifier(coded_cifar10(coded=False), {}, 1), "model: got an ordinary ResNeXt"),
+        (lambda: binary_classifier(TINY, {}, 3), "class_index: got 3, expected an integer from 0 to 2"),
+        (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[None]), "keep: got 1 entries, expected"),
+        (lambda: TINY.init(jax.random.key(0), jnp.zeros((0, 8, 8, 1))), "x: got float32(0, 8, 8, 1), expected"),
+        (
+            lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), keep=[jnp.ones(3)] * 2),
+            "keep: got shape (3,), expected (4,) or (1, 4)",
+        ),
+        (lambda: binary_classifier(TINY, {}, 1.5), "class_index: got 1.5, expected an integer"),
+        (lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), last=4), "first, last: got 0, 4"),
+        (
+            lambda: TINY.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8)),
+            "x: got uint8(1, 8, 8, 1), expected",
+        ),
+        (lambda: binary_classifier(TINY, _of_other_paths(), 1), "expected 4 as of the model's code"),
+        (lambda: Code(("10", "01", "11")), "row 2 has weight 2"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(make, says, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((ValueError, ConfigError), match=re.escape(says)) as error:
+        make()
+    assert "\n" not in str(error.value)

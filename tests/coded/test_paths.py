@@ -1,0 +1,147 @@
+"""Shares of paths sum to the logits; removals remove what they should; specificity by hand."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import config
+
+from jaxinterp.coded.codes import Code, named
+from jaxinterp.coded.network import CodedResNeXt, Stage
+from jaxinterp.coded.paths import accuracy_without, drawn_removal, path_shares, specificity
+
+CODE = named("cifar10-3-of-10")
+FEW = Code(("1100", "0110", "0011"))
+NET = CodedResNeXt(stages=(Stage(1, 8, 2, 3), Stage(2, 12, 3, 4, 2, FEW)), classes=3, mean=(0.2,), std=(0.5,))
+APPLY = jax.jit(NET.apply, static_argnames=("energies", "first", "last", "capture_intermediates"))
+X = jax.random.uniform(jax.random.key(0), (6, 8, 8, 1))
+LABELS = np.array([0, 1, 2, 1, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    made = jax.jit(NET.init)(jax.random.key(1), X)
+    leaves, tree = jax.tree.flatten(made)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [leaf + 0.3 * jax.random.uniform(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def test_shares_of_all_paths_sum_to_the_logits(variables):
+    parts = path_shares(NET, variables, X, memory=100_000)
+    assert [share.shape for share in parts.paths] == [(6, 3, 3), (6, 3, 4), (6, 3, 4)]
+    size = float(jnp.abs(parts.logits).max())
+    np.testing.assert_allclose(parts.logits, APPLY(variables, X), rtol=1e-4, atol=1e-4 * size)
+    assert float(jnp.abs(parts.residual).max()) <= 1e-4 * size
+    explained = sum(share.sum(-1) for share in parts.paths) + parts.stem + parts.shift
+    np.testing.assert_allclose(explained, parts.logits, rtol=1e-4, atol=1e-4 * size)
+
+
+@pytest.mark.slow
+def test_shares_are_what_the_last_blocks_paths_add_where_no_gate_switches(variables):
+    """Scaling one path of the last block, with energies and gates held, changes a logit by its share."""
+    parts = path_shares(NET, variables, X[:1])
+    hidden = APPLY(variables, X[:1], last=2)
+
+    def last(t):
+        keep = jnp.ones(4).at[2].set(t)
+
+        def logits(hidden):
+            return APPLY(variables, hidden, first=2, keep=[None, keep])
+
+        return logits(hidden)
+
+    # The derivative by the path's scale, with rho held: the share of E_2 in rho is taken out.
+    slope = jax.jvp(last, (jnp.float32(1),), (jnp.float32(1),))[1]
+    energy = APPLY(variables, X[:1], energies=True)[1][1][0]
+    # d/dt of t/rho(t), E_2 -> t E_2: share_2 - (E_2 / (2 sum E)) * sum of all shares
+    want = parts.paths[2][0, :, 2] - energy[2] / (2 * energy.sum()) * parts.paths[2][0].sum(-1)
+    np.testing.assert_allclose(slope[0], want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_shares_of_an_earlier_block_go_through_shortcuts_alone(variables):
+    """Block 2 by hand: what its paths sum to, BatchNorm's factor, the gates of blocks 2 and 3, the classifier."""
+    parts = path_shares(NET, variables, X[:2])
+    _, seen = APPLY(variables, X[:2], capture_intermediates=True)
+    inner = seen["intermediates"]
+    v = np.asarray(inner["block_2"]["paths"]["__call__"][0]).reshape(2, 4, 4, 4, 3)
+    block, stats = variables["params"]["block_2"], variables["batch_stats"]["block_2"]
+    t = np.einsum("bhwnd,ndc->bhwnc", v, np.asarray(block["expand_kernel"]))
+    factor = np.asarray(block["norm_expand"]["scale"]) / np.sqrt(np.asarray(stats["norm_expand"]["var"]) + 1e-5)
+    gates = [np.asarray(inner[f"block_{i}"]["out"]["__call__"][0]) > 0 for i in (2, 3)]
+    carried = t * factor * (gates[0] * gates[1])[:, :, :, None]
+    want = carried.mean((1, 2)) @ np.asarray(variables["params"]["classifier"]["kernel"])  # (batch, paths, classes)
+    np.testing.assert_allclose(parts.paths[1], want.swapaxes(1, 2), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_removal_draws_without_replacement_among_the_right_paths(active):
+    words = jnp.asarray(CODE.table, jnp.float32)[jnp.repeat(jnp.arange(10), 40)]
+    for count in (0, 2, 3):
+        keep = np.asarray(drawn_removal(words, count, active, jax.random.key(0)))
+        assert ((1 - keep).sum(1) == count).all()
+        assert (np.asarray(words)[keep == 0] == active).all()
+    removed = 1 - np.asarray(drawn_removal(words, 1, True, jax.random.key(1)))[:40]
+    assert (removed.sum(0)[CODE.table[0] == 1] > 3).all()  # 40 draws among 3
+
+
+def test_accuracy_without_paths(variables):
+    images = np.asarray(X)
+    right = float((np.asarray(APPLY(variables, X)).argmax(1) == LABELS).mean())
+    found = accuracy_without(NET, variables, images, LABELS, 1, [0, 2], True, jax.random.key(0), batch=4)
+    assert found[0] == pytest.approx(right)
+    keep = [None, jnp.asarray(1 - FEW.table[LABELS].astype(np.float32))]
+    gone = np.asarray(APPLY(variables, X, keep=keep)).argmax(1)
+    assert found[1] == pytest.approx((gone == LABELS).mean())
+
+
+def test_specificity_is_accuracy_class_by_class(variables):
+    images = np.asarray(X)
+    found = specificity(NET, variables, images, LABELS, blocks=[1], batch=4)
+    right = np.asarray(APPLY(variables, X)).argmax(1) == LABELS
+    ones = [1, 3, 4]
+    assert found.accuracy[1] == pytest.approx(right[ones].mean())
+    keep = [jnp.ones(4), jnp.asarray(1 - FEW.table[2].astype(np.float32))]
+    gone = np.asarray(APPLY(variables, X, keep=keep)).argmax(1) == LABELS
+    assert found.lost[2, 1] == pytest.approx(right[ones].mean() - gone[ones].mean())
+    assert found.overlap.tolist() == [[2, 1, 0], [1, 2, 1], [0, 1, 2]]
+    some = specificity(NET, variables, images[1:2], LABELS[1:2], batch=4)
+    assert np.isnan(some.accuracy).tolist() == [True, False, True]
+    assert (specificity(NET, variables, images, LABELS).overlap == 2 * found.overlap).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS + 1), "labels: got 1..3, expected classes in [0, 3)"),
+        (lambda v: specificity(NET, v, np.asarray(X) * np.nan, LABELS), "images: got "),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS, []), "blocks: got (), expected different ones"),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS, [0, 0]), "blocks: got (0, 0), expected different ones"),
+        (lambda v: specificity(NET, v, np.asarray(X), LABELS[:2]), "labels: got int64(2,), expected 6 integers"),
+        (
+            lambda v: specificity(NET, v, np.asarray(X), LABELS, [2]),
+            "blocks: got (2,), expected different ones from 0 to 1",
+        ),
+        (
+            lambda v: accuracy_without(NET, v, np.asarray(X), LABELS, 2, [1], True, jax.random.key(0)),
+            "block: got 2, expected 0 to 1",
+        ),
+        (
+            lambda v: accuracy_without(NET, v, np.asarray(X), LABELS, 1, [1, 4], True, jax.random.key(0)),
+            "counts: got [1, 4], expected integers from 0 to 2",
+        ),
+        (
+            lambda v: specificity(CodedResNeXt(stages=NET.stages[:1]), v, np.asarray(X), LABELS),
+            "model: got an ordinary ResNeXt",
+        ),
+        (lambda v: drawn_removal(jnp.ones((1, 3)), 4, True, jax.random.key(0)), "count: got 4, expected 0 to 3"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(variables, call, says, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        call(variables)
+    assert "\n" not in str(error.value)

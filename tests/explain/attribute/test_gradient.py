@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.explain.attribute import gradient, input_x_gradient
+from jaxinterp.explain.decompose import decompose
+
+
+def net(params, x):
+    hidden = jnp.tanh(x.reshape(len(x), -1) @ params["in"])
+    return hidden @ params["out"]
+
+
+@pytest.fixture
+def params():
+    keys = jax.random.split(jax.random.key(0))
+    return {"in": jax.random.normal(keys[0], (12, 5)), "out": jax.random.normal(keys[1], (5, 3))}
+
+
+@pytest.fixture
+def x():
+    return jax.random.uniform(jax.random.key(1), (4, 2, 3, 2))
+
+
+def test_gradient_is_the_jacobian_of_each_example(params, x):
+    jacobian = jax.vmap(jax.jacobian(lambda one: net(params, one[None])[0]))(x)
+    found = gradient(net, x, variables=params)
+    np.testing.assert_allclose(found.contributions, jacobian, rtol=1e-5, atol=1e-6)
+    assert found.gap is None
+    np.testing.assert_allclose(
+        input_x_gradient(net, x, variables=params).contributions, x[:, None] * jacobian, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_gradient_is_signed():
+    weights = jnp.array([[1.0], [-2.0]])
+    assert gradient(lambda x: x @ weights, jnp.ones((1, 2))).contributions.tolist() == [[[1.0, -2.0]]]
+
+
+@pytest.mark.parametrize("targets", [1, [2, 0, 1, 1], np.array([[0, 2], [1, 1], [2, 0], [0, 1]])])
+def test_targets_select_rows_of_all_classes(params, x, targets):
+    everything = gradient(net, x, variables=params).contributions
+    rows = np.broadcast_to(np.array(targets).reshape(-1, np.ndim(targets) or 1), (4, max(1, np.ndim(targets))))
+    chosen = gradient(net, x, targets, variables=params).contributions
+    np.testing.assert_allclose(chosen, everything[np.arange(4)[:, None], rows], rtol=1e-6)
+
+
+def test_chunks_closure_and_jit_agree_with_one_pass(params, x):
+    whole = gradient(net, x, variables=params).contributions
+    for other in (
+        gradient(net, x, variables=params, memory=1).contributions,
+        gradient(lambda x: net(params, x), x).contributions,
+        jax.jit(lambda x: gradient(lambda x: net(params, x), x).contributions)(x),
+    ):
+        np.testing.assert_allclose(other, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_input_x_gradient_is_the_decomposition_of_a_linear_net_and_not_of_a_curved_one(params, x):
+    def linear(x):
+        return x.reshape(len(x), -1) @ params["in"] @ params["out"] + 0.7
+
+    parts = decompose(linear, x)
+    np.testing.assert_allclose(input_x_gradient(linear, x).contributions, parts.contributions, rtol=1e-5, atol=1e-6)
+
+    curved = input_x_gradient(net, x, variables=params).contributions.sum((2, 3, 4))
+    assert float(jnp.abs(curved - net(params, x)).max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("apply", "x", "targets", "message"),
+    [
+        (lambda x: x, jnp.ones((2, 3), jnp.int32), None, "x: got int32"),
+        (lambda x: x.sum(1), jnp.ones((2, 3)), None, r"apply: got output \(2,\)"),
+        (lambda x: x, jnp.ones((2, 3)), 3, "targets: got 3..3"),
+    ],
+)
+def test_bad_input_is_one_clear_line(apply, x, targets, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        gradient(apply, x, targets)
+    assert "\n" not in str(caught.value)

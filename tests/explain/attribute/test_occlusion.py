@@ -1,0 +1,102 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.explain.attribute import occlusion
+from jaxinterp.explain.attribute.occlusion import covered
+
+
+def net(weights, x):
+    return jnp.tanh(x.reshape(len(x), -1) @ weights)
+
+
+@pytest.fixture
+def weights():
+    return jax.random.normal(jax.random.key(0), (6 * 6 * 2, 3))
+
+
+@pytest.fixture
+def x():
+    return jax.random.uniform(jax.random.key(1), (3, 6, 6, 2))
+
+
+def explicit_loop(weights, x, bounds, value=0.0):
+    """Every window in its own Python loop, with slices; `bounds` are (start, stop) along one axis."""
+    x, clean = np.array(x), np.array(net(weights, x))
+    out = np.zeros((len(x), 3, 6, 6))
+    for top, bottom in bounds:
+        for left, right in bounds:
+            window = np.s_[max(0, top) : bottom, max(0, left) : right]
+            hidden = x.copy()
+            hidden[(slice(None), *window)] = value
+            drop = clean - np.array(net(weights, hidden))
+            pixels = np.zeros((6, 6))[window].size
+            out[(slice(None), slice(None), *window)] += drop[:, :, None, None] / pixels
+    return out
+
+
+@pytest.mark.parametrize(
+    ("window", "compat", "bounds"),
+    [
+        (3, False, [(-1, 2), (1, 4), (3, 6)]),
+        (4, False, [(-2, 2), (0, 4), (2, 6)]),
+        (3, True, [(-1, 1), (1, 3), (3, 5)]),  # really 2x2
+        (5, True, [(-2, 2), (0, 4), (2, 6)]),  # really 4x4
+        (4, True, [(-2, 4), (0, 6), (2, 8)]),  # really 6 = 2·4 − 2
+    ],
+)
+def test_occlusion_is_the_explicit_loop(weights, x, window, compat, bounds):
+    found = occlusion(net, x, variables=weights, window=window, stride=2, compat=compat).contributions
+    assert found.shape == (3, 3, 6, 6, 1)
+    np.testing.assert_allclose(found[..., 0], explicit_loop(weights, x, bounds), rtol=1e-4, atol=1e-6)
+
+
+def test_the_covering_value_is_the_baseline(weights, x):
+    found = occlusion(net, x, variables=weights, window=3, stride=2, baseline=0.5).contributions[..., 0]
+    expected = explicit_loop(weights, x, [(-1, 2), (1, 4), (3, 6)], value=0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_single_pixels_of_a_linear_net_are_its_contributions(x):
+    mixing = jax.random.normal(jax.random.key(2), (6, 6, 2, 3))
+
+    def linear(x):
+        return jnp.einsum("bhwc,hwck->bk", x, mixing) - 1.0
+
+    found = occlusion(linear, x, window=1, stride=1).contributions[..., 0]
+    np.testing.assert_allclose(found, jnp.einsum("bhwc,hwck->bkhw", x, mixing), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [1, 50_000])
+@pytest.mark.parametrize("targets", [None, 2, [1, 0, 2]])
+def test_chunks_and_targets_change_nothing(weights, x, memory, targets):
+    whole = occlusion(lambda x: net(weights, x), x, window=3, stride=2).contributions
+    rows = np.arange(3)[None] if targets is None else np.reshape(targets, (-1, 1))
+    found = occlusion(net, x, targets, variables=weights, window=3, stride=2, memory=memory).contributions
+    np.testing.assert_allclose(found, whole[np.arange(3)[:, None], rows], rtol=1e-4, atol=1e-6)
+
+
+def test_windows_cover_every_pixel_and_are_cut_at_the_border():
+    for size in (1, 5, 8):
+        assert covered(size, window=3, stride=2).any(0).all()
+    assert covered(8, window=9, stride=2, compat=True).sum(1).tolist() == [4, 6, 8, 6]
+    assert covered(32, window=9, stride=2, compat=True)[8].sum() == 8  # K − 1, away from the border
+
+
+@pytest.mark.parametrize(("window", "stride", "compat"), [(0, 1, False), (3, 0, False), (1, 1, True)])
+def test_a_window_that_covers_nothing_is_refused(window, stride, compat):
+    with pytest.raises(ValueError, match="window"):
+        occlusion(lambda x: x.sum((1, 2)), jnp.ones((1, 4, 4, 1)), window=window, stride=stride, compat=compat)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(5, 2), (3, 5)])
+def test_a_window_or_stride_beyond_the_shorter_side_is_refused(window, stride):
+    total = partial(jnp.sum, axis=(1, 2))
+    message = f"window, stride: got {window} and {stride}, expected at most the side of 4x6 pixels"
+    with pytest.raises(ValueError, match=message):
+        occlusion(total, jnp.ones((1, 4, 6, 1)), window=window, stride=stride)
+    whole = occlusion(total, jnp.ones((1, 4, 6, 1)), window=4, stride=4).contributions
+    assert float(whole.sum()) == 12  # a window around row 0, cut at the border, covers two of the four rows

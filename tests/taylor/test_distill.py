@@ -1,0 +1,282 @@
+"""Distillation: merging, its loss, levels of abstraction, sets as files, peers, gradient matching; bad input."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+from matplotlib.figure import Figure
+
+from jaxinterp import decompose
+from jaxinterp.data import load
+from jaxinterp.errors import DataError
+from jaxinterp.files import write_arrays
+from jaxinterp.taylor.distill import (
+    DistillationNet,
+    Distiller,
+    ImageSet,
+    SimilarityLoss,
+    abstract,
+    best_levels,
+    class_means,
+    condense,
+    k_means,
+    nearest_reference,
+    random_references,
+    read_set,
+    sheet,
+    train_on,
+    write_set,
+)
+from jaxinterp.taylor.distill.condense import gradient_distance
+from jaxinterp.taylor.distill.flow import accuracies, chosen, drift, scores
+from jaxinterp.taylor.network import TaylorNet, hierarchical
+
+CLASSES = 3
+MODEL = Distiller(embedding=TaylorNet(levels=hierarchical((2, 3)), classes=CLASSES), classes=CLASSES, group=2, width=2)
+LABELS = np.tile(np.arange(CLASSES), 6).astype(np.int32)
+IMAGES = np.asarray(jax.random.uniform(jax.random.key(0), (18, 4, 4, 1)))
+IMAGES = (IMAGES / 2 + LABELS[:, None, None, None] / 8).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Of the model, every leaf off its initial value."""
+    made = jax.jit(MODEL.init)(jax.random.key(1), IMAGES[:2])
+    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.uniform(jax.random.key(2), leaf.shape), made)
+
+
+def test_merging_starts_as_the_mean_and_does_not_depend_on_the_order(variables):
+    groups = jnp.asarray(IMAGES).reshape(9, 2, 4, 4, 1)
+    fresh = jax.jit(MODEL.init)(jax.random.key(1), IMAGES[:2])
+    merged = jax.jit(partial(MODEL.apply, method="merged"))
+    np.testing.assert_allclose(merged(fresh, groups), groups.mean(1), atol=1e-6)
+    np.testing.assert_allclose(merged(variables, groups), merged(variables, groups[:, ::-1]), atol=1e-6)
+    assert float(jnp.abs(merged(variables, groups) - groups.mean(1)).max()) > 1e-2
+    assert drift(MODEL, fresh, IMAGES[:3]) < 1e-6 < drift(MODEL, variables, IMAGES[:3])
+
+
+def test_logits_are_cosines_and_decompose_exactly(variables):
+    x = jnp.asarray(IMAGES[:4])
+    embed = jax.jit(partial(MODEL.apply, method="embed"))
+    queries, known = embed(variables, x), embed(variables, variables["batch_stats"]["references"])
+    np.testing.assert_allclose((queries**2).sum(1), 1, rtol=1e-5)
+    tau = float(jnp.exp(variables["params"]["log_tau"]))
+    logits = jax.jit(MODEL.apply)(variables, x)
+    np.testing.assert_allclose(logits, tau * queries @ known.T, rtol=1e-4, atol=1e-5)
+    parts = decompose(partial(MODEL.apply, frozen=True), x, variables=variables)
+    np.testing.assert_allclose(parts.logits, logits, rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(parts.residual).max()) < 1e-4 * float(jnp.abs(parts.logits).max())
+
+
+def test_scores_are_the_mean_over_references_within_the_logarithm():
+    q, r = np.array([[1.0, 0.0]], np.float32), np.array([[[1, 0], [0, 1]], [[0, 1], [0, 1]]], np.float32)
+    want = [np.log((np.exp(2) + 1) / 2), 0.0]
+    np.testing.assert_allclose(scores(jnp.asarray(q), jnp.asarray(r), jnp.float32(2.0))[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_references_of_a_batch_are_of_their_class():
+    labels = jnp.array([2, 0, 2, 1, 0, 2, 1], jnp.int32)
+    places = np.asarray(chosen(labels, 3, 2))
+    assert places.tolist() == [[1, 4], [3, 6], [0, 2]]
+    few = np.asarray(chosen(jnp.array([0, 1, 0], jnp.int32), 2, 2))
+    assert few.tolist() == [[0, 2], [1, 1]]
+
+
+@pytest.mark.slow
+def test_the_loss_is_the_mean_cross_entropy_of_all_levels(variables):
+    loss = SimilarityLoss(MODEL, levels=1, fidelity=3.0)
+    batch = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
+    total, (stats, metrics) = jax.jit(loss)(variables["params"], variables["batch_stats"], batch, jax.random.key(0))
+    embed = partial(MODEL.apply, variables, method="embed")
+    places = np.array([[0, 3], [1, 4], [2, 5]])
+    queries = embed(batch["image"][6:])
+    merged = MODEL.apply(variables, batch["image"][places], method="merged")
+    tau, want = jnp.exp(variables["params"]["log_tau"]), []
+    for references in (batch["image"][places.ravel()], merged):
+        known = embed(references).reshape(CLASSES, -1, queries.shape[1])
+        logits = scores(queries, known, tau)
+        want.append(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"][6:]).mean())
+    strayed = ((merged - batch["image"][places].mean(1)) ** 2).mean()
+    assert float(total) == pytest.approx(float(sum(want) / 2 + 3 * strayed), rel=1e-4)
+    assert float(metrics["accuracy"]) == pytest.approx(float((logits.argmax(1) == batch["label"][6:]).mean()))
+    np.testing.assert_allclose(stats["references"], merged, atol=1e-6)
+
+
+def test_a_class_that_is_not_in_the_batch_is_left_out(variables):
+    kept = LABELS != 2
+    loss = SimilarityLoss(MODEL, levels=1)
+    batch = {"image": jnp.asarray(IMAGES[kept]), "label": jnp.asarray(LABELS[kept])}
+    total, _ = jax.jit(loss)(variables["params"], variables["batch_stats"], batch, jax.random.key(0))
+    two = Distiller(embedding=MODEL.embedding, classes=2, group=2, width=2)
+    stats = {**variables["batch_stats"], "references": variables["batch_stats"]["references"][:2]}
+    want, _ = jax.jit(SimilarityLoss(two, levels=1))(variables["params"], stats, batch, jax.random.key(0))
+    assert float(total) == pytest.approx(float(want), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_merging_computes_in_bfloat16_and_answers_in_float32(variables):
+    half = MODEL.clone(dtype=jnp.bfloat16)
+    groups = jnp.asarray(IMAGES).reshape(9, 2, 4, 4, 1)
+    found = half.apply(variables, groups, method="merged")
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, MODEL.apply(variables, groups, method="merged"), atol=0.05)
+
+
+def test_levels_are_merged_groups_of_one_class(variables):
+    levels = abstract(MODEL, variables, IMAGES, LABELS, 2, seed=3, batch=4, provenance={"source": "here"})
+    assert [len(one.labels) for one in levels] == [12, 6, 3]
+    assert best_levels(LABELS, CLASSES, 2) == 2
+    for k in (1, 2):
+        groups = jnp.asarray(levels[k - 1].images).reshape(-1, 2, 4, 4, 1)
+        np.testing.assert_allclose(levels[k].images, MODEL.apply(variables, groups, method="merged"), atol=1e-6)
+    rows = {row.tobytes() for row in IMAGES[LABELS == 1]}
+    assert {row.tobytes() for row in levels[0].images[levels[0].labels == 1]} <= rows
+    assert levels[2].provenance["source"] == "here"
+    with pytest.raises(
+        ValueError, match=r"levels: got 3 levels of 2, which need 8 images of every class; class 0 has 6, en"
+    ):
+        abstract(MODEL, variables, IMAGES, LABELS, 3)
+    with pytest.raises(ValueError, match="levels: got 0, expected at least 1"):
+        abstract(MODEL, variables, IMAGES, LABELS, 0)
+
+
+def test_accuracies_by_one_by_the_nearest_and_by_the_mean():
+    queries = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    references = np.array([[[1.0, 0.0], [-0.6, 0.1]], [[0.1, 0.5], [0.1, 0.5]]])
+    one, nearest, mean = accuracies(queries, np.array([0, 0, 1, 0]), references, draws=400)
+    assert one == pytest.approx(0.25 + 0.5 / 2, abs=0.05)  # the class' second reference is nearly its opposite
+    assert (nearest, mean) == (0.75, 0.75)
+
+
+def test_a_set_is_written_read_and_trained_on(tmp_path, monkeypatch):
+    few = ImageSet(IMAGES[:3], LABELS[:3], 2, {"method": "mine"})
+    write_set(tmp_path / "set.npz", few)
+    again = read_set(tmp_path / "set.npz")
+    np.testing.assert_array_equal(again.images, few.images)
+    assert (again.labels.tolist(), again.level, dict(again.provenance)) == ([0, 1, 2], 2, {"method": "mine"})
+    data = again.dataset("tiny", "abc")
+    np.testing.assert_allclose(data.images / 255, few.images, atol=0.5 / 255)
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "set.npz").read_bytes()[:200])
+    for name, why in (("torn.npz", "not a set"), ("none.npz", "not a set")):
+        with pytest.raises(DataError, match=why):
+            read_set(tmp_path / name)
+    for images, labels in ((2 * IMAGES[:3] + 1, LABELS[:3]), (IMAGES[:0], LABELS[:0])):
+        with pytest.raises(DataError, match=r"expected \(N, H, W, C\) in \[0, 1\]"):
+            write_set(tmp_path / "wrong.npz", ImageSet(images, labels))
+        assert not (tmp_path / "wrong.npz").exists()
+        write_arrays(
+            tmp_path / "other.npz",
+            {"images": images, "labels": labels, "level": np.array(1), "keys": np.array([]), "values": np.array([])},
+        )
+        with pytest.raises(DataError, match=r"expected \(N, H, W, C\) in \[0, 1\]"):
+            read_set(tmp_path / "other.npz")
+    with pytest.raises(DataError, match="tiny: got a distilled image of class 2, expected 2 classes"):
+        few.dataset("tiny", "ab")
+    with pytest.raises(DataError, match=r"tiny: got distilled images in 0\S*, expected \[0, 1\]"):
+        ImageSet(9 * IMAGES[:3], LABELS[:3]).dataset("tiny", "abc")
+    with pytest.raises(DataError, match="tiny: got a distilled image of class -1, expected 3 classes"):
+        ImageSet(IMAGES[:3], LABELS[:3] - 1).dataset("tiny", "abc")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(DataError, match="tiny: got 3 labels, expected 4, one for each image"):
+        ImageSet(IMAGES[:4], LABELS[:3]).dataset("tiny", "abc")
+
+
+def test_a_sheet_has_a_row_for_each_class():
+    levels = [ImageSet(IMAGES, LABELS), ImageSet(IMAGES[:3], LABELS[:3], 1)]
+    figure = sheet(levels, "abc", columns=4)
+    assert isinstance(figure, Figure)
+    assert len(figure.axes) == 3 * 3
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), IMAGES[LABELS == 0][0, ..., 0])
+
+
+def test_plain_peers_are_means_random_images_and_centres():
+    means = class_means(IMAGES, LABELS, CLASSES)
+    np.testing.assert_allclose(means.images[1], IMAGES[LABELS == 1].mean(0), rtol=1e-5)
+    drawn = random_references(IMAGES, LABELS, CLASSES, 2, seed=1)
+    assert drawn.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert all(
+        (row == IMAGES[c == LABELS]).all((1, 2, 3)).any() for row, c in zip(drawn.images, drawn.labels, strict=True)
+    )
+    np.testing.assert_allclose(k_means(IMAGES, LABELS, CLASSES, 1).images, means.images, rtol=1e-4)
+    assert nearest_reference(IMAGES.reshape(18, -1), drawn.images.reshape(6, -1), drawn.labels).shape == (18,)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: random_references(IMAGES, LABELS, CLASSES, 7), "count: got 7, expected 1 to 6: class 0 has 6 images"),
+        (lambda: random_references(IMAGES, LABELS, CLASSES, 0), "count: got 0, expected 1 to 6"),
+        (lambda: k_means(IMAGES, LABELS + 1, CLASSES, 1), "labels: got 1..3, expected classes in [0, 3)"),
+        (lambda: class_means(IMAGES, LABELS, 4), "count: got 1, expected 1 to 0: class 3 has 0 images"),
+        (lambda: nearest_reference(np.ones((1, 2)), np.ones((1, 3)), np.zeros(1, int)), "references: got vectors of 3"),
+        (lambda: nearest_reference(np.ones((1, 2)), np.ones((2, 2)), np.zeros(1, int)), "labels: got 1, expected one"),
+        (
+            lambda: condense(IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=9),
+            "depth: got 9, expected 0 to 2 on 4x4 images",
+        ),
+        (
+            lambda: condense(255 * IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=1),
+            "images: got values in",
+        ),
+        (
+            lambda: condense(IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=1, iterations=-1),
+            "iterations: got -1, expected at least 0",
+        ),
+        (lambda: sheet([], "abc"), "levels, classes: got 0 and 3"),
+        (lambda: abstract(MODEL, {}, 3 * IMAGES, LABELS, 1), "images: got values in"),
+        (lambda: abstract(MODEL, {}, IMAGES, LABELS - 1, 1), "labels: got -1..1, expected classes in [0, 3)"),
+        (lambda: abstract(MODEL, {}, IMAGES, LABELS[:9], 1), "labels: got 9, expected 18"),
+        (lambda: MODEL.clone(group=1).init(jax.random.key(0), jnp.asarray(IMAGES[:1])), "group: got 1, expected at"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, says, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_gradient_distance_is_one_minus_the_cosine_of_every_output():
+    a = {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]]), "bias": jnp.ones(2)}
+    b = {"kernel": jnp.array([[2.0, 0.0], [0.0, -1.0]]), "bias": -jnp.ones(2)}
+    assert float(gradient_distance(a, b)) == pytest.approx(0 + 2, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_condensing_lowers_the_distance_of_gradients_and_its_images_can_be_trained_on():
+    key, digits = jax.random.key(0), load("digits", "train")
+    known = digits.labels < CLASSES
+    images, labels = (digits.images[known] / 16).astype(np.float32), digits.labels[known]
+    few = condense(images, labels, CLASSES, 1, key, iterations=40, batch=32, width=4, depth=2)
+    start = random_references(images, labels, CLASSES, 1, int(few.provenance["seed"]))
+    assert few.labels.tolist() == [0, 1, 2]
+    mean, std, net = float(images.mean()), float(images.std()), DistillationNet(CLASSES, 4, 2)
+
+    @jax.jit
+    def distance(one, key):
+        params = net.init(key, one[:1])["params"]
+
+        def gradient(x, y):
+            def loss(p):
+                return optax.softmax_cross_entropy_with_integer_labels(net.apply({"params": p}, x), y).mean()
+
+            return jax.grad(loss)(params)
+
+        parts = [
+            gradient_distance(
+                gradient((one[c : c + 1] - mean) / std, jnp.array([c])),
+                gradient((jnp.asarray(images[c == labels]) - mean) / std, jnp.full((c == labels).sum(), c)),
+            )
+            for c in range(CLASSES)
+        ]
+        return sum(parts, jnp.float32(0))
+
+    keys = jax.random.split(jax.random.key(9), 6)
+    before, after = (np.mean([float(distance(jnp.asarray(x.images), k)) for k in keys]) for x in (start, few))
+    assert after < 0.8 * before
+    assert train_on(few, images, labels, CLASSES, key, steps=60, width=4, depth=2, shift=0, learning_rate=0.05) > 0.5
