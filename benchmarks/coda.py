@@ -5,7 +5,7 @@
 
 Same parameters and images; logits, loss, gradients and maps are compared before anything is timed. The two
 alternate within one process and medians are quoted; `first_call` is compilation or warm-up. A train step is the loss
-and its gradient. The rival of the explanation is ten single-class passes, forward and backward; `shared_forward` is
+and its gradient. The baseline of the explanation is ten single-class passes, forward and backward; `shared_forward` is
 the same with one forward pass for all. `products` is the time of the layers' largest matrix products alone, patches
 with A, as often as our step has them (4 on a CPU, where the forward pass is computed again, else 3): no order of the
 same products is faster.
@@ -36,7 +36,7 @@ from jaxinterp import decompose
 from jaxinterp.coda.network import encode, s_coda
 from jaxinterp.coda.torch_weights import to_torch
 
-# The temperature, with no bias: at initialisation 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
+# The temperature, with no bias: at initialization 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
 # and no comparison would then notice a wrong network.
 SCALE = 1.0
 
@@ -206,8 +206,8 @@ def main(options: Options) -> None:
         seconds |= alternate({f"{side}/{name}": job for side, job in three.items()}, options.rounds)
     name = "explain_all_classes"
     best[name] = best["forward"]
-    rival = formats[best[name]]
-    three = {"ours": jobs[name], "torch": rival[name], "torch/shared_forward": rival["shared_forward"]}
+    baseline = formats[best[name]]
+    three = {"ours": jobs[name], "torch": baseline[name], "torch/shared_forward": baseline["shared_forward"]}
     seconds |= alternate({f"{side}/{name}": job for side, job in three.items()}, min(3, options.rounds))
     ratios = {
         f"{name}_vs_torch": seconds[f"torch/{name}"]["median"] / seconds[f"ours/{name}"]["median"] for name in jobs

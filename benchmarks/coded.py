@@ -140,10 +140,10 @@ def blocks(options: Options) -> tuple[Jobs, Make]:
     return jobs, in_torch
 
 
-def block_differences(jobs: Jobs, rival: Callable[[], Any]) -> dict[str, float]:
+def block_differences(jobs: Jobs, baseline: Callable[[], Any]) -> dict[str, float]:
     """Relative differences of loss and gradients; of these by norms, as a ReLU at 0 may round either way."""
     value, (gradients, to_input) = jobs["ours"]()
-    loss, inner, images = rival()
+    loss, inner, images = baseline()
     other, (literal_gradients, _) = jobs["literal"]()
     pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(literal_gradients), strict=True)
     return {
@@ -264,22 +264,22 @@ def main(options: Options) -> None:
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     jobs, make = blocks(options)
-    layout, rival = fastest(make)
-    difference = block_differences(jobs, rival)
+    layout, baseline = fastest(make)
+    difference = block_differences(jobs, baseline)
     layouts, ratios = {"block": layout}, {}
     require_equal(difference)
-    seconds = {f"block/{k}": v for k, v in alternate({**jobs, "torch": rival}, options.rounds).items()}
+    seconds = {f"block/{k}": v for k, v in alternate({**jobs, "torch": baseline}, options.rounds).items()}
     if options.network:
         steps, make = network_steps(options)
-        layouts["network"], rival = fastest(make)
-        loss, head, inner = rival()
+        layouts["network"], baseline = fastest(make)
+        loss, head, inner = baseline()
         value, gradients = steps["baseline"]()
         difference["network/loss"] = relative(value, loss)
         difference["network/head_gradient"] = relative(gradients["classifier"]["kernel"], head)
         first = np.asarray(gradients["block_1"]["inner_kernel"]).transpose(3, 2, 0, 1)
         difference["network/first_block_gradient"] = distance(first, inner.detach().numpy())
         require_equal(difference)
-        seconds |= {f"network/{k}": v for k, v in alternate({**steps, "torch": rival}, options.rounds).items()}
+        seconds |= {f"network/{k}": v for k, v in alternate({**steps, "torch": baseline}, options.rounds).items()}
         cut, kept = forwards(options)
         seconds |= {f"forward/{k}": v for k, v in alternate(cut, 3 * options.rounds).items()}
     median = {name: value["median"] for name, value in seconds.items()}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.glassbox               # the representation of glassbox/mnist-3-8; 2,000 and 10,000 images
 
-`fit` is all of it (templates, features of 2,000 images, standardisation, PCA, RBF SVM), `transform` the features of
+`fit` is all of it (templates, features of 2,000 images, standardization, PCA, RBF SVM), `transform` the features of
 10,000 images, `respond` their orbit × template product alone, and `gemm` the same product of two matrices that lie
 ready. Random images: nothing here depends on what they show. All alternate in one process; medians.
 """

@@ -24,7 +24,7 @@ import tyro
 from benchmarks import torch_taylor
 from benchmarks.measuring import alternate, record, relative
 from jaxinterp.explain.series import orders
-from jaxinterp.taylor.network import TaylorNet, about, overlapping
+from jaxinterp.taylor.network import TaylorNet, overlapping, with_expansion_point
 
 TOLERANCE = 1e-3  # relative, of what is compared in float32
 
@@ -45,7 +45,7 @@ def main(options: Options) -> None:
     model = TaylorNet(levels=overlapping(), size=32)
     images = jax.random.uniform(jax.random.key(0), (options.step, 28, 28, 1))
     labels = jnp.arange(options.step) % 10
-    variables = about(jax.jit(model.init)(jax.random.key(1), images), np.full((28, 28, 1), 0.3))
+    variables = with_expansion_point(jax.jit(model.init)(jax.random.key(1), images), np.full((28, 28, 1), 0.3))
     x0, few = variables["batch_stats"]["expansion_point"], images[: options.batch]
     forward = jax.jit(model.apply)
 
@@ -78,13 +78,13 @@ def main(options: Options) -> None:
         return run
 
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    rivals = {name: torch_step(layout) for name, layout in layouts.items()}
-    tried = alternate(rivals, 3)
+    baselines = {name: torch_step(layout) for name, layout in layouts.items()}
+    tried = alternate(baselines, 3)
     layout = min(tried, key=lambda name: tried[name]["median"])
     jobs["torch_orders_low"] = partial(torch_taylor.orders, net, theirs[: options.batch], options.low)
-    jobs["torch_step"] = rivals[layout]
+    jobs["torch_step"] = baselines[layout]
 
-    value, head, first = rivals[layout]()
+    value, head, first = baselines[layout]()
     ours, gradients = jobs["step"]()
     difference = {
         "orders": relative(jobs["orders_low"](), jobs["torch_orders_low"]()),

@@ -1,4 +1,4 @@
-"""Coded blocks in PyTorch as the paper states them, and the baseline ResNeXt; the rivals of benchmarks/coded.py."""
+"""Coded blocks in PyTorch as the paper states them, and the baseline ResNeXt; the baselines of benchmarks/coded.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 class Block(torch.nn.Module):
-    """One block; where `coded`, every t_n is formed by a grouped 1×1 convolution, normalised and summed."""
+    """One block; where `coded`, every t_n is formed by a grouped 1×1 convolution, normalized and summed."""
 
     def __init__(self, params: Mapping[str, Any], stride: int, coded: bool):
         """Take our parameters; `expand_kernel` is (N, d, C)."""

@@ -1,4 +1,4 @@
-"""The overlapping TaylorNet in PyTorch, its orders by nested derivatives; the rivals of benchmarks/taylor.py."""
+"""The overlapping TaylorNet in PyTorch, its orders by nested derivatives; the baselines of benchmarks/taylor.py."""
 
 from collections.abc import Mapping
 from math import factorial

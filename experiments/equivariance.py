@@ -30,7 +30,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from jaxinterp.app.publish import ended, one_run, train_command
-from jaxinterp.app.results import MOTIONS, Results, equivariance_table, summarise, write_results
+from jaxinterp.app.results import MOTIONS, Results, equivariance_table, summarize, write_results
 from jaxinterp.app.stages import test_images, trained
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.explainable import Subject
@@ -40,10 +40,9 @@ from jaxinterp.glassbox.family import GlassBoxRun, group_of
 from jaxinterp.glassbox.learned import GROUPS, TwinRun
 from jaxinterp.provenance import machine, versions
 from jaxinterp.recipe.config import read_name
-from jaxinterp.symmetry.equivariance import cut, layer_equivariance
+from jaxinterp.symmetry.equivariance import layer_equivariance, split_network
 from jaxinterp.symmetry.groups import (
     Group,
-    act,
     act_regular,
     equivariance_error,
     flips,
@@ -51,6 +50,7 @@ from jaxinterp.symmetry.groups import (
     permute,
     rotations,
     scales,
+    transform,
 )
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
@@ -151,10 +151,10 @@ def _known(
     motions, element = ELEMENTS[motion]
     place = group.index(motions.elements[element])
     pair, found = Group(motion, (motions.elements[0], motions.elements[element])), dict[str, float]()
-    for name, images in (("accuracy", x), (f"{motion} accuracy", act(pair, 1, x))):
+    for name, images in (("accuracy", x), (f"{motion} accuracy", transform(pair, 1, x))):
         found[name] = float(np.asarray(subject.apply(subject.variables, images).argmax(1) == labels).mean())
     for layer, law in laws.items():
-        phi = partial(cut(subject.apply, layer)[0], subject.variables)
+        phi = partial(split_network(subject.apply, layer)[0], subject.variables)
         found[f"{layer} {motion} uncompensated"] = float(invariance_error(phi, pair, x)[1])
         if place >= 0:
             known = partial(_law_of_pair, law, group, (0, place))
@@ -236,7 +236,7 @@ class Program:
             machine(),
             versions(),
             tuple(seeds),
-            summarise({metric: [numbers[metric] for numbers in found] for metric in everywhere}),
+            summarize({metric: [numbers[metric] for numbers in found] for metric in everywhere}),
             headline=False,
         )
 

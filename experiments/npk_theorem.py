@@ -25,7 +25,7 @@ import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.app.cli import Seeds
-from jaxinterp.app.results import Results, summarise, write_results
+from jaxinterp.app.results import Results, summarize, write_results
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.figures.html import picture
 from jaxinterp.files import check_folder, write_bytes
@@ -276,7 +276,7 @@ class Program:
             check_folder(self.results)
             seeds = ",".join(map(str, self.seeds))
             command = f"python -m experiments.npk_theorem --seeds {seeds} --results experiments/results"
-            made = Results("gated/theorem", command, machine(), versions(), self.seeds, summarise(values))
+            made = Results("gated/theorem", command, machine(), versions(), self.seeds, summarize(values))
             write_results(self.results / "gated_theorem.json", made)
 
 

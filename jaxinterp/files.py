@@ -16,7 +16,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a neighbour first, then over the old one in one step."""
+    """Write a whole file or none: to a neighbor first, then over the old one in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -52,7 +52,7 @@ class Demo:
         shorter = ("epochs=30", "grid_sizes=3", "grids=12", "removal_images=120", "occlusion=5")
         fewer = ("epochs=8", "classifiers=3", "occlusion=", "path_images=120", "removal_images=40")
         least = ("epochs=20", "occlusion=", "removal_images=40")
-        closed = ("kinds=lda,svm_rbf", "rivals=pixels", "occlusion=", "removal_images=40")
+        closed = ("kinds=lda,svm_rbf", "baselines=pixels", "occlusion=", "removal_images=40")
 
         def family(run: str, overrides: tuple[str, ...] = ()) -> Train:
             folder = self.run_dir / run.split("/")[0]
@@ -191,7 +191,7 @@ class Explain:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure trained runs on the test split: accuracy, localisation, pixel removal, completeness."""
+    """Measure trained runs on the test split: accuracy, localization, pixel removal, completeness."""
 
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
     """Folders of one run, trained with several seeds."""

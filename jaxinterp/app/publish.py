@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from jaxinterp.app.registry import paper_in, runs
-from jaxinterp.app.results import Results, summarise, write_results
+from jaxinterp.app.results import Results, summarize, write_results
 from jaxinterp.errors import ConfigError
 from jaxinterp.recipe.config import read_config, read_json, read_name, shown
 
@@ -98,7 +98,7 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         machine="; ".join(dict.fromkeys(part["machine"] for part in parts if "machine" in part)),
         versions=infos[0]["versions"],
         seeds=seeds,
-        metrics=summarise(values, {} if overrides(name, configs[0]) else experiment.paper),
+        metrics=summarize(values, {} if overrides(name, configs[0]) else experiment.paper),
         headline=experiment.headline,
     )
 

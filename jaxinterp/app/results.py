@@ -13,12 +13,12 @@ from jaxinterp.files import write_text
 
 BEGIN, END = "<!-- results: begin (python -m experiments.update_readme README.md) -->", "<!-- results: end -->"
 ALL = "<!-- all results: begin (python -m experiments.update_readme experiments/results/README.md) -->"
-LOCALISATION = "localisation_3x3_median"
+LOCALIZATION = "localization_3x3_median"
 HEADLINES: dict[str, tuple[str, str]] = {  # metric: (column title, number format)
     "test_accuracy": ("test accuracy", ".2%"),
     "test_accuracy_highest": ("highest of all epochs", ".2%"),
     "npk_test_accuracy": ("NPK regression", ".2%"),
-    LOCALISATION: ("localisation 3×3", ".3f"),
+    LOCALIZATION: ("localization 3×3", ".3f"),
     "removal_curve_mean": ("removal curve", ".3f"),
     "completeness_residual": ("residual", ".0e"),
 }
@@ -95,7 +95,7 @@ class Results:
     headline: bool = True
 
 
-def summarise(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float] | None = None) -> dict[str, Metric]:
+def summarize(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float] | None = None) -> dict[str, Metric]:
     """Mean and spread of every metric over seeds.
 
     Args:
@@ -109,13 +109,13 @@ def summarise(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float
         ConfigError: a metric has no number.
 
     Example:
-        >>> summarise({"test_accuracy": [0.96, 0.98]}, {"test_accuracy": 0.9})["test_accuracy"].mean
+        >>> summarize({"test_accuracy": [0.96, 0.98]}, {"test_accuracy": 0.9})["test_accuracy"].mean
         0.97
     """
     metrics = {}
     for name, numbers in measured.items():
         if not len(numbers):
-            raise ConfigError(f"metric {name}: no number to summarise")
+            raise ConfigError(f"metric {name}: no number to summarize")
         spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
         metrics[name] = Metric(len(numbers), float(np.mean(numbers)), spread, (paper or {}).get(name))
     return metrics
@@ -165,11 +165,11 @@ def results_table(results: Iterable[Results]) -> str:
     """The headline metrics of trained runs as a Markdown table, one row per run, without columns that are empty.
 
     Returns:
-        The table. "best rival" is the highest localisation of a post-hoc method on the same model.
+        The table. "best baseline" is the highest localization of a post-hoc method on the same model.
     """
     trained = [result for result in results if "test_accuracy" in result.metrics]
     columns = {name: HEADLINES[name] for name in HEADLINES if any(name in result.metrics for result in trained)}
-    return _rows(trained, columns, rival=LOCALISATION in columns)
+    return _rows(trained, columns, baseline=LOCALIZATION in columns)
 
 
 def paths_table(results: Iterable[Results]) -> str:
@@ -186,7 +186,7 @@ def series_table(results: Iterable[Results]) -> str:
 
 
 def orbits_table(results: Iterable[Results]) -> str:
-    """Glass boxes and their rivals on upright and rotated images, one row per run; empty where there are none."""
+    """Glass boxes and their baselines on upright and rotated images, one row per run; empty where there are none."""
     boxes = [result for result in results if ORBITS.keys() & result.metrics.keys()]
     columns = {name: ORBITS[name] for name in ORBITS if any(name in result.metrics for result in boxes)}
     return _rows(boxes, columns) if boxes else ""
@@ -223,23 +223,23 @@ def _moved(numbers: Mapping[str, float], key: str) -> str:
     return f"{known} / {mean} / {numbers[f'{key} uncompensated']:.2f}{undone}"
 
 
-def _rows(results: Iterable[Results], columns: Mapping[str, tuple[str, str]], rival: bool = False) -> str:
+def _rows(results: Iterable[Results], columns: Mapping[str, tuple[str, str]], baseline: bool = False) -> str:
     """A Markdown table: metrics (name → title, format) of results, one row per run."""
-    titles = [title for title, _ in columns.values()] + ["best rival's localisation"] * rival
+    titles = [title for title, _ in columns.values()] + ["best baseline's localization"] * baseline
     lines = ["| run | " + " | ".join([*titles, "seeds"]) + " |", "|---" * (len(titles) + 2) + "|"]
     for result in results:
         cells = [_number(result.metrics.get(name), form) for name, (_, form) in columns.items()]
-        cells += [_best_rival(result)] if rival else []
+        cells += [_best_baseline(result)] if baseline else []
         lines.append("| " + " | ".join([f"`{result.run}`", *cells, str(len(result.seeds))]) + " |")
     return "\n".join(lines)
 
 
-def _best_rival(result: Results) -> str:
-    rivals = {name: m for name, m in result.metrics.items() if name.startswith(f"{LOCALISATION}_")}
-    best = max(rivals, key=lambda name: rivals[name].mean, default=None)
+def _best_baseline(result: Results) -> str:
+    baselines = {name: m for name, m in result.metrics.items() if name.startswith(f"{LOCALIZATION}_")}
+    best = max(baselines, key=lambda name: baselines[name].mean, default=None)
     if best is None:
         return "–"
-    return f"{rivals[best].mean:.3f} ({best.removeprefix(f'{LOCALISATION}_').replace('_', ' ')})"
+    return f"{baselines[best].mean:.3f} ({best.removeprefix(f'{LOCALIZATION}_').replace('_', ' ')})"
 
 
 def measurements_table(results: Iterable[Results]) -> str:

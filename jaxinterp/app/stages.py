@@ -26,12 +26,12 @@ from jaxinterp.explain.explainable import Subject, summed
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.recipe.config import Run, naming_config, read_arrays, read_config, read_json, read_lines, write_config
-from jaxinterp.recipe.evaluation import Say, measure
+from jaxinterp.recipe.evaluation import Log, measure
 from jaxinterp.recipe.page import Report, compose_page, likeliest, top_maps
 from jaxinterp.taylor.distill import read_set
 from jaxinterp.train import Checkpoints, FitResult, Stream, TrainConfig, fit, load_variables, predict
 from jaxinterp.train.config import check, check_steps
-from jaxinterp.train.optimizer import optimiser_of, schedule_of
+from jaxinterp.train.optimizer import optimizer_of, schedule_of
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
@@ -65,7 +65,7 @@ def split(config: Any, which: Literal["train", "test"], data_dir: Path | None) -
 
     Raises:
         DataError: the data are missing or damaged.
-        ConfigError: colour images are asked for with fewer channels, or ImageNet is to be turned.
+        ConfigError: color images are asked for with fewer channels, or ImageNet is to be turned.
     """
     if config.dataset == "imagenet2012" and config.rotated:
         raise ConfigError("rotated: got True with imagenet2012, which is streamed; expected False")
@@ -171,7 +171,7 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
         run_dir,
         model,
         loss,
-        optimiser_of(config, schedule, paper.fixed(config) if hasattr(paper, "fixed") else None),
+        optimizer_of(config, schedule, paper.fixed(config) if hasattr(paper, "fixed") else None),
         data,
         test,
         augment,
@@ -237,13 +237,13 @@ def class_names(config: Any) -> tuple[str, ...]:
     return (*names, *map(str, range(len(names), config.classes)))
 
 
-def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> dict[str, Any]:
+def evaluate(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> dict[str, Any]:
     """Measure a trained run on the test split; write evaluation.json into its folder, and maps to be drawn.
 
     Args:
         run_dir: the run's folder.
         data_dir: the data folder.
-        say: told about each measurement as it is made.
+        log: called with a line about each measurement.
 
     Returns:
         The JSON values of `jaxinterp.recipe.evaluation.measure`, and the `step` of the checkpoint that was measured.
@@ -270,14 +270,14 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> d
         removal_images=config.removal_images,
         batch=config.eval_batch,
         seed=config.seed,
-        say=say,
+        log=log,
     )
     write_arrays(run_dir / MAPS, first_maps)
     write_arrays(run_dir / LOGITS, logits)
     if hasattr(paper, "measure"):
         write_text(run_dir / "evaluation.json", json.dumps(found) + "\n")  # should what follows fail
         source = partial(split, data_dir=data_dir)
-        further = paper.measure(config, last.variables, run_dir, images, labels, source, say)
+        further = paper.measure(config, last.variables, run_dir, images, labels, source, log)
         found["metrics"] |= further.pop("metrics", {})
         found |= further
     watched = read_json(run_dir / "run.json", f"jaxinterp train {name}").get("summary", {}).get("highest", {})
@@ -338,7 +338,7 @@ def explain(
             "image": str(path),
             "run": name,
             "checkpoint": which,
-            "level": subject.at or "input",
+            "level": subject.layer or "input",
             "classes": entries,
         }
         if hasattr(paper, "reading") and (reading := paper.reading(config, subject, image, best, classes)):
@@ -360,7 +360,7 @@ def explain(
         )
 
 
-def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Path:
+def report(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> Path:
     """Write report.html into a trained run's folder; it is evaluated first where that is missing.
 
     Returns:
@@ -373,11 +373,11 @@ def report(run_dir: Path, data_dir: Path | None = None, say: Say = print) -> Pat
     name, config, subject = trained(run_dir)
     measured, sources = run_dir / "evaluation.json", run_dir / "data.json"
     by_training, by_evaluation = f"jaxinterp train {name}", f"jaxinterp evaluate {run_dir}"
-    parts = ("metrics", "localisation", "grids", "removal", "residuals")
+    parts = ("metrics", "localization", "grids", "removal", "residuals")
     history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)
     found = read_json(measured, by_evaluation, *parts) if measured.exists() else {}
     if found.get("step") != last_step(run_dir) or not all((run_dir / file).exists() for file in (MAPS, LOGITS)):
-        found = evaluate(run_dir, data_dir, say)
+        found = evaluate(run_dir, data_dir, log)
     images, labels = test_images(config, data_dir)
     paper, experiment = paper_of(name), runs()[name]
     content = Report(

@@ -221,7 +221,7 @@ class DynamicAlignmentConv(nn.Module):
     """A convolution whose weights align to each patch; usable alone in any Flax model.
 
     y_j(q) = g(A_j B x(q) + b_j)ᵀ x(q), at every position q, in the factored form of this file's head: no output bias,
-    no activation, no normalisation. With `frozen=True` the dynamic weights are held constant, so the value is
+    no activation, no normalization. With `frozen=True` the dynamic weights are held constant, so the value is
     unchanged and the layer is linear in the `x` that flows through it.
 
     Attributes:
@@ -234,7 +234,7 @@ class DynamicAlignmentConv(nn.Module):
         dtype: type of the large products, e.g. bfloat16; norms are float32 or wider. None keeps the input's.
         param_dtype: type of the parameters B (D, r), A (r, J, D) and b (J, D), with D ordered (k_y, k_x, C).
 
-    Source: CVPR 2021, Eq. 1–4, Sec. 3.4; initialisation is PyTorch's default for the two convolutions of the
+    Source: CVPR 2021, Eq. 1–4, Sec. 3.4; initialization is PyTorch's default for the two convolutions of the
     authors' layer, U(±1/√fan_in) with fan-in D for B and r for A and b.
     """
 
@@ -273,7 +273,7 @@ class DynamicAlignmentConv(nn.Module):
             x: input, (N, H, W, C), floating.
             frozen: hold the dynamic weights W(x) constant under differentiation.
             through: a second input u that is sent through the weights of `x`, which stay differentiable in
-                everything; used to regularise the weights themselves.
+                everything; used to regularize the weights themselves.
 
         Returns:
             y = W(x) x, (N, H', W', J), or the pair (W(x) x, W(x) u) where `through` is given.

@@ -6,7 +6,7 @@ are exact: they sum to the logit minus a constant. In the conventional trunk of 
 gradient, which leaves a bias that depends on the input. The curve of scores over levels is compared with that
 of a conventional network alone.
 
-Böhle, Fritz, Schiele, "Optimising for Interpretability: Convolutional Dynamic Alignment Networks", TPAMI 2022
+Böhle, Fritz, Schiele, "Optimizing for Interpretability: Convolutional Dynamic Alignment Networks", TPAMI 2022
 (arXiv 2109.13004); the score is that of CVPR 2021, Eq. 11.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.explain.decompose import decompose
-from jaxinterp.explain.metrics.localisation import Grids, Localisation, localisation, tile
+from jaxinterp.explain.metrics.localization import Grids, Localization, grid_pointing_game, tile_grid
 from jaxinterp.explain.tracing import activation_names
 
 IMAGE = "image"
@@ -33,13 +33,13 @@ class Level(NamedTuple):
         shape: (height, width, channels) of the activation on a grid of images.
         unexplained: the part of the logits that depends on the input and that this level's contributions
             leave out, max |b_l − b_top| / max |f − b_top| over the grids; ≤ 1e-4 where the level is exact.
-        localisation: scores of the level's contribution maps, which count positive contributions only.
+        localization: scores of the level's contribution maps, which count positive contributions only.
     """
 
     name: str
     shape: tuple[int, ...]
     unexplained: float
-    localisation: Localisation
+    grid_pointing_game: Localization
 
 
 def level_names(apply_frozen: Callable[..., Any], x: Float[Array, "n h w c"], variables: Any) -> tuple[str, ...]:
@@ -65,9 +65,9 @@ def interpretable_depth(
     levels: Sequence[str] | None = None,
     *,
     variables: Any,
-    memory: int = 2 << 30,
+    max_bytes: int = 2 << 30,
 ) -> list[Level]:
-    """Score the contributions of every level of a network by grid localisation.
+    """Score the contributions of every level of a network by grid localization.
 
     Args:
         apply_frozen: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x,
@@ -77,7 +77,7 @@ def interpretable_depth(
         grids: from `sample_grids`, drawn once and used for every network that is compared.
         levels: names from `level_names`, ordered from the image to the output; None for all.
         variables: the model's variables.
-        memory: bytes that one pass may take by estimate.
+        max_bytes: bytes that one pass may take by estimate.
 
     Returns:
         One `Level` per name, in the same order.
@@ -88,7 +88,7 @@ def interpretable_depth(
     Source: TPAMI 2022 for the curve; CVPR 2021, Eq. 5–8 (contributions) and Eq. 11 (score).
     """
     if levels is None:
-        levels = level_names(apply_frozen, tile(images[grids.images[:1]]), variables)
+        levels = level_names(apply_frozen, tile_grid(images[grids.images[:1]]), variables)
     if not levels:
         raise ValueError("levels: got none, expected at least one name")
     seen: dict[str, list[tuple[Array, Array]]] = {}
@@ -97,12 +97,12 @@ def interpretable_depth(
 
         def attribute(x: Array, classes: Array, name: str = name) -> Array:
             at, check = (None if name == IMAGE else name), not seen
-            parts = decompose(apply_frozen, x, classes, at, variables=variables, memory=memory, check=check)
+            parts = decompose(apply_frozen, x, classes, at, variables=variables, max_bytes=max_bytes, check=check)
             seen.setdefault(name, []).append((parts.logits, parts.bias))
             shapes[name] = parts.contributions.shape[2:]
             return parts.contributions.sum(-1)
 
-        scores[name] = localisation(attribute, images, grids, upsample="linear", memory=memory)
+        scores[name] = grid_pointing_game(attribute, images, grids, upsample="linear", max_bytes=max_bytes)
     logits, bias = {}, {}
     for name, passes in seen.items():
         logits[name], bias[name] = (np.concatenate([np.asarray(p[i]) for p in passes]) for i in (0, 1))

@@ -3,13 +3,13 @@
 Böhle, Fritz, Schiele, CVPR 2021 (arXiv 2104.00032); hybrids after TPAMI 2022 (arXiv 2109.13004).
 
     jaxinterp train RUN [key=value ...]        e.g. jaxinterp train coda/cifar10-s temperature=500
-    jaxinterp evaluate runs/RUN                accuracy, localisation, removal, completeness
+    jaxinterp evaluate runs/RUN                accuracy, localization, removal, completeness
     jaxinterp report runs/RUN                  report.html
 
 `jaxinterp list` shows for each run where it stands in the paper, how long it took, and the paper's numbers: they are
-the fields of `RUNS` below. Optimiser, schedule, batch and augmentation are those of the authors' code, with three
+the fields of `RUNS` below. Optimizer, schedule, batch and augmentation are those of the authors' code, with three
 deviations: a small part of the training images is held out to choose the best epoch (the authors chose on the test
-images; on ImageNet, which is streamed, no epoch is chosen), every run has a seed, and the regulariser, whose published
+images; on ImageNet, which is streamed, no epoch is chosen), every run has a seed, and the regularizer, whose published
 code cannot run, follows the paper's formula.
 Adam's ε = 1e-8 is part of the recipe: gradients scale with 1/T, and at T = 1000 they start near ε. No configuration of
 the M and XL nets was published.
@@ -44,7 +44,7 @@ class CoDARun(Run):
         strides: stride of each layer in pixels.
         temperature: T, a divisor of the sum over positions.
         rescale: squash or l2.
-        regulariser: λ of λ⟨|W(x)|⟩, W without 1/T.
+        regularizer: λ of λ⟨|W(x)|⟩, W without 1/T.
         trunk_depth: depth 6n + 2 of a CIFAR ResNet under the CoDA layers; none where 0.
         trunk_blocks: how many of its blocks.
     """
@@ -57,7 +57,7 @@ class CoDARun(Run):
     strides: tuple[int, ...] = s_coda().strides
     temperature: float = s_coda().temperature
     rescale: Literal["squash", "l2"] = "squash"
-    regulariser: float = 0.0
+    regularizer: float = 0.0
     trunk_depth: int = 0
     trunk_blocks: int = 0
     learning_rate: float = 2.5e-4
@@ -74,8 +74,8 @@ class CoDARun(Run):
         """
         super().__post_init__()
         at_least(self, 1, "features", "ranks", "kernel_sizes", "strides")
-        if not 0 <= self.regulariser < math.inf:
-            raise ConfigError(f"regulariser: got {self.regulariser}, expected a finite number, at least 0")
+        if not 0 <= self.regularizer < math.inf:
+            raise ConfigError(f"regularizer: got {self.regularizer}, expected a finite number, at least 0")
         if self.trunk_depth and (self.trunk_depth < 8 or self.trunk_depth % 6 != 2):
             raise ConfigError(f"trunk_depth: got {self.trunk_depth}, expected 0 or 6n + 2: 8, 14, 20, 32, 44, ...")
 
@@ -158,17 +158,17 @@ HYBRID = replace(
     strides=(1, 2, 1, 1),
 )
 
-# Its numbers, recomputed from the authors' result files: Table 1, Fig. 6 and the rivals in it.
+# Its numbers, recomputed from the authors' result files: Table 1, Fig. 6 and the baselines in it.
 REFERENCE_NAME = "the S net on CIFAR-10, T = 1000"
 REFERENCE = {
     "test_accuracy": 0.932,
-    "localisation_3x3_median": 0.9375,
-    "localisation_3x3_median_occlusion_9": 0.8672,
-    "localisation_3x3_median_grad_cam": 0.7430,
-    "localisation_3x3_median_occlusion_5": 0.5674,
-    "localisation_3x3_median_integrated_gradients": 0.1520,
-    "localisation_3x3_median_input_x_gradient": 0.1399,
-    "localisation_3x3_median_gradient": 0.1429,
+    "localization_3x3_median": 0.9375,
+    "localization_3x3_median_occlusion_9": 0.8672,
+    "localization_3x3_median_grad_cam": 0.7430,
+    "localization_3x3_median_occlusion_5": 0.5674,
+    "localization_3x3_median_integrated_gradients": 0.1520,
+    "localization_3x3_median_input_x_gradient": 0.1399,
+    "localization_3x3_median_gradient": 0.1429,
     "removal_curve_mean": 0.9642,
     "removal_curve_mean_occlusion_5": 0.9593,
     "removal_curve_mean_occlusion_9": 0.9571,
@@ -191,11 +191,11 @@ RUNS: dict[str, Experiment[CoDARun]] = {
     **{
         f"coda/cifar10-s-t{t}": Experiment(replace(S, temperature=float(t)), f"S-SQ, T={t}: Fig. 6", paper=paper)
         for t, paper in {
-            10: {"test_accuracy": 0.936, "localisation_3x3_median": 0.3107, "removal_curve_mean": 0.8014},
-            50: {"localisation_3x3_median": 0.4454, "removal_curve_mean": 0.8561},
-            100: {"localisation_3x3_median": 0.6501, "removal_curve_mean": 0.8654},
-            500: {"localisation_3x3_median": 0.8625, "removal_curve_mean": 0.9508},
-            5000: {"localisation_3x3_median": 0.9354, "removal_curve_mean": 0.9683},
+            10: {"test_accuracy": 0.936, "localization_3x3_median": 0.3107, "removal_curve_mean": 0.8014},
+            50: {"localization_3x3_median": 0.4454, "removal_curve_mean": 0.8561},
+            100: {"localization_3x3_median": 0.6501, "removal_curve_mean": 0.8654},
+            500: {"localization_3x3_median": 0.8625, "removal_curve_mean": 0.9508},
+            5000: {"localization_3x3_median": 0.9354, "removal_curve_mean": 0.9683},
             10000: {},
         }.items()
     },
@@ -208,7 +208,7 @@ RUNS: dict[str, Experiment[CoDARun]] = {
     },
     **{
         f"coda/cifar10-s-lambda{value:g}": Experiment(
-            replace(S, temperature=64.0, regulariser=value), f"S-SQ, T=64, λ={value:g}: Table 1 (its λ is not stated)"
+            replace(S, temperature=64.0, regularizer=value), f"S-SQ, T=64, λ={value:g}: Table 1 (its λ is not stated)"
         )
         for value in (0.0, 0.1, 0.25, 0.5, 1.0)
     },
@@ -256,7 +256,7 @@ def build(config: CoDARun) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class RegularisedLoss:
+class RegularizedLoss:
     """BCE(W x / T + b_0, y) + λ⟨|W|⟩, the mean over all entries of W = T · ∂logits/∂x (CVPR 2021, Sec. 3.3)."""
 
     model: nn.Module
@@ -273,12 +273,12 @@ class RegularisedLoss:
 
 
 def loss_of(config: CoDARun, model: nn.Module) -> LossFn:
-    """Sigmoid cross-entropy, with the regulariser where λ > 0."""
-    if not config.regulariser:
+    """Sigmoid cross-entropy, with the regularizer where λ > 0."""
+    if not config.regularizer:
         return classification_loss(model, sigmoid_bce)
     if config.trunk_depth:
-        raise ConfigError("regulariser: W(x) is that of the image, a hybrid's is not linear down to it; use 0")
-    return RegularisedLoss(model, config.regulariser * config.temperature)
+        raise ConfigError("regularizer: W(x) is that of the image, a hybrid's is not linear down to it; use 0")
+    return RegularizedLoss(model, config.regularizer * config.temperature)
 
 
 def subject(config: CoDARun, model: nn.Module, variables: Any) -> Subject:
@@ -292,7 +292,7 @@ def subject(config: CoDARun, model: nn.Module, variables: Any) -> Subject:
         frozen=lambda variables, x: model.apply(variables, x, encoded=True, frozen=True),
         encode=encode,
         bias=LOGIT_BIAS,
-        at="trunk" if config.trunk_depth else None,
+        layer="trunk" if config.trunk_depth else None,
         layers=names[:-1],
         pooled=names[-1],
         occlusions=config.occlusion,

@@ -1,6 +1,6 @@
 """CoDA layers on top of a conventional network: exact explanations down to a chosen depth.
 
-Böhle, Fritz, Schiele, "Optimising for Interpretability: Convolutional Dynamic Alignment Networks", TPAMI 2022
+Böhle, Fritz, Schiele, "Optimizing for Interpretability: Convolutional Dynamic Alignment Networks", TPAMI 2022
 (arXiv 2109.13004): f = CoDA ∘ E_q with the embedding E_q = the first q blocks of a conventional network. The
 paper's configurations are not public; this is the definition, with any trunk.
 

@@ -21,7 +21,7 @@ LOGIT_BIAS = math.log(0.1 / 0.9)  # the prior probability 0.1 of the authors' co
 
 
 def encode(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch two_channels"]:
-    """Encode an image so that a colour is a direction and every pixel has the same L1 norm.
+    """Encode an image so that a color is a direction and every pixel has the same L1 norm.
 
     e(x) = [x, 1 − x], so (r, g, b) becomes (r, g, b, 1−r, 1−g, 1−b). An absent (padded, removed) pixel is the
     zero vector, which is not black.
@@ -191,7 +191,7 @@ def alignment_penalty(
     targets: Int[Array, "n t"] | None = None,
     power: Literal[1, 2] = 1,
 ) -> Float[Array, ""]:
-    """Mean size of the entries of W_{0→L}(x): the paper's regulariser of the explanation itself.
+    """Mean size of the entries of W_{0→L}(x): the paper's regularizer of the explanation itself.
 
     ⟨|W_{0→L}(x)|^power⟩ over images, target classes and encoded input entries. W includes the pooling sum and 1/T.
     Its gradient reaches the parameters through the dynamic weights of every layer, so W is taken from a second,
@@ -201,7 +201,7 @@ def alignment_penalty(
         model: a `CoDANet`.
         variables: its variables.
         images: (N, H, W, C) in [0, 1].
-        targets: classes whose rows are penalised, (N, T); None for all.
+        targets: classes whose rows are penalized, (N, T); None for all.
         power: 1 or 2.
 
     Returns:

@@ -132,7 +132,7 @@ def to_torch(params: Mapping[str, Mapping[str, Array]], in_channels: int = 6) ->
 
     Args:
         params: {"layer_0": {"B": (D, r), "A": (r, J, D), "b": (J, D)}, …}.
-        in_channels: channels C of the first layer's input, 6 for encoded colour images.
+        in_channels: channels C of the first layer's input, 6 for encoded color images.
 
     Returns:
         The authors' names to arrays in their layouts (module docstring), kernels square.

@@ -159,7 +159,7 @@ class Code:
 
 
 @cache
-def named(name: str) -> Code:
+def load_code(name: str) -> Code:
     """A frozen table: the paper's for CIFAR-10, and those of our runs for CIFAR-100 and ImageNet.
 
     Args:
@@ -172,7 +172,7 @@ def named(name: str) -> Code:
         ValueError: an unknown name.
 
     Example:
-        >>> code = named("cifar10-3-of-10")
+        >>> code = load_code("cifar10-3-of-10")
         >>> code.classes, code.length, code.weight, code.distance, code.gap
         (10, 10, 3, 4, 0)
 

@@ -74,7 +74,7 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
     return Decoded(scores.argmax(1), (first - second) / total)
 
 
-class Trace(NamedTuple):
+class BlockPredictions(NamedTuple):
     """What every coded block and the whole network say of images.
 
     Attributes:
@@ -94,7 +94,9 @@ def _everywhere(model: CodedResNeXt, variables: Any, images: Array) -> tuple[Arr
     return classes, jnp.stack([one.margins for one in found])
 
 
-def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w c"], batch: int = 256) -> Trace:
+def decode_blocks(
+    model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w c"], batch: int = 256
+) -> BlockPredictions:
     """Decode every coded block of a whole pass.
 
     Args:
@@ -114,7 +116,7 @@ def trace(model: CodedResNeXt, variables: Any, images: Float[np.ndarray, "n h w 
         [np.asarray(a)[:, :real] for a in _everywhere(model, variables, x)]
         for _, real, (x,) in padded_batches(batch, images)
     ]
-    seen = Trace(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
+    seen = BlockPredictions(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
     _require_finite(seen.margins)
     return seen
 
@@ -132,7 +134,9 @@ def _require_finite(margins: np.ndarray) -> None:
         raise ValueError(f"energies: image {wrong} has none in a block, or NaN, expected a positive total")
 
 
-def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float) -> Float[np.ndarray, " blocks"]:
+def choose_thresholds(
+    held: BlockPredictions, labels: Int[np.ndarray, " n"], points: float
+) -> Float[np.ndarray, " blocks"]:
     """A margin for every coded block from which an image may leave there, for so much accuracy lost at most.
 
     Every block may spend the same share of the points. Block by block, from the first, the surest of the images that
@@ -169,7 +173,9 @@ def choose_thresholds(held: Trace, labels: Int[np.ndarray, " n"], points: float)
     return thresholds
 
 
-def exits(seen: Trace, thresholds: Float[np.ndarray, " blocks"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+def exit_blocks(
+    seen: BlockPredictions, thresholds: Float[np.ndarray, " blocks"]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Where images leave, and the class that they leave with.
 
     Args:
@@ -183,8 +189,8 @@ def exits(seen: Trace, thresholds: Float[np.ndarray, " blocks"]) -> tuple[Int[np
         ValueError: not one threshold for each coded block, or NaN.
 
     Example:
-        >>> seen = Trace(np.array([[1, 2], [0, 0]]), np.array([[0.5, 0.1]]))
-        >>> [part.tolist() for part in exits(seen, np.array([0.3]))]
+        >>> seen = BlockPredictions(np.array([[1, 2], [0, 0]]), np.array([[0.5, 0.1]]))
+        >>> [part.tolist() for part in exit_blocks(seen, np.array([0.3]))]
         [[0, 1], [1, 0]]
     """
     if len(thresholds) != len(seen.margins):
@@ -203,7 +209,7 @@ def compute_spent(model: CodedResNeXt, stops: Int[np.ndarray, " n"], image_shape
 
     Args:
         model: a network with codes.
-        stops: as `exits` gives them.
+        stops: as `exit_blocks` gives them.
         image_shape: (H, W, C).
 
     Returns:
@@ -269,7 +275,7 @@ class EarlyExit:
         """Classify one batch of images.
 
         Returns:
-            The class of each image, and where it left, as `exits` counts.
+            The class of each image, and where it left, as `exit_blocks` counts.
         """
         count = len(images)
         _check(self.model, images)

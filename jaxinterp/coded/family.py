@@ -32,7 +32,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.coded import report as coded_page
-from jaxinterp.coded.codes import named
+from jaxinterp.coded.codes import load_code
 from jaxinterp.coded.measures import measured
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.errors import ConfigError
@@ -60,7 +60,7 @@ class CodedRun(Run):
         features: output channels of each stage.
         widths: channels of a path, in each stage.
         paths: N, in all stages.
-        codes: name of each stage's code (see `jaxinterp.coded.codes.named`), empty for ordinary blocks.
+        codes: name of each stage's code (see `jaxinterp.coded.codes.load_code`), empty for ordinary blocks.
         stem: kernel side and stride of the first convolution in pixels.
         mean: of each channel, subtracted; none where empty.
         std: of each channel, divided by; none where empty.
@@ -98,7 +98,7 @@ class CodedRun(Run):
     rand_augment: tuple[int, ...] = (3, 4)
     rand_augment_kind: Literal["uda", "timm"] = "timm"
     rand_augment_first: bool = True
-    optimiser: Literal["adam", "adamw", "sgd"] = "sgd"
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
@@ -346,14 +346,14 @@ def build(config: CodedRun) -> CodedResNeXt:
         raise ConfigError(f"classifiers: got {config.classifiers}, expected at most classes={config.classes}")
     for name in filter(None, config.codes):
         try:
-            length = named(name).length
+            length = load_code(name).length
         except ValueError as error:
             raise ConfigError(f"codes: {str(error).removeprefix('name: ')}") from error
         if length != config.paths:
             raise ConfigError(f"paths: got {config.paths}, expected {length} as in the code {name}")
     try:
         stages = tuple(
-            Stage(depth, features, width, config.paths, 1 if i == 0 else 2, named(code) if code else None)
+            Stage(depth, features, width, config.paths, 1 if i == 0 else 2, load_code(code) if code else None)
             for i, (depth, features, width, code) in enumerate(
                 zip(config.depths, config.features, config.widths, config.codes, strict=True)
             )
@@ -374,7 +374,7 @@ def build(config: CodedRun) -> CodedResNeXt:
 
 def identity(config: CodedRun) -> dict[str, Any]:
     """The words behind the names of the codes: energies of a network trained with others mean nothing."""
-    return {"words": {name: list(named(name).words) for name in config.codes if name}}
+    return {"words": {name: list(load_code(name).words) for name in config.codes if name}}
 
 
 @dataclass(frozen=True)
@@ -439,14 +439,14 @@ def measure(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """What only coded networks are measured for: see `jaxinterp.coded.measures.measured`."""
     model = build(replace(config, dtype="float32"))
     if not model.codes:
         return {}
     with jax.default_matmul_precision("highest"):
-        return measured(config, model, variables, run_dir, images, labels, split, say)
+        return measured(config, model, variables, run_dir, images, labels, split, log)
 
 
 def reading(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LEAST_GAP = 0.05  # between labelled points, as a share of the axis
+LEAST_GAP = 0.05  # between labeled points, as a share of the axis
 
 
 def _legend_above(axes: "Axes") -> None:
@@ -41,7 +41,7 @@ def paths_beside_code(
     figure = Figure(figsize=(9, max(2.2, 0.26 * min(len(names), 60) + 0.9)), layout="constrained")
     left, right = figure.subplots(1, 2)
     limit = shared_limit(shares, 99.9)
-    left.imshow(table, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
+    left.imshow(table, cmap="Grays", vmin=0, vmax=1.4, aspect="auto")
     drawn = right.imshow(shares, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto")
     for axes, title in (
         (left, "code: paths that are active"),
@@ -140,8 +140,8 @@ def removal_lines(removed: Mapping[str, Mapping[str, float]]) -> "Figure":
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for (kind, values), colour in zip(removed.items(), ("#d62728", ORACLE), strict=True):
-        axes.plot([int(k) for k in values], list(values.values()), "o-", color=colour, label=f"{kind} paths")
+    for (kind, values), color in zip(removed.items(), ("#d62728", ORACLE), strict=True):
+        axes.plot([int(k) for k in values], list(values.values()), "o-", color=color, label=f"{kind} paths")
     axes.set_xlabel("paths removed", fontsize=8)
     axes.set_ylabel("test accuracy", fontsize=8)
     _legend_above(axes)
@@ -176,8 +176,8 @@ def specificity_matrix(
     left.tick_params(length=0)
     figure.colorbar(drawn, ax=left, fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
     own = np.eye(len(names), dtype=bool)
-    for mask, colour, label in ((~own, ORACLE, "another class"), (own, "#d62728", "the class itself")):
-        right.plot(overlap[mask], lost[mask], "o", markersize=3, color=colour, alpha=0.6, label=label)
+    for mask, color, label in ((~own, ORACLE, "another class"), (own, "#d62728", "the class itself")):
+        right.plot(overlap[mask], lost[mask], "o", markersize=3, color=color, alpha=0.6, label=label)
     right.set_xlabel("paths shared, over all coded blocks", fontsize=8)
     right.set_ylabel("accuracy lost", fontsize=8)
     right.axhline(0, color=FAINT, linewidth=1, zorder=0)

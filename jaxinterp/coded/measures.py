@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxinterp.coded.early_exit import EarlyExit, Trace, choose_thresholds, compute_spent, exits, trace
+from jaxinterp.coded.early_exit import (
+    BlockPredictions,
+    EarlyExit,
+    choose_thresholds,
+    compute_spent,
+    decode_blocks,
+    exit_blocks,
+)
 from jaxinterp.coded.export import export_network
 from jaxinterp.coded.network import CodedResNeXt
 from jaxinterp.coded.paths import accuracy_without, specificity
@@ -35,7 +42,7 @@ TIMED = 3  # rounds
 MATRIX = 100  # classes, with more of which nobody waits for a removal of each
 CLASSIFIERS = "classifiers"  # folder, within a run's, of the networks of one class
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Images = Float[np.ndarray, "n h w c"]
 
 
@@ -47,7 +54,7 @@ class _Case(NamedTuple):
     variables: Any
     images: Images
     labels: Int[np.ndarray, " n"]
-    say: Say
+    log: Log
 
 
 def measured(
@@ -58,7 +65,7 @@ def measured(
     test: Images,
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Say,
+    log: Log,
 ) -> dict[str, Any]:
     """Measure a trained network with codes.
 
@@ -70,7 +77,7 @@ def measured(
         test: test images, float32 in [0, 1].
         labels: their classes.
         split: (run, "train" or "test") ↦ its data set.
-        say: told about each measurement as it is made.
+        log: called with a line about each measurement.
 
     Returns:
         JSON values: `metrics`; `decoding` (block → accuracy); `classifiers` (a record each); `exits` (points lost at
@@ -78,18 +85,18 @@ def measured(
         `specificity`, of at most 100 classes.
     """
     train_set, labels = split(config, "train"), labels.astype(int)
-    case = _Case(config, model, variables, test, labels, say)
+    case = _Case(config, model, variables, test, labels, log)
     held: Dataset | None = None
     if config.validation:
         train_set, held = hold_out(train_set, config.validation, config.seed)
     blocks = [i for i, (stage, _) in enumerate(model.blocks, 1) if stage.code is not None]
-    seen = trace(model, variables, test, config.eval_batch)
+    seen = decode_blocks(model, variables, test, config.eval_batch)
     accuracy = (seen.classes == labels).mean(1)
     decoding = {str(block): float(a) for block, a in zip(blocks, accuracy[:-1], strict=True)}
     metrics = {f"decoding_accuracy_block_{block}": a for block, a in decoding.items()}
-    say("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
+    log("decoding: " + ", ".join(f"block {block} {a:.4f}" for block, a in decoding.items()))
     found: dict[str, Any] = {"metrics": metrics, "decoding": decoding}
-    foreign = _foreign(config, split, say)
+    foreign = _foreign(config, split, log)
     found["classifiers"] = _classifiers(case, run_dir, train_set, foreign, metrics)
     if held is not None:
         found["exits"] = _early_exit(case, held, seen, metrics)
@@ -108,14 +115,14 @@ def _classifiers(
     case: _Case, run_dir: Path, train_set: Dataset, foreign: Images | None, metrics: dict[str, float]
 ) -> list[dict[str, float]]:
     """Cut out, choose thresholds on training images, measure on test images, keep as files."""
-    config, model, variables, test, labels, say = case
+    config, model, variables, test, labels, log = case
     chosen_from = first(train_set, config.classifier_images)
     chosen, known = _floats(chosen_from), chosen_from.labels.astype(int)
     odds = NEGATIVES if config.classes > NEGATIVES + 1 else None
     records, difference = [], 0.0
     for k in range(min(config.classifiers, config.classes)):
         if not ((known == k).any() and (labels == k).any()):
-            say(f"classifier of class {k}: no image of it among {len(known)} training or {len(labels)} test images")
+            log(f"classifier of class {k}: no image of it among {len(known)} training or {len(labels)} test images")
             continue
         small, sliced = binary_classifier(model, variables, k)
         export_network(run_dir / CLASSIFIERS / f"{k}.npz", small, sliced)
@@ -151,7 +158,7 @@ def _classifiers(
         lambda: predict(small, sliced, batch, len(batch)), lambda: predict(model, variables, batch, len(batch))
     )
     shares = (metrics[key] for key in ("parameters_kept", "multiply_adds_kept", "classifier_time_share"))
-    say(
+    log(
         f"classifiers of {len(records)} classes: precision {means['precision']:.3f}, recall {means['recall']:.3f}; "
         "{:.1%} of the parameters, {:.1%} of the multiply-adds, {:.1%} of the time; ".format(*shares)
         + f"logits differ from the masked network's by {difference:.1e}"
@@ -165,7 +172,7 @@ def _masked(model: CodedResNeXt, variables: Any, images: jax.Array, keep: Any) -
     return logits
 
 
-def _foreign(config: "CodedRun", split: Split, say: Say) -> Images | None:
+def _foreign(config: "CodedRun", split: Split, log: Log) -> Images | None:
     """Test images of a data set that the network does not know; None where the run names none or it is not there."""
     if not config.foreign:
         return None
@@ -173,20 +180,22 @@ def _foreign(config: "CodedRun", split: Split, say: Say) -> Images | None:
     try:
         return _floats(split(other, "test"))
     except DataError as error:
-        say(f"foreign images: {error}; left out")
+        log(f"foreign images: {error}; left out")
         return None
 
 
-def _early_exit(case: _Case, held: Dataset, seen: Trace, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+def _early_exit(
+    case: _Case, held: Dataset, seen: BlockPredictions, metrics: dict[str, float]
+) -> dict[str, dict[str, float]]:
     """Thresholds chosen on held-out images; accuracy and compute on test images, and the time that is really taken."""
-    config, model, variables, test, labels, say = case
-    there = trace(model, variables, _floats(held), config.eval_batch)
+    config, model, variables, test, labels, log = case
+    there = decode_blocks(model, variables, _floats(held), config.eval_batch)
     batches = list(_whole_batches(test, config.eval_batch))
     curve: dict[str, dict[str, float]] = {}
     timed: dict[tuple[float, ...], float] = {}
     for points in POINTS:
         thresholds = choose_thresholds(there, held.labels.astype(int), points)
-        stops, classes = exits(seen, thresholds)
+        stops, classes = exit_blocks(seen, thresholds)
         same = tuple(thresholds.tolist())
         if same not in timed:
             early = EarlyExit(model, variables, thresholds)
@@ -201,7 +210,7 @@ def _early_exit(case: _Case, held: Dataset, seen: Trace, metrics: dict[str, floa
         }
     at = curve[str(ALLOWED)]
     metrics |= {f"early_exit_{key}": at[key] for key in at}
-    say(
+    log(
         f"early exit, {ALLOWED:.1%} allowed: accuracy {at['accuracy']:.4f} with {at['compute']:.1%} of the "
         f"multiply-adds, in {at['time']:.1%} of the time"
     )
@@ -230,7 +239,7 @@ def _time_share(part: Callable[[], Any], whole: Callable[[], Any]) -> float:
 
 def _removals(case: _Case) -> dict[str, dict[str, float]]:
     """Accuracy without k active or inactive paths of the last block of the first code (paper, Fig. 2a)."""
-    config, model, variables, test, labels, say = case
+    config, model, variables, test, labels, log = case
     block = max(i for i, code in enumerate(model.codes) if code == model.codes[0])
     code, found = model.codes[block], {}
     for kind, most in (("active", code.weight), ("inactive", code.length - code.weight)):
@@ -241,13 +250,13 @@ def _removals(case: _Case) -> dict[str, dict[str, float]]:
         )
         found[kind] = {str(count): float(a) for count, a in zip(counts, accuracy, strict=True)}
     worst = {kind: list(values.values())[-1] for kind, values in found.items()}
-    say(f"as many paths removed as are measured, active: {worst['active']:.4f}, inactive: {worst['inactive']:.4f}")
+    log(f"as many paths removed as are measured, active: {worst['active']:.4f}, inactive: {worst['inactive']:.4f}")
     return found
 
 
 def _specificity(case: _Case, metrics: dict[str, float]) -> dict[str, Any]:
     """Accuracy that class j loses with the paths of class i, and how many paths they share."""
-    config, model, variables, test, labels, say = case
+    config, model, variables, test, labels, log = case
     found = specificity(model, variables, test, labels, batch=config.eval_batch)
     others = ~np.eye(config.classes, dtype=bool) & np.isfinite(found.lost)
     shared, losses = found.overlap[others], found.lost[others]
@@ -255,7 +264,7 @@ def _specificity(case: _Case, metrics: dict[str, float]) -> dict[str, Any]:
     varied = shared.std() > 0 and losses.std() > 0
     correlation = float(np.corrcoef(shared, losses)[0, 1]) if varied else 0.0  # of a constant there is none
     metrics |= {"specificity_own": own, "specificity_others": other, "specificity_correlation": correlation}
-    say(
+    log(
         f"specificity: a class loses {own:.3f} with its own paths, {other:.3f} with another's; correlation with shared "
         f"paths {correlation:.2f}"
     )

@@ -5,7 +5,7 @@ A block has N paths of width d; path n answers t_n = W_n u_n, with u_n what its 
 the block's input. In a coded block (Sec. 3)
 
     E_n   = mean over positions and channels of t_n²                          energy of a path
-    ρ     = √(1/N Σ_n E_n)        t̄_n = t_n / ρ                               energy normalisation      (Eq. 2, 3)
+    ρ     = √(1/N Σ_n E_n)        t̄_n = t_n / ρ                               energy normalization      (Eq. 2, 3)
     L     = 1/N Σ_n (a E_n / Σ_j E_j − w_kn)⁴                                 coding loss of class k     (Eq. 5, 6)
     y     = Σ_n m_n t̄_n                                                       m: paths dropped or removed
 
@@ -30,7 +30,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinterp.coded.codes import Code, named
+from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import ConvNet, Layer
 
@@ -50,7 +50,7 @@ class Stage:
         blocks: how many.
         features: output channels C.
         width: channels d of a path.
-        paths: N, as the energies are normalised.
+        paths: N, as the energies are normalized.
         strides: step of the first block in pixels.
         code: the classes' words, of length N; None for ordinary blocks, whose paths serve every class.
         kept: paths that are really there, where others were removed; None for N.
@@ -208,7 +208,7 @@ class Out(nn.Module):
 
 
 class CodedBlock(Layer):
-    """One residual block; with `normalise` its paths' energies are normalised, which is what a coded block does.
+    """One residual block; with `normalize` its paths' energies are normalized, which is what a coded block does.
 
     Attributes:
         features: output channels C.
@@ -216,10 +216,10 @@ class CodedBlock(Layer):
         paths: paths that are there.
         divisor: N, by which the sum of the energies is divided; `paths` unless some were removed.
         strides: step of the 3×3 convolution in pixels.
-        normalise: energy normalisation; an ordinary ResNeXt block without.
+        normalize: energy normalization; an ordinary ResNeXt block without.
         ghost: see `BatchNorm`.
 
-    Source: arXiv 2202.05343, Fig. 1 and Sec. 3.1; initialisation is the authors' (He, fan out, as PyTorch counts it).
+    Source: arXiv 2202.05343, Fig. 1 and Sec. 3.1; initialization is the authors' (He, fan out, as PyTorch counts it).
     """
 
     features: int
@@ -227,7 +227,7 @@ class CodedBlock(Layer):
     paths: int
     divisor: int
     strides: int = 1
-    normalise: bool = True
+    normalize: bool = True
     ghost: int | None = None
 
     @nn.compact
@@ -246,7 +246,7 @@ class CodedBlock(Layer):
             x: input, (N, H, W, C).
             train: BatchNorm with the batch's statistics.
             frozen: hold ρ under differentiation, and BatchNorm in evaluation.
-            mask: what every path is multiplied with after the normalisation (dropSubNNs), (N, paths).
+            mask: what every path is multiplied with after the normalization (dropSubNNs), (N, paths).
             keep: what every path is multiplied with before it, (paths,) or (N, paths): 0 removes one.
             shortcuts_only: hold the paths' inputs too, so that only the shortcut hands on derivatives.
 
@@ -268,7 +268,7 @@ class CodedBlock(Layer):
         )
         u, kernel = nn.dtypes.promote_dtype(u, kernel, dtype=self.dtype)
         u = nn.relu(BatchNorm(name="norm_inner", **own)(grouped_conv(u, kernel, self.strides), train))
-        fan_out = self.features * (self.divisor if self.normalise else 1)
+        fan_out = self.features * (self.divisor if self.normalize else 1)
         shape = (self.paths, self.width, self.features)
         expand = self.param("expand_kernel", nn.initializers.normal(math.sqrt(2 / fan_out)), shape, self.param_dtype)
         u = u.reshape(*u.shape[:3], self.paths, self.width)
@@ -279,7 +279,7 @@ class CodedBlock(Layer):
             if jnp.shape(keep) not in ((self.paths,), scale.shape):
                 raise ValueError(f"keep: got shape {jnp.shape(keep)}, expected ({self.paths},) or {scale.shape}")
             kept = jnp.broadcast_to(jnp.asarray(keep), scale.shape).astype(wide)
-        if self.normalise:
+        if self.normalize:
             energies = path_energies(u, expand) * (1 if kept is None else kept)
             rho = lax.rsqrt(energies.sum(1, keepdims=True) / self.divisor + TINY)
             scale = scale * (lax.stop_gradient(rho) if frozen else rho)
@@ -390,7 +390,7 @@ class CodedResNeXt(ConvNet):
         if not (0 <= first < stop <= len(blocks) or (last is None and first == stop)):
             raise ValueError(f"first, last: got {first}, {last}, expected 0 <= first < last <= {len(blocks)}")
         if first == 0:
-            x = self._stem(self.standardise(x), train and not frozen)
+            x = self._stem(self.standardize(x), train and not frozen)
         found: Energies = []
         masks: dict[Code, Array] = {}
         index = sum(stage.code is not None for stage, _ in blocks[:first])
@@ -470,7 +470,7 @@ def coded_cifar100(coded: bool = True, **fields: Any) -> CodedResNeXt:
 
 
 def _cifar(paths: int, width: int, codes: tuple[str, str], coded: bool, **fields: Any) -> CodedResNeXt:
-    c3, c4 = (named(name) if coded else None for name in codes)
+    c3, c4 = (load_code(name) if coded else None for name in codes)
     stages = (
         Stage(3, 256, width, paths),
         Stage(3, 512, 2 * width, paths, 2, c3),
@@ -484,7 +484,7 @@ def coded_imagenet(coded: bool = True, **fields: Any) -> CodedResNeXt:
 
     Source: arXiv 2202.05343, Table 1.
     """
-    c4, c5 = (named(name) if coded else None for name in ("imagenet-16-of-32", "imagenet-8-of-32"))
+    c4, c5 = (load_code(name) if coded else None for name in ("imagenet-16-of-32", "imagenet-8-of-32"))
     stages = (
         Stage(3, 256, 4, 32),
         Stage(4, 512, 8, 32, 2),

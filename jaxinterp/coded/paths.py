@@ -54,7 +54,7 @@ def path_shares(
     x: Float[Array, "batch h w c"],
     targets: Targets = None,
     *,
-    memory: int = 2 << 30,
+    max_bytes: int = 2 << 30,
 ) -> PathShares:
     """The contribution of every path of every block to every logit, in one backward pass.
 
@@ -63,7 +63,7 @@ def path_shares(
         variables: its variables.
         x: images, (batch, H, W, C) in [0, 1].
         targets: classes, as in `decompose`.
-        memory: as in `decompose`.
+        max_bytes: as in `decompose`.
 
     Returns:
         The shares; Σ paths + stem + shift = logits up to `residual`.
@@ -74,7 +74,7 @@ def path_shares(
     Source: the decomposition is ours; paths as in arXiv 2202.05343, Fig. 1.
     """
     levels: list[str | None] = [None, *(f"block_{i}/paths" for i in range(1, len(model.blocks) + 1))]
-    parts = decompose(_shortcuts(model), x, targets, at=levels, variables=variables, memory=memory)
+    parts = decompose(_shortcuts(model), x, targets, layer=levels, variables=variables, max_bytes=max_bytes)
     shares = []
     for part, (stage, _) in zip(parts[1:], model.blocks, strict=True):
         batch, count = part.logits.shape

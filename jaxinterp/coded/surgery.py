@@ -98,7 +98,7 @@ class Cost:
         name: "stem", "block_1", ..., "classifier".
         parameters: trained numbers of the part.
         shortcut: those of them in a projection shortcut and its BatchNorm.
-        multiply_adds: of its convolutions and products for one image, energies and normalisation left out.
+        multiply_adds: of its convolutions and products for one image, energies and normalization left out.
     """
 
     name: str

@@ -17,7 +17,7 @@ TURNED = 5000  # images that are turned at once
 
 
 def resized(dataset: Dataset, side: int | None, channels: int) -> Dataset:
-    """A data set enlarged or reduced to square images (nearest pixel), grey images repeated over the channels.
+    """A data set enlarged or reduced to square images (nearest pixel), gray images repeated over the channels.
 
     Args:
         dataset: the data.
@@ -25,7 +25,7 @@ def resized(dataset: Dataset, side: int | None, channels: int) -> Dataset:
         channels: of the new images.
 
     Raises:
-        ConfigError: colour images are asked for with fewer channels.
+        ConfigError: color images are asked for with fewer channels.
     """
     height, width, own = dataset.images.shape[1:]
     if own not in (1, channels):
@@ -60,7 +60,7 @@ def kept(dataset: Dataset, classes: Sequence[int]) -> Dataset:
 
 
 def turned(images: Float[np.ndarray, "n h w c"], seed: int) -> Float[np.ndarray, "n h w c"]:
-    """Every image turned about its centre by an angle drawn uniformly from the circle (bilinear, black outside)."""
+    """Every image turned about its center by an angle drawn uniformly from the circle (bilinear, black outside)."""
     angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(images)).astype(np.float32)
     parts = [
         np.asarray(rotated(jnp.asarray(images[i : i + TURNED]), jnp.asarray(angles[i : i + TURNED])))
@@ -84,7 +84,7 @@ def read_images(
         paths: files that Pillow reads.
         height: of the network's input, in pixels.
         width: of the network's input, in pixels.
-        channels: 1 (grey) or 3 (RGB); transparent parts become black, deeper grey values become 8 bits.
+        channels: 1 (gray) or 3 (RGB); transparent parts become black, deeper gray values become 8 bits.
 
     Returns:
         Images float32 (N, H, W, C) in [0, 1], and for every file a line that says what was done to it.
@@ -121,7 +121,7 @@ def read_images(
 
 
 def _eight_bits(path: Path, mode: str, values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Deep grey values scaled to 0..255, where Pillow's own conversion would clip them.
+    """Deep gray values scaled to 0..255, where Pillow's own conversion would clip them.
 
     Raises:
         DataError: integers outside 0..65535, or floats outside 0..1.

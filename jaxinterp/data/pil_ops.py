@@ -2,7 +2,7 @@
 
 An image here is int32 (H, W, C) with levels 0 to 255 and C = 1 or 3. Whatever the operation, its work on the
 pixels is one of four: a look-up table of 256 levels per channel, a blend with a degenerate image, an affine
-resampling, or a box filled with one colour; so a random choice among all operations costs four passes and not
+resampling, or a box filled with one color; so a random choice among all operations costs four passes and not
 one per operation.
 """
 
@@ -88,17 +88,17 @@ def equalize_table(counts: Table) -> Table:
     return jnp.where(step > 0, spread.astype(jnp.int32), _ramp(counts.shape[-1]))
 
 
-def grey(levels: Levels) -> Levels:
-    """ITU-R 601-2 luma, (19595 R + 38470 G + 7471 B + 2^15) / 2^16, in every channel; grey images stay."""
+def gray(levels: Levels) -> Levels:
+    """ITU-R 601-2 luma, (19595 R + 38470 G + 7471 B + 2^15) / 2^16, in every channel; gray images stay."""
     if levels.shape[-1] == 1:
         return levels
     luma = levels @ jnp.array([19595, 38470, 7471], jnp.int32)
     return jnp.broadcast_to(((luma + 0x8000) >> 16)[..., None], levels.shape)
 
 
-def mean_grey(levels: Levels) -> Levels:
-    """The rounded mean of `grey` everywhere: what contrast fades to."""
-    luma = grey(levels)[..., 0]
+def mean_gray(levels: Levels) -> Levels:
+    """The rounded mean of `gray` everywhere: what contrast fades to."""
+    luma = gray(levels)[..., 0]
     return jnp.full_like(levels, jnp.floor(jnp.mean(luma.astype(jnp.float32)) + 0.5).astype(jnp.int32))
 
 
@@ -133,7 +133,7 @@ def translate_matrix(x: Scalar, y: Scalar) -> Float[Array, "2 3"]:
 
 
 def rotate_matrix(degrees: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Rotation about the centre, counter-clockwise."""
+    """Rotation about the center, counter-clockwise."""
     angle = -jnp.deg2rad(degrees)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
@@ -148,12 +148,12 @@ def rotate_matrix(degrees: Scalar, height: int, width: int) -> Float[Array, "2 3
 def resample(
     levels: Levels, matrix: Float[Array, "2 3"], fill: Int32[Array, " c"], method: Resample, cubic: Bool[Array, ""]
 ) -> Levels:
-    """Affine resampling: output pixel centre (u, v) shows the input at `matrix` @ (u, v, 1).
+    """Affine resampling: output pixel center (u, v) shows the input at `matrix` @ (u, v, 1).
 
     Args:
         levels: the image.
         matrix: rows for x and y, in pixels.
-        fill: colour where the input position lies outside of the image.
+        fill: color where the input position lies outside of the image.
         method: "nearest", "bilinear", "bicubic" (Pillow's, a = -1), or "random": bicubic where `cubic`, else
             bilinear.
         cubic: the choice of "random"; not used by the other methods.
@@ -195,12 +195,12 @@ def _taps(
 
 
 def fill_box(
-    levels: Levels, left: Int[Array, ""], top: Int[Array, ""], side: Scalar, colour: Int32[Array, " c"]
+    levels: Levels, left: Int[Array, ""], top: Int[Array, ""], side: Scalar, color: Int32[Array, " c"]
 ) -> Levels:
-    """Fill the box from (left, top) to (left + side, top + side), both ends included, with one colour."""
+    """Fill the box from (left, top) to (left + side, top + side), both ends included, with one color."""
     height, width, _ = levels.shape
     column, row = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
     right = jnp.minimum(left.astype(jnp.float32) + side, width).astype(jnp.int32)
     bottom = jnp.minimum(top.astype(jnp.float32) + side, height).astype(jnp.int32)
     boxed = (column >= left) & (column <= right) & (row >= top) & (row <= bottom)
-    return jnp.where(boxed[..., None], colour, levels)
+    return jnp.where(boxed[..., None], color, levels)

@@ -15,7 +15,7 @@ OPERATIONS: tuple[str, ...] = (
     *("rotate", "shear_x", "shear_y", "translate_x", "translate_y"),  # resamplings
     "cutout",  # a box
 )
-_CUTOUT_COLOUR = (125, 123, 114)
+_CUTOUT_COLOR = (125, 123, 114)
 _DENOMINATOR = {"uda": 30, "timm": 10}
 
 
@@ -36,7 +36,7 @@ def rand_augment(
       fill). With f = m / 30: rotate 30 f degrees, posterize to int(4 f) bits, solarize at 256 f, add 110 f then
       solarize at 128, enhance by 0.1 + 1.8 f, shear 0.3 f, translate 100 f pixels, cutout of side 40 f.
     - `timm`: the 15 operations of timm's `rand-m*-n*` (m of 10, each applied with probability 1/2, bilinear or
-      bicubic at random, grey fill). With f = m / 10: as above, but solarize at int(256 f), int(110 f) added
+      bicubic at random, gray fill). With f = m / 10: as above, but solarize at int(256 f), int(110 f) added
       below 128 only, translate 0.45 f of the side, no cutout. `increasing` is timm's `inc1`: posterize to
       4 - int(4 f) bits, solarize at 256 - int(256 f), enhance by max(0.1, 1 +- 0.9 f).
 
@@ -163,7 +163,7 @@ def apply_operation(
         operation: index into `OPERATIONS`.
         argument: bits, threshold, addition, factor, degrees, shear, pixels or side; unused by the first
             three.
-        place: centre (x, y) of the cutout, in [0, 1).
+        place: center (x, y) of the cutout, in [0, 1).
         method: how rotations, shears and translations interpolate.
         cubic: the interpolation of the "random" method.
         fill: level(s) that they show outside of the image.
@@ -189,7 +189,7 @@ def apply_operation(
     ]
     tabled = ops.apply_table(levels, jnp.stack(tables)[jnp.clip(operation, 0, 5)])
 
-    fades = [ops.grey(levels), ops.mean_grey(levels), jnp.zeros_like(levels), ops.smooth(levels)]
+    fades = [ops.gray(levels), ops.mean_gray(levels), jnp.zeros_like(levels), ops.smooth(levels)]
     blended = ops.blend(jax.lax.select_n(jnp.clip(operation - 6, 0, 3), *fades), levels, value)
 
     matrices = [
@@ -203,10 +203,10 @@ def apply_operation(
     matrix = jnp.stack(matrices)[jnp.clip(operation - 10, 0, 4)]
     moved = ops.resample(levels, matrix, outside, method, jnp.asarray(cubic))
 
-    centre = place * jnp.array([width, height], jnp.float32)
-    left, top = jnp.maximum(centre - value / 2, 0).astype(jnp.int32)
-    colour = ops.grey(jnp.array([[_CUTOUT_COLOUR]]))[0, 0, :1] if channels == 1 else jnp.array(_CUTOUT_COLOUR)
-    boxed = ops.fill_box(levels, left, top, value, colour)
+    center = place * jnp.array([width, height], jnp.float32)
+    left, top = jnp.maximum(center - value / 2, 0).astype(jnp.int32)
+    color = ops.gray(jnp.array([[_CUTOUT_COLOR]]))[0, 0, :1] if channels == 1 else jnp.array(_CUTOUT_COLOR)
+    boxed = ops.fill_box(levels, left, top, value, color)
 
     family = sum((operation >= first).astype(jnp.int32) for first in (6, 10, 15))
     return jax.lax.select_n(family, tabled, blended, moved, boxed)

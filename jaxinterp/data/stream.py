@@ -27,7 +27,7 @@ def stream(
     """One epoch of a data set prepared by tensorflow-datasets, in batches of square 8-bit images.
 
     Each image is resized (bilinear) until its shorter side is `shorter_side`, then cut to `image_size`:
-    anywhere for "train", in the centre for "test". "train" is shuffled and every shard yields equally many
+    anywhere for "train", in the center for "test". "train" is shuffled and every shard yields equally many
     full batches; "test" comes in order and its last batch may be smaller. The order is a function of (seed,
     epoch) and each random window of (seed, epoch, index): not of the batch size, the number of shards or
     threads.
@@ -101,7 +101,7 @@ def resize_and_crop(
         image: the decoded image; one channel is repeated three times.
         shorter_side: of the resized image, in pixels; the longer side is rounded down.
         image_size: side of the window.
-        draw: where its corner comes from, uniformly; None for the centre.
+        draw: where its corner comes from, uniformly; None for the center.
 
     Returns:
         The window.

@@ -123,7 +123,7 @@ def read_prepared(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np
 
 
 def decode(encoded: bytes, provenance: dict[str, str]) -> UInt8[np.ndarray, "h w c"]:
-    """Decode a PNG or JPEG as it is stored: one channel for grey images, three for all others."""
+    """Decode a PNG or JPEG as it is stored: one channel for gray images, three for all others."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -1,4 +1,4 @@
-"""What a network's output is made of: exact decompositions, post-hoc rivals, metrics and drawings."""
+"""What a network's output is made of: exact decompositions, post-hoc baselines, metrics and drawings."""
 
 from jaxinterp.explain.decompose import Decomposition, decompose, select_targets
 from jaxinterp.explain.tracing import activation_names

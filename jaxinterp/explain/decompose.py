@@ -81,11 +81,11 @@ def decompose(
     apply_frozen: Callable[..., Array],
     x: Array,
     targets: Targets = ...,
-    at: str | None = ...,
+    layer: str | None = ...,
     *,
     variables: Any = ...,
     given: Sequence[Array] = ...,
-    memory: int = ...,
+    max_bytes: int = ...,
     check: bool = ...,
 ) -> Decomposition: ...
 
@@ -96,10 +96,10 @@ def decompose(
     x: Array,
     targets: Targets = ...,
     *,
-    at: list[str | None],
+    layer: list[str | None],
     variables: Any = ...,
     given: Sequence[Array] = ...,
-    memory: int = ...,
+    max_bytes: int = ...,
     check: bool = ...,
 ) -> list[Decomposition]: ...
 
@@ -108,11 +108,11 @@ def decompose(
     apply_frozen: Callable[..., Float[Array, "batch classes"]],
     x: Array,
     targets: Targets = None,
-    at: str | list[str | None] | None = None,
+    layer: str | list[str | None] | None = None,
     *,
     variables: Any = None,
     given: Sequence[Array] = (),
-    memory: int = 2 << 30,
+    max_bytes: int = 2 << 30,
     check: bool = True,
 ) -> Decomposition | list[Decomposition]:
     """Decompose logits exactly into contributions of the input, or of any named activation, for all classes at once.
@@ -128,22 +128,22 @@ def decompose(
             not baked into a program.
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        at: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`. A list
+        layer: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`. A list
             of paths, None in it being `x`, is explained in one program with one backward pass.
         variables: the model's variables, any pytree.
         given: arrays that belong to the examples, (batch, ...) each, such as gates of one's own; `apply_frozen` gets
             them after `x`.
-        memory: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
+        max_bytes: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
         check: refuse values of `x` and `given` that are not finite, and a function that has curvature at the first
             example (one that forgot to freeze).
 
     Returns:
-        A `Decomposition`, on the shape of `x` or of the activation; a list of them where `at` is a list.
+        A `Decomposition`, on the shape of `x` or of the activation; a list of them where `layer` is a list.
 
     Raises:
-        ValueError: a Flax model's `apply` without variables, unknown, repeated or empty `at`, unfit `targets`, `x` not
-            a batch of finite floating arrays, `given` of another batch, `memory` < 1, or a function that is not affine
-            at `x`.
+        ValueError: a Flax model's `apply` without variables, unknown, repeated or empty `layer`, unfit `targets`, `x`
+            not a batch of finite floating arrays, `given` of another batch, `max_bytes` < 1, or a function that is
+            not affine at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -157,7 +157,7 @@ def decompose(
     require_batch(x)
     require_variables(apply_frozen, variables, "apply_frozen")
     compiled = variables is not None
-    if at is not None:
+    if layer is not None:
         apply_frozen = unjitted(apply_frozen)
     apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
     with jax.default_matmul_precision("highest"):
@@ -167,7 +167,7 @@ def decompose(
         size = footprint(apply, x, *given)
         if len(size.output) != 2 or size.output[0] != x.shape[0]:
             raise ValueError(f"apply_frozen: got output {size.output}, expected ({x.shape[0]}, classes)")
-        levels = tuple(at) if isinstance(at, list) else (at,)
+        levels = tuple(layer) if isinstance(layer, list) else (layer,)
         require_levels(apply, x, levels, given)
         rows = select_targets(targets, size.output[0], size.output[1])
         if check:
@@ -176,8 +176,8 @@ def decompose(
             _require_affine(apply, x, compiled, given)
         one_pass = _pass_compiled if compiled else _pass
         bytes_each = size.bytes_each(rows.shape[1])
-        parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), bytes_each, memory)
-        return parts if isinstance(at, list) else parts[0]
+        parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), bytes_each, max_bytes)
+        return parts if isinstance(layer, list) else parts[0]
 
 
 def _pass(

@@ -1,4 +1,4 @@
-"""A trained network under examination: its exact explanation, and post-hoc rivals on the same network."""
+"""A trained network under examination: its exact explanation, and post-hoc baselines on the same network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ class Subject:
         frozen: the same with every coefficient held constant.
         encode: images ↦ the input that is explained.
         bias: the constant that contributions leave out of every logit; None where it depends on the image.
-        at: activation at which the network is decomposed; its input where None.
+        layer: activation at which the network is decomposed; its input where None.
         layers: further activations at which it can be decomposed exactly, from the input up.
         pooled: the activation whose maps are pooled into logits, for Grad-CAM; None where there is none.
-        occlusions: window sizes of the occlusion rivals in pixels.
+        occlusions: window sizes of the occlusion baselines in pixels.
         stride: step of their windows in pixels.
         probability: what the logits were trained as, each class on its own or one of all.
         constant: what contributions leave out of a logit, in words, where `bias` is None.
@@ -52,7 +52,7 @@ class Subject:
     frozen: Apply
     encode: Callable[[Array], Array]
     bias: float | None
-    at: str | None
+    layer: str | None
     layers: tuple[str, ...]
     pooled: str | None
     occlusions: tuple[int, ...]
@@ -70,7 +70,7 @@ class Subject:
     def decompose(self, images: Images, targets: Targets = None) -> Decomposition:
         """The exact decomposition of the targets' logits, at the network's own level."""
         x = self.encode(jnp.asarray(images))
-        return decompose(self.frozen, x, targets, self.at, variables=self.variables, check=False)
+        return decompose(self.frozen, x, targets, self.layer, variables=self.variables, check=False)
 
     def maps(self, images: Images, targets: Targets = None) -> Maps:
         """Contributions summed over channels and, above the input, enlarged to the images (nearest pixel)."""
@@ -79,8 +79,8 @@ class Subject:
     def levels(self, images: Images, targets: Targets = None) -> list[Maps]:
         """The same maps at the network's own level, then at every further activation."""
         x = self.encode(jnp.asarray(images))
-        at = [self.at, *self.layers]
-        parts = decompose(self.frozen, x, targets, at=at, variables=self.variables, check=False)
+        layer = [self.layer, *self.layers]
+        parts = decompose(self.frozen, x, targets, layer=layer, variables=self.variables, check=False)
         return [summed(part, images) for part in parts]
 
     def methods(self) -> Mapping[str, Method]:
@@ -96,7 +96,7 @@ class Subject:
             },
         }
         if self.pooled is not None:
-            methods["grad_cam"] = partial(grad_cam, self.apply, at=self.pooled, **given)
+            methods["grad_cam"] = partial(grad_cam, self.apply, layer=self.pooled, **given)
         return {OURS: self.maps, **{name: _summed(method) for name, method in methods.items()}}
 
 

@@ -198,7 +198,7 @@ class _Call(NamedTuple):
 
 
 def _checked(
-    apply: Callable[..., Array], x: Any, x0: Any, max_order: int, least: int, variables: Any, at: str | None = None
+    apply: Callable[..., Array], x: Any, x0: Any, max_order: int, least: int, variables: Any, layer: str | None = None
 ) -> _Call:
     """The parts of a call, found to fit one another; with `variables`, traced once for each shape."""
     x = jnp.asarray(x)
@@ -215,12 +215,12 @@ def _checked(
     if isinstance(model, Expansion):
         model.warn_outside(x)
     given = () if variables is None else (variables,)
-    bound = jax.tree_util.Partial(apply if at is None else unjitted(apply), *given)
+    bound = jax.tree_util.Partial(apply if layer is None else unjitted(apply), *given)
     size = footprint(bound, x)
     if len(size.output) != 2 or size.output[0] != len(x):
         raise ValueError(f"apply: got output {size.output}, expected ({len(x)}, classes)")
-    if at is not None:
-        require_levels(bound, x, [at])
+    if layer is not None:
+        require_levels(bound, x, [layer])
     return _Call(bound, x, jnp.broadcast_to(x0, x.shape), size.output[1], size)
 
 
@@ -231,8 +231,8 @@ def orders(
     max_order: int,
     *,
     variables: Any = None,
-    at: str | None = None,
-    memory: int = 2 << 30,
+    layer: str | None = None,
+    max_bytes: int = 2 << 30,
 ) -> Float[Array, "orders batch classes"]:
     """Contributions f_0, …, f_M of all orders to every logit, exact up to rounding.
 
@@ -243,9 +243,9 @@ def orders(
         x0: expansion point, of one example's shape or of the batch's.
         max_order: M ≥ 0; the degree of the polynomial for all of it.
         variables: the model's variables.
-        at: path of a Flax submodule: then orders in its output, about its output at x0, the reading at that level;
+        layer: path of a Flax submodule: then orders in its output, about its output at x0, the reading at that level;
             what goes around the submodule is held at x0.
-        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
     Returns:
         (M + 1, batch, classes). The sum over orders is f(x), where M is the degree or more and nothing goes around
@@ -253,7 +253,7 @@ def orders(
 
     Raises:
         NotPolynomialError: an operation that is no polynomial; the line names it and its module.
-        ValueError: x0 of another shape, values that are not finite, a negative order, an unknown `at`.
+        ValueError: x0 of another shape, values that are not finite, a negative order, an unknown `layer`.
 
     Example:
         >>> square = lambda x: (x**2).sum(-1, keepdims=True)
@@ -261,15 +261,15 @@ def orders(
         [1.0, 4.0, 4.0]
     """
     with jax.default_matmul_precision("highest"):
-        call = _checked(apply, x, x0, max_order, 0, variables, at)
-        run = partial(_orders if variables is None else _orders_compiled, call.apply, at, max_order)
+        call = _checked(apply, x, x0, max_order, 0, variables, layer)
+        run = partial(_orders if variables is None else _orders_compiled, call.apply, layer, max_order)
         size = (max_order + 2) * call.size.bytes_each(1)
-        return jnp.moveaxis(in_chunks(run, (call.x, call.x0), size, memory), 1, 0)
+        return jnp.moveaxis(in_chunks(run, (call.x, call.x0), size, max_bytes), 1, 0)
 
 
-def _orders(apply: Callable[..., Array], at: str | None, max_order: int, x: Array, x0: Array) -> Array:
+def _orders(apply: Callable[..., Array], layer: str | None, max_order: int, x: Array, x0: Array) -> Array:
     """The orders of a chunk, examples first."""
-    function, start, step = _line(apply, at, x, x0)
+    function, start, step = _line(apply, layer, x, x0)
     return jnp.moveaxis(propagate(function, start, step, max_order), 0, 1)
 
 
@@ -277,13 +277,13 @@ _orders_compiled = jax.jit(_orders, static_argnums=(1, 2))
 
 
 def _line(
-    apply: Callable[..., Array], at: str | None, x: Array, x0: Array
+    apply: Callable[..., Array], layer: str | None, x: Array, x0: Array
 ) -> tuple[Callable[..., Array], Array, Array]:
     """The function, the point and the step of an expansion in the input, or in a submodule's output."""
-    if at is None:
+    if layer is None:
         return apply, x0, x - x0
-    zeros, added = split_at(apply, x0, [at])
-    (here,), (there,) = added(*zeros)[1], split_at(apply, x, [at])[1](*zeros)[1]
+    zeros, added = split_at(apply, x0, [layer])
+    (here,), (there,) = added(*zeros)[1], split_at(apply, x, [layer])[1](*zeros)[1]
     return lambda y: added(y)[0], zeros[0], there - here
 
 
@@ -311,8 +311,8 @@ def contributions(
     targets: Targets = None,
     *,
     variables: Any = None,
-    at: str | None = None,
-    memory: int = 2 << 30,
+    layer: str | None = None,
+    max_bytes: int = 2 << 30,
 ) -> OrderContributions:
     """Contributions of every entry of the input (or of a submodule's output) to every order of every logit.
 
@@ -325,8 +325,8 @@ def contributions(
         max_order: M ≥ 1.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         variables: the model's variables.
-        at: path of a Flax submodule.
-        memory: bytes that one pass may take by estimate.
+        layer: path of a Flax submodule.
+        max_bytes: bytes that one pass may take by estimate.
 
     Raises:
         NotPolynomialError, ValueError: as `orders`.
@@ -340,11 +340,11 @@ def contributions(
     Source: Euler's theorem on homogeneous functions; integrated gradients, Sundararajan et al., ICML 2017.
     """
     with jax.default_matmul_precision("highest"):
-        call = _checked(apply, x, x0, max_order, 1, variables, at)
+        call = _checked(apply, x, x0, max_order, 1, variables, layer)
         rows = select_targets(targets, len(call.x), call.classes)
-        run = partial(_contributions if variables is None else _contributions_compiled, call.apply, at, max_order)
+        run = partial(_contributions if variables is None else _contributions_compiled, call.apply, layer, max_order)
         size = 3 * (max_order + 2) * call.size.bytes_each(rows.shape[1])
-        return in_chunks(run, (call.x, call.x0, rows), size, memory)
+        return in_chunks(run, (call.x, call.x0, rows), size, max_bytes)
 
 
 def _with_gradients(function: Callable[..., Array], rows: Array) -> Callable[[Array], tuple[Array, Array]]:
@@ -359,9 +359,9 @@ def _with_gradients(function: Callable[..., Array], rows: Array) -> Callable[[Ar
 
 
 def _contributions(
-    apply: Callable[..., Array], at: str | None, max_order: int, x: Array, x0: Array, rows: Array
+    apply: Callable[..., Array], layer: str | None, max_order: int, x: Array, x0: Array, rows: Array
 ) -> OrderContributions:
-    function, start, step = _line(apply, at, x, x0)
+    function, start, step = _line(apply, layer, x, x0)
 
     values, gradients = propagate(_with_gradients(function, rows), start, step, max_order)
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
@@ -383,7 +383,7 @@ def pairs(
     targets: Targets = None,
     *,
     variables: Any = None,
-    memory: int = 2 << 30,
+    max_bytes: int = 2 << 30,
 ) -> Float[Array, "batch t p height width"]:
     """What pairs of pixels contribute to order 2: ½ d_i H_ij d_j, H the Hessian at x0.
 
@@ -394,7 +394,7 @@ def pairs(
         pixels: (y, x) of the pixels whose pairs are asked for; all where None.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         variables: the model's variables.
-        memory: bytes that one pass may take by estimate.
+        max_bytes: bytes that one pass may take by estimate.
 
     Returns:
         (batch, T, P, H, W), summed over channels. The sum over the last two axes is the pixel's contribution of order
@@ -424,7 +424,7 @@ def pairs(
         rows = select_targets(targets, len(call.x), call.classes)
         run = partial(_pairs if variables is None else _pairs_compiled, call.apply, jnp.asarray(chosen, jnp.int32))
         maps = rows.shape[1] * len(chosen) * height * width * call.x.dtype.itemsize
-        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size.bytes_each(rows.shape[1]) + maps, memory)
+        return in_chunks(run, (call.x, call.x0, rows), 4 * call.size.bytes_each(rows.shape[1]) + maps, max_bytes)
 
 
 def _pairs(apply: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:

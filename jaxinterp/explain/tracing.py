@@ -19,25 +19,25 @@ def unjitted(function: Callable[..., Array]) -> Callable[..., Array]:
     return inspect.unwrap(function, stop=lambda f: not hasattr(f, "lower")) if hasattr(function, "lower") else function
 
 
-def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, memory: int) -> Any:
+def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, max_bytes: int) -> Any:
     """Apply a per-example function to equal chunks along the first axis, each within a memory budget.
 
     Args:
         function: (chunk of each array) ↦ pytree of arrays with the examples first.
         arrays: arrays with a common first axis, (batch, ...).
         bytes_each: estimate of the bytes that one example takes.
-        memory: budget in bytes, ≥ 1.
+        max_bytes: budget in bytes, ≥ 1.
 
     Returns:
         The pytree for the whole batch.
 
     Raises:
-        ValueError: `memory` < 1.
+        ValueError: `max_bytes` < 1.
     """
-    if memory < 1:
-        raise ValueError(f"memory: got {memory}, expected at least 1 byte")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes: got {max_bytes}, expected at least 1 byte")
     batch = arrays[0].shape[0]
-    count = min(batch, max(1, math.ceil(batch * bytes_each / memory)))
+    count = min(batch, max(1, math.ceil(batch * bytes_each / max_bytes)))
     if count == 1:
         return function(*arrays)
     size = math.ceil(batch / count)
@@ -164,7 +164,7 @@ def split_at(
         unseen = [level for level in levels if level not in seen]
         if unseen:
             raise ValueError(
-                f"at: {unseen[0]!r} was traced before and cannot be addressed; pass a function that is not jitted"
+                f"layer: {unseen[0]!r} was traced before and cannot be addressed; pass a function that is not jitted"
             )
         return logits, [seen[level] for level in levels]
 
@@ -182,7 +182,7 @@ def activation_names(apply: Callable[..., Array], x: Array, *given: Array) -> di
         *given: as in `decompose`.
 
     Returns:
-        {path: shape} in the order of the calls; a path is what `decompose(..., at=path)` takes.
+        {path: shape} in the order of the calls; a path is what `decompose(..., layer=path)` takes.
     """
     names: dict[str, tuple[int, ...]] = {}
     repeated: set[str] = set()
@@ -206,7 +206,7 @@ def require_levels(
     """Refuse, with near matches, an empty list, one that repeats a level, and a path that is no `activation_names`."""
     if not levels or len(set(levels)) < len(levels):
         got = f"{list(levels)!r}, a level twice" if levels else "an empty list"
-        raise ValueError(f"at: got {got}, expected different paths of Flax submodules, or None for the input")
+        raise ValueError(f"layer: got {got}, expected different paths of Flax submodules, or None for the input")
     if all(level is None for level in levels):
         return
     names = activation_names(apply, x, *given)
@@ -214,4 +214,4 @@ def require_levels(
         if level is not None and level not in names:
             near = difflib.get_close_matches(level, names, n=3) or list(names)[:8]
             such = ", ".join(near) or "none"
-            raise ValueError(f"at: got {level!r}, expected a Flax submodule called once, such as {such}")
+            raise ValueError(f"layer: got {level!r}, expected a Flax submodule called once, such as {such}")

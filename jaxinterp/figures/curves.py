@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Numbers = float | Sequence[Any] | np.ndarray | Array
 
-# Labels and the paper's colours of the methods, in its box plots and removal curves.
+# Labels and the paper's colors of the methods, in its box plots and removal curves.
 METHODS: dict[str, tuple[str, str]] = {
     "decomposition": ("Decomposition", "#42cafd"),
     "grad_cam": ("Grad-CAM", "#ffd23f"),
@@ -31,8 +31,8 @@ OTHERS = ("#4daf7c", "#e15759", "#4e79a7", "#b07aa1", "#9c755f")
 INK, FAINT, ORACLE, UNIFORM = "#333333", "#dddddd", "#1f5fbf", "#e69f00"
 
 
-def localisation_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
-    """Box plot of localisation scores, the best mean on top, between what is uniform and what is perfect.
+def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
+    """Box plot of localization scores, the best mean on top, between what is uniform and what is perfect.
 
     Args:
         scores: method → scores in [0, 1], any shape; they count positive attribution only.
@@ -64,9 +64,9 @@ def localisation_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
         median.set_color("white" if method_style(name)[1] == METHODS["occlusion_9"][1] else INK)
     axes.axvline(1, color=ORACLE, linestyle="--", linewidth=1.2, zorder=0.5)
     axes.axvline(1 / cells, color=UNIFORM, linestyle="--", linewidth=1.2, zorder=0.5)
-    for x, text, colour in ((1, "oracle", ORACLE), (1 / cells, "uniform", UNIFORM)):
+    for x, text, color in ((1, "oracle", ORACLE), (1 / cells, "uniform", UNIFORM)):
         axes.annotate(text, (x, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      ha="center", fontsize=9, color=colour)  # fmt: skip
+                      ha="center", fontsize=9, color=color)  # fmt: skip
     side = round(np.sqrt(cells))
     axes.set(xlim=(-0.02, 1.04), xlabel=f"positive evidence in the right cell, {side}×{side} grids")
     plain(axes, grid="x")
@@ -90,10 +90,10 @@ def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str
     axes = figure.subplots()
     percent = 100 * np.asarray(fractions)
     for name, curve in sorted(curves.items(), key=lambda item: -float(np.mean(np.asarray(item[1])))):
-        label, colour = method_style(name)
+        label, color = method_style(name)
         every = 15 if len(percent) > 60 else max(1, len(percent) // 6)
         axes.plot(percent, np.asarray(curve), color=INK, linewidth=2.8)
-        axes.plot(percent, np.asarray(curve), color=colour, linewidth=2, marker="o", markersize=5.5,
+        axes.plot(percent, np.asarray(curve), color=color, linewidth=2, marker="o", markersize=5.5,
                   markevery=every, markeredgecolor=INK, markeredgewidth=0.7,
                   label=f"{label} ({float(np.mean(np.asarray(curve))):.3f})")  # fmt: skip
     axes.set(xlabel=f"pixels removed, {order} important first (%)", ylabel="mean probability of the label")
@@ -159,13 +159,13 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
     if not shown:
         raise ValueError("history: got no loss and no accuracy, expected one record per epoch")
     figure = Figure(figsize=(4.2 * len(shown), 3), layout="constrained")
-    colours = {"": "#8a8a8a", "train": "#8a8a8a", "val": UNIFORM, "test": ORACLE}
+    colors = {"": "#8a8a8a", "train": "#8a8a8a", "val": UNIFORM, "test": ORACLE}
     for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for key in found[measure]:
             points = [(record["epoch"], record[key]) for record in history if key in record]
             part = key.removesuffix(measure).rstrip("_")
             label = {"": "train", "val": "validation"}.get(part, part)
-            axes.plot(*zip(*points, strict=True), label=label, color=colours.get(part, OTHERS[0]), linewidth=1.8,
+            axes.plot(*zip(*points, strict=True), label=label, color=colors.get(part, OTHERS[0]), linewidth=1.8,
                       marker="o" if len(points) < 3 else None)  # fmt: skip
         values = [record[key] for record in history for key in found[measure] if key in record]
         if measure == "loss" and max(values) > 5 * min(values) > 0:
@@ -191,7 +191,7 @@ def overlap_matrices(
         classes: names of the classes.
 
     Returns:
-        A matplotlib figure; every layer has its own colour scale, whose ends are printed above it.
+        A matplotlib figure; every layer has its own color scale, whose ends are printed above it.
     """
     from matplotlib.figure import Figure
 
@@ -210,13 +210,13 @@ def overlap_matrices(
 
 
 def method_style(name: str) -> tuple[str, str]:
-    """Label and colour of a method's name, such as "grad_cam" or "occlusion_3".
+    """Label and color of a method's name, such as "grad_cam" or "occlusion_3".
 
     Args:
         name: a name of `METHODS`, or any other.
 
     Returns:
-        What a figure prints, and a colour that depends on the name only.
+        What a figure prints, and a color that depends on the name only.
 
     Example:
         >>> method_style("occlusion_9"), method_style("occlusion_3")[0]
@@ -280,8 +280,8 @@ def level_curves(levels: Sequence[Mapping[str, Any]]) -> "Figure":
     axes = figure.subplots()
     place = [row["level"] for row in levels]
     names = {"one": "one reference per class", "nearest": "the nearest of all", "mean": "mean embedding"}
-    for (key, name), colour in zip(names.items(), OTHERS, strict=False):
-        axes.plot(place, [row[key] for row in levels], marker="o", markersize=4, color=colour, label=name)
+    for (key, name), color in zip(names.items(), OTHERS, strict=False):
+        axes.plot(place, [row[key] for row in levels], marker="o", markersize=4, color=color, label=name)
     axes.set_xticks(place, [f"{row['level']}\n({row['images']:.0f})" for row in levels])
     axes.set(xlabel="level (images per class)", ylabel="accuracy")
     axes.legend(frameon=False, fontsize=9)

@@ -1,7 +1,7 @@
 """Drawings of explanations as arrays in [0, 1] and matplotlib figures, and the plots of what was measured of them.
 
 Contribution maps are drawn from blue (against the class) over white to red (for it), with limits symmetric about
-zero; their negative part is shown, while the metrics of grids and the colour drawings count the positive part only.
+zero; their negative part is shown, while the metrics of grids and the color drawings count the positive part only.
 matplotlib is imported where a figure is made, and no window or global state of it is touched.
 """
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxinterp.figures.curves import (
     FAINT,
     Numbers,
-    localisation_boxes,
+    localization_boxes,
     overlap_matrices,
     removal_curves,
     residual_histogram,
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "colour_weights",
+    "color_weights",
     "contribution_map",
     "filter_sheet",
-    "localisation_boxes",
+    "localization_boxes",
     "overlap_matrices",
     "panel",
     "removal_curves",
@@ -38,12 +38,12 @@ __all__ = [
     "training_curves",
 ]
 
-# Of grey images: what looks for black is drawn nearly black, what looks for white amber, to be told from the paper.
+# Of gray images: what looks for black is drawn nearly black, what looks for white amber, to be told from the paper.
 DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
 
 
 def shared_limit(maps: Numbers, percentile: float = 99.75) -> float:
-    """One colour limit for many maps: a percentile of |map| over all of them.
+    """One color limit for many maps: a percentile of |map| over all of them.
 
     Args:
         maps: any shape, in logits.
@@ -66,7 +66,7 @@ def contribution_map(
 
     Args:
         maps: signed contributions, (..., H, W).
-        limit: value of full colour, a number or one per map; None takes each map's own percentile of |map|.
+        limit: value of full color, a number or one per map; None takes each map's own percentile of |map|.
         percentile: for the maps' own limits, in [0, 100].
 
     Returns:
@@ -85,20 +85,20 @@ def contribution_map(
     return np.stack([1 + np.minimum(t, 0), 1 - np.abs(t), 1 - np.maximum(t, 0)], axis=-1)
 
 
-def colour_weights(
+def color_weights(
     weights: Float[Array | np.ndarray, "*batch height width two_channels"],
     contributions: Float[Array | np.ndarray, "*batch height width"],
     smooth: int | None = None,
     percentile: float = 99.5,
 ) -> Float[np.ndarray, "*batch height width 4"]:
-    """Draw the dynamic weights of an encoded image, [x, 1 − x], in the colours that they look for.
+    """Draw the dynamic weights of an encoded image, [x, 1 − x], in the colors that they look for.
 
-    A pixel's weights ω are divided by max |ω| and clipped at 0; each colour is ω_x / (ω_x + ω_{1−x}). The opacity is
+    A pixel's weights ω are divided by max |ω| and clipped at 0; each color is ω_x / (ω_x + ω_{1−x}). The opacity is
     ‖ω‖₂ where the pixel speaks for the class and 0 elsewhere, averaged over a box, divided by its percentile and
-    clipped to [0, 1]. Weights of a grey image run from nearly black (they look for black) to amber (for white).
+    clipped to [0, 1]. Weights of a gray image run from nearly black (they look for black) to amber (for white).
 
     Args:
-        weights: rows of W(x) at the encoded input, (..., H, W, 6), or (..., H, W, 2) of grey images.
+        weights: rows of W(x) at the encoded input, (..., H, W, 6), or (..., H, W, 2) of gray images.
         contributions: channel-summed, (..., H, W).
         smooth: side of the box in pixels, odd; None takes 15 at 224 pixels and in proportion, 3 at 32, none at 8.
         percentile: of the opacity that is drawn as fully opaque, in [0, 100].
@@ -115,21 +115,21 @@ def colour_weights(
 
     omega = np.asarray(weights, float)
     if omega.shape[-1] not in (2, 6):
-        raise ValueError(f"weights: got {omega.shape[-1]} channels, expected 6 (colour) or 2 (grey)")
+        raise ValueError(f"weights: got {omega.shape[-1]} channels, expected 6 (color) or 2 (gray)")
     side = max(1, round(min(omega.shape[-3:-1]) * 15 / 224)) if smooth is None else smooth
     side = side | 1 if smooth is None else side
     if side < 1 or side % 2 == 0:
         raise ValueError(f"smooth: got {smooth}, expected an odd number of pixels")
     evidence = np.maximum(omega / (np.abs(omega).max(-1, keepdims=True) + 1e-12), 0)
     seen, unseen = np.split(evidence, 2, axis=-1)
-    colour = seen / (seen + unseen + 1e-12)
+    color = seen / (seen + unseen + 1e-12)
     if omega.shape[-1] == 2:
-        colour = DARK + colour * (BRIGHT - DARK)
+        color = DARK + color * (BRIGHT - DARK)
     opacity = np.where(np.asarray(contributions) < 0, 0, np.linalg.norm(omega, axis=-1))
     opacity = uniform_filter(opacity, side, mode="constant", axes=(-2, -1))
     opaque = np.percentile(opacity, percentile, axis=(-2, -1), keepdims=True)
     opacity = np.clip(opacity / np.where(opaque > 0, opaque, 1), 0, 1)
-    return np.concatenate([colour, opacity[..., None]], axis=-1)
+    return np.concatenate([color, opacity[..., None]], axis=-1)
 
 
 def panel(
@@ -142,11 +142,11 @@ def panel(
     """A table of pictures: each image, and beside it its contribution maps, with their titles.
 
     Args:
-        images: (rows, H, W, C) in [0, 1], grey or RGB.
+        images: (rows, H, W, C) in [0, 1], gray or RGB.
         maps: signed contributions (rows, columns, H', W'), or drawn ones (rows, columns, H', W', 3 or 4).
         titles: of each map, rows × columns.
         image_titles: of each image; none by default.
-        scale: full colour is one value per "row" (maps of an image compare), per "map", or one for "all".
+        scale: full color is one value per "row" (maps of an image compare), per "map", or one for "all".
 
     Returns:
         A matplotlib figure.
@@ -192,7 +192,7 @@ def panel(
         bar.ax.set_xticklabels(["against the class", "0", "for the class"], fontsize=8)
         bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
         bar.ax.get_xticklabels()[2].set_horizontalalignment("right")
-        bar.set_label(f"contribution to the logit, full colour: {what}", fontsize=8)
+        bar.set_label(f"contribution to the logit, full color: {what}", fontsize=8)
         bar.outline.set_edgecolor(FAINT)
     return figure
 

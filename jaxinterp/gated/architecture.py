@@ -67,7 +67,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation of each channel."""
+    """Batch normalization of each channel."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ Gates = Sequence[Shaped[Array | np.ndarray, "..."]]
 """One array for each `Gate`, (N, ...) as the activation there."""
 
 
-def walk(layers: Architecture) -> Iterator[Layer]:
+def iter_layers(layers: Architecture) -> Iterator[Layer]:
     """Every layer in order, those of a residual's body before those of its shortcut."""
     for layer in layers:
         yield layer
         if isinstance(layer, Residual):
-            yield from walk(layer.body)
-            yield from walk(layer.shortcut)
+            yield from iter_layers(layer.body)
+            yield from iter_layers(layer.shortcut)
 
 
 def gate_count(layers: Architecture) -> int:
@@ -120,7 +120,7 @@ def gate_count(layers: Architecture) -> int:
         >>> gate_count(vgg16())
         13
     """
-    return sum(isinstance(layer, Gate) for layer in walk(layers))
+    return sum(isinstance(layer, Gate) for layer in iter_layers(layers))
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

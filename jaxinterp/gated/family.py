@@ -47,10 +47,10 @@ from jaxinterp.gated.architecture import (
     fc,
     gate_count,
     gate_shapes,
+    iter_layers,
     resnet,
     vconv,
     vgg16,
-    walk,
 )
 from jaxinterp.gated.kernels.path import Norm, PathKernel
 from jaxinterp.gated.network import EPSILON, GatedNetwork, Gates, Gating, GatingNetwork, Network
@@ -81,7 +81,7 @@ class GatedRun(Run):
         order: permutation of the gates; none where empty.
         roll: seed of tile-and-roll; none where None.
         weights: initial weights, normal (He) or glorot (uniform).
-        standardise: subtract mean and divide by deviation of the CIFAR-10 channels.
+        standardize: subtract mean and divide by deviation of the CIFAR-10 channels.
         kernel_images: first so many training images of which the NPK regression learns; none where 0.
         kernel_tests: first so many test images that it predicts.
         memory: GiB of kernel that may be held in memory; a larger one is kept in tiles on disk.
@@ -100,7 +100,7 @@ class GatedRun(Run):
     order: tuple[int, ...] = ()
     roll: int | None = None
     weights: Literal["normal", "glorot"] = "glorot"
-    standardise: bool = False
+    standardize: bool = False
     kernel_images: int = 0
     kernel_tests: int = 10_000
     memory: float = 4.0
@@ -168,7 +168,7 @@ DLGN: dict[tuple[str, str], tuple[float, ...]] = {
 }
 
 MNIST = GatedRun()
-SGD: dict[str, Any] = {"optimiser": "sgd", "learning_rate": 1e-2}
+SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e-2}
 DIGITS = replace(
     MNIST, dataset="digits", epochs=40, learning_rate=1e-3, validation=0.1, kernel_images=1437, removal_images=120,
     occlusion=(3, 5), occlusion_stride=2,
@@ -178,7 +178,7 @@ POOLED = replace(CIFAR, grid_sizes=(3,))
 VCONV = replace(CIFAR, architecture="vconv", sharpness=4.0, scale=1.1, epochs=80)
 GCONV = replace(VCONV, architecture="gconv", grid_sizes=(3,), epochs=200)
 RAMP = replace(
-    POOLED, flip=True, crop=4, standardise=True, optimiser="sgd", momentum=0.9, learning_rate=0.1, schedule="ramp",
+    POOLED, flip=True, crop=4, standardize=True, optimizer="sgd", momentum=0.9, learning_rate=0.1, schedule="ramp",
     batch_size=128, epochs=168, weights="normal",
 )  # fmt: skip
 RECIPES: dict[str, GatedRun] = {  # λ of weight decay is twice that of Keras' λ ||w||²
@@ -200,18 +200,18 @@ MINUTES: dict[str, dict[Regime, int]] = {
 }
 
 
-def _npf(architecture: str, optimiser: str, config: GatedRun) -> dict[str, Experiment[GatedRun]]:
+def _npf(architecture: str, optimizer: str, config: GatedRun) -> dict[str, Experiment[GatedRun]]:
     """The five regimes of one row of NPF's table."""
     stem = "mnist" if architecture == "fc" else f"cifar10-{architecture}"
     return {
-        f"gated/{stem}-{regime}-{optimiser}": Experiment(
+        f"gated/{stem}-{regime}-{optimizer}": Experiment(
             replace(config, regime=regime, watch_test=True),
-            f"NPF, table of test accuracies: {architecture.upper()}, {optimiser.upper()}",
-            time=f"{MINUTES[optimiser][regime]} min on one CPU core" if architecture == "fc" else "not measured",
+            f"NPF, table of test accuracies: {architecture.upper()}, {optimizer.upper()}",
+            time=f"{MINUTES[optimizer][regime]} min on one CPU core" if architecture == "fc" else "not measured",
             paper={"test_accuracy_highest": accuracy},
-            headline=optimiser == "adam" and regime in ("learnt", "relu"),
+            headline=optimizer == "adam" and regime in ("learnt", "relu"),
         )
-        for regime, accuracy in zip(REGIMES, NPF[architecture, optimiser], strict=True)
+        for regime, accuracy in zip(REGIMES, NPF[architecture, optimizer], strict=True)
     }
 
 
@@ -261,7 +261,7 @@ RUNS: dict[str, Experiment[GatedRun]] = {
     **_npf("vconv", "adam", VCONV),
     **_npf("vconv", "sgd", replace(VCONV, **SGD)),
     **_npf("gconv", "adam", GCONV),
-    **_npf("gconv", "sgd", replace(GCONV, epochs=100, optimiser="sgd", learning_rate=0.1)),
+    **_npf("gconv", "sgd", replace(GCONV, epochs=100, optimizer="sgd", learning_rate=0.1)),
     **{name: run for row in DLGN for name, run in _dlgn(*row).items()},  # type: ignore[arg-type]
     **{name: run for model in ("dgn-x", "dgn-1", "dlgn-x", "dlgn-1") for name, run in _scrambled(model).items()},
     **{
@@ -333,7 +333,7 @@ def layers_of(config: GatedRun) -> Architecture:
 
 
 class Classifier(nn.Module):
-    """A ReLU or gated network, `body`, on standardised images.
+    """A ReLU or gated network, `body`, on standardized images.
 
     Attributes:
         body: the network.
@@ -380,8 +380,8 @@ def build(config: GatedRun) -> nn.Module:
         raise ConfigError("roll: scrambles grids unlike single images; expected grid_sizes= (none) with it")
     if config.architecture == "fc" and config.value_input == "ones":
         raise ConfigError("value_input: got ones with fc, whose values then see nothing of an image; expected x")
-    if config.standardise and config.channels != len(MEAN):
-        raise ConfigError(f"standardise: got {config.channels} channels, expected {len(MEAN)}")
+    if config.standardize and config.channels != len(MEAN):
+        raise ConfigError(f"standardize: got {config.channels} channels, expected {len(MEAN)}")
     layers = layers_of(config)
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
     body: Network | GatedNetwork
@@ -403,7 +403,7 @@ def build(config: GatedRun) -> nn.Module:
             weights=config.weights,
             dtype=dtype,
         )
-    return Classifier(body, MEAN, DEVIATION) if config.standardise else Classifier(body)
+    return Classifier(body, MEAN, DEVIATION) if config.standardize else Classifier(body)
 
 
 def loss_of(config: GatedRun, model: nn.Module) -> LossFn:
@@ -453,7 +453,7 @@ def initial(config: GatedRun, variables: Any, prior: Any | None, data: Any = Non
 
 
 def subject(config: GatedRun, model: nn.Module, variables: Any) -> Subject:
-    """A trained network as it is examined: affine in the standardised image, whatever the gates are."""
+    """A trained network as it is examined: affine in the standardized image, whatever the gates are."""
     assert isinstance(model, Classifier)
     network = "body" if config.regime == "relu" else "body/value_network"
     spatial = config.architecture != "fc"
@@ -465,7 +465,7 @@ def subject(config: GatedRun, model: nn.Module, variables: Any) -> Subject:
         frozen=lambda variables, x: model.apply(variables, x, encoded=True, frozen=True),
         encode=model.encode,
         bias=None,
-        at=gates[0] if spatial and config.regime != "relu" and config.value_input == "ones" else None,
+        layer=gates[0] if spatial and config.regime != "relu" and config.value_input == "ones" else None,
         layers=tuple(gates) if spatial else (),
         pooled=gates[-1] if spatial else None,
         occlusions=config.occlusion,
@@ -520,7 +520,7 @@ def gates_at(config: GatedRun, model: nn.Module, variables: Any) -> Callable[[Fl
 
 
 def norms_of(variables: Any, count: int) -> tuple[Norm, ...]:
-    """Evaluation batch normalisation of a network, as affine maps."""
+    """Evaluation batch normalization of a network, as affine maps."""
     norms = []
     for i in range(count):
         own, seen = variables["params"][f"norm_{i}"], variables["batch_stats"][f"norm_{i}"]
@@ -530,7 +530,7 @@ def norms_of(variables: Any, count: int) -> tuple[Norm, ...]:
 
 
 def kernel_of(config: GatedRun, variables: Any) -> tuple[PathKernel, Callable[[Float[Array, "n h w c"]], Array]]:
-    """The neural path kernel of a run's value network, and how it takes (standardised) images."""
+    """The neural path kernel of a run's value network, and how it takes (standardized) images."""
     flat = config.architecture == "fc"
     layers = tuple(layer for layer in layers_of(config) if not (flat and isinstance(layer, Flatten)))
     body = {kind: values["body"] for kind, values in variables.items() if "body" in values}
@@ -540,7 +540,7 @@ def kernel_of(config: GatedRun, variables: Any) -> tuple[PathKernel, Callable[[F
         layers,
         normalize="width",
         value_input=config.value_input,
-        norms=norms_of(body, sum(isinstance(layer, BatchNorm) for layer in walk(layers))),
+        norms=norms_of(body, sum(isinstance(layer, BatchNorm) for layer in iter_layers(layers))),
         exact=config.regime not in SOFT,
     )
     return kernel, (lambda x: x.reshape(len(x), -1)) if flat else (lambda x: x)
@@ -553,7 +553,7 @@ def measure(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """The NPK regression with a run's gates, where it asks for one; and how much classes share open sub-networks.
 
@@ -591,7 +591,7 @@ def measure(
             memory=config.memory,
             seed=config.seed,
             shown=first_of_each_class(test.labels, 5),
-            say=say,
+            log=log,
         )
     except ValueError as error:
         raise ConfigError(f"NPK regression: {error}") from error

@@ -12,7 +12,7 @@ so ŷ is the sum over paths p of their feature φ_x(p) = x(p) ∏_l G_l(x)(p) ti
 - DLGN-SF ("shallow features"): each gate has one linear map of its own on x.
 
 Gates are data: `Network.apply(variables, x, gates)` is linear in x whatever the gates are, and fixed, scrambled,
-padded or foreign gates need no other code. Which of the networks are trained is the optimiser's business.
+padded or foreign gates need no other code. Which of the networks are trained is the optimizer's business.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from jaxinterp.gated.architecture import (
 )
 
 Gates = tuple[Shaped[Array, "..."], ...]
-EPSILON = 1e-5  # of batch normalisation
+EPSILON = 1e-5  # of batch normalization
 Gating = Literal["relu", "linear", "shallow"]
 Weights = Literal["normal", "rademacher", "glorot"]
 
@@ -141,7 +141,7 @@ class _Part(nn.Module):
         return nn.Conv(layer.features, layer.kernel_size, layer.strides, padding=padding, **kinds)(x)
 
     def norm(self, x: Array, train: bool, name: str) -> Array:
-        """Batch normalisation, in float32 or wider."""
+        """Batch normalization, in float32 or wider."""
         wide = np.promote_types(np.float32, self.param_dtype)
         return nn.BatchNorm(
             use_running_average=not train,
@@ -182,7 +182,7 @@ class Network(_Part):
         Args:
             x: (N, features) or (N, H, W, C).
             gates: one for each `Gate` of the architecture, (N, ...) as the activation there; None rectifies.
-            train: normalise with the batch's statistics.
+            train: normalize with the batch's statistics.
             frozen: hold gates and statistics; a ReLU network or one with given gates is affine then.
 
         Returns:
@@ -399,7 +399,7 @@ class GatedNetwork(nn.Module):
 
         Args:
             x: (N, features) or (N, H, W, C).
-            train: normalise with the batch's statistics.
+            train: normalize with the batch's statistics.
             frozen: hold gates and statistics constant: the logits are then affine in `x`.
 
         Returns:

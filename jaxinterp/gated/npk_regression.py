@@ -20,7 +20,7 @@ from jaxinterp.gated.kernels.tiles import Tiles
 from jaxinterp.train.verify import crc32
 
 Block = tuple[np.ndarray, tuple[np.ndarray, ...]]
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 CHOSEN = 4_000  # images on which λ is chosen where the kernel is in tiles
 LANDMARKS = 1_000  # columns of the preconditioner
 TILE = 2_048  # most images along a side of a tile
@@ -88,7 +88,7 @@ def regress(
     memory: float,
     seed: int,
     shown: Int[np.ndarray, " shown"],
-    say: Say,
+    log: Log,
 ) -> dict[str, Any]:
     """Learn classes from training images by kernel ridge regression, and predict test images.
 
@@ -103,7 +103,7 @@ def regress(
             GiB of tiles are held.
         seed: of the images on which λ is chosen, and of the preconditioner's.
         shown: test images of which the training images that decided are found.
-        say: told what was measured.
+        log: told what was measured.
 
     Returns:
         JSON values: `metrics` (name → number) and, for each of `shown`, its prediction and the signed shares of all
@@ -120,7 +120,7 @@ def regress(
     else:
         same = {**identity, "gates": [crc32(gate) for gate in train.gates]}
         ridge, steps = _in_tiles(
-            kernel, train, targets, memory=memory, seed=seed, say=say, folder=folder, identity=same
+            kernel, train, targets, memory=memory, seed=seed, log=log, folder=folder, identity=same
         )
     logits = np.concatenate([_predict(kernel, ridge, train, test[rows]) for rows in test.blocks()])
     metrics = {
@@ -130,7 +130,7 @@ def regress(
         "npk_test_images": float(len(test.labels)),
     }
     seconds = time.perf_counter() - start
-    say(
+    log(
         f"NPK regression, {n} x {len(test.labels)} images: accuracy {metrics['npk_test_accuracy']:.4f}, ridge "
         f"{ridge.ridge:g}, {steps} ({seconds:.1f} s)"
     )
@@ -145,18 +145,18 @@ def _in_tiles(
     *,
     memory: float,
     seed: int,
-    say: Say,
+    log: Log,
     folder: Path,
     identity: Mapping[str, Any],
 ) -> tuple[Ridge, str]:
     n, start = len(targets), time.perf_counter()
     tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity, keep=int(memory * 2**30))
     computed = tiles.compute(lambda rows, columns: _between(kernel, train[rows], train[columns]))
-    say(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
+    log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
     draw = np.random.default_rng(seed).permutation(n)
     some, landmarks = np.sort(draw[:CHOSEN]), np.sort(draw[:LANDMARKS])
     chosen = kernel_ridge(np.asarray(kernel(*train[some])), targets[some])
-    say(f"ridge {chosen.ridge:g} by leaving one out of {len(some)} images")
+    log(f"ridge {chosen.ridge:g} by leaving one out of {len(some)} images")
     columns = np.concatenate([_between(kernel, train[rows], train[landmarks]) for rows in train.blocks()])
     diagonal = float(np.concatenate([np.diagonal(tiles[i, i]) for i in range(tiles.counts[0])]).mean())
     offset, absolute = targets.mean(0), chosen.ridge * diagonal
@@ -166,7 +166,7 @@ def _in_tiles(
         nonlocal done
         done += 1
         if done % TOLD == 0:
-            say(f"{done} products with the kernel ({time.perf_counter() - begun:.1f} s)")
+            log(f"{done} products with the kernel ({time.perf_counter() - begun:.1f} s)")
         return tiles.product(y.astype(np.float32))
 
     alpha, products = conjugate_gradients(

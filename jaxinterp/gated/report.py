@@ -65,7 +65,7 @@ def filters(preactivations: Sequence[Callable[[Any], Any]], shape: Sequence[int]
         rows.append(np.asarray(found.weights)[best].sum(-1))
         titles.append([f"unit {some[i]}" for i in best])
     figure = filter_sheet(np.stack(rows), names, titles)
-    summed = "Summed over colours, e" if shape[-1] > 1 else "E"
+    summed = "Summed over colors, e" if shape[-1] > 1 else "E"
     return Section(
         "What the gates look at",
         [
@@ -84,7 +84,7 @@ def overlaps(report: Report) -> Section:
     return Section(
         "Which sub-networks classes share",
         ["Mean over pairs of test images of the share of units that are open for both, class by class."],
-        [picture(figure, "Every layer has its own colours, from the least to the most.", "Overlap of gates", 900)],
+        [picture(figure, "Every layer has its own colors, from the least to the most.", "Overlap of gates", 900)],
     )
 
 

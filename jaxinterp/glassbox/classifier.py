@@ -1,8 +1,8 @@
-"""What follows a representation: standardise, reduce, classify, in closed form by scikit-learn.
+"""What follows a representation: standardize, reduce, classify, in closed form by scikit-learn.
 
     Φ ↦ (Φ − m) d ↦ PCA ↦ classifier
 
-Features are standardised before PCA, which would otherwise keep the directions in which whole orbits are bright, and
+Features are standardized before PCA, which would otherwise keep the directions in which whole orbits are bright, and
 the invariant and the equivariant block are weighed apart, for PCA by variance would keep the larger one.
 
 Linear discriminants and SVMs with two classes are affine in Φ: `GlassBoxClassifier.network` writes them, with all that
@@ -109,7 +109,7 @@ class AffinePCA(ClassifierMixin, BaseEstimator):
 
 
 def estimator(kind: Kind, classes: int, components: int = 100, seed: int = 0) -> Any:
-    """The last of the three layers: a scikit-learn estimator of standardised components.
+    """The last of the three layers: a scikit-learn estimator of standardized components.
 
     Linear discriminants have one closed form for any number of classes; all others decide between two, and between
     more by the votes of all pairs (libsvm's are in SVC).
@@ -146,7 +146,7 @@ def pipeline(
     equivariant_weight: int | float = 1.0,
     seed: int = 0,
 ) -> Pipeline:
-    """Standardise what varies, weigh the blocks, reduce, classify; not fitted yet.
+    """Standardize what varies, weigh the blocks, reduce, classify; not fitted yet.
 
     Args:
         kind: of the classifier.
@@ -253,8 +253,8 @@ class GlassBoxClassifier:
             The fitted classifier.
 
         Raises:
-            ValueError: see `check_training`, `choose_templates` and `jaxinterp.symmetry.groups.act`; images that are
-                not real numbers, or a seed that is no integer in [0, 2³²).
+            ValueError: see `check_training`, `choose_templates` and `symmetry.groups.transform`; images that are not
+                real numbers, or a seed that is no integer in [0, 2³²).
         """
         images, labels = _real(images), np.asarray(labels)
         check_training(images, labels, self.components)
@@ -307,7 +307,7 @@ class GlassBoxClassifier:
 
     @property
     def fitted(self) -> Pipeline:
-        """Standardisation, PCA and classifier.
+        """Standardization, PCA and classifier.
 
         Raises:
             ValueError: not fitted yet.
@@ -334,7 +334,7 @@ class GlassBoxClassifier:
         """The classifier's scores: (N,) of two classes, above 0 for the second; else (N, classes or pairs).
 
         Raises:
-            ValueError: a classifier that has none (nearest neighbours, naive Bayes, the perceptron).
+            ValueError: a classifier that has none (nearest neighbors, naive Bayes, the perceptron).
         """
         if not hasattr(self.fitted, "decision_function"):
             raise ValueError(
@@ -376,7 +376,7 @@ class GlassBoxClassifier:
         box = GlassBox(own.group, own.templates, own.invariants, own.equivariant, self.components, len(last.classes_))
         params = {
             "representation": {"orbit": {"templates": self.templates}},
-            "standardise": {"mean": mean, "scale": scale},
+            "standardize": {"mean": mean, "scale": scale},
             "reduction": {"kernel": reduction, "bias": -pca.mean_ @ reduction[used]},
             "classifier": {"kernel": coefficients, "bias": intercept},
         }

@@ -5,10 +5,10 @@ text could not: groups, templates, data and recipes are ours, no number of the p
 one.
 
     jaxinterp train RUN [key=value ...]        e.g. jaxinterp train glassbox/mnist-3-8 --seeds 0,1,2
-    jaxinterp evaluate runs/RUN                all classifiers and rivals, on upright and on rotated test images
+    jaxinterp evaluate runs/RUN                all classifiers and baselines, on upright and on rotated test images
     jaxinterp report runs/RUN                  report.html
 
-Training is one closed form: templates among upright training images, then standardisation, PCA and a linear
+Training is one closed form: templates among upright training images, then standardization, PCA and a linear
 discriminant. The single epoch that follows changes nothing; it measures. Rotated test images are the test images, each
 turned by an angle drawn uniformly from the whole circle.
 """
@@ -41,7 +41,7 @@ from jaxinterp.symmetry.invariants import Name
 from jaxinterp.train import ClassificationLoss, LossFn, softmax_cross_entropy
 
 Kinds = tuple[Literal["lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp"], ...]
-AUGMENTED = 4  # angles at which the rival of augmented pixels sees every training image
+AUGMENTED = 4  # angles at which the baseline of augmented pixels sees every training image
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class GlassBoxRun(Run):
         components: that the reduction keeps.
         per_class: training images of each class, the first ones.
         kinds: classifiers that are measured on the representation; the network's own is lda.
-        rivals: representations that are measured beside it: pixels, pixels of rotated training images, scattering.
+        baselines: representations that are measured beside it: pixels, pixels of rotated training images, scattering.
         equivariance_images: test images on which the laws are measured.
     """
 
@@ -73,7 +73,7 @@ class GlassBoxRun(Run):
     components: int = 120
     per_class: int = 2500
     kinds: Kinds = ("lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp")
-    rivals: tuple[Literal["pixels", "augmented", "scattering"], ...] = ("pixels", "augmented", "scattering")
+    baselines: tuple[Literal["pixels", "augmented", "scattering"], ...] = ("pixels", "augmented", "scattering")
     equivariance_images: int = 200
     flip: bool = False
     crop: int = 0
@@ -101,7 +101,9 @@ class GlassBoxRun(Run):
 
 
 PAIR = GlassBoxRun()
-MNIST = replace(PAIR, only=(), classes=10, components=200, per_class=1000, kinds=("lda", "svm_rbf"), rivals=("pixels",))
+MNIST = replace(
+    PAIR, only=(), classes=10, components=200, per_class=1000, kinds=("lda", "svm_rbf"), baselines=("pixels",)
+)
 DIGITS = replace(
     MNIST,
     dataset="digits",
@@ -127,7 +129,7 @@ RUNS: dict[str, Experiment[GlassBoxRun]] = {
     "glassbox/mnist-0-1": Experiment(replace(PAIR, only=(0, 1)), "ours: easy to tell", time=TIME, headline=False),
     "glassbox/mnist": Experiment(MNIST, "ours: ten classes"),
     "glassbox/cifar10-cat-dog": Experiment(
-        replace(PAIR, dataset="cifar10", channels=3, only=(3, 5), rivals=("pixels",)),
+        replace(PAIR, dataset="cifar10", channels=3, only=(3, 5), baselines=("pixels",)),
         "ours: natural images",
         headline=False,
     ),
@@ -147,7 +149,7 @@ def smoke(config: GlassBoxRun) -> GlassBoxRun:
         components=4,
         per_class=4,
         kinds=("lda", "svm_rbf"),
-        rivals=("pixels",),
+        baselines=("pixels",),
         equivariance_images=8,
     )
 
@@ -214,7 +216,7 @@ def loss_of(config: GlassBoxRun, model: nn.Module) -> LossFn:
 
 
 def initial(config: GlassBoxRun, variables: Any, prior: Any | None, data: Dataset) -> Any:
-    """The closed form: templates, standardisation, PCA and linear discriminant of the first images of each class.
+    """The closed form: templates, standardization, PCA and linear discriminant of the first images of each class.
 
     Raises:
         ConfigError: too few images for the templates or components.
@@ -249,9 +251,9 @@ def measure(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Every classifier on the representation and on its rivals, upright and rotated; separability; the group's law."""
+    """Every classifier on the representation and on its baselines, upright and rotated; separability; the group's law."""
     from sklearn.pipeline import Pipeline
 
     from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
@@ -278,7 +280,7 @@ def measure(
             predicted = [last.predict(part) for part in seen]
             found = [float((part == labels).mean()) for part in predicted]
             row["accuracy"][kind] = found
-            say(f"{name}, {kind}: upright {found[0]:.2%}, rotated {found[1]:.2%}")
+            log(f"{name}, {kind}: upright {found[0]:.2%}, rotated {found[1]:.2%}")
             if name == "orbit":
                 metrics.update({f"upright_accuracy_{kind}": found[0], f"rotated_accuracy_{kind}": found[1]})
                 metrics.update(_six_and_nine(config, kind, predicted[1], labels))
@@ -291,12 +293,12 @@ def measure(
     known, upright, moved = (own.transform(part) for part in (train, images, rotated))
     compare("orbit", config.kinds, (known, wanted), upright, moved, own.representation.blocks())
     few: Kinds = tuple(kind for kind in config.kinds if kind in ("lda", "svm_rbf"))
-    for rival in config.rivals:
-        made = _rival(rival, config, train, wanted, say)
+    for baseline in config.baselines:
+        made = _baseline(baseline, config, train, wanted, log)
         if made is not None:
             transform, fit = made
             upright, moved = transform(images), transform(rotated)
-            compare(rival, few, fit, upright, moved, {"features": slice(0, upright.shape[1])})
+            compare(baseline, few, fit, upright, moved, {"features": slice(0, upright.shape[1])})
     orbit = Orbit(group_of(config), config.templates)
     some = jnp.asarray(images[: config.equivariance_images])
     placed = {"params": variables["params"]["representation"]["orbit"]}
@@ -304,9 +306,9 @@ def measure(
     law = equivariance_error(respond, group_of(config), some, "orbit")[1:]
     none = equivariance_error(respond, group_of(config), some, lambda g, y: y)[1:]
     metrics |= {"equivariance_residual": float(law.max()), "equivariance_uncompensated": float(none.mean())}
-    say(f"E(h x)[g] = E(x)[g h] to {law.max():.2e} (without the permutation {none.mean():.2f})")
+    log(f"E(h x)[g] = E(x)[g h] to {law.max():.2e} (without the permutation {none.mean():.2f})")
     metrics["black_residual"] = black_residual(config, variables, images[: config.removal_images])
-    say(f"logits are their contributions and the logits of black to {metrics['black_residual']:.2e}")
+    log(f"logits are their contributions and the logits of black to {metrics['black_residual']:.2e}")
     return {"metrics": metrics, "representations": rows}
 
 
@@ -330,10 +332,10 @@ def _six_and_nine(
     return {f"rotated_6_9_confusion_{kind}": float(confused.mean())}
 
 
-def _rival(
-    name: str, config: GlassBoxRun, train: np.ndarray, wanted: np.ndarray, say: Callable[[str], None]
+def _baseline(
+    name: str, config: GlassBoxRun, train: np.ndarray, wanted: np.ndarray, log: Callable[[str], None]
 ) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
-    """A rival's features of images, and those that it is fitted to with their labels; None where it cannot be had."""
+    """A baseline's features of images, and those that it is fitted to with their labels; None where it cannot be had."""
 
     def pixels(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1)
@@ -345,7 +347,7 @@ def _rival(
         return pixels, (pixels(seen), np.tile(wanted, AUGMENTED))
     scattering = _scattering(config.image_shape[0])
     if scattering is None:
-        say("scattering: kymatio cannot be imported; left out")
+        log("scattering: kymatio cannot be imported; left out")
         return None
     return scattering, (scattering(train), wanted)
 
@@ -383,5 +385,5 @@ def reading(
 
 
 def sections(report: Report, split: Split) -> list[Section]:
-    """What the report of a glass box shows besides: classifiers and rivals, the orbit, its contributions."""
+    """What the report of a glass box shows besides: classifiers and baselines, the orbit, its contributions."""
     return glassbox_page.sections(report, build(report.config))

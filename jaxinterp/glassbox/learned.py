@@ -115,7 +115,7 @@ ALEXNET = TwinRun(
     rotated=False,
     flip=True,
     crop=2,
-    optimiser="sgd",
+    optimizer="sgd",
     learning_rate=0.05,
     momentum=0.9,
     weight_decay=5e-4,
@@ -159,7 +159,7 @@ RUNS: dict[str, Experiment[TwinRun]] = {
     **{
         f"glassbox/mnist-{a}-{b}-p4": Experiment(
             replace(P4, features=(*P4.features[:-1], 2), only=(a, b), classes=2, images=None, rotated=False, epochs=5),
-            "ours: the learned rival of the pair, upright training images",
+            "ours: the learned baseline of the pair, upright training images",
             time="8 min on one busy CPU core",
             headline=False,
         )
@@ -251,7 +251,7 @@ def measure(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Parameters, and the accuracy on test images that are turned, where those of the run are upright."""
     metrics = {"parameters": float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))}
@@ -259,5 +259,5 @@ def measure(
         model = build(config)
         logits = predict(lambda v, x: model.apply(v, x), variables, turned(images, config.seed), config.eval_batch)
         metrics["rotated_accuracy"] = float((logits.argmax(1) == labels).mean())
-        say(f"test accuracy {metrics['rotated_accuracy']:.2%} on the same images, turned")
+        log(f"test accuracy {metrics['rotated_accuracy']:.2%} on the same images, turned")
     return {"metrics": metrics}

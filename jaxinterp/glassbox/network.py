@@ -2,7 +2,7 @@
 
     E(x)[g, k] = ⟨x, g⁻¹ t_k⟩ = ⟨g x, t_k⟩        representation: templates t_k × a group, one matrix product
     Φ(x) = (I(E), E)                              what does not change with g (`symmetry.invariants`), and what does
-    logits = V (P D (Φ − m)) + c                  standardise, reduce the dimension (PCA), classify
+    logits = V (P D (Φ − m)) + c                  standardize, reduce the dimension (PCA), classify
 
 The unfolded convolution layer of the paper's abstract: a convolution answers an image by the inner products of shifted
 templates with it, and shifts are one group of many. E is equivariant, E(h x)[g] = E(x)[g h], by a permutation that is
@@ -11,7 +11,7 @@ known and need not be fitted. Nothing is trained by descent: templates are train
 
 Freezing. Invariants here are homogeneous of degree 1, so with their derivatives held they are linear in E with the same
 value (Euler), and the logits are affine in the image: contributions of pixels, and of every (template, group element)
-at `at="representation/orbit"`, sum to the logit.
+at `layer="representation/orbit"`, sum to the logit.
 
 After "Analytical interpretation of the glass-box CNN" (arXiv 2101.10443), of which the abstracts could be read and the
 text could not: the design is ours.
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.nn.layers import Layer
 from jaxinterp.symmetry.groups import Group, is_exact, orbit
-from jaxinterp.symmetry.invariants import CYCLIC, INVARIANTS, Name, held
+from jaxinterp.symmetry.invariants import CYCLIC, INVARIANTS, Name, linearized
 
 
 def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Array, "d g k"]:
@@ -46,9 +46,9 @@ def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Arra
     window = jnp.asarray(_window(group, height, width), templates.dtype)[None, None, :, :, None]
     moved = orbit(group.inverses, templates)
     mean = (moved * window).sum((2, 3, 4), keepdims=True) / (window.sum() * channels)
-    centred = (moved - mean) * window
-    square = (centred**2).sum((2, 3, 4), keepdims=True)
-    unit = centred / jnp.sqrt(jnp.where(square > 0, square, 1))
+    centered = (moved - mean) * window
+    square = (centered**2).sum((2, 3, 4), keepdims=True)
+    unit = centered / jnp.sqrt(jnp.where(square > 0, square, 1))
     return unit.reshape(k, len(group), -1).transpose(2, 1, 0)
 
 
@@ -141,7 +141,7 @@ class OrbitRepresentation(Layer):
 
     def features(self, e: Float[Array, "n g k"], frozen: bool = False) -> Float[Array, "n f"]:
         """The same of responses E, (N, |G|, K)."""
-        blocks = [held(INVARIANTS[n], e) if frozen else INVARIANTS[n](e) for n in self.invariants]
+        blocks = [linearized(INVARIANTS[n], e) if frozen else INVARIANTS[n](e) for n in self.invariants]
         return jnp.concatenate([*blocks, e.reshape(len(e), -1)] if self.equivariant else blocks, axis=1)
 
     def blocks(self) -> dict[str, slice]:
@@ -152,19 +152,19 @@ class OrbitRepresentation(Layer):
         return found | ({"equivariant": slice(invariant, invariant + e.size)} if self.equivariant else {})
 
 
-class Standardise(Layer):
+class Standardize(Layer):
     """(Φ − m) d, feature by feature."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-        """The standardised features, (N, F)."""
+        """The standardized features, (N, F)."""
         mean = self.param("mean", nn.initializers.zeros, x.shape[1:], self.param_dtype)
         scale = self.param("scale", nn.initializers.ones, x.shape[1:], self.param_dtype)
         return (x - mean[None]) * scale[None]
 
 
 class GlassBox(Layer):
-    """Representation, standardisation, dimension reduction and a linear classifier, as one network.
+    """Representation, standardization, dimension reduction and a linear classifier, as one network.
 
     Attributes:
         group: the group.
@@ -203,7 +203,7 @@ class GlassBox(Layer):
         Returns:
             (N, classes).
         """
-        features = Standardise(name="standardise", **self.shared)(self.representation(x, frozen))
+        features = Standardize(name="standardize", **self.shared)(self.representation(x, frozen))
         reduced = nn.Dense(self.components, param_dtype=self.param_dtype, name="reduction")(features)
         return nn.Dense(self.classes, param_dtype=self.param_dtype, name="classifier")(reduced)
 

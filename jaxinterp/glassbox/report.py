@@ -1,4 +1,4 @@
-"""What only glass boxes show in their report: classifiers and rivals, the orbit of an image, templates that decided."""
+"""What only glass boxes show in their report: classifiers and baselines, the orbit of an image, templates that decided."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.glassbox.figures import deciding_templates, orbit_rows
 from jaxinterp.glassbox.network import GlassBox, Orbit
 from jaxinterp.recipe.page import Reading, Report, first_of_each_class
-from jaxinterp.symmetry.groups import act
+from jaxinterp.symmetry.groups import transform
 
 SHOWN, BEST = 24, 7  # templates whose responses are drawn, and templates that are drawn themselves
 
@@ -34,8 +34,8 @@ def _classifiers(report: Report) -> Section:
     return Section(
         "Classifiers and representations, upright and rotated",
         [
-            "All are fitted to the same upright images (the rival of augmented pixels to rotated copies of them too), "
-            "and every representation is standardised and reduced in the same way. Rotated: every test image is turned "
+            "All are fitted to the same upright images (the baseline of augmented pixels to rotated copies of them too), "
+            "and every representation is standardized and reduced in the same way. Rotated: every test image is turned "
             "by an angle of its own. J, of the features as they are, is the distance of class means over the width of "
             "classes; a representation with a larger J need not classify better, so the accuracies stand beside it."
         ],
@@ -48,7 +48,7 @@ def _orbit(report: Report, model: GlassBox) -> Section:
     chosen = first_of_each_class(report.labels, 1)
     x = jnp.asarray(report.images[chosen])
     places = [0, len(model.group) // 8 or 1, len(model.group) // 2]
-    moved = jnp.concatenate([act(model.group, g, x) for g in places])
+    moved = jnp.concatenate([transform(model.group, g, x) for g in places])
     placed = report.subject.variables["params"]["representation"]["orbit"]
     responses = np.asarray(Orbit(model.group, model.templates).apply({"params": placed}, moved))[:, :, :SHOWN]
     figure = orbit_rows(np.asarray(moved), responses, ["as it is", *(f"moved by element {g}" for g in places[1:])])
@@ -93,7 +93,9 @@ def _deciding(
     templates = jnp.asarray(subject.variables["params"]["representation"]["orbit"]["templates"])
     turned = np.stack(
         [
-            np.concatenate([act(model.group.inverses, int(g), templates[k][None]) for k, g in zip(*row, strict=True)])
+            np.concatenate(
+                [transform(model.group.inverses, int(g), templates[k][None]) for k, g in zip(*row, strict=True)]
+            )
             for row in zip(best, strongest, strict=True)
         ]
     )

@@ -28,7 +28,7 @@ class TemplateShares(NamedTuple):
 def template_shares(
     apply_frozen: Callable[..., Float[Array, "batch classes"]],
     x: Float[Array, "batch h w c"],
-    at: str,
+    layer: str,
     targets: Targets = None,
     *,
     variables: Any,
@@ -38,7 +38,7 @@ def template_shares(
     Args:
         apply_frozen: (variables, x) ↦ logits, affine once its coefficients are held, as `decompose` takes it.
         x: images, (batch, H, W, C).
-        at: path of the layer, such as "trunk/conv_0/conv"; its channels are the templates.
+        layer: path of the layer, such as "trunk/conv_0/conv"; its channels are the templates.
         targets: see `decompose`.
         variables: the model's variables.
 
@@ -48,7 +48,7 @@ def template_shares(
     Raises:
         ValueError: see `decompose`.
     """
-    parts = decompose(apply_frozen, x, targets, at, variables=variables)
+    parts = decompose(apply_frozen, x, targets, layer, variables=variables)
     contributions = parts.contributions.reshape(*parts.logits.shape, -1, parts.contributions.shape[-1]).sum(2)
     sizes = jnp.abs(contributions)
     whole = sizes.sum(-1, keepdims=True)

@@ -49,7 +49,7 @@ class ConvNorm(Layer):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n h2 w2 features"]:
-        """Convolve, normalise with the batch's statistics (train) or the running ones, rectify."""
+        """Convolve, normalize with the batch's statistics (train) or the running ones, rectify."""
         y = nn.Conv(
             self.features,
             (3, 3),
@@ -141,7 +141,7 @@ class ResNetTrunk(ConvNet):
         blocks = 3 * per_stage if self.blocks is None else self.blocks
         if not 0 <= blocks <= 3 * per_stage:
             raise ValueError(f"blocks = {blocks}, expected 0 to {3 * per_stage} for depth {self.depth}")
-        x = self.standardise(x)
+        x = self.standardize(x)
         x = ConvNorm(self.width, name="stem", **self.shared)(x, train, frozen)
         for i in range(blocks):
             stage, position = divmod(i, per_stage)
@@ -176,7 +176,7 @@ class VGGTrunk(ConvNet):
             raise ValueError(f"depth = {self.depth}, expected one of {', '.join(map(str, VGG_STAGES))}")
         if min(x.shape[1:3]) < 32:
             raise ValueError(f"x has {x.shape[1]}x{x.shape[2]} pixels, expected at least 32x32: five poolings")
-        x = self.standardise(x)
+        x = self.standardize(x)
         first = 0
         for stage, convolutions in enumerate(VGG_STAGES[self.depth]):
             features = self.width * 2 ** min(stage, 3)
@@ -325,7 +325,7 @@ class AlexNet(ConvNet):
                 f"expected multiples of side = {self.side}"
             )
         own: dict[str, Any] = {"kernel_init": nn.initializers.he_normal(), "param_dtype": self.param_dtype}
-        x = self.standardise(x)
+        x = self.standardize(x)
         for i, (features, kernel) in enumerate(zip(self.widths, (self.kernel, 5, 3, 3, 3), strict=True)):
             strides, padding = (self.strides, self.padding) if i == 0 else (1, kernel // 2)
             x = nn.Conv(

@@ -26,7 +26,7 @@ class BatchNorm(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h w c"]:
-        """Normalise with the batch's statistics (train) or the running ones, in float32 or wider.
+        """Normalize with the batch's statistics (train) or the running ones, in float32 or wider.
 
         Args:
             x: (N, H, W, C).

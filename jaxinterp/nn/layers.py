@@ -29,7 +29,7 @@ class Layer(nn.Module, kw_only=True):
 
 
 class ConvNet(Layer, kw_only=True):
-    """A network that may centre and scale its images itself.
+    """A network that may center and scale its images itself.
 
     Attributes:
         mean: per-channel mean that is subtracted from images in [0, 1], or None for 0.
@@ -39,7 +39,7 @@ class ConvNet(Layer, kw_only=True):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def standardise(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def standardize(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """(x − mean) / std."""
         for name, value in (("mean", self.mean), ("std", self.std)):
             if value is not None and len(value) != x.shape[-1]:

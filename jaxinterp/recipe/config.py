@@ -43,7 +43,7 @@ class Experiment(Generic[Config]):
 
 @dataclass(frozen=True)
 class Run:
-    """What the runs of all papers have: data, optimiser, evaluation; the defaults are for CIFAR-10.
+    """What the runs of all papers have: data, optimizer, evaluation; the defaults are for CIFAR-10.
 
     Attributes:
         dataset: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
@@ -60,7 +60,7 @@ class Run:
         rand_augment_kind: its table of operations, that of UDA or timm's.
         rand_augment_first: before flip and crop instead of after them.
         dtype: type of the large products in training; what is measured and explained runs in float32.
-        optimiser: adam, adamw or sgd.
+        optimizer: adam, adamw or sgd.
         learning_rate: peak rate.
         epsilon: Adam's ε.
         momentum: SGD's.
@@ -74,17 +74,17 @@ class Run:
         floor: last rate of cosine_by_epoch.
         warmup_epochs: epochs in which cosine_by_epoch rises from 1e-4.
         epochs: passes over the training images.
-        batch_size: images of one optimiser step.
+        batch_size: images of one optimizer step.
         accumulate: micro-batches in which they are computed.
         validation: share of the training images held out to choose the best epoch.
         watch_test: look at the test images after every epoch, for papers that print the highest of these accuracies;
             nothing is chosen by it.
-        seed: seed of initialisation, order and augmentation.
-        grid_sizes: images along one side of the grids on which localisation is measured.
+        seed: seed of initialization, order and augmentation.
+        grid_sizes: images along one side of the grids on which localization is measured.
         grids: most grids of each size; fewer where images are not enough.
         eligible: images of the grids: those predicted right with p > 0.5, or all (for tests).
         removal_images: first so many test images are used for pixel removal and completeness.
-        occlusion: window sizes of the occlusion rivals in pixels.
+        occlusion: window sizes of the occlusion baselines in pixels.
         occlusion_stride: step of their windows in pixels.
         eval_batch: images of one evaluation batch.
     """
@@ -104,7 +104,7 @@ class Run:
     rand_augment_kind: Literal["uda", "timm"] = "uda"
     rand_augment_first: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
     epsilon: float = 1e-8
     momentum: float = 0.0

@@ -1,4 +1,4 @@
-"""What is measured of every trained network: accuracy, localisation, pixel removal and completeness."""
+"""What is measured of every trained network: accuracy, localization, pixel removal and completeness."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import Targets
 from jaxinterp.explain.explainable import OURS, Images, Method, Subject
-from jaxinterp.explain.metrics import completeness, localisation, pixel_removal, sample_grids
+from jaxinterp.explain.metrics import completeness, grid_pointing_game, pixel_deletion, sample_grids
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Maps = Float[np.ndarray, "classes height width"]
 
 
@@ -31,7 +31,7 @@ def measure(
     removal_images: int,
     batch: int,
     seed: int,
-    say: Say,
+    log: Log,
 ) -> tuple[dict[str, Any], dict[str, Maps]]:
     """Measure a trained network and all explanations of it on test images.
 
@@ -46,10 +46,10 @@ def measure(
         removal_images: how many images, in file order, pixel removal and completeness look at.
         batch: images of one pass of these.
         seed: seed of the grids.
-        say: told about each measurement as it is made.
+        log: called with a line about each measurement.
 
     Returns:
-        JSON values: `metrics` (name → number), and what they come from: `localisation` (size → method → scores),
+        JSON values: `metrics` (name → number), and what they come from: `grid_pointing_game` (size → method → scores),
         `removal` (method → curve) at `fractions`, `residuals`. And every method's maps of the first grid of the first
         size, to be drawn: those of the classes in its first column, (n, n·H, n·W).
 
@@ -59,7 +59,7 @@ def measure(
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2.
     """
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
-    found: dict[str, Any] = {"metrics": metrics, "localisation": {}, "grids": {}}
+    found: dict[str, Any] = {"metrics": metrics, "localization": {}, "grids": {}}
     first_maps: dict[str, Maps] = {}
     sure = subject.odds(logits["last"]) if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
     for n in sizes:
@@ -67,22 +67,22 @@ def measure(
         try:
             drawn = sample_grids(sure, labels, n=n, count=grids, key=jax.random.key(seed))
         except ValueError as error:
-            raise ConfigError(f"localisation {size}: {error}") from error
+            raise ConfigError(f"localization {size}: {error}") from error
         found["grids"][size] = {
             "grids": len(drawn.images),
             "eligible_images": drawn.eligible,
             "first_images": drawn.images[0].tolist(),
             "first_classes": drawn.classes[0].tolist(),
         }
-        found["localisation"][size] = {}
+        found["localization"][size] = {}
         for name, method in subject.methods().items():
             start = time.perf_counter()
             watched = partial(_watched, method, partial(first_maps.setdefault, name), n) if n == sizes[0] else method
-            scores = localisation(watched, jnp.asarray(images), drawn)
-            metrics[f"localisation_{size}_median{_suffix(name)}"] = scores.quartiles[1]
-            found["localisation"][size][name] = scores.scores.ravel().round(6).tolist()
+            scores = grid_pointing_game(watched, jnp.asarray(images), drawn)
+            metrics[f"localization_{size}_median{_suffix(name)}"] = scores.quartiles[1]
+            found["localization"][size][name] = scores.scores.ravel().round(6).tolist()
             spent = time.perf_counter() - start
-            say(f"localisation {size}, {len(drawn.images)} grids, {name}: {scores.quartiles[1]:.3f} ({spent:.1f} s)")
+            log(f"localization {size}, {len(drawn.images)} grids, {name}: {scores.quartiles[1]:.3f} ({spent:.1f} s)")
 
     images, labels = images[:removal_images], labels[:removal_images]
     found["removal"] = {}
@@ -93,7 +93,7 @@ def measure(
             x, y = jnp.asarray(images[i : i + batch]), jnp.asarray(labels[i : i + batch])
             maps = method(x, y)[:, 0]
             parts.append(
-                pixel_removal(
+                pixel_deletion(
                     subject.predict,
                     subject.encode(x),
                     maps,
@@ -107,14 +107,14 @@ def measure(
         found["removal"][name] = curve.round(6).tolist()
         found["fractions"] = parts[0].fractions.tolist()
         spent = time.perf_counter() - start
-        say(f"pixel removal, {len(images)} images, {name}: {curve.mean():.3f} ({spent:.1f} s)")
+        log(f"pixel removal, {len(images)} images, {name}: {curve.mean():.3f} ({spent:.1f} s)")
 
     residuals = np.concatenate(
         [relative_residuals(subject, images[i : i + batch]) for i in range(0, len(images), batch)]
     )
     metrics["completeness_residual"] = float(np.abs(residuals).max())
     found["residuals"] = residuals.ravel().tolist()
-    say(f"completeness, {len(images)} images, all classes: largest residual {metrics['completeness_residual']:.1e}")
+    log(f"completeness, {len(images)} images, all classes: largest residual {metrics['completeness_residual']:.1e}")
     return found, first_maps
 
 

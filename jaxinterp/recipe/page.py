@@ -1,4 +1,4 @@
-"""The report of a trained run: what it learned, its maps, and its explanations measured against their rivals."""
+"""The report of a trained run: what it learned, its maps, and its explanations measured against their baselines."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
 from jaxinterp.explain.explainable import Subject, summed
-from jaxinterp.explain.metrics import tile
+from jaxinterp.explain.metrics import tile_grid
 from jaxinterp.figures.curves import (
-    localisation_boxes,
+    localization_boxes,
     method_style,
     removal_curves,
     residual_histogram,
     training_curves,
 )
 from jaxinterp.figures.html import Page, Picture, Section, Table, picture
-from jaxinterp.figures.maps import colour_weights, panel
+from jaxinterp.figures.maps import color_weights, panel
 from jaxinterp.recipe.config import shown
 
 
@@ -127,11 +127,11 @@ def compose_page(report: Report) -> Page:
     metrics, last = report.found["metrics"], report.history[-1] if report.history else {}
     residual = metrics["completeness_residual"]
     tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
-    for size in list(report.found["localisation"])[:1]:
-        key = f"localisation_{size}_median"
-        rival = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
-        tiles[f"localisation {size}, median"] = f"{metrics[key]:.3f}"
-        tiles[f"best rival: {method_style(rival.removeprefix(f'{key}_'))[0]}"] = f"{metrics[rival]:.3f}"
+    for size in list(report.found["localization"])[:1]:
+        key = f"localization_{size}_median"
+        baseline = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
+        tiles[f"localization {size}, median"] = f"{metrics[key]:.3f}"
+        tiles[f"best baseline: {method_style(baseline.removeprefix(f'{key}_'))[0]}"] = f"{metrics[baseline]:.3f}"
     constant = report.subject.constant
     if report.subject.bias is not None:
         constant = f"the constant {report.subject.bias:.3f}"
@@ -140,7 +140,7 @@ def compose_page(report: Report) -> Page:
         subtitle=f"{report.source} · data set {report.config.dataset} · {len(report.labels)} test images · "
         f"seed {report.config.seed} · {last.get('epoch', '?')} epochs",
         exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the "
-        f" largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localisation "
+        f" largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localization "
         "and removal are measurements on test images, and post-hoc maps are approximations.",
         tiles={
             **tiles,
@@ -150,7 +150,7 @@ def compose_page(report: Report) -> Page:
         sections=[
             _explanations(report),
             *([_levels(report)] if report.subject.layers else []),
-            *([_localisation(report)] if report.found["localisation"] else []),
+            *([_localization(report)] if report.found["localization"] else []),
             *report.further,
             _removal(report),
             _completeness(report),
@@ -162,7 +162,7 @@ def compose_page(report: Report) -> Page:
 
 
 def _explanations(report: Report) -> Section:
-    """The first test images, the first wrong ones, and the weights in colour where images have colours."""
+    """The first test images, the first wrong ones, and the weights in color where images have colors."""
     chosen = first_of_each_class(report.labels, 5)
     wrong = np.flatnonzero(report.logits.argmax(1) != report.labels)[:5]
     both = np.concatenate([chosen, wrong])
@@ -185,9 +185,9 @@ def _explanations(report: Report) -> Section:
     if len(wrong):
         caption = f"The first of {np.sum(report.logits.argmax(1) != report.labels)} test images that are misread."
         pictures.append(drawn(slice(len(chosen), None), caption, "Misread test images and their contribution maps"))
-    if report.subject.at is None and parts.weights.shape[-1] == 6:
+    if report.subject.layer is None and parts.weights.shape[-1] == 6:
         shown = slice(len(chosen))
-        pictures.append(_colours(report, chosen, parts.weights[shown, :1], parts.contributions[shown, :1]))
+        pictures.append(_colors(report, chosen, parts.weights[shown, :1], parts.contributions[shown, :1]))
     return Section(
         "What speaks for and against each class",
         [
@@ -198,14 +198,14 @@ def _explanations(report: Report) -> Section:
     )
 
 
-def _colours(report: Report, chosen: Int[np.ndarray, " m"], weights: Array, contributions: Array) -> Picture:
-    """The weights of the likeliest class, in the colours that they look for."""
-    drawn = colour_weights(np.asarray(weights), np.asarray(contributions.sum(-1)))
+def _colors(report: Report, chosen: Int[np.ndarray, " m"], weights: Array, contributions: Array) -> Picture:
+    """The weights of the likeliest class, in the colors that they look for."""
+    drawn = color_weights(np.asarray(weights), np.asarray(contributions.sum(-1)))
     titles = [[f"{report.classes[k]}: weights"] for k in report.logits[chosen].argmax(1)]
     return picture(
         panel(report.images[chosen], drawn, titles),
-        "The dynamic weights of the likeliest class, in the colours that they look for; opaque where they matter.",
-        "Test images and colour renderings of their weights",
+        "The dynamic weights of the likeliest class, in the colors that they look for; opaque where they matter.",
+        "Test images and color renderings of their weights",
         300,
     )
 
@@ -215,7 +215,7 @@ def _levels(report: Report) -> Section:
     chosen = first_of_each_class(report.labels, 4)
     images, top = report.images[chosen], report.logits[chosen].argmax(1)
     maps = np.concatenate([np.asarray(level) for level in report.subject.levels(images, top)], axis=1)
-    names = [report.subject.at or "input", *report.subject.layers]
+    names = [report.subject.layer or "input", *report.subject.layers]
     titles = [[name.replace("layer_", "after layer ") for name in names]] * len(chosen)
     predicted = [f"as {report.classes[k]}" for k in top]
     figure = panel(images, maps, titles, predicted, scale="map")
@@ -233,21 +233,21 @@ def _levels(report: Report) -> Section:
     )
 
 
-def _localisation(report: Report) -> Section:
+def _localization(report: Report) -> Section:
     pictures = []
-    for size, scores in report.found["localisation"].items():
+    for size, scores in report.found["localization"].items():
         grids = report.found["grids"][size]
         caption = (
             f"{size}: {grids['grids']} grids, {int(size[0]) ** 2} scores each, from {grids['eligible_images']} "
             "eligible images. Diamonds are means."
         )
-        pictures.append(picture(localisation_boxes(scores, int(size[0]) ** 2), caption, f"Box plot, {size} grids", 495))
+        pictures.append(picture(localization_boxes(scores, int(size[0]) ** 2), caption, f"Box plot, {size} grids", 495))
     return Section(
-        "Localisation: is the evidence where the object is?",
+        "Localization: is the evidence where the object is?",
         [
-            "Confidently recognised test images of different classes are tiled into a grid. For every class in it, "
+            "Confidently recognized test images of different classes are tiled into a grid. For every class in it, "
             "the score is the share of its positive evidence that lies on its own image: 1 is perfect, a uniform map "
-            "scores 1/9 or 1/4. Only positive evidence counts. The rivals explain the same network."
+            "scores 1/9 or 1/4. Only positive evidence counts. The baselines explain the same network."
         ],
         [*pictures, _one_grid(report)],
     )
@@ -258,7 +258,7 @@ def _one_grid(report: Report) -> Picture:
     size, grids = next(iter(report.found["grids"].items()))
     members, classes = np.array(grids["first_images"]), np.array(grids["first_classes"])
     cells = np.arange(len(classes))[: int(size[0])]
-    mosaic = np.asarray(tile(jnp.asarray(report.images[members])[None]))
+    mosaic = np.asarray(tile_grid(jnp.asarray(report.images[members])[None]))
     maps = np.stack(list(report.first_maps.values()), axis=1)
     titles = [[method_style(name)[0] for name in report.first_maps]] * len(cells)
     names = [f"{report.classes[classes[k]]} (row {k % int(size[0]) + 1}, column 1)" for k in cells]

@@ -33,7 +33,7 @@ from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.tracing import activation_names, footprint, in_chunks, require_levels, unjitted
 from jaxinterp.nn.losses import softmax_cross_entropy
 from jaxinterp.nn.patches import patches
-from jaxinterp.symmetry.groups import Group, act
+from jaxinterp.symmetry.groups import Group, transform
 
 ABOVE_CHANCE = 0.1
 """Share of the way from chance to certainty below which no channel is called invariant: there is nothing to keep."""
@@ -90,7 +90,7 @@ class LayerEquivariance(NamedTuple):
 
 
 @cache
-def cut(apply: Callable[..., Array], at: str) -> tuple[Callable[..., Array], Callable[..., Array]]:
+def split_network(apply: Callable[..., Array], at: str) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """A network in two, before and after the output of a submodule; both are compiled once.
 
     Args:
@@ -105,7 +105,7 @@ def cut(apply: Callable[..., Array], at: str) -> tuple[Callable[..., Array], Cal
         ValueError: when called, if there is no such submodule, or if `z` is not of its output's shape and type.
 
     Example:
-        >>> phi, head = cut(nn.Sequential([nn.Dense(3), nn.Dense(2)]).apply, "layers_0")
+        >>> phi, head = split_network(nn.Sequential([nn.Dense(3), nn.Dense(2)]).apply, "layers_0")
     """
     apply = unjitted(apply)
 
@@ -122,7 +122,7 @@ def cut(apply: Callable[..., Array], at: str) -> tuple[Callable[..., Array], Cal
         with nn.intercept_methods(swap):
             logits = apply(variables, x)
         if not seen:
-            raise ValueError(f"at: got {at!r}, expected a Flax submodule that is called, and not traced before")
+            raise ValueError(f"layer: got {at!r}, expected a Flax submodule that is called, and not traced before")
         return logits, seen[0]
 
     def phi(variables: Any, x: Array) -> Array:
@@ -151,7 +151,7 @@ def _sites(z: Array) -> Array:
 
 def _move(group: Group, g: int, z: Array) -> Array:
     """The map with its sites moved; without positions, as it is."""
-    return act(group, g, _sites(z)) if z.ndim > 2 else _sites(z)
+    return transform(group, g, _sites(z)) if z.ndim > 2 else _sites(z)
 
 
 def _transform(group: Group, g: int, filters: Array, bias: Array, z: Array) -> Array:
@@ -269,7 +269,7 @@ def fit_map(
     support: int = 3,
     ridge: int | float = 1e-3,
     *,
-    memory: int = 1 << 29,
+    max_bytes: int = 1 << 29,
 ) -> EquivariantMap:
     """The map M with φ(g x) ≈ M φ(x) by ridge regression on all sites of all images, in closed form.
 
@@ -283,7 +283,7 @@ def fit_map(
         g: which element, in [0, |G|).
         support: side m of the filters in sites, odd.
         ridge: λ > 0, as a share of the mean diagonal of the patches' scatter matrix.
-        memory: bytes that a part's patches may take by estimate.
+        max_bytes: bytes that a part's patches may take by estimate.
 
     Returns:
         The map, float32.
@@ -295,11 +295,11 @@ def fit_map(
     Example:
         >>> from jaxinterp.symmetry.groups import flips
         >>> z = jax.random.normal(jax.random.key(0), (8, 4, 4, 2))
-        >>> swapped = fit_map(z, act(flips(), 1, z)[..., ::-1], flips(), 1, support=1, ridge=1e-6)
+        >>> swapped = fit_map(z, transform(flips(), 1, z)[..., ::-1], flips(), 1, support=1, ridge=1e-6)
         >>> (swapped.filters[0, 0].round(3) + 0.0).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
 
-    Source: Lenc & Vedaldi 2015, regression with the support restricted to m×m neighbours.
+    Source: Lenc & Vedaldi 2015, regression with the support restricted to m×m neighbors.
     """
     _require_settings(support, ridge)
     _require_activations("phi_x", phi_x.shape)
@@ -307,7 +307,7 @@ def fit_map(
         raise ValueError(f"phi_gx: got {phi_gx.shape}, expected {phi_x.shape} as of phi_x")
     support = _require_images("phi_x", len(phi_x), phi_x.shape, support)
     regression = _Regression(group, g, support)
-    size = max(1, memory // _bytes(phi_x.shape, support))
+    size = max(1, max_bytes // _bytes(phi_x.shape, support))
     with jax.default_matmul_precision("highest"):
         for _, real, (source, target) in padded_batches(size, phi_x, phi_gx):
             regression.add(source, target, real)
@@ -336,7 +336,7 @@ def refine_map(
             `jax.tree_util.Partial` and `given=(x,)`; compiled once for as long as it is the same function.
         z: activations before the map, (N, h, w, D), (N, h, w, |G|, K) or (N, D).
         labels: (N,), in [0, classes).
-        steps: of the optimiser, ≥ 1.
+        steps: of the optimizer, ≥ 1.
         rate: learning rate, > 0.
         key: of the batches.
         given: arrays that belong to the examples, (N, ...) each; `head` gets them after z.
@@ -414,8 +414,8 @@ def row_ratios(map: EquivariantMap) -> Float[np.ndarray, " d"]:
     Source: Lenc & Vedaldi 2015, on invariant channels.
     """
     filters = np.asarray(map.filters, np.float64)
-    others, centre, channels = filters.copy(), filters.shape[0] // 2, np.arange(filters.shape[-1])
-    others[centre, centre, channels, channels] = 0
+    others, center, channels = filters.copy(), filters.shape[0] // 2, np.arange(filters.shape[-1])
+    others[center, center, channels, channels] = 0
     rest, whole = (np.sqrt((rows**2).sum((0, 1, 2))) for rows in (others, filters))
     return rest / np.maximum(whole, np.finfo(np.float64).tiny)
 
@@ -436,9 +436,9 @@ def with_identity_rows(map: EquivariantMap, count: int) -> EquivariantMap:
     if not 0 <= count <= len(map.bias):
         raise ValueError(f"count: got {count}, expected 0 to {len(map.bias)} rows")
     rows = np.argsort(row_ratios(map), kind="stable")[:count]
-    filters, bias, centre = np.array(map.filters), np.array(map.bias), map.filters.shape[0] // 2
+    filters, bias, center = np.array(map.filters), np.array(map.bias), map.filters.shape[0] // 2
     filters[:, :, :, rows], bias[rows] = 0, 0
-    filters[centre, centre, rows, rows] = 1
+    filters[center, center, rows, rows] = 1
     return map._replace(filters=jnp.asarray(filters), bias=jnp.asarray(bias))
 
 
@@ -457,7 +457,7 @@ def layer_equivariance(
     steps: int = 0,
     rate: int | float = 1e-3,
     key: PRNGKeyArray | None = None,
-    memory: int = 1 << 29,
+    max_bytes: int = 1 << 29,
 ) -> list[LayerEquivariance]:
     """How far every layer is from equivariant to g, and how well a map of its features undoes g for the classifier.
 
@@ -483,7 +483,7 @@ def layer_equivariance(
             activations of these images are all kept in memory.
         rate: learning rate of these steps.
         key: of these steps; default `jax.random.key(0)`.
-        memory: bytes that one pass may take by estimate.
+        max_bytes: bytes that one pass may take by estimate.
 
     Returns:
         A `LayerEquivariance` for each of `at`.
@@ -495,7 +495,7 @@ def layer_equivariance(
     Source: Lenc & Vedaldi 2015; the residuals as numbers are ours.
     """
     if isinstance(at, str):
-        raise ValueError(f"at: got {at!r}, expected a list of paths")
+        raise ValueError(f"layer: got {at!r}, expected a list of paths")
     _require_settings(support, ridge)
     _require_steps(steps, 0, rate)
     if not 1 <= train < len(images):
@@ -511,11 +511,11 @@ def layer_equivariance(
     if not 0 <= int(labels.min()) <= int(labels.max()) < found.shape[1]:
         raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected classes in [0, {found.shape[1]})")
     require_finite("images", images)
-    act(group, g, images[:1])  # refuses an element or images before anything is computed
+    transform(group, g, images[:1])  # refuses an element or images before anything is computed
     shapes = {level: shape for level, shape in activation_names(bound, images[:1]).items() if level in at}
     supports = {}
     for level in at:
-        _require_activations(f"at: {level!r}", shapes[level])
+        _require_activations(f"layer: {level!r}", shapes[level])
         supports[level] = _require_images(f"train: at {level!r}", train, shapes[level], support)
 
     back = Group(f"{group.name} inverted", tuple(element.inverse() for element in group.elements), group.period)
@@ -524,21 +524,21 @@ def layer_equivariance(
     held = (images[train:], labels[train:])
     with jax.default_matmul_precision("highest"):
         right = partial(_right, apply, group, variables)
-        accuracy, moved = (_share(in_chunks(partial(right, np.int32(e)), held, forward, memory)) for e in (0, g))
+        accuracy, moved = (_share(in_chunks(partial(right, np.int32(e)), held, forward, max_bytes)) for e in (0, g))
         results = []
         for i, level in enumerate(at):
             layer = _Layer(apply, level, group, back, g)
             each = 2 * forward + _bytes(shapes[level], supports[level])
             forth, undo = (_Regression(motions, g, supports[level]) for motions in (group, back))
-            for _, real, (x,) in padded_batches(max(1, memory // each), images[:train]):
+            for _, real, (x,) in padded_batches(max(1, max_bytes // each), images[:train]):
                 z, z_moved = _activations(layer, variables, x)
                 forth.add(z, z_moved, real)
                 undo.add(z_moved, z, real)
             there, here = forth.solve(ridge), undo.solve(ridge)
             if steps:
-                moved_train = in_chunks(lambda x: act(group, g, x), (images[:train],), forward, memory)
-                phi, head = cut(apply, level)
-                z_moved = in_chunks(partial(phi, variables), (moved_train,), forward, memory)
+                moved_train = in_chunks(lambda x: transform(group, g, x), (images[:train],), forward, max_bytes)
+                phi, head = split_network(apply, level)
+                z_moved = in_chunks(partial(phi, variables), (moved_train,), forward, max_bytes)
                 own = jax.tree_util.Partial(head, variables)
                 here = refine_map(
                     here, own, z_moved, labels[:train], steps, rate, jax.random.fold_in(key, i), given=(moved_train,)
@@ -546,13 +546,15 @@ def layer_equivariance(
 
             def compensated(map: EquivariantMap, layer: _Layer = layer, each: int = each) -> float:
                 judge = partial(_right_compensated, layer, variables, map.filters, map.bias)
-                return _share(in_chunks(judge, held, each, memory))
+                return _share(in_chunks(judge, held, each, max_bytes))
 
             missed = partial(_missed, layer, variables, there.filters, there.bias)
-            squares = np.asarray(in_chunks(missed, held[:1], each, memory), np.float64).sum(0)
+            squares = np.asarray(in_chunks(missed, held[:1], each, max_bytes), np.float64).sum(0)
             size = max(squares[3], np.finfo(np.float32).tiny)
             residuals = np.sqrt(squares[:3] / size)
-            sums = np.asarray(in_chunks(partial(_channel_sums, layer, variables), held[:1], each, memory), np.float64)
+            sums = np.asarray(
+                in_chunks(partial(_channel_sums, layer, variables), held[:1], each, max_bytes), np.float64
+            )
             height, width, _ = _grid(shapes[level])
             sites = len(held[0]) * height * width
             constant = max(0.0, 1 - float((sums.sum(0) ** 2).sum()) / sites / size) ** 0.5
@@ -598,8 +600,8 @@ class _Layer(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def _activations(layer: _Layer, variables: Any, x: Array) -> tuple[Array, Array]:
     """φ(x) and φ(g x)."""
-    phi, _ = cut(layer.apply, layer.at)
-    return phi(variables, x), phi(variables, act(layer.group, layer.g, x))
+    phi, _ = split_network(layer.apply, layer.at)
+    return phi(variables, x), phi(variables, transform(layer.group, layer.g, x))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -615,7 +617,7 @@ def _missed(layer: _Layer, variables: Any, filters: Array, bias: Array, x: Array
 @partial(jax.jit, static_argnums=0)
 def _channel_sums(layer: _Layer, variables: Any, x: Array) -> Float[Array, "n d"]:
     """Σ over sites of φ(g x)."""
-    return _sites(cut(layer.apply, layer.at)[0](variables, act(layer.group, layer.g, x))).sum((1, 2))
+    return _sites(split_network(layer.apply, layer.at)[0](variables, transform(layer.group, layer.g, x))).sum((1, 2))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -623,7 +625,7 @@ def _right(
     apply: Callable[..., Array], group: Group, variables: Any, g: Int[Array, ""], x: Array, labels: Array
 ) -> Float[Array, " n"]:
     """Whether g x is classified right."""
-    return (apply(variables, act(group, g, x)).argmax(-1) == labels).astype(jnp.float32)
+    return (apply(variables, transform(group, g, x)).argmax(-1) == labels).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -631,7 +633,7 @@ def _right_compensated(
     layer: _Layer, variables: Any, filters: Array, bias: Array, x: Array, labels: Array
 ) -> Float[Array, " n"]:
     """Whether g x is classified right when the layer's output is mapped back."""
-    phi, head = cut(layer.apply, layer.at)
-    moved = act(layer.group, layer.g, x)
+    phi, head = split_network(layer.apply, layer.at)
+    moved = transform(layer.group, layer.g, x)
     z = _transform(layer.back, layer.g, filters, bias, phi(variables, moved))
     return (head(variables, z, moved).argmax(-1) == labels).astype(jnp.float32)

@@ -1,6 +1,6 @@
 """Finite groups that act on images, and how far a function of images is from equivariant or invariant.
 
-An element g moves pixels, p ↦ g p, about the centre of the image, and an image with them,
+An element g moves pixels, p ↦ g p, about the center of the image, and an image with them,
 
     (g x)(p) = x(g⁻¹ p)          (gh) x = g (h x)
 
@@ -31,7 +31,7 @@ NEAR = 1e-6
 
 
 class Element(NamedTuple):
-    """p ↦ [[a, b], [c, d]] p + (u, v), for p = (row, column) in pixels from the image's centre."""
+    """p ↦ [[a, b], [c, d]] p + (u, v), for p = (row, column) in pixels from the image's center."""
 
     a: float
     b: float
@@ -176,7 +176,7 @@ def rotations(n: int) -> Group:
     Example:
         >>> group = rotations(4)
         >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
-        >>> act(group, 1, x)[0, :, :, 0].tolist() == jnp.rot90(x[0, :, :, 0]).tolist()
+        >>> transform(group, 1, x)[0, :, :, 0].tolist() == jnp.rot90(x[0, :, :, 0]).tolist()
         True
         >>> group.name, group.cyclic, group.table[1, 3].item()
         ('C4', True, 0)
@@ -207,7 +207,7 @@ def flips(axis: Literal["horizontal", "vertical"] = "horizontal") -> Group:
     """The identity and one mirror: left to right, or top to bottom.
 
     Example:
-        >>> act(flips("vertical"), 1, jnp.arange(2.0).reshape(1, 2, 1, 1)).ravel().tolist()
+        >>> transform(flips("vertical"), 1, jnp.arange(2.0).reshape(1, 2, 1, 1)).ravel().tolist()
         [1.0, 0.0]
     """
     if axis not in ("horizontal", "vertical"):
@@ -228,7 +228,7 @@ def shifts(height: int, width: int, step: int = 1) -> Group:
         ValueError: a number is no integer of at least 1, or a size no multiple of `step`.
 
     Example:
-        >>> act(shifts(1, 3), 1, jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
+        >>> transform(shifts(1, 3), 1, jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
         [2.0, 0.0, 1.0]
     """
     for name, value in (("step", step), ("height", height), ("width", width)):
@@ -241,7 +241,7 @@ def shifts(height: int, width: int, step: int = 1) -> Group:
 
 
 def scales(ratio: int | float, n: int) -> Group:
-    """Enlargements by ratio⁰, ratio⁻¹, ratio¹, …, ratio⁻ⁿ, ratioⁿ about the centre: not closed, and interpolated.
+    """Enlargements by ratio⁰, ratio⁻¹, ratio¹, …, ratio⁻ⁿ, ratioⁿ about the center: not closed, and interpolated.
 
     Args:
         ratio: of one scale to the next, > 1.
@@ -287,11 +287,11 @@ def _sampling(group: Group, height: int, width: int) -> tuple[np.ndarray, np.nda
         raise ValueError(f"x: got {height}x{width} images, expected square ones for {group.name}, (N, H, W, ...)")
     if group.period not in (None, (height, width)):
         raise ValueError(f"x: got {height}x{width} images, expected {group.period} for {group.name}")
-    centre = (np.array([height, width]) - 1) / 2
+    center = (np.array([height, width]) - 1) / 2
     rows, columns = (axis.ravel() for axis in np.mgrid[:height, :width])
-    moved = np.stack([rows, columns], -1) - centre
+    moved = np.stack([rows, columns], -1) - center
     back = np.array([e.inverse() for e in group.elements])
-    source = np.einsum("gij,pj->gpi", back[:, :4].reshape(-1, 2, 2), moved) + back[:, None, 4:] + centre
+    source = np.einsum("gij,pj->gpi", back[:, :4].reshape(-1, 2, 2), moved) + back[:, None, 4:] + center
     if group.period is not None:
         source = np.mod(source + NEAR, (height, width)) - NEAR
     nearest = np.round(source)
@@ -324,7 +324,7 @@ def is_exact(group: Group, height: int, width: int) -> bool:
     return places.shape[-1] == 1 and bool((weights == 1).all())
 
 
-def act(group: Group, g: int | Int[Array, ""], x: Float[Array, "n h w *c"]) -> Float[Array, "n h w *c"]:
+def transform(group: Group, g: int | Int[Array, ""], x: Float[Array, "n h w *c"]) -> Float[Array, "n h w *c"]:
     """The images g x: (g x)(p) = x(g⁻¹ p), interpolated bilinearly where g⁻¹ p is off the grid, 0 outside.
 
     Args:
@@ -372,9 +372,9 @@ def orbit(group: Group, x: Float[Array, "n h w *c"]) -> Float[Array, "n g h w *c
         (N, |G|, H, W, ...).
 
     Raises:
-        ValueError: see `act`.
+        ValueError: see `transform`.
     """
-    return jax.vmap(lambda g: act(group, g, x), out_axes=1)(jnp.arange(len(group)))
+    return jax.vmap(lambda g: transform(group, g, x), out_axes=1)(jnp.arange(len(group)))
 
 
 def act_regular(group: Group, g: int | Int[Array, ""], z: Float[Array, "n h w g c"]) -> Float[Array, "n h w g c"]:
@@ -389,12 +389,12 @@ def act_regular(group: Group, g: int | Int[Array, ""], z: Float[Array, "n h w g 
         (N, H, W, |G|, C).
 
     Raises:
-        ValueError: see `act`; a set that is no group, or another group axis.
+        ValueError: see `transform`; a set that is no group, or another group axis.
     """
     group.require_closed()
     if z.ndim < 4 or z.shape[3] != len(group):
         raise ValueError(f"z: got shape {z.shape}, expected (N, H, W, {len(group)}, C) for {group.name}")
-    return jnp.take(act(group, g, z), jnp.asarray(group.table[group.inverse])[jnp.asarray(g)], axis=3)
+    return jnp.take(transform(group, g, z), jnp.asarray(group.table[group.inverse])[jnp.asarray(g)], axis=3)
 
 
 def permute(group: Group, h: int | Int[Array, ""], e: Float[Array, "n g *k"]) -> Float[Array, "n g *k"]:
@@ -440,12 +440,12 @@ def rotated(x: Float[Array, "n h w c"], angles: Float[Array, " n"]) -> Float[Arr
     height, width = x.shape[1:3]
     if height != width:
         raise ValueError(f"x: got {height}x{width} images, expected square ones for rotations")
-    centre = jnp.asarray((height - 1) / 2, x.dtype)
-    rows, columns = jnp.meshgrid(*[jnp.arange(side, dtype=x.dtype) - centre for side in (height, width)], indexing="ij")
+    center = jnp.asarray((height - 1) / 2, x.dtype)
+    rows, columns = jnp.meshgrid(*[jnp.arange(side, dtype=x.dtype) - center for side in (height, width)], indexing="ij")
 
     def one(image: Array, angle: Array) -> Array:
         sine, cosine = jnp.sin(angle), jnp.cos(angle)
-        back = [cosine * rows + sine * columns + centre, cosine * columns - sine * rows + centre]
+        back = [cosine * rows + sine * columns + center, cosine * columns - sine * rows + center]
         return jax.vmap(lambda plane: jax.scipy.ndimage.map_coordinates(plane, back, 1), in_axes=-1, out_axes=-1)(image)
 
     return jax.vmap(one)(x, angles.astype(x.dtype))
@@ -471,14 +471,14 @@ def equivariance_error(
         (|G|,), 0 where f is equivariant.
 
     Raises:
-        ValueError: see `act`; an output that the law cannot move.
+        ValueError: see `transform`; an output that the law cannot move.
 
     Example:
         >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
         >>> float(equivariance_error(jax.nn.relu, rotations(4), x).max())
         0.0
     """
-    laws = {"spatial": act, "regular": act_regular, "orbit": permute}
+    laws = {"spatial": transform, "regular": act_regular, "orbit": permute}
     if isinstance(law, str) and law not in laws:
         raise ValueError(f"law: got {law!r}, expected one of {', '.join(laws)}, or a function")
     axis = {"regular": 3, "orbit": 1}.get(law, 0) if isinstance(law, str) else 0
@@ -505,7 +505,7 @@ def invariance_error(f: Callable[[Array], Array], group: Group, x: Float[Array, 
         (|G|,), 0 where f is invariant.
 
     Raises:
-        ValueError: see `act`.
+        ValueError: see `transform`.
 
     Example:
         >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
@@ -521,7 +521,7 @@ def _errors(
 ) -> Float[np.ndarray, " g"]:
     found = []
     for g in range(len(group)):
-        moved = f(act(group, g, x))
+        moved = f(transform(group, g, x))
         found.append(_relative(moved - expected(g), moved))
     return np.array(found)
 
@@ -543,13 +543,13 @@ def interpolation_error(group: Group, x: Float[Array, "n h w c"]) -> float:
         0 for exact groups.
 
     Raises:
-        ValueError: see `act`.
+        ValueError: see `transform`.
 
     Example:
         >>> interpolation_error(rotations(4), jnp.ones((1, 3, 3, 1)))
         0.0
     """
-    back = (act(group.inverses, g, act(group, g, x)) - x for g in range(len(group)))
+    back = (transform(group.inverses, g, transform(group, g, x)) - x for g in range(len(group)))
     return max(_relative(missed, x) for missed in back)
 
 

@@ -6,11 +6,11 @@ E[g] = ⟨g x, t⟩ of an image h x is that of x with its group axis permuted (`
     |F_i|           bispectrum F_i F_j F̄_{i+j}, which determines E up to a permutation     cross-power F_{i,k} F̄_{i,l}
 
 The last three are those of cyclic groups. All but cross-power treat every template apart, the bispectrum too: what it
-leaves open is a permutation of each template's own; cross-power ties neighbouring templates together.
+leaves open is a permutation of each template's own; cross-power ties neighboring templates together.
 
 Products are taken back to the scale of E (cube root of the bispectrum's size, square root of cross-power's), so every
 invariant here is homogeneous of degree 1: I(s E) = s I(E) for s > 0, and by Euler's identity I(E) = Σ_g E[g] ∂I/∂E[g],
-exactly. `held` is that sum with the derivatives held: the invariant as a linear map at its input.
+exactly. `linearized` is that sum with the derivatives held: the invariant as a linear map at its input.
 
 Source: Anselmi et al., "Unsupervised learning of invariant representations", TCS 2016 (moments of orbits); Giannakis,
 "Signal reconstruction from multiple correlations", JOSA A 1989 (bispectrum and its inversion); Kakarala, "The
@@ -96,7 +96,7 @@ def sorted_orbit(e: Responses) -> Float[Array, "n gk"]:
 
 
 def _ascending(e: Responses) -> Responses:
-    """The group axis in ascending order, by transposition of neighbours: |G| layers of minima and maxima.
+    """The group axis in ascending order, by transposition of neighbors: |G| layers of minima and maxima.
 
     XLA's sort takes 5 times as long on a CPU at |G| = 24. Elements in even and in odd places are kept apart, so that
     a layer compares whole arrays: first 0 with 1, 2 with 3, …, then 1 with 2, 3 with 4, ….
@@ -159,7 +159,7 @@ def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n 
 
 
 def cross_power(e: Responses) -> Float[Array, "n fp"]:
-    """F_{i,k} F̄_{i,l} of neighbouring templates l = k + 1 (cyclically), real and imaginary, its size's square root.
+    """F_{i,k} F̄_{i,l} of neighboring templates l = k + 1 (cyclically), real and imaginary, its size's square root.
 
     Two templates' phases at one frequency turn together, so their difference stays.
 
@@ -195,7 +195,7 @@ CYCLIC: frozenset[Name] = frozenset({"spectrum", "bispectrum", "cross_power"})
 """Those that only cyclic groups have."""
 
 
-def held(invariant: Callable[[Array], Array], e: Responses) -> Array:
+def linearized(invariant: Callable[[Array], Array], e: Responses) -> Array:
     """The invariant's value as a linear map of `e`, its derivatives held: Σ_g E[g] ∂I/∂E[g] (Euler).
 
     Args:
@@ -207,7 +207,7 @@ def held(invariant: Callable[[Array], Array], e: Responses) -> Array:
 
     Example:
         >>> e = jnp.array([[[3.0], [1.0]]])
-        >>> held(maximum, e).tolist(), jax.grad(lambda e: held(maximum, e).sum())(e).ravel().tolist()
+        >>> linearized(maximum, e).tolist(), jax.grad(lambda e: held(maximum, e).sum())(e).ravel().tolist()
         ([[3.0]], [1.0, 0.0])
     """
     return jax.jvp(invariant, (lax.stop_gradient(e),), (e,))[1]
@@ -220,7 +220,7 @@ def from_bispectrum(b: Complex[np.ndarray, "g g"]) -> Float[np.ndarray, " g"]:
     that of F_1 is free up to a shift, and is chosen so that F_n is F_0 again.
 
     Args:
-        b: F_i F_j F̄_{i+j} for all i and j, of the unnormalised DFT; no F_i may be 0.
+        b: F_i F_j F̄_{i+j} for all i and j, of the unnormalized DFT; no F_i may be 0.
 
     Returns:
         (|G|,) float64.

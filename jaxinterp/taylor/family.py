@@ -8,7 +8,7 @@ and the recipes are ours, no number of the paper is quoted, and no run reproduce
     jaxinterp evaluate runs/RUN                accuracy, that of truncated series, energy of each order
     jaxinterp report runs/RUN                  report.html
 
-`jaxinterp list` shows for each run how long it took. Images are centred on the mean training image, which is the
+`jaxinterp list` shows for each run how long it took. Images are centered on the mean training image, which is the
 expansion point. A run ending in `-low-orders` has the penalty λ Σ_m c^m ⟨f_m²⟩, which moves weight to low orders.
 Data distillation, the paper's other half, is `experiments/distillation.py`.
 """
@@ -36,7 +36,7 @@ from jaxinterp.figures.html import Section
 from jaxinterp.recipe.config import Experiment, Run, Schedule, Split, at_least, shown, small
 from jaxinterp.recipe.page import Reading, Report
 from jaxinterp.taylor import report as taylor_page
-from jaxinterp.taylor.network import Expansion, Form, Level, PolynomialResNet, TaylorNet, about, describe
+from jaxinterp.taylor.network import Expansion, Form, Level, PolynomialResNet, TaylorNet, describe, with_expansion_point
 from jaxinterp.train import ClassificationLoss, LossFn, softmax_cross_entropy
 
 
@@ -55,14 +55,14 @@ class TaylorRun(Run):
         order: of the units.
         form: of the units: dense, cp, ccp or tucker.
         shared: one unit for all blocks of a level, or one for each block.
-        size: side of the map in which the centred image lies, surrounded by zeros; the image's own where None.
+        size: side of the map in which the centered image lies, surrounded by zeros; the image's own where None.
         pool: side of blocks that are averaged first.
         head_order: order of the last unit.
         head_form: its form.
         head_rank: its rank; the classes where None.
         quadratic: factor of the initial deviation of what multiplies products.
-        scale: by which centred images are divided.
-        centre: the expansion point, the mean training image or black.
+        scale: by which centered images are divided.
+        center: the expansion point, the mean training image or black.
         penalty: λ of λ Σ_m c^m ⟨f_m²⟩.
         growth: its c.
         penalty_images: first so many images of a batch whose orders it is taken of.
@@ -93,13 +93,13 @@ class TaylorRun(Run):
     head_rank: int | None = None
     quadratic: float = 0.5
     scale: float = 1.0
-    centre: Literal["mean", "black"] = "mean"
+    center: Literal["mean", "black"] = "mean"
     penalty: float = 0.0
     growth: float = 2.0
     penalty_images: int = 32
     orders: int = 16
     order_images: int = 10_000
-    optimiser: Literal["adam", "adamw", "sgd"] = "adamw"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -261,14 +261,14 @@ def build(config: TaylorRun) -> Expansion:
 
 def initial(config: TaylorRun, variables: Any, prior: Any | None, data: Dataset) -> Any:
     """Where training starts: random parameters, expanded about the mean training image."""
-    if config.centre == "black":
+    if config.center == "black":
         return variables
     mean = data.images.mean(0, dtype=np.float64) / data.maximum
-    return about(variables, mean)
+    return with_expansion_point(variables, mean)
 
 
 @dataclass(frozen=True)
-class PenalisedLoss(ClassificationLoss):
+class PenalizedLoss(ClassificationLoss):
     """CE(logits, y) + λ Σ_{m ≥ 1} c^m ⟨f_m²⟩, f_m the orders about the expansion point."""
 
     penalty: float
@@ -299,13 +299,13 @@ def loss_of(config: TaylorRun, model: nn.Module) -> LossFn:
         return ClassificationLoss(model, softmax_cross_entropy)
     if config.design == "residual":
         raise ConfigError(f"penalty: got {config.penalty} with design=residual, expected 0: BatchNorm trains it")
-    return PenalisedLoss(model, softmax_cross_entropy, config.penalty, config.growth, config.penalty_images)
+    return PenalizedLoss(model, softmax_cross_entropy, config.penalty, config.growth, config.penalty_images)
 
 
 def subject(config: TaylorRun, model: nn.Module, variables: Any) -> Subject:
     """A trained network as it is examined: affine in x − x0 once its path is held (integrated gradients, exactly)."""
-    centred = subject_about(config, model, variables, lambda variables: variables["batch_stats"]["expansion_point"])
-    return replace(centred, constant="its value at the expansion point")
+    centered = subject_about(config, model, variables, lambda variables: variables["batch_stats"]["expansion_point"])
+    return replace(centered, constant="its value at the expansion point")
 
 
 def subject_about(config: TaylorRun, model: nn.Module, variables: Any, point: Callable[[Any], Array]) -> Subject:
@@ -321,7 +321,7 @@ def subject_about(config: TaylorRun, model: nn.Module, variables: Any, point: Ca
         frozen=lambda variables, step: model.apply(variables, at(variables, step), frozen=True),
         encode=lambda x: x - point(variables)[None],
         bias=None,
-        at=None,
+        layer=None,
         layers=(),
         pooled=None,
         occlusions=config.occlusion,
@@ -337,7 +337,7 @@ def measure(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """What only polynomials are measured for: the accuracy of truncated series and the energy of each order."""
     model = build(replace(config, dtype="float32"))
@@ -354,14 +354,14 @@ def measure(
     )
     accuracy, sizes = truncated_accuracy(found, labels), energy(found)
     shown = ", ".join(f"{m}: {a:.2%}" for m, a in enumerate(accuracy))
-    say(f"accuracy of orders up to m, {len(images)} images: {shown}")
+    log(f"accuracy of orders up to m, {len(images)} images: {shown}")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     metrics = {"parameters": float(parameters), "degree": float(model.degree)}
     metrics |= {f"accuracy_orders_le_{m}": float(accuracy[m]) for m in range(1, min(8, most) + 1)}
     counts = describe(model, config.image_shape) if isinstance(model, TaylorNet) else []
     for row in counts:
         full = f"{Decimal(row.coefficients):.2e} coefficients of degree {row.degree}"
-        say(f"{row.name}: {row.parameters} parameters for {full}")
+        log(f"{row.name}: {row.parameters} parameters for {full}")
     return {
         "metrics": metrics,
         "orders": {"accuracy": accuracy.tolist(), "energy": sizes.tolist()},

@@ -281,11 +281,11 @@ class Expansion(Layer, kw_only=True):
         raise NotImplementedError
 
     def point(self, shape: Sequence[int]) -> Array:
-        """x0, (H, W, C): zeros until another one is put there, see `about`."""
+        """x0, (H, W, C): zeros until another one is put there, see `with_expansion_point`."""
         wide = np.promote_types(np.float32, self.param_dtype)
         return self.variable("batch_stats", "expansion_point", jnp.zeros, tuple(shape), wide).value
 
-    def centred(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def centered(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """(x − x0) / s.
 
         Raises:
@@ -318,7 +318,7 @@ class Expansion(Layer, kw_only=True):
             )
 
     def held(self, x: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
-        """The network in evaluation as an affine function of x, see `along_path`."""
+        """The network in evaluation as an affine function of x, see `path_affine`."""
         self.warn_outside(x)
         free, variables = self.clone(parent=None), self.variables
 
@@ -326,10 +326,10 @@ class Expansion(Layer, kw_only=True):
             logits: Any = free.apply(variables, y)
             return logits
 
-        return along_path(evaluated, x, self.point(x.shape[1:]), self.degree)
+        return path_affine(evaluated, x, self.point(x.shape[1:]), self.degree)
 
 
-def about(variables: Any, point: Float[Array | np.ndarray, "h w c"]) -> Any:
+def with_expansion_point(variables: Any, point: Float[Array | np.ndarray, "h w c"]) -> Any:
     """The same variables with another expansion point, such as the mean of the training images.
 
     Raises:
@@ -344,7 +344,7 @@ def about(variables: Any, point: Float[Array | np.ndarray, "h w c"]) -> Any:
     return {**variables, "batch_stats": {**stats, "expansion_point": jnp.asarray(point, old.dtype)}}
 
 
-def along_path(
+def path_affine(
     function: Callable[[Array], Array], x: Float[Array, "n *shape"], x0: Float[Array, "*shape"], degree: int
 ) -> Float[Array, "n k"]:
     """A polynomial as an affine function of x, its coefficients averaged over the path from x0 and held.
@@ -378,7 +378,7 @@ class TaylorNet(Expansion, kw_only=True):
     Attributes:
         levels: from fine to coarse; none for the direct expansion.
         classes: outputs.
-        size: side of the square map in which the centred image lies, in the middle and surrounded by zeros; the
+        size: side of the square map in which the centered image lies, in the middle and surrounded by zeros; the
             image's own where None.
         pool: side of blocks that are averaged first, a linear coarse-graining.
         head_order: order of the last unit; 1 for a linear one.
@@ -410,7 +410,7 @@ class TaylorNet(Expansion, kw_only=True):
         Args:
             x: images, (N, H, W, C), in `bounds`.
             train: changes nothing; training steps say it.
-            frozen: as an affine function of x with the coefficients held, see `along_path`.
+            frozen: as an affine function of x with the coefficients held, see `path_affine`.
             features: instead, all entries of the last level, which the last unit reads.
 
         Raises:
@@ -421,7 +421,7 @@ class TaylorNet(Expansion, kw_only=True):
                 raise ValueError(f"levels: got {level!r}, expected entries such as Level(8)")
         if frozen:
             return self.held(x)
-        z = self.centred(x)
+        z = self.centered(x)
         height, width = z.shape[1:3]
         if self.pool != 1:
             if self.pool < 1 or height % self.pool or width % self.pool:
@@ -516,7 +516,7 @@ class PolynomialResNet(Expansion, kw_only=True):
         Args:
             x: images, (N, H, W, C), in `bounds`.
             train: with the batch's statistics in BatchNorm, for which the network is no polynomial.
-            frozen: in evaluation, as an affine function of x with the coefficients held, see `along_path`.
+            frozen: in evaluation, as an affine function of x with the coefficients held, see `path_affine`.
         """
         if frozen:
             return self.held(x)
@@ -533,7 +533,7 @@ class PolynomialResNet(Expansion, kw_only=True):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="stem",
-        )(self.centred(x))
+        )(self.centered(x))
         z = BatchNorm(**self.shared, name="norm_stem")(z, train)
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for block in range(depth):

@@ -73,7 +73,7 @@ def _maps(report: Report, model: Expansion) -> Section:
     pictures = []
     for level, degree in degrees.items():
         most = min(MAPS, degree)
-        parts = contributions(apply, images, x0, most, top, variables=variables, at=level)
+        parts = contributions(apply, images, x0, most, top, variables=variables, layer=level)
         maps, values = parts.contributions[:, 0].sum(-1), parts.orders[:, 0]
         figure = _rows(report.images[chosen], maps, values, [f"as {report.classes[k]}" for k in top])
         where = "the pixels" if level is None else f"the entries of {level.replace('_', ' ')}, summed over channels,"

@@ -12,9 +12,9 @@ from jaxinterp.train.checkpoint import Checkpoints, load_variables
 from jaxinterp.train.config import FitResult, TrainConfig
 from jaxinterp.train.distributed import initialize
 from jaxinterp.train.evaluate import Evaluation, predict
-from jaxinterp.train.feed import Feed, Resident, Stream, Streamed
+from jaxinterp.train.feed import InMemoryLoader, Loader, Stream, StreamLoader
 from jaxinterp.train.loop import fit
-from jaxinterp.train.progress import Clock
+from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.schedules import coda_imagenet, cosine_by_epoch, staircase_decay, warmup_cosine
 from jaxinterp.train.state import TrainState, init_state
 from jaxinterp.train.step import compile_step, device_mesh, train_step
@@ -22,15 +22,15 @@ from jaxinterp.train.step import compile_step, device_mesh, train_step
 __all__ = [
     "Checkpoints",
     "ClassificationLoss",
-    "Clock",
     "Evaluation",
-    "Feed",
     "FitResult",
+    "InMemoryLoader",
+    "Loader",
     "LogitsLoss",
     "LossFn",
-    "Resident",
+    "ProgressMeter",
     "Stream",
-    "Streamed",
+    "StreamLoader",
     "TrainConfig",
     "TrainState",
     "classification_loss",

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 
 from jaxinterp.errors import CheckpointError
 from jaxinterp.train.state import TrainState
-from jaxinterp.train.verify import check_config, complete_steps, crc32, leaves, read_newest, seal, table
+from jaxinterp.train.verify import (
+    check_config,
+    checksum,
+    complete_steps,
+    crc32,
+    flatten_with_paths,
+    leaf_specs,
+    read_newest,
+)
 
 Which = Literal["last", "best"]
 
@@ -95,11 +103,11 @@ class Checkpoints:
             "config": {},
             **meta,
             "step": step,
-            "leaves": table(items),
-            "crc32": {path: crc32(leaf) for path, leaf in leaves(items)},
+            "leaves": leaf_specs(items),
+            "crc32": {path: crc32(leaf) for path, leaf in flatten_with_paths(items)},
         }
         sealed = json.loads(json.dumps(sealed))
-        sealed["seal"] = seal(sealed)
+        sealed["seal"] = checksum(sealed)
         if not best:
             self.wait("best")  # the last checkpoint never knows of a best one that is not there
         which: Which = "best" if best else "last"

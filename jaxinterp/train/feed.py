@@ -20,7 +20,7 @@ from jaxinterp.train.state import AXIS
 from jaxinterp.train.step import Mode
 
 
-class Resident:
+class InMemoryLoader:
     """A data set in the devices' memory: order, gathering and augmentation happen there, nothing is copied per step."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Stream:
     maximum: int = 255
 
 
-class Streamed:
+class StreamLoader:
     """A `Stream` whose next batch travels to the devices while they work on the present one."""
 
     def __init__(self, stream: Stream, augment: Augment, mesh: Mesh, mode: Mode) -> None:
@@ -128,5 +128,5 @@ class Streamed:
             yield ahead
 
 
-Feed = Resident | Streamed
+Loader = InMemoryLoader | StreamLoader
 """A source of a step's inputs: `steps` per epoch, `axes` of the inputs under `pmap`, `draw` and `epoch`."""

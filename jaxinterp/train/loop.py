@@ -21,9 +21,9 @@ from jaxinterp.nn.losses import ClassificationLoss, LogitsLoss, LossFn
 from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.config import FitResult, TrainConfig, best_record, check, describe
 from jaxinterp.train.evaluate import Evaluation
-from jaxinterp.train.feed import Feed, Resident, Stream, Streamed
+from jaxinterp.train.feed import InMemoryLoader, Loader, Stream, StreamLoader
 from jaxinterp.train.log import RunLog
-from jaxinterp.train.progress import Clock
+from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.signals import Interruption
 from jaxinterp.train.state import TrainState, init_state, start_epoch
 from jaxinterp.train.step import compile_step, device_mesh
@@ -37,9 +37,9 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        feed: Feed,
+        feed: Loader,
         mesh: Mesh,
-        clock: Clock,
+        clock: ProgressMeter,
         checkpoints: Checkpoints,
         identity: Mapping[str, Any],
         schedule: optax.Schedule | None,
@@ -81,7 +81,7 @@ class _Run:
         if found is not None:
             state, meta, passed = found
             for line in passed:
-                self.clock.say(f"{line}: passed over")
+                self.clock.log(f"{line}: passed over")
             self.step, self.history = meta["step"], meta["history"]
             self.clock.start(self.step, meta["seconds"])
         self.checkpoints.forget_after(self.step)
@@ -125,7 +125,7 @@ class _Run:
                 self.look(state)
                 self.save(state)
                 self.checkpoints.wait("last")
-                self.clock.say(f"{stop}: stopped after step {self.step}; the same command resumes there")
+                self.clock.log(f"{stop}: stopped after step {self.step}; the same command resumes there")
                 return state, stop
         return state, None
 
@@ -185,7 +185,7 @@ def fit(
             `axis_name="batch"` under `pmap`, and none under `jit`.
         loss_fn: The loss, for instance `classification_loss(model, sigmoid_bce)`, whose loss of the logits is then
             reported on the held-out parts too.
-        tx: The optimiser, an optax transformation.
+        tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.
         test: Test data, evaluated once at the end, with the last and with the best variables.
         augment: `(key, image) -> image`, run on the devices.
@@ -215,12 +215,12 @@ def fit(
     check(config, len(train.labels) if isinstance(train, Dataset) else None, mesh.size)
 
     key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
-    feed: Feed
+    feed: Loader
     if isinstance(train, Dataset):
-        feed = Resident(train, augment, config.batch_size, key, mesh, config.mode)
+        feed = InMemoryLoader(train, augment, config.batch_size, key, mesh, config.mode)
         image_shape = train.images.shape[1:]
     else:
-        feed = Streamed(train, augment, mesh, config.mode)
+        feed = StreamLoader(train, augment, mesh, config.mode)
         image_shape = train.image_shape
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32),
@@ -245,7 +245,7 @@ def fit(
         with clock.compiling(f"the evaluation on {dataset.split}"):
             return Evaluation(model, logits_loss, dataset, config.eval_batch, mesh).compile(target.variables)
 
-    clock = Clock(feed.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
+    clock = ProgressMeter(feed.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
     with Checkpoints(run_dir, config.keep) as checkpoints, clock:
         same = {**describe(train, model, config), **(identity or {})}
         run = _Run(config, feed, mesh, clock, checkpoints, same, schedule)
@@ -257,7 +257,7 @@ def fit(
                 state = state.replace(**_started(initial, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
-                clock.say(f"resuming at step {run.step} of {run.total}")
+                clock.log(f"resuming at step {run.step} of {run.total}")
             watched = evaluation(test) if config.watch_test else None
             parts = {"val": evaluation(validation), "test": watched}
             each = {name: part for name, part in parts.items() if part is not None}
@@ -274,7 +274,7 @@ def fit(
                 log.finish(summary)
                 for name, values in summary.items():
                     shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy"))
-                    clock.say(f"{name} epoch ({values['epoch']}): {shown}")
+                    clock.log(f"{name} epoch ({values['epoch']}): {shown}")
     return FitResult(state, best, run.history, summary, stopped)
 
 

@@ -1,4 +1,4 @@
-"""How the runs of all papers step: the learning rate over time, and the optimiser."""
+"""How the runs of all papers step: the learning rate over time, and the optimizer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -45,7 +45,7 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
     return rate
 
 
-def optimiser_of(
+def optimizer_of(
     config: Run, schedule: Callable[[Any], Any], fixed: Callable[[str], bool] | None = None
 ) -> optax.GradientTransformation:
     """Adam, AdamW or SGD, on gradients that are clipped first where the run says so.
@@ -53,7 +53,7 @@ def optimiser_of(
     Weight decay (of kernels, or all) is added to gradients, as an L2 penalty of λ/2 ||w||² would; AdamW's is not.
 
     Args:
-        config: with the optimiser and its numbers.
+        config: with the optimizer and its numbers.
         schedule: the learning rate of a step.
         fixed: tells by a parameter's path, such as body/gating_network/linear_0/kernel, whether it is not trained.
     """
@@ -62,8 +62,8 @@ def optimiser_of(
         "adam": partial(optax.adam, schedule, eps=config.epsilon),
         "adamw": partial(optax.adamw, schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask),
         "sgd": partial(optax.sgd, schedule, momentum=config.momentum or None, nesterov=config.nesterov),
-    }[config.optimiser]()
-    if config.weight_decay and config.optimiser != "adamw":
+    }[config.optimizer]()
+    if config.weight_decay and config.optimizer != "adamw":
         steps = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), steps)
     if config.clip:
         steps = optax.chain(optax.clip_by_global_norm(config.clip), steps)

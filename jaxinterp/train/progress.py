@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 LOOK = 0.5
 """Seconds between two looks at the devices; the steps in between are dispatched without waiting."""
-FORGET = 0.95
+DECAY = 0.95
 """Weight of what came before, at each look, in the rate and the remaining time."""
 QUIET = 30.0
 """Seconds between two lines within an epoch, without a terminal."""
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Clock:
+class ProgressMeter:
     """Counts steps and seconds of training, and shows them; evaluation, saving and compilation are left out."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Clock:
         self.seconds = 0.0
         """Seconds of training in this epoch."""
 
-    def __enter__(self) -> "Clock":
+    def __enter__(self) -> "ProgressMeter":
         if self._show and self._console.is_terminal:
             text = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}")
             self._bar = Progress(*text, console=self._console)
@@ -67,7 +67,7 @@ class Clock:
         if self._bar is not None:
             self._bar.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Write a line."""
         if self._show:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -77,7 +77,7 @@ class Clock:
         """Say how long something took to compile."""
         begun = time.perf_counter()
         yield
-        self.say(f"compiled {what} in {time.perf_counter() - begun:.1f} s")
+        self.log(f"compiled {what} in {time.perf_counter() - begun:.1f} s")
 
     def start(self, step: int, seconds: float = 0.0) -> None:
         """Begin to count at a step, with seconds already spent in this epoch."""
@@ -100,7 +100,7 @@ class Clock:
         if self._since == 0:
             return
         each = elapsed / self._since
-        self._spent, self._done = FORGET * self._spent + elapsed, FORGET * self._done + self._since
+        self._spent, self._done = DECAY * self._spent + elapsed, DECAY * self._done + self._since
         self._step, self._since = self._step + self._since, 0
         self._interval = max(1, min(2 * self._interval, round(LOOK / max(each, 1e-9))))
         self._display(now, metrics)
@@ -123,7 +123,7 @@ class Clock:
             self._bar.update(self._task, completed=self._step, description=f"{epoch}  {means}", rate=rate)
         elif now - self._said > QUIET:
             self._said = now
-            self.say(f"{epoch}, step {self._step}: {means}  ({rate})")
+            self.log(f"{epoch}, step {self._step}: {means}  ({rate})")
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Write the line of a finished epoch, and begin the next one.
@@ -134,6 +134,6 @@ class Clock:
         shown = {name: value for name, value in record.items() if name.startswith(("train_", "val_"))}
         means = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         rate = f"{record['images_per_second']:.0f} images/s, {duration(self.left)} left"
-        self.say(f"epoch {record['epoch']}/{self._epochs}  {means}  ({rate})")
+        self.log(f"epoch {record['epoch']}/{self._epochs}  {means}  ({rate})")
         self._said = time.perf_counter()
         self.start(self._step)

@@ -26,7 +26,7 @@ class TrainState:
         step: Number of steps taken, an int32 scalar.
         params: Parameters of the model.
         batch_stats: Running statistics of BatchNorm; `{}` for a model without them.
-        opt_state: State of the optimiser.
+        opt_state: State of the optimizer.
         sums: Sums over the steps of the current epoch: one per metric, and `count`, the number of
             steps; float32 scalars.
         bad_step: An int32 scalar: -1, or the number (counted from 1) of the first step whose loss, gradient norm or
@@ -54,7 +54,7 @@ def init_state(
     Args:
         model: A Flax model called as `model.apply(variables, image, train=bool)`.
         loss_fn: The loss; it is traced for the names of its metrics, not run.
-        tx: The optimiser.
+        tx: The optimizer.
         key: Key of the initial parameters.
         batch: A batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`).
 

@@ -45,7 +45,7 @@ def train_step(
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> TrainState:
-    """One step of training: gradients of the mean loss, one update of the optimiser.
+    """One step of training: gradients of the mean loss, one update of the optimizer.
 
         g = mean_m grad L(params; every accumulate-th example, from the m-th)
 
@@ -55,7 +55,7 @@ def train_step(
 
     Args:
         loss_fn: `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`, a mean over the batch.
-        tx: The optimiser.
+        tx: The optimizer.
         state: The state before.
         batch: Leaves `(batch, ...)`; a multiple of `accumulate` examples.
         key: Key of this step; micro-batch m gets `fold_in(key, m)`.
@@ -120,7 +120,7 @@ def compile_step(
 
     Args:
         loss_fn: See `train_step`. Under `pmap`, a model with BatchNorm needs `axis_name="batch"`.
-        tx: The optimiser.
+        tx: The optimizer.
         mode: `jit`, which splits the batch over the mesh and lets the compiler place the rest, or `pmap`.
         mesh: The devices; default `device_mesh()`.
         accumulate: See `train_step`.

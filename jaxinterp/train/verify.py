@@ -19,7 +19,7 @@ import numpy as np
 from jaxinterp.errors import CheckpointError
 
 
-def leaves(tree: Any) -> list[tuple[str, Any]]:
+def flatten_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their paths."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
@@ -31,12 +31,12 @@ def crc32(leaf: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
 
 
-def table(items: Mapping[str, Any]) -> dict[str, list[Any]]:
+def leaf_specs(items: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Shape and dtype of every leaf, by path."""
-    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves(items)}
+    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in flatten_with_paths(items)}
 
 
-def seal(meta: Mapping[str, Any]) -> int:
+def checksum(meta: Mapping[str, Any]) -> int:
     """Checksum of JSON values, whatever their order."""
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
@@ -84,14 +84,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     meta = _read_item(path, "meta", ocp.args.JsonRestore())
-    if not isinstance(meta, dict) or meta.pop("seal", None) != seal(meta) or str(meta["step"]) != path.name:
+    if not isinstance(meta, dict) or meta.pop("seal", None) != checksum(meta) or str(meta["step"]) != path.name:
         raise CheckpointError(f"checkpoint {path} is damaged (meta: its checksum does not match)")
     return meta
 
 
 def _check_table(path: Path, written: Mapping[str, Any], items: Mapping[str, Any]) -> None:
     """Compare names, shapes and dtypes of the leaves wanted with those written, before anything is read."""
-    wanted = table(items)
+    wanted = leaf_specs(items)
     written = {leaf: entry for leaf, entry in written.items() if any(leaf.startswith(f"['{item}']") for item in items)}
     for leaf in sorted(wanted.keys() | written.keys()):
         if wanted.get(leaf) != written.get(leaf):
@@ -124,11 +124,11 @@ def _read(path: Path, items: Mapping[str, Any], config: Mapping[str, Any] | None
         check_config(path, meta["config"], config)
     _check_table(path, meta["leaves"], items)
     trees = {name: _read_item(path, name, ocp.args.StandardRestore(tree)) for name, tree in items.items()}
-    if table(trees) != table(items):
+    if leaf_specs(trees) != leaf_specs(items):
         raise CheckpointError(
             f"checkpoint {path} is damaged (its leaves have other shapes or types than its meta says)"
         )
-    for leaf, value in leaves(trees):
+    for leaf, value in flatten_with_paths(trees):
         if crc32(value) != meta["crc32"][leaf]:
             raise CheckpointError(f"checkpoint {path} is damaged (the checksum of {leaf} does not match)")
     return trees, meta

@@ -79,7 +79,7 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train coda/digits temperature=inf", "temperature: got inf, expected a positive finite number"),
         ("train coda/digits learning_rate=nan", "learning_rate: got nan, expected a positive finite number"),
         ("train coda/digits epsilon=inf", "epsilon: got inf, expected a positive finite number"),
-        ("train coda/digits regulariser=nan", "regulariser: got nan, expected a finite number, at least 0"),
+        ("train coda/digits regularizer=nan", "regularizer: got nan, expected a finite number, at least 0"),
         ("train coda/digits crop=8", "crop: got 8, expected less than the image's side, 8"),
         ("train coda/digits trunk_depth=7", "trunk_depth: got 7, expected 0 or 6n + 2"),
         ("train coda/digits trunk_depth=2", "trunk_depth: got 2, expected 0 or 6n + 2"),
@@ -239,7 +239,7 @@ def test_a_damaged_file_of_a_run_is_named_and_nothing_is_written(
 ) -> None:
     folder = tmp_path / "digits"
     shutil.copytree(run_dir, folder)
-    parts = ("metrics", "localisation", "grids", "removal", "residuals")
+    parts = ("metrics", "localization", "grids", "removal", "residuals")
     (folder / "evaluation.json").write_text(json.dumps({part: {} for part in parts}))
     text = (folder / name).read_text()
     assert old in text

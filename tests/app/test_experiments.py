@@ -28,7 +28,7 @@ from jaxinterp.data import imagenet, load
 from jaxinterp.data.images import read_images, resized
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.metrics import completeness
-from jaxinterp.explain.metrics.localisation import tile
+from jaxinterp.explain.metrics.localization import tile_grid
 from jaxinterp.files import write_arrays
 from jaxinterp.recipe import config as run
 from jaxinterp.recipe import page
@@ -84,7 +84,7 @@ def test_every_published_temperature_rank_and_lambda_is_a_run() -> None:
     assert {f"coda/cifar10-s-rank{r}" for r in (4, 8, 16, 144)} <= names
     assert {f"coda/cifar10-s-lambda{x}" for x in ("0", "0.1", "0.25", "0.5", "1")} <= names
     assert coda_nets.RUNS["coda/cifar10-s-t10"].config.temperature == 10
-    assert coda_nets.RUNS["coda/cifar10-s-lambda0.5"].config.regulariser == 0.5
+    assert coda_nets.RUNS["coda/cifar10-s-lambda0.5"].config.regularizer == 0.5
     assert coda_nets.RUNS["coda/cifar10-s-lambda0.5"].config.temperature == 64
     assert paper_of("coda/digits") is coda_nets
 
@@ -113,20 +113,20 @@ def test_config_files_read_back_and_damaged_ones_are_named(tmp_path: Path) -> No
     config = replace(coda_nets.DIGITS, seed=7)
     write_config(tmp_path, "coda/digits", config)
     assert read_config(tmp_path, coda_nets.CoDARun) == ("coda/digits", config)
-    for text in ("{", "[]", '{"run": "coda/digits"}', '{"run": "coda/digits", "config": {"colour": 1}}'):
+    for text in ("{", "[]", '{"run": "coda/digits"}', '{"run": "coda/digits", "config": {"color": 1}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=r"config\.json"):
             read_config(tmp_path, coda_nets.CoDARun)
 
 
 @pytest.mark.slow
-def test_regularised_loss_adds_lambda_times_the_penalty() -> None:
-    config = replace(coda_nets.smoke(coda_nets.DIGITS), regulariser=2.0)
+def test_regularized_loss_adds_lambda_times_the_penalty() -> None:
+    config = replace(coda_nets.smoke(coda_nets.DIGITS), regularizer=2.0)
     model = coda_nets.build(config)
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     batch = {"image": images, "label": jnp.array([1, 2], jnp.int32)}
     params = model.init(jax.random.key(1), images)["params"]
-    plain, _ = coda_nets.loss_of(replace(config, regulariser=0.0), model)(params, {}, batch, jax.random.key(2))
+    plain, _ = coda_nets.loss_of(replace(config, regularizer=0.0), model)(params, {}, batch, jax.random.key(2))
     total, (_, metrics) = coda_nets.loss_of(config, model)(params, {}, batch, jax.random.key(2))
     jacobian = jax.jacobian(lambda e: model.apply({"params": params}, e, encoded=True, frozen=True))(
         coda_nets.encode(images)
@@ -134,8 +134,8 @@ def test_regularised_loss_adds_lambda_times_the_penalty() -> None:
     weights = config.temperature * jacobian[jnp.arange(2), :, jnp.arange(2)]
     assert float(total - plain) == pytest.approx(2.0 * float(jnp.abs(weights).mean()), rel=1e-3)
     assert float(metrics["loss"]) == float(total)
-    with pytest.raises(ConfigError, match="regulariser"):
-        coda_nets.loss_of(replace(coda_nets.HYBRID, regulariser=1.0), model)
+    with pytest.raises(ConfigError, match="regularizer"):
+        coda_nets.loss_of(replace(coda_nets.HYBRID, regularizer=1.0), model)
 
 
 def test_resized_repeats_pixels_and_channels() -> None:
@@ -150,8 +150,8 @@ def test_resized_repeats_pixels_and_channels() -> None:
 
 def test_images_are_converted_and_scaled(tmp_path: Path) -> None:
     Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("L", (8, 8), 51).save(tmp_path / "grey.png")
-    images, lines = read_images([tmp_path / "clear.png", tmp_path / "grey.png"], 8, 8, 3)
+    Image.new("L", (8, 8), 51).save(tmp_path / "gray.png")
+    images, lines = read_images([tmp_path / "clear.png", tmp_path / "gray.png"], 8, 8, 3)
     assert images.shape == (2, 8, 8, 3)
     assert images[0].max() == 0
     np.testing.assert_allclose(images[1], 0.2)
@@ -162,7 +162,7 @@ def test_images_are_converted_and_scaled(tmp_path: Path) -> None:
         read_images([], 8, 8, 3)
 
 
-def test_deep_grey_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+def test_deep_gray_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 13107], [32768, 65535]])
     made = {
         "16.png": values.astype(np.uint16),
@@ -239,7 +239,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed in (0, 1):
         folders.append(tmp_path_factory.mktemp("runs") / f"coda-digits-seed-{seed}")
         stages.train("coda/digits", replace(coda_nets.smoke(coda_nets.DIGITS), seed=seed), folders[-1])
-        stages.evaluate(folders[-1], say=lambda line: None)
+        stages.evaluate(folders[-1], log=lambda line: None)
     return folders
 
 
@@ -247,12 +247,12 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
     found = json.loads((seeds[0] / "evaluation.json").read_text())
     methods = ["decomposition", "gradient", "input_x_gradient", "integrated_gradients", "occlusion_3", "grad_cam"]
-    assert list(found["localisation"]["2x2"]) == methods
+    assert list(found["localization"]["2x2"]) == methods
     assert list(found["removal"]) == methods
     for name in methods:
         suffix = "" if name == "decomposition" else f"_{name}"
-        scores, curve = found["localisation"]["2x2"][name], found["removal"][name]
-        assert found["metrics"][f"localisation_2x2_median{suffix}"] == pytest.approx(np.median(scores), abs=1e-5)
+        scores, curve = found["localization"]["2x2"][name], found["removal"][name]
+        assert found["metrics"][f"localization_2x2_median{suffix}"] == pytest.approx(np.median(scores), abs=1e-5)
         assert found["metrics"][f"removal_curve_mean{suffix}"] == pytest.approx(np.mean(curve), abs=1e-5)
     assert found["metrics"]["completeness_residual"] == pytest.approx(np.abs(found["residuals"]).max())
     assert 0 < found["metrics"]["completeness_residual"] < 1e-4
@@ -262,7 +262,7 @@ def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
     maps, grid = read_arrays(seeds[0] / stages.MAPS, "evaluate"), found["grids"]["2x2"]
     assert list(maps) == methods
     _, config, subject = stages.trained(seeds[0])
-    mosaic = tile(jnp.asarray(stages.test_images(config, None)[0][grid["first_images"]])[None])
+    mosaic = tile_grid(jnp.asarray(stages.test_images(config, None)[0][grid["first_images"]])[None])
     want = subject.maps(mosaic, jnp.asarray([grid["first_classes"][:2]]))[0]
     np.testing.assert_allclose(maps["decomposition"], want, rtol=1e-3, atol=1e-5 * float(abs(want).max()))
 
@@ -321,7 +321,7 @@ def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
     html = stages.report(seeds[0]).read_text(encoding="utf-8")
     assert html.count('src="data:image/png;base64,') == html.count("<img") >= 7
     assert "http" not in html
-    for text in ("coda/digits", "Localisation", "Pixel removal", "Completeness", "Training", "paper", "temperature"):
+    for text in ("coda/digits", "Localization", "Pixel removal", "Completeness", "Training", "paper", "temperature"):
         assert text in html
 
 

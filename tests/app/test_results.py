@@ -15,11 +15,11 @@ def results(**metrics: tables.Metric) -> tables.Results:
     return tables.Results("coda/x", "jaxinterp train coda/x", "a machine", {"jax": "1"}, (0, 1), metrics)
 
 
-def test_summarise_is_mean_and_sample_deviation() -> None:
-    summary = tables.summarise({"a": [1.0, 2.0, 3.0], "b": [5.0]}, {"b": 6.0})
+def test_summarize_is_mean_and_sample_deviation() -> None:
+    summary = tables.summarize({"a": [1.0, 2.0, 3.0], "b": [5.0]}, {"b": 6.0})
     assert summary == {"a": tables.Metric(3, 2.0, 1.0), "b": tables.Metric(1, 5.0, 0.0, 6.0)}
     with pytest.raises(ConfigError, match="metric a"):
-        tables.summarise({"a": []})
+        tables.summarize({"a": []})
 
 
 def test_results_files_have_the_published_form_and_read_back(tmp_path: Path) -> None:
@@ -43,14 +43,14 @@ def test_a_damaged_results_file_is_named(tmp_path: Path, text: str) -> None:
         tables.read_results(path)
 
 
-def test_results_table_shows_spread_paper_and_best_rival() -> None:
+def test_results_table_shows_spread_paper_and_best_baseline() -> None:
     row = tables.results_table(
         [
             results(
                 test_accuracy=tables.Metric(2, 0.9312, 0.002, 0.932),
-                localisation_3x3_median=tables.Metric(2, 0.94, 0.01),
-                localisation_3x3_median_gradient=tables.Metric(2, 0.14, 0.01),
-                localisation_3x3_median_grad_cam=tables.Metric(2, 0.74, 0.01),
+                localization_3x3_median=tables.Metric(2, 0.94, 0.01),
+                localization_3x3_median_gradient=tables.Metric(2, 0.14, 0.01),
+                localization_3x3_median_grad_cam=tables.Metric(2, 0.74, 0.01),
                 completeness_residual=tables.Metric(2, 1.2e-6, 1e-7),
             )
         ]

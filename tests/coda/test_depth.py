@@ -6,7 +6,7 @@ from jaxinterp.coda.depth import interpretable_depth, level_names
 from jaxinterp.coda.hybrid import Hybrid
 from jaxinterp.coda.network import CoDANet, encode
 from jaxinterp.explain.decompose import decompose
-from jaxinterp.explain.metrics.localisation import Grids, tile
+from jaxinterp.explain.metrics.localization import Grids, tile_grid
 from jaxinterp.nn.baselines import CifarResNet, ResNetTrunk
 
 HYBRID = Hybrid(ResNetTrunk(depth=8, blocks=2, width=2), CoDANet((3, 4), (2, 2), (3, 1), (1, 1), temperature=4.0))
@@ -39,8 +39,8 @@ def test_hybrid_is_exact_down_to_its_trunk_and_no_further(images):
     unexplained = [level.unexplained for level in curve]
     assert max(unexplained[3:]) <= 1e-4 < 1e-3 < min(unexplained[:3])
     for level in curve:
-        assert level.localisation.scores.shape == (2, 4)
-        assert ((level.localisation.scores >= 0) & (level.localisation.scores <= 1)).all()
+        assert level.localization.scores.shape == (2, 4)
+        assert ((level.localization.scores >= 0) & (level.localization.scores <= 1)).all()
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_scores_are_those_of_each_levels_own_map(images):
     curve = interpretable_depth(apply, images, GRIDS, levels, variables=variables)
     assert [level.name for level in curve] == list(levels)
     for level in curve:
-        parts = decompose(apply, tile(images[GRIDS.images]), GRIDS.classes, level.name, variables=variables)
+        parts = decompose(apply, tile_grid(images[GRIDS.images]), GRIDS.classes, level.name, variables=variables)
         for g in range(2):
             for k in range(4):
                 large = jax.image.resize(parts.contributions[g, k].sum(-1), (8, 8), "linear")
@@ -59,7 +59,7 @@ def test_scores_are_those_of_each_levels_own_map(images):
                 row, column = 4 * (k % 2), 4 * (k // 2)
                 own = positive[row : row + 4, column : column + 4].sum()
                 expected = own / positive.sum() if positive.sum() > 0 else 0
-                np.testing.assert_allclose(level.localisation.scores[g, k], expected, atol=1e-5)
+                np.testing.assert_allclose(level.localization.scores[g, k], expected, atol=1e-5)
 
 
 @pytest.mark.slow

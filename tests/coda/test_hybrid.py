@@ -39,7 +39,7 @@ def test_is_decomposed_exactly_down_to_the_trunk(dtype, tolerance):
             return model.apply(variables, images, frozen=True)
 
         for level in (None, *LEVELS):
-            parts = decompose(apply, images, at=level, variables=variables)
+            parts = decompose(apply, images, layer=level, variables=variables)
             scale = jnp.abs(logits - model.coda.logit_bias).max()
             np.testing.assert_allclose(parts.logits, logits, rtol=0, atol=10 * tolerance * scale)
             assert jnp.abs(parts.residual).max() <= tolerance * scale
@@ -58,7 +58,7 @@ def test_contributions_at_the_trunk_are_those_of_the_coda_net_alone():
     features = model.trunk.apply(trunk, encode(images))
     coda = {"params": variables["params"]["coda"]}
     dense = jax.jacobian(lambda a: model.coda.apply(coda, a, frozen=True, encoded=True).sum(0))(features)
-    parts = decompose(lambda x: model.apply(variables, x, frozen=True), images, at="trunk")
+    parts = decompose(lambda x: model.apply(variables, x, frozen=True), images, layer="trunk")
     np.testing.assert_allclose(parts.weights, jnp.moveaxis(dense, 0, 1), atol=1e-6)
     np.testing.assert_allclose(parts.contributions, parts.weights * features[:, None], atol=1e-6)
 

@@ -192,8 +192,8 @@ def test_penalty_is_the_mean_of_the_decomposition_and_its_gradient_is_right():
         )
 
 
-def test_a_unit_that_maximises_its_output_learns_the_patterns():
-    """CVPR 2021, Fig. 3: one rank-3 unit, b = 0, maximised on noisy copies of three images, spans them."""
+def test_a_unit_that_maximizes_its_output_learns_the_patterns():
+    """CVPR 2021, Fig. 3: one rank-3 unit, b = 0, maximized on noisy copies of three images, spans them."""
     patterns = np.linalg.qr(np.random.default_rng(0).normal(size=(24, 3)))[0].T.astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 2)
     which = jax.random.randint(keys[0], (300,), 0, 3)

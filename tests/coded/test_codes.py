@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from jaxinterp.coded.codes import PUBLISHED, SEEDED, Code, design, largest_code, largest_distance, named
+from jaxinterp.coded.codes import PUBLISHED, SEEDED, Code, design, largest_code, largest_distance, load_code
 
 # Classes, length, weight: the distance to be reached (arXiv 2202.05343 and our own searches) with columns balanced.
 QUICK = {
@@ -58,7 +58,7 @@ def test_the_same_key_designs_the_same_code():
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *SEEDED])
 def test_frozen_tables(name):
-    code = named(name)
+    code = load_code(name)
     known = {
         "cifar10-5-of-10": (10, 10, 5, 4, 0),
         "cifar10-3-of-10": (10, 10, 3, 4, 0),
@@ -73,13 +73,13 @@ def test_frozen_tables(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDED)
 def test_frozen_tables_are_what_the_search_finds(name):
-    assert design(*SEEDED[name], jax.random.key(0)).words == named(name).words
+    assert design(*SEEDED[name], jax.random.key(0)).words == load_code(name).words
 
 
 def test_distances_of_the_published_tables():
     """Histograms of the spec: 5/10 has 44.4, 33.3, 22.2 % at 4, 6, 8; 3/10 has 66.7, 33.3 % at 4, 6."""
     for name, want in (("cifar10-5-of-10", {4: 20, 6: 15, 8: 10}), ("cifar10-3-of-10", {4: 30, 6: 15})):
-        values, counts = np.unique(named(name).distances[np.triu_indices(10, 1)], return_counts=True)
+        values, counts = np.unique(load_code(name).distances[np.triu_indices(10, 1)], return_counts=True)
         assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == want
 
 
@@ -142,6 +142,6 @@ def test_a_table_of_other_than_bits_is_refused():
 
 def test_names():
     with pytest.raises(ValueError, match="name: got 'cifar', expected one of cifar10-5-of-10"):
-        named("cifar")
-    table = named("cifar10-3-of-10").table
-    assert Code.of(table, least_distance=4, most_gap=0) == named("cifar10-3-of-10")
+        load_code("cifar")
+    table = load_code("cifar10-3-of-10").table
+    assert Code.of(table, least_distance=4, most_gap=0) == load_code("cifar10-3-of-10")

@@ -10,16 +10,24 @@ import pytest
 from jaxtyping import config
 
 from jaxinterp.coded import early_exit as decoding
-from jaxinterp.coded.codes import PUBLISHED, SEEDED, Code, named
-from jaxinterp.coded.early_exit import EarlyExit, Trace, choose_thresholds, compute_spent, decode, exits, trace
+from jaxinterp.coded.codes import PUBLISHED, SEEDED, Code, load_code
+from jaxinterp.coded.early_exit import (
+    BlockPredictions,
+    EarlyExit,
+    choose_thresholds,
+    compute_spent,
+    decode,
+    decode_blocks,
+    exit_blocks,
+)
 from jaxinterp.coded.network import CodedResNeXt, Stage, coded_cifar10
 
-CODE = named("cifar10-5-of-10")
+CODE = load_code("cifar10-5-of-10")
 FEW = Code(("1100", "0110", "0011", "1001"))
 NET = CodedResNeXt(
     stages=(Stage(1, 8, 2, 2), Stage(1, 12, 2, 4, 2, FEW), Stage(1, 12, 2, 4, 1, FEW)), classes=4, mean=(0.5,)
 )
-HELD = Trace(np.ones((2, 3), int), np.ones((1, 3)))
+HELD = BlockPredictions(np.ones((2, 3), int), np.ones((1, 3)))
 X = np.asarray(jax.random.uniform(jax.random.key(0), (16, 8, 8, 1)))
 
 
@@ -35,7 +43,7 @@ def variables():
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *SEEDED])
 def test_perfect_energies_decode_to_their_class(name):
-    code = named(name)
+    code = load_code(name)
     found = decode(7 * jnp.asarray(code.table, jnp.float32), code)
     assert (np.asarray(found.classes) == np.arange(code.classes)).all()
     overlap = code.weight - code.distance / 2
@@ -51,17 +59,17 @@ def test_the_decoder_answers_with_the_nearest_word():
 
 @pytest.mark.slow
 def test_early_exit_is_the_whole_network_cut_short(variables):
-    seen = trace(NET, variables, X, batch=5)
+    seen = decode_blocks(NET, variables, X, batch=5)
     logits, energies = jax.jit(partial(NET.apply, energies=True))(variables, jnp.asarray(X))
     assert (seen.classes[-1] == np.asarray(logits).argmax(1)).all()
     assert (seen.classes[1] == np.asarray(decode(energies[1], FEW).classes)).all()
     middle = [float(np.quantile(margins, 0.57)) for margins in seen.margins]
     for thresholds in (middle, [np.inf, np.inf], [np.inf, middle[1]]):
-        stops, classes = exits(seen, np.array(thresholds))
+        stops, classes = exit_blocks(seen, np.array(thresholds))
         ran, where = EarlyExit(NET, variables, thresholds)(X)
         assert (where == stops).all()
         assert (ran == classes).all()
-    assert len(set(exits(seen, np.array(middle))[0])) == 3
+    assert len(set(exit_blocks(seen, np.array(middle))[0])) == 3
 
 
 def test_later_blocks_are_not_run_for_those_that_left(variables, monkeypatch):
@@ -73,7 +81,7 @@ def test_later_blocks_are_not_run_for_those_that_left(variables, monkeypatch):
         return segment(model, variables, x, first, last)
 
     monkeypatch.setattr(decoding, "_segment", watched)
-    margins = trace(NET, variables, X).margins[0]
+    margins = decode_blocks(NET, variables, X).margins[0]
     EarlyExit(NET, variables, [float(np.sort(margins)[5]), np.inf])(X)  # 11 leave, 5 go on
     assert sizes == [(16, 0, 2), (8, 2, None)]
     sizes.clear()
@@ -86,16 +94,16 @@ def test_thresholds_spend_the_points_that_are_allowed():
     labels = rng.integers(10, size=400)
     margins = rng.random((3, 400))
     classes = np.stack([np.where(rng.random(400) < margins[0] ** 0.1, labels, 99) for _ in range(3)] + [labels])
-    held = Trace(classes, margins)
+    held = BlockPredictions(classes, margins)
     spent = []
     for points in (0.0, 0.01, 0.1):
-        stops, found = exits(held, choose_thresholds(held, labels, points))
+        stops, found = exit_blocks(held, choose_thresholds(held, labels, points))
         assert (found == labels).mean() >= 1 - points
         spent.append(compute_spent(coded_cifar10(), stops, (32, 32, 3)))
     assert spent[0] >= spent[1] > spent[2]
-    tied = Trace(np.array([[0, 1], [0, 0]]), np.ones((1, 2)))
+    tied = BlockPredictions(np.array([[0, 1], [0, 0]]), np.ones((1, 2)))
     assert choose_thresholds(tied, np.zeros(2, int), 0.0)[0] == np.inf  # the two leave together or not at all
-    assert choose_thresholds(Trace(np.stack([labels + 1, labels]), margins[:1]), labels, 0.0)[0] == np.inf
+    assert choose_thresholds(BlockPredictions(np.stack([labels + 1, labels]), margins[:1]), labels, 0.0)[0] == np.inf
 
 
 def test_compute_is_the_specs():
@@ -110,30 +118,30 @@ def test_compute_is_the_specs():
         (lambda: decode(jnp.ones((2, 9)), CODE), "energies: got 9 paths, expected the code's 10"),
         (lambda: decode(jnp.zeros((2, 10)).at[0].set(1), CODE), "energies: image 1 has a total of 0.0"),
         (
-            lambda: choose_thresholds(Trace(HELD.classes, HELD.margins * np.nan), np.ones(3, int), 0.0),
+            lambda: choose_thresholds(BlockPredictions(HELD.classes, HELD.margins * np.nan), np.ones(3, int), 0.0),
             "energies: image 0",
         ),
         (lambda: EarlyExit(NET, {}, [0.1, np.nan]), "thresholds: got NaN"),
-        (lambda: exits(HELD, np.full(len(HELD.margins), np.nan)), "thresholds: got NaN"),
+        (lambda: exit_blocks(HELD, np.full(len(HELD.margins), np.nan)), "thresholds: got NaN"),
         (lambda: decode(jnp.ones((1, 10)).at[0, 1].set(-1), CODE), "energies: got values that are negative"),
         (lambda: decode(jnp.ones((1, 10)).at[0, 1].set(jnp.inf), CODE), "energies: got values that are negative"),
         (lambda: EarlyExit(NET, {}, [np.inf, np.inf])(X * np.nan), "images: got "),
         (lambda: compute_spent(NET, np.array([0]), (-8, 8, 3)), "image_shape: got (-8, 8, 3), expected"),
         (lambda: EarlyExit(NET, {}, [0.1]), "thresholds: got 1, expected one for each of 2 blocks"),
-        (lambda: exits(HELD, np.ones(9)), "thresholds: got 9, expected one for each of"),
-        (lambda: trace(NET, {}, X[:0]), "images: got none"),
+        (lambda: exit_blocks(HELD, np.ones(9)), "thresholds: got 9, expected one for each of"),
+        (lambda: decode_blocks(NET, {}, X[:0]), "images: got none"),
         (lambda: decode(jnp.ones((1, 4)), Code(("1100",))), "code: got a single word"),
-        (lambda: trace(CodedResNeXt(stages=NET.stages[:1]), {}, X), "model: got an ordinary ResNeXt"),
+        (lambda: decode_blocks(CodedResNeXt(stages=NET.stages[:1]), {}, X), "model: got an ordinary ResNeXt"),
         (
-            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(3, int), 1.0),
+            lambda: choose_thresholds(BlockPredictions(np.ones((2, 3), int), np.ones((1, 3))), np.ones(3, int), 1.0),
             "points: got 1",
         ),
         (
-            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), np.ones(2, int), 0.0),
+            lambda: choose_thresholds(BlockPredictions(np.ones((2, 3), int), np.ones((1, 3))), np.ones(2, int), 0.0),
             "labels: got int64(2,), expected 3 integers",
         ),
         (
-            lambda: choose_thresholds(Trace(np.ones((2, 3), int), np.ones((1, 3))), -np.ones(3, int), 0.0),
+            lambda: choose_thresholds(BlockPredictions(np.ones((2, 3), int), np.ones((1, 3))), -np.ones(3, int), 0.0),
             "labels: got -1",
         ),
         (lambda: compute_spent(NET, np.array([0, 3]), (8, 8, 3)), "stops: got 0..3, expected coded blocks in [0, 2]"),

@@ -15,7 +15,7 @@ from PIL import Image
 from jaxinterp.app import stages
 from jaxinterp.coded import family as coded_resnext
 from jaxinterp.coded import measures as coded_measures
-from jaxinterp.coded.codes import Code, named
+from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.export import export_network, load_network
 from jaxinterp.coded.family import CIFAR10, CIFAR100, DIGITS, IMAGENET, RUNS, CodedLoss, SmoothedCrossEntropy
 from jaxinterp.coded.network import CodedResNeXt, Stage, coded_cifar10, coded_cifar100, coded_imagenet, coding_loss
@@ -91,7 +91,7 @@ def test_foreign_images_have_the_runs_size_or_are_left_out():
 
 @pytest.mark.slow
 def test_a_network_trained_with_other_words_is_not_examined(folder, monkeypatch):
-    monkeypatch.setattr(coded_resnext, "named", lambda name: Code(named(name).words[::-1]))
+    monkeypatch.setattr(coded_resnext, "named", lambda name: Code(load_code(name).words[::-1]))
     with pytest.raises(CheckpointError, match=r"another configuration: words was .* now it is"):
         stages.trained(folder)
 
@@ -99,7 +99,7 @@ def test_a_network_trained_with_other_words_is_not_examined(folder, monkeypatch)
 @pytest.mark.slow
 def test_everything_is_measured_and_reported(folder):
     said: list[str] = []
-    found = stages.evaluate(folder, say=said.append)
+    found = stages.evaluate(folder, log=said.append)
     assert any(line.startswith("specificity") for line in said)
     metrics = found["metrics"]
     assert metrics["classifier_difference"] < 1e-4

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxinterp.coda.torch_weights import coded_block_from_torch
 from jaxinterp.coded import network as coded
-from jaxinterp.coded.codes import Code, named
+from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.network import (
     CodedBlock,
     CodedResNeXt,
@@ -32,8 +32,8 @@ from jaxinterp.errors import ConfigError
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/coded_resnext_blocks.npz")
 STAGES = (
     Stage(1, 16, 3, 10),
-    Stage(2, 24, 4, 10, 2, named("cifar10-5-of-10")),
-    Stage(1, 32, 5, 10, 2, named("cifar10-3-of-10")),
+    Stage(2, 24, 4, 10, 2, load_code("cifar10-5-of-10")),
+    Stage(1, 32, 5, 10, 2, load_code("cifar10-3-of-10")),
 )
 
 
@@ -325,7 +325,10 @@ def _of_other_paths():
     ("make", "says"),
     [
         (lambda: Stage(0, 8, 2, 10), "blocks: got 0, expected at least 1"),
-        (lambda: Stage(1, 8, 2, 9, code=named("cifar10-3-of-10")), "code: got words of length 10, expected one bit"),
+        (
+            lambda: Stage(1, 8, 2, 9, code=load_code("cifar10-3-of-10")),
+            "code: got words of length 10, expected one bit",
+        ),
         (lambda: Stage(1, 8, 2, 2, code="10"), "code: got '10', expected a Code"),
         (lambda: Stage(1, 8, 2, 10, kept=11), "kept: got 11, expected 1 to 10"),
         (lambda: CodedResNeXt(stages=()), "stages: got none"),

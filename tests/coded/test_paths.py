@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jaxtyping import config
 
-from jaxinterp.coded.codes import Code, named
+from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.network import CodedResNeXt, Stage
 from jaxinterp.coded.paths import accuracy_without, drawn_removal, path_shares, specificity
 
-CODE = named("cifar10-3-of-10")
+CODE = load_code("cifar10-3-of-10")
 FEW = Code(("1100", "0110", "0011"))
 NET = CodedResNeXt(stages=(Stage(1, 8, 2, 3), Stage(2, 12, 3, 4, 2, FEW)), classes=3, mean=(0.2,), std=(0.5,))
 APPLY = jax.jit(NET.apply, static_argnames=("energies", "first", "last", "capture_intermediates"))
@@ -30,7 +30,7 @@ def variables():
 
 
 def test_shares_of_all_paths_sum_to_the_logits(variables):
-    parts = path_shares(NET, variables, X, memory=100_000)
+    parts = path_shares(NET, variables, X, max_bytes=100_000)
     assert [share.shape for share in parts.paths] == [(6, 3, 3), (6, 3, 4), (6, 3, 4)]
     size = float(jnp.abs(parts.logits).max())
     np.testing.assert_allclose(parts.logits, APPLY(variables, X), rtol=1e-4, atol=1e-4 * size)

@@ -107,7 +107,7 @@ def test_freezing_does_not_change_the_value(name):
 @pytest.mark.parametrize("inner", [False, True])
 def test_contributions_and_bias_sum_to_the_logits(name, inner):
     _, variables, x, frozen = made(name)
-    parts = decompose(frozen, x, variables=variables, at=ROWS[name].level if inner else None)
+    parts = decompose(frozen, x, variables=variables, layer=ROWS[name].level if inner else None)
     size = float(jnp.abs(parts.logits).max())
     assert float(jnp.abs(parts.residual).max()) <= 1e-4 * size
     if ROWS[name].exact_bias is not None:

@@ -95,7 +95,7 @@ def test_an_archive_without_the_batch_is_refused(tmp_path, publish):
         load("cifar10", "test", tmp_path)
 
 
-def test_wrong_sums_are_refused_and_foreign_files_recognised(tmp_path, publish, monkeypatch):
+def test_wrong_sums_are_refused_and_foreign_files_recognized(tmp_path, publish, monkeypatch):
     publish("cifar10", tmp_path / "test_batch.bin", batch(PHOTOS, LABELS[:10]))
     (tmp_path / "test_batch.bin").write_bytes(batch(PHOTOS, LABELS[:10])[:-1])
     with pytest.raises(DataError, match=r"test_batch\.bin: md5 \w{32}, but .*truncated, altered or foreign"):

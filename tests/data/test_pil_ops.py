@@ -1,4 +1,4 @@
-"""Every operation against Pillow, on natural-looking, flat, two-level and grey images."""
+"""Every operation against Pillow, on natural-looking, flat, two-level and gray images."""
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ def _images():
         "noise": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
         "two": two,
         "flat": np.full((8, 8, 3), 77, np.uint8),
-        "grey": natural[..., :1],
+        "gray": natural[..., :1],
         "tiny": natural[:2, :2],
     }
 
 
 IMAGES = _images()
-COLOURED = ("natural", "noise", "two")
+COLORED = ("natural", "noise", "two")
 each = pytest.mark.parametrize("name", IMAGES)
 
 
@@ -100,8 +100,8 @@ def test_blends(name, factor):
     """Exact but where the float product lies on a level: one level at most, in one pixel of a hundred."""
     image, levels = IMAGES[name], _levels(name)
     pairs = {
-        ImageEnhance.Color: ops.grey(levels),
-        ImageEnhance.Contrast: ops.mean_grey(levels),
+        ImageEnhance.Color: ops.gray(levels),
+        ImageEnhance.Contrast: ops.mean_gray(levels),
         ImageEnhance.Brightness: jnp.zeros_like(levels),
         ImageEnhance.Sharpness: ops.smooth(levels),
     }
@@ -116,8 +116,8 @@ def test_blends(name, factor):
 def test_degenerate_images_are_exact(name):
     image, levels = IMAGES[name], _levels(name)
     luma = _array(_pillow(image).convert("L"))
-    np.testing.assert_array_equal(ops.grey(levels), np.broadcast_to(luma, image.shape))
-    np.testing.assert_array_equal(ops.mean_grey(levels), np.full(image.shape, int(luma.mean() + 0.5)))
+    np.testing.assert_array_equal(ops.gray(levels), np.broadcast_to(luma, image.shape))
+    np.testing.assert_array_equal(ops.mean_gray(levels), np.full(image.shape, int(luma.mean() + 0.5)))
     np.testing.assert_array_equal(ops.smooth(levels), _array(_pillow(image).filter(ImageFilter.SMOOTH)))
 
 
@@ -142,7 +142,7 @@ def _close(found, expected):
     assert (difference == 0).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", COLOURED)
+@pytest.mark.parametrize("name", COLORED)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("operation", AFFINE)
 def test_affine_against_pillow(name, method, operation):
@@ -155,7 +155,7 @@ def test_affine_against_pillow(name, method, operation):
     _close(found, _array(expected))
 
 
-@pytest.mark.parametrize("name", COLOURED)
+@pytest.mark.parametrize("name", COLORED)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("degrees", [-30.0, 10.0])
 def test_rotation_against_pillow(name, method, degrees):

@@ -139,7 +139,7 @@ def test_magnitude_noise_spreads_and_stays_in_range():
 
 
 @pytest.mark.slow
-def test_grey_images_and_digits_keep_their_shape_and_range():
+def test_gray_images_and_digits_keep_their_shape_and_range():
     keys = jax.random.split(jax.random.key(6), 64)
     for augment in (rand_augment(2, 20), rand_augment(2, 9, "timm", magnitude_std=101)):
         found = jax.jit(jax.vmap(augment, (0, None)))(keys, IMAGE[:8, :8, :1])

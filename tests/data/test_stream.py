@@ -68,7 +68,7 @@ def test_shards_share_an_epoch_without_overlap(folder):
     assert seen[0] | seen[1] == set(whole.tolist())
 
 
-def test_test_images_come_in_order_cut_from_the_centre(folder):
+def test_test_images_come_in_order_cut_from_the_center(folder):
     batches = _epoch(folder, split="test")
     assert [len(batch["label"]) for batch in batches] == [4, 1]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == [0, 1, 2, 3, 4]

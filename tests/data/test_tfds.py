@@ -24,7 +24,7 @@ def test_shards_are_read_in_order(tmp_path, write_prepared):
     assert dataset.provenance["path"] == str(tmp_path / "cifar10" / "3.0.2")
 
 
-def test_grey_images_keep_one_channel_and_the_environment_is_read(tmp_path, write_prepared, monkeypatch):
+def test_gray_images_keep_one_channel_and_the_environment_is_read(tmp_path, write_prepared, monkeypatch):
     images = [photo[:28, :28, :1] for photo in PHOTOS]
     write_prepared(tmp_path, "mnist", "train", images, LABELS, version="3.0.1")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

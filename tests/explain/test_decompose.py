@@ -42,7 +42,7 @@ class ReluNet(nn.Module):
 def test_complete_at_every_layer(at, dtype, tolerance):
     with jax.enable_x64(dtype == jnp.float64):
         variables, e = jax.tree.map(lambda a: a.astype(dtype), (VARIABLES, encode(IMAGES)))
-        parts = decompose(frozen, e, at=at, variables=variables)
+        parts = decompose(frozen, e, layer=at, variables=variables)
         size = jnp.abs(parts.logits).max()
         assert parts.weights.dtype == dtype
         assert jnp.abs(parts.residual).max() <= tolerance * size
@@ -53,7 +53,7 @@ def test_complete_at_every_layer(at, dtype, tolerance):
 
 def test_a_list_of_levels_is_explained_in_one_program():
     e, levels = encode(IMAGES), ["layer_1", None]
-    together = decompose(frozen, e, [2, 0, 1, 1, 2], at=levels, variables=VARIABLES, memory=20_000)
+    together = decompose(frozen, e, [2, 0, 1, 1, 2], layer=levels, variables=VARIABLES, max_bytes=20_000)
     for parts, at in zip(together, levels, strict=True):
         alone = decompose(frozen, e, [2, 0, 1, 1, 2], at, variables=VARIABLES)
         chex.assert_trees_all_close(parts, alone, rtol=1e-5, atol=1e-6)
@@ -70,9 +70,9 @@ def test_a_relu_network_is_decomposed_as_it_is():
     net, x = ReluNet(), jax.random.normal(jax.random.key(3), (2, 4, 4, 2))
     variables = jax.jit(net.init)(jax.random.key(4), x)
     for at in (None, "Conv_0", "inner"):
-        parts = decompose(net.apply, x, variables=variables, at=at)
+        parts = decompose(net.apply, x, variables=variables, layer=at)
         assert jnp.abs(parts.residual).max() <= 1e-4 * jnp.abs(parts.logits).max()
-    head = decompose(net.apply, x, variables=variables, at="head")
+    head = decompose(net.apply, x, variables=variables, layer="head")
     np.testing.assert_allclose(head.weights, jnp.broadcast_to(jnp.eye(3), (2, 3, 3)))
 
 
@@ -80,7 +80,9 @@ def test_a_relu_network_is_decomposed_as_it_is():
 def test_chunks_targets_closures_and_jit_agree():
     e = encode(IMAGES)
     whole = decompose(frozen, e, variables=VARIABLES)
-    chex.assert_trees_all_close(decompose(frozen, e, variables=VARIABLES, memory=20_000), whole, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(
+        decompose(frozen, e, variables=VARIABLES, max_bytes=20_000), whole, rtol=1e-5, atol=1e-6
+    )
     chex.assert_trees_all_close(decompose(lambda x: frozen(VARIABLES, x), e), whole, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(
         jax.jit(lambda v, x: decompose(frozen, x, variables=v))(VARIABLES, e), whole, rtol=1e-4, atol=1e-6
@@ -99,13 +101,13 @@ def test_a_second_call_traces_nothing(at):
         return frozen(variables, x)
 
     e = encode(IMAGES)
-    decompose(counted, e, at=at, variables=VARIABLES)
+    decompose(counted, e, layer=at, variables=VARIABLES)
     before = len(traces)
     other = jax.tree.map(lambda a: 2 * a, VARIABLES)
-    again = decompose(counted, 1 - e, at=at, variables=other)
+    again = decompose(counted, 1 - e, layer=at, variables=other)
     assert len(traces) == before
-    chex.assert_trees_all_equal(again, decompose(frozen, 1 - e, at=at, variables=other))  # its values are its own
-    decompose(counted, e[:3], at=at, variables=VARIABLES)
+    chex.assert_trees_all_equal(again, decompose(frozen, 1 - e, layer=at, variables=other))  # its values are its own
+    decompose(counted, e[:3], layer=at, variables=VARIABLES)
     assert len(traces) > before
 
 
@@ -144,18 +146,21 @@ def test_bad_input_is_refused_in_one_line():
             lambda: decompose(MODEL, e, variables=VARIABLES),
             "apply_frozen: got the model CoDANet, expected its function",
         ),
-        (lambda: decompose(frozen, e, at="layer_9", variables=VARIABLES), "at: got 'layer_9'"),
-        (lambda: decompose(frozen, e, at=[None, "layer_9"], variables=VARIABLES), "at: got 'layer_9'"),
-        (lambda: decompose(frozen, e, at=[], variables=VARIABLES), "at: got an empty list"),
-        (lambda: decompose(frozen, e, at=[None, None], variables=VARIABLES), "at: got [None, None], a level twice"),
+        (lambda: decompose(frozen, e, layer="layer_9", variables=VARIABLES), "layer: got 'layer_9'"),
+        (lambda: decompose(frozen, e, layer=[None, "layer_9"], variables=VARIABLES), "layer: got 'layer_9'"),
+        (lambda: decompose(frozen, e, layer=[], variables=VARIABLES), "layer: got an empty list"),
+        (
+            lambda: decompose(frozen, e, layer=[None, None], variables=VARIABLES),
+            "layer: got [None, None], a level twice",
+        ),
         (lambda: decompose(frozen, e, 7, variables=VARIABLES), "targets: got 7"),
         (lambda: decompose(frozen, e, [0, 1], variables=VARIABLES), "targets: got shape"),
         (lambda: decompose(frozen, e, np.zeros((5, 0), int), variables=VARIABLES), "targets: got shape (5, 0)"),
         (lambda: decompose(frozen, jnp.ones((2, 3), jnp.int32), variables=VARIABLES), "x: got int32"),
         (lambda: decompose(frozen, e[:0], variables=VARIABLES), "x: got float32(0, 6, 6, 2)"),
         (lambda: decompose(frozen, e.at[3, 0, 0, 0].set(jnp.nan), variables=VARIABLES), "x: got 1 of 360 values NaN"),
-        (lambda: decompose(frozen, e, variables=VARIABLES, memory=0), "memory: got 0,"),
-        (lambda: decompose(frozen, e, variables=VARIABLES, memory=-5), "memory: got -5,"),
+        (lambda: decompose(frozen, e, variables=VARIABLES, max_bytes=0), "max_bytes: got 0,"),
+        (lambda: decompose(frozen, e, variables=VARIABLES, max_bytes=-5), "max_bytes: got -5,"),
         (lambda: decompose(lambda x: jnp.sqrt(x - x), jnp.ones((2, 3))), "derivative in a random direction is nan"),
         (lambda: decompose(lambda x: x.sum(-1), jnp.ones((2, 3))), "apply_frozen: got output"),
         (lambda: decompose(lambda v, x: MODEL.apply(v, x, encoded=True), e, variables=VARIABLES), "not affine at x"),

@@ -12,7 +12,7 @@ from jaxinterp import decompose
 from jaxinterp.explain import series
 from jaxinterp.explain.attribute import integrated_gradients
 from jaxinterp.explain.series import NotPolynomialError, contributions, orders, pairs, propagate, smooth_orders
-from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, about, hierarchical, overlapping
+from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, hierarchical, overlapping, with_expansion_point
 
 NETS = {
     "hierarchical": TaylorNet(levels=hierarchical((2, 3)), classes=2, size=4, param_dtype=jnp.float64),
@@ -33,7 +33,7 @@ def made(name):
     variables = jax.jit(net.init)(jax.random.key(1), x)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     x0 = jax.random.uniform(jax.random.key(2), (4, 4, 1), jnp.float64)
-    return net, about(variables, np.asarray(x0)), x, x0
+    return net, with_expansion_point(variables, np.asarray(x0)), x, x0
 
 
 def roots_of_unity(apply, variables, x, x0, degree):
@@ -101,10 +101,10 @@ def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
         found = orders(net.apply, x, x0, net.degree, variables=variables)
         np.testing.assert_allclose(parts.orders, jnp.moveaxis(found, 0, 2), atol=1e-12 * size)
         nodes = (net.degree + 1) // 2
-        rival = integrated_gradients(
+        baseline = integrated_gradients(
             net.apply, x, baseline=jnp.broadcast_to(x0, x.shape), steps=nodes, variables=variables
         )
-        np.testing.assert_allclose(parts.contributions.sum(2), rival.contributions, atol=1e-10 * size)
+        np.testing.assert_allclose(parts.contributions.sum(2), baseline.contributions, atol=1e-10 * size)
 
         def frozen(variables, step):
             return net.apply(variables, step + x0[None], frozen=True)
@@ -119,7 +119,7 @@ def test_contributions_of_chosen_targets_and_orders_in_chunks():
     with jax.enable_x64(True):
         net, variables, x, x0 = made("overlapping")
         whole = contributions(net.apply, x, x0, 3, variables=variables)
-        chosen = contributions(net.apply, x, x0, 3, [1, 0], variables=variables, memory=1)
+        chosen = contributions(net.apply, x, x0, 3, [1, 0], variables=variables, max_bytes=1)
         for i, target in enumerate((1, 0)):
             np.testing.assert_allclose(chosen.contributions[i, 0], whole.contributions[i, target], atol=1e-12)
             np.testing.assert_allclose(chosen.remainder[i, 0], whole.remainder[i, target], atol=1e-12)
@@ -128,10 +128,10 @@ def test_contributions_of_chosen_targets_and_orders_in_chunks():
 def test_orders_at_a_level_are_those_of_the_network_above_it():
     with jax.enable_x64(True):
         net, variables, x, x0 = made("hierarchical")
-        found = np.asarray(orders(net.apply, x, x0, 4, variables=variables, at="level_0"))
+        found = np.asarray(orders(net.apply, x, x0, 4, variables=variables, layer="level_0"))
         np.testing.assert_allclose(found.sum(0), net.apply(variables, x), atol=1e-12)
         assert np.abs(found[3:]).max() < 1e-14 < np.abs(found[2]).max()  # one level above it: of order 2
-        parts = contributions(net.apply, x, x0, 2, variables=variables, at="level_0")
+        parts = contributions(net.apply, x, x0, 2, variables=variables, layer="level_0")
         assert parts.contributions.shape == (2, 2, 2, 2, 2, 2)
         np.testing.assert_allclose(parts.orders, np.moveaxis(found[:3], 0, 2), atol=1e-12)
         assert float(jnp.abs(parts.residual).max()) < 1e-12
@@ -259,16 +259,16 @@ def test_what_goes_around_a_level_is_in_the_remainder():
 
     x, x0 = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([0.5, -0.5, 0.0])
     variables = Around().init(jax.random.key(0), x)
-    parts = contributions(Around().apply, x, x0, 2, variables=variables, at="inner")
+    parts = contributions(Around().apply, x, x0, 2, variables=variables, layer="inner")
     np.testing.assert_allclose(parts.remainder[0], 3 * (x[0] - x0)[:2], rtol=1e-5)
-    jitted = contributions(jax.jit(Around().apply), x, x0, 2, variables=variables, at="inner")
+    jitted = contributions(jax.jit(Around().apply), x, x0, 2, variables=variables, layer="inner")
     np.testing.assert_allclose(jitted.orders, parts.orders, rtol=1e-6)
 
 
 def test_energy_accuracy_and_penalty_are_their_formulas():
     found = np.random.default_rng(0).normal(size=(3, 5, 4))
-    centred = found - found.mean(-1, keepdims=True)
-    np.testing.assert_allclose(series.energy(found), np.sqrt((centred**2).mean((1, 2))))
+    centered = found - found.mean(-1, keepdims=True)
+    np.testing.assert_allclose(series.energy(found), np.sqrt((centered**2).mean((1, 2))))
     labels = np.array([0, 1, 2, 3, 0])
     want = [((found[: m + 1].sum(0)).argmax(1) == labels).mean() for m in range(3)]
     np.testing.assert_allclose(series.truncated_accuracy(found, labels), want)
@@ -288,7 +288,7 @@ def test_energy_accuracy_and_penalty_are_their_formulas():
         ({"x": jnp.full((1, 3), jnp.nan)}, "x: got 3 of 3 values NaN or infinite"),
         ({"x0": jnp.full(3, jnp.inf)}, "x0: got 3 of 3 values NaN or infinite"),
         ({"apply": lambda x: x.sum()}, r"apply: got output \(\), expected \(1, classes\)"),
-        ({"at": "level_9"}, "at: got 'level_9', expected a Flax submodule"),
+        ({"layer": "level_9"}, "layer: got 'level_9', expected a Flax submodule"),
         ({"apply": nn.Dense(2).apply}, "variables: got none with apply=model.apply, expected the model's variables"),
     ],
 )

@@ -49,24 +49,24 @@ def test_an_empty_map_is_white():
     assert draw.shared_limit(np.zeros(3)) == 1
 
 
-def test_colour_weights_show_the_colour_that_aligns():
-    """Weights parallel to an encoded image are drawn in its own colours, opaque where they speak for the class."""
+def test_color_weights_show_the_color_that_aligns():
+    """Weights parallel to an encoded image are drawn in its own colors, opaque where they speak for the class."""
     image = rng.uniform(0.05, 0.95, (8, 8, 3))
     weights = np.concatenate([image, 1 - image], -1)
-    found = draw.colour_weights(weights, np.ones((8, 8)), smooth=1, percentile=0.0)
+    found = draw.color_weights(weights, np.ones((8, 8)), smooth=1, percentile=0.0)
     np.testing.assert_allclose(found, np.concatenate([image, np.ones((8, 8, 1))], -1), atol=1e-9)
 
     contributions = np.where(np.arange(8)[:, None] < 4, -1.0, 1.0) * np.ones((8, 8))
-    halves = draw.colour_weights(weights, contributions, smooth=1)
+    halves = draw.color_weights(weights, contributions, smooth=1)
     assert (halves[:4, :, 3] == 0).all()
     assert (halves[4:, :, 3] > 0).all()
     # Negative weights look for nothing.
-    np.testing.assert_allclose(draw.colour_weights(-weights, np.ones((8, 8)))[..., :3], 0)
+    np.testing.assert_allclose(draw.color_weights(-weights, np.ones((8, 8)))[..., :3], 0)
 
 
-def test_colour_weights_follow_the_steps_of_the_paper():
+def test_color_weights_follow_the_steps_of_the_paper():
     weights, contributions = rng.normal(size=(12, 10, 6)), rng.normal(size=(12, 10))
-    found = draw.colour_weights(weights, contributions, smooth=3, percentile=90.0)
+    found = draw.color_weights(weights, contributions, smooth=3, percentile=90.0)
     opacity = np.zeros((12, 10))
     for y in range(12):
         for x in range(10):
@@ -79,17 +79,17 @@ def test_colour_weights_follow_the_steps_of_the_paper():
     np.testing.assert_allclose(found[..., 3], expected, atol=1e-9)
 
 
-def test_grey_weights_run_from_dark_to_amber_and_batches_are_single_images():
+def test_gray_weights_run_from_dark_to_amber_and_batches_are_single_images():
     weights = rng.normal(size=(2, 3, 8, 8, 2))
     weights[0, 0, 0, :2] = [[0, 1], [1, 0]]
     contributions = rng.normal(size=(2, 3, 8, 8))
-    found = draw.colour_weights(weights, contributions)
+    found = draw.color_weights(weights, contributions)
     np.testing.assert_allclose(found[0, 0, 0, :2, :3], [draw.DARK, draw.BRIGHT], atol=1e-9)
-    np.testing.assert_allclose(found[1, 2], draw.colour_weights(weights[1, 2], contributions[1, 2]))
+    np.testing.assert_allclose(found[1, 2], draw.color_weights(weights[1, 2], contributions[1, 2]))
     with pytest.raises(ValueError, match="weights: got 3 channels"):
-        draw.colour_weights(weights[0, 0, :, :, [0, 1, 1]].transpose(1, 2, 0), contributions[0, 0])
+        draw.color_weights(weights[0, 0, :, :, [0, 1, 1]].transpose(1, 2, 0), contributions[0, 0])
     with pytest.raises(ValueError, match="smooth: got 2"):
-        draw.colour_weights(weights, contributions, smooth=2)
+        draw.color_weights(weights, contributions, smooth=2)
 
 
 @pytest.mark.parametrize("scale", ["row", "map", "all"])
@@ -99,7 +99,7 @@ def test_a_panel_shows_every_picture_and_title(scale):
     figure = draw.panel(images, maps, titles, ["first", "second"], scale)
     *pictures, bar = figure.axes
     assert [axes.get_title() for axes in pictures] == ["first", "a", "b", "c", "second", "d", "e", "f"]
-    assert "full colour" in bar.get_xlabel()
+    assert "full color" in bar.get_xlabel()
     limits = {"row": np.percentile(np.abs(maps[1]), 99.99), "map": None, "all": draw.shared_limit(maps)}[scale]
     np.testing.assert_allclose(pictures[6].images[0].get_array(), draw.contribution_map(maps[1, 1], limits))
     assert np.ptp(pixels(figure)[..., :3]) == 255
@@ -116,7 +116,7 @@ def test_a_panel_takes_drawn_pictures_and_refuses_missing_titles():
 
 def test_boxes_are_sorted_by_mean_between_uniform_and_oracle():
     scores = {"gradient": [0.1, 0.2], "decomposition": [[0.9], [1.0]], "occlusion_3": [0.5, 0.4]}
-    axes = draw.localisation_boxes(scores, 9).axes[0]
+    axes = draw.localization_boxes(scores, 9).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["Gradient", "Occlusion 3", "Decomposition"]
     verticals = {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"}
     assert verticals == {1, 1 / 9}

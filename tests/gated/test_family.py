@@ -23,7 +23,7 @@ from jaxinterp.gated.network import GatingNetwork
 from jaxinterp.gated.npk_regression import Side, regress
 from jaxinterp.recipe.config import Run
 from jaxinterp.train import load_variables
-from jaxinterp.train.optimizer import optimiser_of, ramp, schedule_of
+from jaxinterp.train.optimizer import optimizer_of, ramp, schedule_of
 
 
 def quiet(line: str) -> None:
@@ -35,8 +35,8 @@ def test_every_row_of_the_papers_tables_is_a_run_with_its_recipe() -> None:
     assert runs["gated/mnist-decoupled-adam"].paper == {"test_accuracy_highest": 0.9822}
     assert runs["gated/mnist-relu-sgd"].paper == {"test_accuracy_highest": 0.9785}
     adam, sgd = runs["gated/mnist-learnt-adam"].config, runs["gated/mnist-learnt-sgd"].config
-    assert (adam.optimiser, adam.learning_rate, adam.epochs, adam.batch_size) == ("adam", 1e-4, 100, 32)
-    assert (sgd.optimiser, sgd.learning_rate, sgd.epochs, sgd.momentum) == ("sgd", 1e-2, 300, 0.0)
+    assert (adam.optimizer, adam.learning_rate, adam.epochs, adam.batch_size) == ("adam", 1e-4, 100, 32)
+    assert (sgd.optimizer, sgd.learning_rate, sgd.epochs, sgd.momentum) == ("sgd", 1e-2, 300, 0.0)
     assert (adam.sharpness, adam.scale, adam.depth, adam.width) == (4.0, 1.1, 5, 128)
     vgg = runs["gated/cifar100-vgg16-dlgn-1"]
     assert (vgg.paper, vgg.config.classes, vgg.config.value_input) == ({"test_accuracy_highest": 0.615}, 100, "ones")
@@ -62,8 +62,8 @@ def test_the_ramp_is_a_tenth_then_full_then_a_tenth_then_a_hundredth() -> None:
 def test_fixed_parameters_stay_and_kernels_decay() -> None:
     params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(2)}}
     gradients = jax.tree.map(jnp.zeros_like, params)
-    config = replace(Run(), optimiser="sgd", weight_decay=0.5, learning_rate=0.1)
-    tx = optimiser_of(config, lambda step: jnp.float32(0.1), lambda path: path.startswith("b/"))
+    config = replace(Run(), optimizer="sgd", weight_decay=0.5, learning_rate=0.1)
+    tx = optimizer_of(config, lambda step: jnp.float32(0.1), lambda path: path.startswith("b/"))
     updates, _ = tx.update(gradients, tx.init(params), params)
     moved = optax.apply_updates(params, updates)
     np.testing.assert_allclose(moved["a"]["kernel"], 0.95)
@@ -100,7 +100,7 @@ def test_copied_and_learnt_gates_start_where_they_should() -> None:
         ({"architecture": "vgg16", "image_size": 16}, "architecture=vgg16: AvgPool"),
         ({"architecture": "c4gap", "depth": 2, "roll": 1, "grid_sizes": (2,)}, "roll: scrambles grids"),
         ({"value_input": "ones"}, "value_input: got ones with fc"),
-        ({"standardise": True}, "standardise: got 1 channels, expected 3"),
+        ({"standardize": True}, "standardize: got 1 channels, expected 3"),
     ):
         with pytest.raises(ConfigError, match=message):
             gated.build(replace(config, **change))
@@ -121,7 +121,7 @@ def test_learnt_gates_are_those_of_the_relu_network_trained_first(tmp_path: Path
         np.testing.assert_array_equal(layer["kernel"], first[name]["kernel"])
         value = np.asarray(body["value_network"][name]["kernel"])
         assert np.abs(value - np.asarray(first[name]["kernel"])).max() > 1e-3
-    found = stages.evaluate(tmp_path, say=quiet)
+    found = stages.evaluate(tmp_path, log=quiet)
     assert found["metrics"]["npk_images"] == 24
     assert found["metrics"]["test_accuracy_highest"] == max(watched)
     for one in found["deciding"]:
@@ -129,7 +129,7 @@ def test_learnt_gates_are_those_of_the_relu_network_trained_first(tmp_path: Path
     html = stages.report(tmp_path).read_text(encoding="utf-8")
     for text in ("which training images decided", "Which sub-networks classes share", "Pixel removal"):
         assert text in html
-    assert "Localisation" not in html
+    assert "Localization" not in html
 
 
 def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_kernel_of_a_normalised_network_has_its_norms() -> None:
+def test_the_kernel_of_a_normalized_network_has_its_norms() -> None:
     config = replace(gated.smoke(gated.RUNS["gated/cifar10-vgg16-dgn-x"].config), image_size=32)
     model = gated.build(config)
     x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
@@ -159,7 +159,7 @@ def test_the_kernel_of_a_normalised_network_has_its_norms() -> None:
 def test_the_report_of_linear_gates_shows_their_filters(tmp_path: Path) -> None:
     config = gated.smoke(gated.RUNS["gated/digits-dlgn"].config)
     stages.train("gated/digits-dlgn", config, tmp_path)
-    stages.evaluate(tmp_path, say=quiet)
+    stages.evaluate(tmp_path, log=quiet)
     assert "What the gates look at" in stages.report(tmp_path).read_text(encoding="utf-8")
 
 

@@ -21,11 +21,11 @@ from jaxinterp.gated.architecture import (
     fan_ins,
     fc,
     gate_shapes,
+    iter_layers,
     output_shape,
     resnet,
     vconv,
     vgg16,
-    walk,
 )
 from jaxinterp.gated.network import (
     GatedNetwork,
@@ -110,7 +110,7 @@ def test_frozen_is_affine_and_decomposes_at_every_gate(name, gating):
     logits = net.apply(variables, x)
     levels = [None, *(f"value_network/gate_{i}" for i in range(len(gate_shapes(*SMALL[name]))))]
     for level in (None, levels[-1]):
-        parts = decompose(apply, x, at=level, variables=variables)
+        parts = decompose(apply, x, layer=level, variables=variables)
         np.testing.assert_allclose(parts.logits, logits, rtol=1e-5, atol=1e-6)
         total = parts.contributions.reshape(*logits.shape, -1).sum(-1)
         scale = jnp.abs(logits).max()
@@ -121,7 +121,7 @@ def test_without_biases_contributions_are_conserved_at_every_layer():
     net, variables, x = built("c4gap", gating="relu", hard=True)
     logits = net.apply(variables, x)
     for level in (None, "value_network/gate_0", "value_network/linear_1", "value_network/gate_1"):
-        parts = decompose(partial(net.apply, frozen=True), x, at=level, variables=variables)
+        parts = decompose(partial(net.apply, frozen=True), x, layer=level, variables=variables)
         np.testing.assert_allclose(parts.contributions.sum((2, 3, 4)), logits, rtol=1e-4, atol=1e-5)
 
 
@@ -179,7 +179,7 @@ def test_published_architectures():
     assert sum(isinstance(layer, Residual) for layer in deep) == 54
     assert len(gate_shapes(deep, (32, 32, 3))) == 109
     assert gate_shapes(deep, (32, 32, 3))[-1] == (8, 8, 64)
-    assert sum(isinstance(layer, Conv) and layer.kernel_size == (1, 1) for layer in walk(deep)) == 2
+    assert sum(isinstance(layer, Conv) and layer.kernel_size == (1, 1) for layer in iter_layers(deep)) == 2
     with pytest.raises(ValueError, match=r"depth: got 9, expected 6n \+ 2"):
         resnet(9)
 
@@ -257,9 +257,9 @@ def test_a_network_is_decomposed_with_gates_of_ones_own():
     want = jnp.einsum("ia,na,ab,nb,bk->nki", w[0], gates[0], w[1], gates[1], w[2])
     np.testing.assert_allclose(parts.weights, want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(parts.contributions.sum(-1) + parts.bias, parts.logits, rtol=1e-4, atol=1e-5)
-    small = decompose(masked, x, variables=variables, given=gates, memory=1)  # image by image
+    small = decompose(masked, x, variables=variables, given=gates, max_bytes=1)  # image by image
     np.testing.assert_allclose(small.contributions, parts.contributions, rtol=1e-4, atol=1e-6)
-    inner = decompose(masked, x, variables=variables, given=gates, at="gate_1")
+    inner = decompose(masked, x, variables=variables, given=gates, layer="gate_1")
     np.testing.assert_allclose(inner.weights, jnp.broadcast_to(w[2].T, (5, 3, 4)), rtol=1e-5)
     with pytest.raises(ValueError, match=r"given: array 1 has shape \(4, 4\), expected \(5, ...\)"):
         decompose(masked, x, variables=variables, given=(gates[0], gates[1][1:]))

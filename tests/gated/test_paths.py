@@ -35,7 +35,7 @@ def test_filters_of_a_fully_connected_gate_are_the_product_of_the_maps_below():
 
 
 @pytest.mark.slow
-def test_filters_fold_convolution_pooling_and_batch_normalisation():
+def test_filters_fold_convolution_pooling_and_batch_normalization():
     layers = (Conv(3), BatchNorm(), Gate(), AvgPool(), Conv(4), BatchNorm(), Gate(), GlobalAvgPool(), Dense(2))
     network = GatingNetwork(layers)
     x = jax.random.normal(KEYS[0], (2, 6, 6, 2))

@@ -42,7 +42,7 @@ def test_training_is_the_closed_form_and_changes_nothing_after_it(folder):
 
 def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folder):
     said = []
-    found = stages.evaluate(folder, say=said.append)
+    found = stages.evaluate(folder, log=said.append)
     metrics = found["metrics"]
     assert metrics["upright_accuracy_lda"] == pytest.approx(metrics["test_accuracy"])
     assert metrics["completeness_residual"] < 1e-4
@@ -97,9 +97,9 @@ def test_a_6_taken_for_a_9_is_counted_apart():
 
 def test_rivals_see_pixels_and_pixels_of_turned_images():
     images, labels = stages.test_images(TINY, None)
-    _, (seen, wanted) = glassbox._rival("pixels", TINY, images[:3], labels[:3], print)
+    _, (seen, wanted) = glassbox._baseline("pixels", TINY, images[:3], labels[:3], print)
     np.testing.assert_array_equal(seen, images[:3].reshape(3, -1))
-    _, (seen, wanted) = glassbox._rival("augmented", TINY, images[:3], labels[:3], print)
+    _, (seen, wanted) = glassbox._baseline("augmented", TINY, images[:3], labels[:3], print)
     assert (len(seen), wanted.tolist()) == (3 * glassbox.AUGMENTED, labels[:3].tolist() * glassbox.AUGMENTED)
     assert len({row.tobytes() for row in seen}) == len(seen)  # every copy at an angle of its own
 
@@ -124,7 +124,7 @@ def test_an_explained_image_has_the_templates_that_decided(folder, tmp_path):
     found = json.loads((tmp_path / "out" / "ramp.json").read_text())
     _, _, subject = stages.trained(folder)
     image = jnp.arange(64, dtype=jnp.float32).reshape(1, 8, 8, 1) / 255
-    parts = decompose(subject.frozen, image, at="representation/orbit", variables=subject.variables)
+    parts = decompose(subject.frozen, image, layer="representation/orbit", variables=subject.variables)
     each = np.asarray(parts.contributions)[0]
     logits = [row["logit"] for row in found["classes"]]
     assert [int(row["class"]) for row in found["templates"]] == np.argsort(logits)[::-1][:3].tolist()

@@ -71,7 +71,7 @@ def test_a_stack_keeps_its_patches_and_trains_what_follows(trained):
         np.testing.assert_allclose(flat.sum(0), 0, atol=1e-4)
         sizes = np.linalg.norm(flat, axis=0)
         np.testing.assert_allclose(sizes, 1 if block == "block_0" else sizes[0], rtol=1e-4)
-    found = stages.evaluate(trained("mnist-stack"), say=lambda line: None)["metrics"]
+    found = stages.evaluate(trained("mnist-stack"), log=lambda line: None)["metrics"]
     history = [json.loads(line) for line in (trained("mnist-stack") / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     assert losses[-1] < losses[0]
@@ -126,7 +126,7 @@ def test_every_layer_of_an_ordinary_network_is_measured(trained, tmp_path):
 
 def test_networks_are_shown_side_by_side(trained):
     run_dir = trained("digits-p4")
-    stages.evaluate(run_dir, say=lambda line: None)
+    stages.evaluate(run_dir, log=lambda line: None)
     one = overview.member(run_dir)
     images, labels = stages.test_images(P4, None)
     _, _, subject = stages.trained(run_dir)

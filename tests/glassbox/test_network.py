@@ -20,7 +20,7 @@ from jaxinterp.glassbox.classifier import (
     support_contributions,
 )
 from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation, choose_templates, orbit_kernel
-from jaxinterp.symmetry.groups import act, dihedral, equivariance_error, invariance_error, rotations, scales
+from jaxinterp.symmetry.groups import dihedral, equivariance_error, invariance_error, rotations, scales, transform
 
 SIDE, COMPONENTS = 6, 8
 
@@ -88,7 +88,7 @@ def test_blocks_say_where_features_lie():
     features, variables = own.init_with_output(jax.random.key(0), X)
     assert own.blocks() == {"invariant": slice(0, 15), "equivariant": slice(15, 27)}
     assert features.shape == (6, 27)
-    turned = own.apply(variables, act(rotations(4), 1, X))
+    turned = own.apply(variables, transform(rotations(4), 1, X))
     np.testing.assert_allclose(turned[:, :15], features[:, :15], atol=1e-5)
     assert float(jnp.abs(turned[:, 15:] - features[:, 15:]).max()) > 0.1
 
@@ -98,7 +98,7 @@ def test_blocks_say_where_features_lie():
 def test_every_classifier_learns_and_is_saved_without_pickle(kind, classes, tmp_path):
     fitted = classifier(kind, *(THREE if classes == 3 else (IMAGES, LABELS)))
     test, wanted = bars(60, classes, seed=5)
-    turned = np.asarray(act(rotations(4), 1, jnp.asarray(test)))
+    turned = np.asarray(transform(rotations(4), 1, jnp.asarray(test)))
     assert fitted.accuracy(test, wanted) >= 0.9
     np.testing.assert_array_equal(fitted.predict(test), fitted.predict(turned))
     fitted.save(tmp_path / "saved")
@@ -109,7 +109,7 @@ def test_every_classifier_learns_and_is_saved_without_pickle(kind, classes, tmp_
         GlassBoxClassifier.load(tmp_path / "saved", dihedral(4))
     description = tmp_path / "saved/classifier.json"
     values = json.loads(description.read_text())
-    for wrong in ({**values, "kind": "knn" if kind == "lda" else "lda"}, {**values, "colour": 1}):
+    for wrong in ({**values, "kind": "knn" if kind == "lda" else "lda"}, {**values, "color": 1}):
         description.write_text(json.dumps(wrong))
         with pytest.raises(CheckpointError, match="not a file of a saved classifier"):
             GlassBoxClassifier.load(tmp_path / "saved")
@@ -142,7 +142,7 @@ def test_linear_classifiers_are_one_network_whose_logits_come_apart(kind, classe
         return network.apply(variables, x, frozen=True)
 
     for at, shape in ((None, (SIDE, SIDE, 1)), ("representation/orbit", (4, 10))):
-        parts = decompose(frozen, X, variables=variables, at=at)
+        parts = decompose(frozen, X, variables=variables, layer=at)
         assert parts.contributions.shape == (6, classes, *shape)
         np.testing.assert_allclose(parts.logits, logits, rtol=1e-4, atol=1e-4)
         assert float(jnp.abs(parts.residual).max()) < 1e-4 * float(jnp.abs(parts.logits).max())
@@ -159,7 +159,7 @@ def test_support_vectors_add_up_to_the_score(kind):
         support_contributions(classifier("lda"), IMAGES)
 
 
-def test_standardising_keeps_small_features_and_blocks_are_weighed_apart():
+def test_standardizing_keeps_small_features_and_blocks_are_weighed_apart():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(200, 12)) * np.array([1e-2] * 4 + [1e3] * 8)
     labels = (features[:, 0] > 0).astype(int)
@@ -180,9 +180,9 @@ def test_features_that_are_rounding_are_left_out_of_the_network_too():
     same[:, 3] = 1e-6 * np.random.default_rng(0).normal(size=len(same))
     again = fitted.fit_features(same, LABELS, fitted.templates)
     params = jax.tree.map(np.asarray, again.network()[1]["params"])
-    assert params["standardise"]["scale"][3] == 0
+    assert params["standardize"]["scale"][3] == 0
     np.testing.assert_array_equal(params["reduction"]["kernel"][3], 0)
-    z = (same - params["standardise"]["mean"]) * params["standardise"]["scale"]
+    z = (same - params["standardize"]["mean"]) * params["standardize"]["scale"]
     reduced = z @ params["reduction"]["kernel"] + params["reduction"]["bias"]
     np.testing.assert_allclose(reduced, again.fitted[:-1].transform(same), atol=1e-3)
 

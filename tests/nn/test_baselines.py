@@ -20,7 +20,7 @@ from jaxinterp.nn.losses import classification_loss, softmax_cross_entropy
 
 TINY = {
     "resnet": (CifarResNet(depth=8, classes=5, width=4), (2, 8, 8, 3)),
-    "standardised": (CifarResNet(8, 5, width=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), (2, 8, 8, 3)),
+    "standardized": (CifarResNet(8, 5, width=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), (2, 8, 8, 3)),
     "vgg": (VGG(depth=11, classes=5, width=4), (2, 32, 32, 3)),
 }
 ALEXNET = AlexNet.cifar(5, widths=(4, 6, 8, 6, 4), hidden=8)
@@ -94,7 +94,7 @@ def test_logits_and_gradients_are_finite_and_jit_agrees_with_eager(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "standardised")) for name in TINY]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "standardized")) for name in TINY]
 )
 def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
     model, shape = TINY[name]
@@ -107,7 +107,7 @@ def test_frozen_forces_evaluation_statistics_and_changes_no_value(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["standardised", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg", "resnet"))]
+    "name", ["standardized", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg", "resnet"))]
 )
 def test_is_affine_at_its_input(name):
     """f(x + εu) = f(x) + ε W(x) u for an ε that switches no gate, and the decomposition is complete, in float64."""
@@ -130,7 +130,7 @@ def test_decomposition_is_complete_in_float32(name, at):
     model, shape = TINY[name]
     images, variables = trained(model, shape, jax.random.key(11))
     at = {"resnet": "trunk/block_0", "vgg": "trunk/conv_0"}[name] if at == "first" else at
-    parts = decompose(lambda v, x: model.apply(v, x, frozen=True), images, at=at, variables=variables)
+    parts = decompose(lambda v, x: model.apply(v, x, frozen=True), images, layer=at, variables=variables)
     np.testing.assert_allclose(parts.logits, model.apply(variables, images), rtol=1e-4, atol=1e-5)
     assert jnp.abs(parts.residual).max() <= 1e-4 * jnp.abs(parts.logits).max()
     if at == "trunk":
@@ -251,7 +251,7 @@ def test_alexnet_has_torchvisions_parameters_and_a_small_one_for_cifar():
 @pytest.mark.parametrize("at", [None, pytest.param("conv_4", marks=pytest.mark.slow)])
 def test_alexnet_is_decomposed_as_it_is(at):
     images, variables = trained(ALEXNET, (2, 32, 32, 3), jax.random.key(12))
-    parts = decompose(ALEXNET.apply, images, at=at, variables=variables)
+    parts = decompose(ALEXNET.apply, images, layer=at, variables=variables)
     assert jnp.abs(parts.residual).max() <= 1e-5 * jnp.abs(parts.logits).max()
 
 

@@ -9,7 +9,7 @@ from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.train import device_mesh
 
 
-def normalised(x, **fields):
+def normalized(x, **fields):
     """The output and the running statistics after one step, in an affine layer that is not the identity."""
     variables = BatchNorm().init(jax.random.key(0), x)
     params = {"scale": jnp.array([0.5, -2.0]), "bias": jnp.array([0.1, 1.0])}
@@ -25,7 +25,7 @@ def images(count=16):
 
 
 def by_hand(x):
-    """PyTorch's conventions: biased variance to normalise, unbiased in the running statistics, momentum 0.1."""
+    """PyTorch's conventions: biased variance to normalize, unbiased in the running statistics, momentum 0.1."""
     rows = np.asarray(x, np.float64).reshape(-1, 2)
     out = (x - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) * np.array([0.5, -2.0]) + np.array([0.1, 1.0])
     return out, {"mean": 0.1 * rows.mean(0), "var": 0.9 + 0.1 * rows.var(0, ddof=1)}
@@ -36,7 +36,7 @@ def close(found, want):
 
 
 def test_conventions_are_pytorchs():
-    out, stats = normalised(images())
+    out, stats = normalized(images())
     want, running = by_hand(np.asarray(images()))
     close((out, dict(stats)), (want, running))
 
@@ -54,7 +54,7 @@ def test_eight_devices_share_the_statistics_of_the_whole_batch():
     x = images()
     want = by_hand(np.asarray(x))
     sharded = jax.device_put(x, NamedSharding(device_mesh(), P("batch")))
-    out, stats = normalised(sharded)
+    out, stats = normalized(sharded)
     close((out, dict(stats)), want)
     variables = BatchNorm().init(jax.random.key(0), x)
     params = {"scale": jnp.array([0.5, -2.0]), "bias": jnp.array([0.1, 1.0])}
@@ -70,9 +70,9 @@ def test_eight_devices_share_the_statistics_of_the_whole_batch():
 
 def test_ghost_batches_share_statistics_in_parts_and_hand_on_their_mean():
     x = images(6)
-    out, stats = normalised(x, ghost=3)
+    out, stats = normalized(x, ghost=3)
     parts = [by_hand(np.asarray(x)[part]) for part in (slice(3), slice(3, None))]
     close(out, np.concatenate([part[0] for part in parts]))
     close(dict(stats), {name: np.mean([part[1][name] for part in parts], 0) for name in ("mean", "var")})
     with pytest.raises(ValueError, match="ghost: got 4, expected a divisor of the batch, 6"):
-        normalised(x, ghost=4)
+        normalized(x, ghost=4)

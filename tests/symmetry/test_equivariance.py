@@ -15,14 +15,13 @@ from jaxinterp.nn.losses import softmax_cross_entropy
 from jaxinterp.symmetry.equivariance import (
     EquivariantMap,
     apply_map,
-    cut,
     fit_map,
     layer_equivariance,
     refine_map,
     row_ratios,
     with_identity_rows,
 )
-from jaxinterp.symmetry.groups import Group, act, act_regular, dihedral, flips, rotations
+from jaxinterp.symmetry.groups import Group, act_regular, dihedral, flips, rotations
 
 SWAP = np.array([0, 1, 2, 4, 3, 6, 5])  # three symmetric filters, and two mirrored pairs
 SIZE = 6
@@ -67,7 +66,7 @@ def mirrored():
 def test_the_known_map_of_mirrored_filters_is_found_and_undoes_the_mirror(mirrored):
     variables, images, labels = mirrored
 
-    # With neighbours, many maps do the same here: seven channels of nine pixels repeat themselves at the next site.
+    # With neighbors, many maps do the same here: seven channels of nine pixels repeat themselves at the next site.
     layers = {}
     for support in (1, 3):
         settings = {"train": 200, "support": support, "ridge": 1e-6, "memory": 1 << 20}
@@ -109,7 +108,7 @@ def test_the_permutation_of_a_group_cnns_maps_is_found():
     group, images = rotations(4), jax.random.normal(jax.random.key(0), (40, 6, 6, 1))
     conv = GroupConv(group, 2, 3)
     variables = conv.init(jax.random.key(1), images)
-    z, z_turned = (conv.apply(variables, act(group, g, images)) for g in (0, 1))
+    z, z_turned = (conv.apply(variables, transform(group, g, images)) for g in (0, 1))
     fitted = fit_map(z, z_turned, group, 1, support=1, ridge=1e-6)
     np.testing.assert_allclose(apply_map(fitted, z), act_regular(group, 1, z), atol=1e-3)
     permutation = act_regular(group, 1, jnp.eye(8).reshape(8, 1, 1, 4, 2)).reshape(8, 8)
@@ -147,24 +146,24 @@ def test_an_element_whose_inverse_is_not_in_the_set_is_undone_by_its_inverse():
     assert found.accuracy_moved < 0.6
     assert found.accuracy_compensated == found.accuracy == found.invariant == 1.0
     z = jax.random.normal(jax.random.key(6), (2, SIZE, SIZE, 2))
-    np.testing.assert_allclose(apply_map(found.map, z), act(rotations(4), 1, z), atol=1e-2)
-    np.testing.assert_allclose(apply_map(found.back, z), act(rotations(4), 3, z), atol=1e-2)
+    np.testing.assert_allclose(apply_map(found.map, z), transform(rotations(4), 1, z), atol=1e-2)
+    np.testing.assert_allclose(apply_map(found.back, z), transform(rotations(4), 3, z), atol=1e-2)
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 29])
 def test_the_solution_is_that_of_brute_force_least_squares(memory):
     rng, group, g, ridge = np.random.default_rng(0), dihedral(4), 5, 0.02
     z, target = (rng.standard_normal((9, 3, 3, 2)).astype(np.float32) + 0.5 for _ in range(2))
-    moved = np.pad(np.asarray(act(group, g, jnp.asarray(z)), np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    moved = np.pad(np.asarray(transform(group, g, jnp.asarray(z)), np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = [moved[n, y : y + 3, x : x + 3].ravel() for n in range(9) for y in range(3) for x in range(3)]
-    centred = np.stack(patches) - np.mean(patches, 0)
+    centerd = np.stack(patches) - np.mean(patches, 0)
     wanted = target.reshape(-1, 2).astype(np.float64)
-    penalty = ridge * (centred**2).sum() / 18
-    rows = np.concatenate([centred, penalty**0.5 * np.eye(18)])
+    penalty = ridge * (centerd**2).sum() / 18
+    rows = np.concatenate([centerd, penalty**0.5 * np.eye(18)])
     solution = np.linalg.lstsq(rows, np.concatenate([wanted - wanted.mean(0), np.zeros((18, 2))]))[0]
     bias = wanted.mean(0) - np.mean(patches, 0) @ solution
 
-    found = fit_map(jnp.asarray(z), jnp.asarray(target), group, g, 3, ridge, memory=memory)
+    found = fit_map(jnp.asarray(z), jnp.asarray(target), group, g, 3, ridge, max_bytes=memory)
     np.testing.assert_allclose(found.filters.reshape(18, 2), solution, atol=1e-5)
     np.testing.assert_allclose(found.bias, bias, atol=1e-5)
     expected = (np.stack(patches) @ solution + bias).reshape(9, 3, 3, 2)
@@ -199,8 +198,8 @@ def test_rows_are_replaced_in_the_order_of_their_ratios():
 
 def test_refining_lowers_the_networks_own_loss_without_compiling_again(compilations, mirrored):
     variables, images, labels = mirrored
-    phi, head = cut(Mirrored().apply, "phi")
-    moved = act(flips(), 1, images)
+    phi, head = split_network(Mirrored().apply, "phi")
+    moved = transform(flips(), 1, images)
     z = phi(variables, moved)
     poor = fit_map(z, phi(variables, images), flips(), 1, support=1, ridge=3.0)
     rest = Partial(head, variables)
@@ -224,8 +223,8 @@ def test_the_numbers_of_a_library_model_are_those_of_the_network_cut_by_hand():
     variables = jax.jit(model.init)(jax.random.key(8), images)
     labels = jax.random.randint(jax.random.key(9), (90,), 0, 4)
     (layer,) = layer_equivariance(model.apply, variables, images, labels, [level], rotations(4), 1, train=70)
-    held, truth, turned = images[70:], labels[70:], act(rotations(4), 1, images[70:])
-    phi, head = cut(model.apply, level)
+    held, truth, turned = images[70:], labels[70:], transform(rotations(4), 1, images[70:])
+    phi, head = split_network(model.apply, level)
     here, there = phi(variables, held), phi(variables, turned)
     mapped = apply_map(layer.map, here)
     for ours, missed in ((layer.uncompensated, there - here), (layer.compensated, there - mapped)):
@@ -296,8 +295,14 @@ def test_bad_input_is_refused_in_one_line(mirrored):
         (lambda: refine(given=(z[:3],)), "given: array 0: got shape (3, 3, 3, 2), expected 9"),
         (lambda: refine(z=z[0]), "z: got activations (3, 3, 2)"),
         (lambda: apply_map(fit_map(z, z, flips(), 1), z[..., :1]), "z: got 1 channels, expected 2 as of the map"),
-        (lambda: cut(Mirrored().apply, "psi")[0](variables, images), "at: got 'psi', expected a Flax submodule"),
-        (lambda: cut(Mirrored().apply, "phi")[1](variables, z, images), "z: got float32(9, 3, 3, 2), expected"),
+        (
+            lambda: split_network(Mirrored().apply, "psi")[0](variables, images),
+            "at: got 'psi', expected a Flax submodule",
+        ),
+        (
+            lambda: split_network(Mirrored().apply, "phi")[1](variables, z, images),
+            "z: got float32(9, 3, 3, 2), expected",
+        ),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)) as error:
             call()

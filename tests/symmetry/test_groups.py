@@ -9,7 +9,6 @@ import pytest
 from jaxinterp.symmetry.groups import (
     Element,
     Group,
-    act,
     act_regular,
     dihedral,
     equivariance_error,
@@ -23,6 +22,7 @@ from jaxinterp.symmetry.groups import (
     rotations,
     scales,
     shifts,
+    transform,
     warn_inexact,
 )
 
@@ -48,9 +48,9 @@ def test_tables_are_those_of_groups(group):
 def test_exact_actions_are_left_actions_by_permutations(group):
     assert is_exact(group, 6, 6)
     for g, h in itertools.product(range(len(group)), repeat=2):
-        both = act(group, g, act(group, h, X))
-        np.testing.assert_array_equal(both, act(group, int(group.table[g, h]), X))
-    np.testing.assert_array_equal(orbit(group, X)[:, 1], act(group, 1, X))
+        both = transform(group, g, transform(group, h, X))
+        np.testing.assert_array_equal(both, transform(group, int(group.table[g, h]), X))
+    np.testing.assert_array_equal(orbit(group, X)[:, 1], transform(group, 1, X))
     np.testing.assert_array_equal(jnp.sort(orbit(group, X)[:, -1].ravel()), jnp.sort(X.ravel()))
 
 
@@ -59,19 +59,19 @@ def test_elements_move_as_their_names_say():
     turns, mirrors = rotations(4), dihedral(4)
     for i in range(4):
         want = jnp.rot90(image, i, axes=(1, 2))
-        np.testing.assert_array_equal(act(turns, i, image), want)
+        np.testing.assert_array_equal(transform(turns, i, image), want)
         mirrored = jnp.rot90(image[:, :, ::-1], i, axes=(1, 2))
-        np.testing.assert_array_equal(act(mirrors, 4 + i, image), mirrored)
-    np.testing.assert_array_equal(act(flips(), 1, image), image[:, :, ::-1])
+        np.testing.assert_array_equal(transform(mirrors, 4 + i, image), mirrored)
+    np.testing.assert_array_equal(transform(flips(), 1, image), image[:, :, ::-1])
     rolled = jnp.roll(image, (2, 4), axis=(1, 2))
-    np.testing.assert_array_equal(act(shifts(6, 6, 2), 5, image), rolled)
+    np.testing.assert_array_equal(transform(shifts(6, 6, 2), 5, image), rolled)
 
 
 def test_interpolation_is_bilinear_and_black_outside():
     eighth = Group("eighth", (Element(1.0, 0.0, 0.0, 1.0), Element(1.0, 0.0, 0.0, 1.0, 0.25, 0.0)))
     image = jnp.array([1.0, 3.0, 2.0]).reshape(1, 3, 1, 1)
-    np.testing.assert_allclose(act(eighth, 1, image).ravel(), [0.75, 2.5, 2.25])
-    shrunk = act(scales(2.0, 1), 1, jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
+    np.testing.assert_allclose(transform(eighth, 1, image).ravel(), [0.75, 2.5, 2.25])
+    shrunk = transform(scales(2.0, 1), 1, jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
     np.testing.assert_allclose(shrunk[1:3, 1:3], 1.0)
     assert float(shrunk[0].max()) < 0.6
 
@@ -96,7 +96,7 @@ def test_regular_action_is_a_left_action_and_permute_that_of_responses():
     for g, h in [(1, 5), (6, 3), (4, 7)]:
         both = act_regular(group, g, act_regular(group, h, z))
         np.testing.assert_array_equal(both, act_regular(group, int(group.table[g, h]), z))
-        np.testing.assert_allclose(responses(act(group, h, X)), permute(group, h, responses(X)), rtol=1e-5)
+        np.testing.assert_allclose(responses(transform(group, h, X)), permute(group, h, responses(X)), rtol=1e-5)
 
 
 def test_errors_are_zero_for_the_equivariant_and_large_for_others():
@@ -128,16 +128,19 @@ def test_interpolation_error_and_its_warning():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: act(rotations(4), 1, jnp.ones((1, 3, 4, 1))), "x: got 3x4 images, expected square ones for C4"),
-        (lambda: act(shifts(4, 4), 1, jnp.ones((1, 6, 6, 1))), r"x: got 6x6 images, expected \(4, 4\) for shifts"),
-        (lambda: act(rotations(4), 4, X), r"g: got 4, expected an element of C4 in \[0, 4\)"),
+        (lambda: transform(rotations(4), 1, jnp.ones((1, 3, 4, 1))), "x: got 3x4 images, expected square ones for C4"),
         (
-            lambda: act(rotations(8), 1, jnp.ones((1, 4, 4, 1), jnp.uint8)),
+            lambda: transform(shifts(4, 4), 1, jnp.ones((1, 6, 6, 1))),
+            r"x: got 6x6 images, expected \(4, 4\) for shifts",
+        ),
+        (lambda: transform(rotations(4), 4, X), r"g: got 4, expected an element of C4 in \[0, 4\)"),
+        (
+            lambda: transform(rotations(8), 1, jnp.ones((1, 4, 4, 1), jnp.uint8)),
             "x: got uint8, expected floating images for C8",
         ),
-        (lambda: act(rotations(4), 1.5, X), "g: got 1.5, expected an element of C4"),
-        (lambda: act(rotations(4), 1, X[:0]), r"x: got shape \(0, "),
-        (lambda: act(rotations(4), 1, X[0, 0]), "expected images"),
+        (lambda: transform(rotations(4), 1.5, X), "g: got 1.5, expected an element of C4"),
+        (lambda: transform(rotations(4), 1, X[:0]), r"x: got shape \(0, "),
+        (lambda: transform(rotations(4), 1, X[0, 0]), "expected images"),
         (lambda: permute(rotations(4), 7, jnp.ones((1, 4, 1))), r"h: got 7, expected an element of C4 in \[0, 4\)"),
         (lambda: permute(rotations(4), 1, jnp.ones((1, 5, 1))), r"e: got shape \(1, 5, 1\), expected \(N, 4, ...\)"),
         (lambda: act_regular(rotations(4), 1, jnp.ones((1, 4, 4, 3, 2))), r"z: got shape \(1, 4, 4, 3, 2\)"),

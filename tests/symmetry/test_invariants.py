@@ -11,7 +11,7 @@ from jaxinterp.symmetry.invariants import (
     bispectrum,
     cross_power,
     from_bispectrum,
-    held,
+    linearized,
     moments,
     sorted_orbit,
     spectrum,
@@ -38,11 +38,11 @@ def test_invariant_under_the_group_and_homogeneous(name):
 @every
 def test_held_has_the_same_value_and_is_linear(name):
     invariant = jax.jit(INVARIANTS[name])
-    np.testing.assert_allclose(held(invariant, E), invariant(E), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(linearized(invariant, E), invariant(E), rtol=1e-4, atol=1e-5)
 
     @jax.jit
     def derivatives(e):
-        first = lambda e: jax.jvp(lambda d: held(invariant, d), (e,), (E,))[1]  # noqa: E731
+        first = lambda e: jax.jvp(lambda d: linearized(invariant, d), (e,), (E,))[1]  # noqa: E731
         return jax.jvp(first, (e,), (E[::-1],))
 
     along, second = derivatives(E)

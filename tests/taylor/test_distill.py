@@ -1,4 +1,4 @@
-"""Distillation: merging, its loss, levels of abstraction, sets as files, peers, gradient matching; bad input."""
+"""Distillation: merging, its loss, levels of abstraction, sets as files, baselines, gradient matching; bad input."""
 
 import re
 from functools import partial
@@ -20,20 +20,20 @@ from jaxinterp.taylor.distill import (
     Distiller,
     ImageSet,
     SimilarityLoss,
-    abstract,
     best_levels,
     class_means,
     condense,
+    contact_sheet,
+    distill,
     k_means,
     nearest_reference,
     random_references,
     read_set,
-    sheet,
     train_on,
     write_set,
 )
 from jaxinterp.taylor.distill.condense import gradient_distance
-from jaxinterp.taylor.distill.flow import accuracies, chosen, drift, scores
+from jaxinterp.taylor.distill.flow import accuracies, chosen, fixed_point_error, scores
 from jaxinterp.taylor.network import TaylorNet, hierarchical
 
 CLASSES = 3
@@ -57,7 +57,7 @@ def test_merging_starts_as_the_mean_and_does_not_depend_on_the_order(variables):
     np.testing.assert_allclose(merged(fresh, groups), groups.mean(1), atol=1e-6)
     np.testing.assert_allclose(merged(variables, groups), merged(variables, groups[:, ::-1]), atol=1e-6)
     assert float(jnp.abs(merged(variables, groups) - groups.mean(1)).max()) > 1e-2
-    assert drift(MODEL, fresh, IMAGES[:3]) < 1e-6 < drift(MODEL, variables, IMAGES[:3])
+    assert fixed_point_error(MODEL, fresh, IMAGES[:3]) < 1e-6 < fixed_point_error(MODEL, variables, IMAGES[:3])
 
 
 def test_logits_are_cosines_and_decompose_exactly(variables):
@@ -128,7 +128,7 @@ def test_merging_computes_in_bfloat16_and_answers_in_float32(variables):
 
 
 def test_levels_are_merged_groups_of_one_class(variables):
-    levels = abstract(MODEL, variables, IMAGES, LABELS, 2, seed=3, batch=4, provenance={"source": "here"})
+    levels = distill(MODEL, variables, IMAGES, LABELS, 2, seed=3, batch=4, provenance={"source": "here"})
     assert [len(one.labels) for one in levels] == [12, 6, 3]
     assert best_levels(LABELS, CLASSES, 2) == 2
     for k in (1, 2):
@@ -140,9 +140,9 @@ def test_levels_are_merged_groups_of_one_class(variables):
     with pytest.raises(
         ValueError, match=r"levels: got 3 levels of 2, which need 8 images of every class; class 0 has 6, en"
     ):
-        abstract(MODEL, variables, IMAGES, LABELS, 3)
+        distill(MODEL, variables, IMAGES, LABELS, 3)
     with pytest.raises(ValueError, match="levels: got 0, expected at least 1"):
-        abstract(MODEL, variables, IMAGES, LABELS, 0)
+        distill(MODEL, variables, IMAGES, LABELS, 0)
 
 
 def test_accuracies_by_one_by_the_nearest_and_by_the_mean():
@@ -188,13 +188,13 @@ def test_a_set_is_written_read_and_trained_on(tmp_path, monkeypatch):
 
 def test_a_sheet_has_a_row_for_each_class():
     levels = [ImageSet(IMAGES, LABELS), ImageSet(IMAGES[:3], LABELS[:3], 1)]
-    figure = sheet(levels, "abc", columns=4)
+    figure = contact_sheet(levels, "abc", columns=4)
     assert isinstance(figure, Figure)
     assert len(figure.axes) == 3 * 3
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), IMAGES[LABELS == 0][0, ..., 0])
 
 
-def test_plain_peers_are_means_random_images_and_centres():
+def test_plain_peers_are_means_random_images_and_centers():
     means = class_means(IMAGES, LABELS, CLASSES)
     np.testing.assert_allclose(means.images[1], IMAGES[LABELS == 1].mean(0), rtol=1e-5)
     drawn = random_references(IMAGES, LABELS, CLASSES, 2, seed=1)
@@ -227,10 +227,10 @@ def test_plain_peers_are_means_random_images_and_centres():
             lambda: condense(IMAGES, LABELS, CLASSES, 1, jax.random.key(0), depth=1, iterations=-1),
             "iterations: got -1, expected at least 0",
         ),
-        (lambda: sheet([], "abc"), "levels, classes: got 0 and 3"),
-        (lambda: abstract(MODEL, {}, 3 * IMAGES, LABELS, 1), "images: got values in"),
-        (lambda: abstract(MODEL, {}, IMAGES, LABELS - 1, 1), "labels: got -1..1, expected classes in [0, 3)"),
-        (lambda: abstract(MODEL, {}, IMAGES, LABELS[:9], 1), "labels: got 9, expected 18"),
+        (lambda: contact_sheet([], "abc"), "levels, classes: got 0 and 3"),
+        (lambda: distill(MODEL, {}, 3 * IMAGES, LABELS, 1), "images: got values in"),
+        (lambda: distill(MODEL, {}, IMAGES, LABELS - 1, 1), "labels: got -1..1, expected classes in [0, 3)"),
+        (lambda: distill(MODEL, {}, IMAGES, LABELS[:9], 1), "labels: got 9, expected 18"),
         (lambda: MODEL.clone(group=1).init(jax.random.key(0), jnp.asarray(IMAGES[:1])), "group: got 1, expected at"),
     ],
 )

@@ -19,10 +19,10 @@ from jaxinterp.recipe.config import override
 from jaxinterp.taylor import family as taylornet
 from jaxinterp.taylor.distill import ImageSet, read_set, write_set
 from jaxinterp.taylor.distill import family as distillation
-from jaxinterp.taylor.family import CIFAR10, DIGITS, MNIST, SMALL, PenalisedLoss
+from jaxinterp.taylor.family import CIFAR10, DIGITS, MNIST, SMALL, PenalizedLoss
 from jaxinterp.taylor.network import TaylorNet, describe
 from jaxinterp.train import softmax_cross_entropy
-from jaxinterp.train.optimizer import _matrices, optimiser_of, schedule_of
+from jaxinterp.train.optimizer import _matrices, optimizer_of, schedule_of
 
 TINY = replace(taylornet.smoke(DIGITS), features=(2, 3), side=2)
 
@@ -36,11 +36,11 @@ def test_the_runs_have_the_parameters_that_they_promise():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 2_000_000
 
 
-def test_the_penalised_loss_is_cross_entropy_and_the_penalty():
+def test_the_penalized_loss_is_cross_entropy_and_the_penalty():
     model = taylornet.build(TINY)
     images, labels = jax.random.uniform(jax.random.key(0), (6, 8, 8, 1)), jnp.arange(6, dtype=jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(1), images)
-    loss = PenalisedLoss(model, softmax_cross_entropy, 0.1, 3.0, 4)
+    loss = PenalizedLoss(model, softmax_cross_entropy, 0.1, 3.0, 4)
     batch = {"image": images, "label": labels}
     total, _ = jax.jit(loss)(variables["params"], variables["batch_stats"], batch, jax.random.key(2))
     found = np.asarray(orders(model.apply, images, jnp.zeros((8, 8, 1)), 4, variables=variables))
@@ -50,12 +50,12 @@ def test_the_penalised_loss_is_cross_entropy_and_the_penalty():
 
 
 def test_one_cycle_clips_and_decays_apart_from_the_gradient():
-    config = replace(TINY, epochs=10, learning_rate=1.0, clip=0.5, weight_decay=0.1, optimiser="adamw")
+    config = replace(TINY, epochs=10, learning_rate=1.0, clip=0.5, weight_decay=0.1, optimizer="adamw")
     schedule = schedule_of(config, 10)
     rates = [float(schedule(step)) for step in (0, 30, 99)]
     assert rates[1] == pytest.approx(1.0)
     assert rates[0] < 0.1 > rates[2]
-    sgd = optimiser_of(replace(config, optimiser="sgd", weight_decay=0.0), lambda step: jnp.float32(1.0))
+    sgd = optimizer_of(replace(config, optimizer="sgd", weight_decay=0.0), lambda step: jnp.float32(1.0))
     params = {"kernel": jnp.zeros(2)}
     updates, _ = sgd.update({"kernel": jnp.array([3.0, 4.0])}, sgd.init(params), params)
     np.testing.assert_allclose(updates["kernel"], [-0.3, -0.4], rtol=1e-5)
@@ -64,7 +64,7 @@ def test_one_cycle_clips_and_decays_apart_from_the_gradient():
     decayed = jax.tree_util.tree_leaves_with_path(_matrices(params))
     assert {keys[-1].key for keys, told in decayed if not told} == {"bias"}
     assert {keys[-1].key for keys, told in decayed if told} == {"linear", "factor_2_1", "factor_2_2", "out_2"}
-    adamw = optimiser_of(config, lambda step: jnp.float32(1.0))
+    adamw = optimizer_of(config, lambda step: jnp.float32(1.0))
     params = {"linear": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
     with jax.numpy_dtype_promotion("standard"):  # optax's own counting
         updates, _ = adamw.update(jax.tree.map(jnp.zeros_like, params), adamw.init(params), params)
@@ -99,7 +99,7 @@ def test_a_run_is_expanded_about_its_mean_training_image_and_its_orders_measured
 
 def test_black_is_another_expansion_point():
     variables = {"batch_stats": {"expansion_point": jnp.zeros((8, 8, 1))}}
-    assert taylornet.initial(replace(TINY, centre="black"), variables, None, load("digits", "train")) is variables
+    assert taylornet.initial(replace(TINY, center="black"), variables, None, load("digits", "train")) is variables
 
 
 @pytest.mark.slow
@@ -115,14 +115,14 @@ def test_a_run_can_be_trained_on_distilled_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_distillation_writes_its_levels_and_measures_its_peers(tmp_path):
+def test_a_distillation_writes_its_levels_and_measures_its_baselines(tmp_path):
     config = distillation.smoke(distillation.RUNS["distill/mnist"].config)
     stages.train("distill/mnist", config, tmp_path)
-    found = stages.evaluate(tmp_path, say=lambda line: None)
+    found = stages.evaluate(tmp_path, log=lambda line: None)
     last = read_set(tmp_path / "distilled" / "level_1.npz")
     assert last.labels.tolist() == list(range(10))
     assert (tmp_path / "distilled" / "sheet.png").stat().st_size > 1000
-    sets = {row["set"]: row for row in found["peers"]}
+    sets = {row["set"]: row for row in found["baselines"]}
     assert {"class_mean_1", "distilled_1", "random_1", "condensed_1", "k_means_2"} <= sets.keys()
     assert found["metrics"]["one_reference_accuracy"] == pytest.approx(sets["distilled_1"]["embedding"])
 

@@ -16,12 +16,12 @@ from jaxinterp.taylor.network import (
     TaylorLevel,
     TaylorNet,
     TaylorUnit,
-    about,
-    along_path,
     blocks,
     describe,
     hierarchical,
     overlapping,
+    path_affine,
+    with_expansion_point,
 )
 
 
@@ -157,7 +157,7 @@ def test_quadrature_along_the_path_is_exact_for_every_degree():
             )
 
         x, x0 = jnp.array([[1.1]]), jnp.array([0.3])
-        np.testing.assert_allclose(along_path(polynomial, x, x0, degree), polynomial(x), rtol=1e-5)
+        np.testing.assert_allclose(path_affine(polynomial, x, x0, degree), polynomial(x), rtol=1e-5)
 
 
 def test_images_outside_of_the_training_range_are_warned_of():
@@ -212,6 +212,6 @@ def test_an_unfit_expansion_point_is_refused(monkeypatch):
     net = TaylorNet(levels=(), classes=2)
     variables = net.init(jax.random.key(0), jnp.zeros((1, 3, 3, 1)))
     with pytest.raises(ValueError, match=r"point: got shape \(3, 3\), expected \(3, 3, 1\)"):
-        about(variables, np.zeros((3, 3)))
+        with_expansion_point(variables, np.zeros((3, 3)))
     with pytest.raises(ValueError, match="point: got NaN or infinite values"):
-        about(variables, np.full((3, 3, 1), np.nan))
+        with_expansion_point(variables, np.full((3, 3, 1), np.nan))

@@ -13,7 +13,7 @@ import optax
 from conftest import Tiny, make_quadrants
 
 from jaxinterp.data.augment import flip
-from jaxinterp.train import Clock, TrainConfig, classification_loss, fit, initialize, softmax_cross_entropy
+from jaxinterp.train import ProgressMeter, TrainConfig, classification_loss, fit, initialize, softmax_cross_entropy
 from jaxinterp.train.log import RunLog
 
 
@@ -46,11 +46,11 @@ def watch(folder, count):
 def arm(kill, folder):
     kind, count = kill.split(":")
     if kind == "step":
-        call_before(Clock, "due", int(count), die)
+        call_before(ProgressMeter, "due", int(count), die)
     elif kind == "term":
-        call_before(Clock, "due", int(count), lambda: die(signal.SIGTERM))
+        call_before(ProgressMeter, "due", int(count), lambda: die(signal.SIGTERM))
     elif kind == "log":
-        call_before(Clock, "epoch", int(count), die)  # the line is written, the checkpoint not begun
+        call_before(ProgressMeter, "epoch", int(count), die)  # the line is written, the checkpoint not begun
     elif kind == "open":
         call_before(RunLog, "__enter__", int(count), die)
     elif kind == "save":

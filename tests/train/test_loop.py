@@ -13,7 +13,7 @@ from jaxinterp.data.augment import flip, identity
 from jaxinterp.data.pipeline import epoch_order
 from jaxinterp.errors import ConfigError, DataError, NonFiniteError
 from jaxinterp.train import (
-    Clock,
+    ProgressMeter,
     Stream,
     TrainConfig,
     classification_loss,
@@ -148,9 +148,11 @@ def test_nothing_compiles_after_the_first_epoch_and_nothing_is_copied(tmp_path, 
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    show, tick = Clock.epoch, Clock.tick
-    monkeypatch.setattr(Clock, "epoch", lambda clock, record: (at_epoch.append(len(compiled)), show(clock, record)))
-    monkeypatch.setattr(Clock, "tick", lambda clock, means: (looks.append(means), tick(clock, means)))
+    show, tick = ProgressMeter.epoch, ProgressMeter.tick
+    monkeypatch.setattr(
+        ProgressMeter, "epoch", lambda clock, record: (at_epoch.append(len(compiled)), show(clock, record))
+    )
+    monkeypatch.setattr(ProgressMeter, "tick", lambda clock, means: (looks.append(means), tick(clock, means)))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed"):
@@ -199,7 +201,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
     data, settings = quadrants(150), {"epochs": 3, "augment": flip()}
     whole = train(tmp_path / "whole", tiny(), data, **settings)
     before = signal.getsignal(number)
-    due, count = Clock.due, []
+    due, count = ProgressMeter.due, []
 
     def kick(clock):
         count.append(1)
@@ -207,7 +209,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
             signal.raise_signal(number)
         return due(clock)
 
-    monkeypatch.setattr(Clock, "due", kick)
+    monkeypatch.setattr(ProgressMeter, "due", kick)
     stopped = train(tmp_path / "run", tiny(), data, **settings)
     monkeypatch.undo()
     assert stopped.interrupted == number.name

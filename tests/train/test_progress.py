@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxinterp.errors import ConfigError
 from jaxinterp.provenance import machine as machine_in_words
 from jaxinterp.provenance import versions
-from jaxinterp.train import Clock, coda_imagenet, initialize, staircase_decay, warmup_cosine
+from jaxinterp.train import ProgressMeter, coda_imagenet, initialize, staircase_decay, warmup_cosine
 from jaxinterp.train import progress as clock
 from jaxinterp.train.log import RunLog
 
@@ -44,7 +44,7 @@ def steps(shown, machine, count, seconds):
 
 def test_rate_remaining_time_and_seconds_without_a_terminal(machine):
     text = io.StringIO()
-    with Clock(100, 2, batch_size=8, console=Console(file=text, width=200)) as shown:
+    with ProgressMeter(100, 2, batch_size=8, console=Console(file=text, width=200)) as shown:
         with shown.compiling("the step"):
             machine.now += 3.0
         shown.start(0)
@@ -63,7 +63,7 @@ def test_rate_remaining_time_and_seconds_without_a_terminal(machine):
 
 def test_long_epochs_say_where_they_are_now_and_then(machine):
     text = io.StringIO()
-    with Clock(1000, 1, batch_size=8, console=Console(file=text, width=200)) as shown:
+    with ProgressMeter(1000, 1, batch_size=8, console=Console(file=text, width=200)) as shown:
         shown.start(0)
         steps(shown, machine, 100, 1.0)
     lines = text.getvalue().splitlines()
@@ -73,13 +73,13 @@ def test_long_epochs_say_where_they_are_now_and_then(machine):
 
 def test_a_terminal_gets_a_bar_and_other_processes_are_silent(machine):
     text, silent = io.StringIO(), io.StringIO()
-    with Clock(100, 1, 8, console=Console(file=text, force_terminal=True, width=120)) as shown:
+    with ProgressMeter(100, 1, 8, console=Console(file=text, force_terminal=True, width=120)) as shown:
         steps(shown, machine, 60, 0.1)
     assert "epoch 1/1  loss 0.2500" in text.getvalue()
     assert "80 images/s" in text.getvalue()
-    with Clock(100, 1, 8, console=Console(file=silent), show=False) as shown:
+    with ProgressMeter(100, 1, 8, console=Console(file=silent), show=False) as shown:
         steps(shown, machine, 60, 0.1)
-        shown.say("hidden")
+        shown.log("hidden")
     assert silent.getvalue() == ""
 
 

@@ -20,10 +20,10 @@ def grad_cam(
     x: Array,
     targets: Targets = None,
     *,
-    at: str | None = None,
+    layer: str | None = None,
     upsample: Literal["nearest", "linear"] = "nearest",
     variables: Any = None,
-    memory: int = MEMORY,
+    max_bytes: int = MEMORY,
 ) -> Attribution:
     """Grad-CAM on the feature maps A of one layer, usually the last before pooling.
 
@@ -33,20 +33,20 @@ def grad_cam(
     class' own map, divided by the temperature.
 
     Args:
-        apply: x ↦ logits calling a Flax model, with `at`; or a pair (x ↦ feature maps, feature maps ↦ logits).
+        apply: x ↦ logits calling a Flax model, with `layer`; or a pair (x ↦ feature maps, feature maps ↦ logits).
             Where `variables` is given, each takes it as first argument; see `gradient`.
         x: images, (batch, H, W, C), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        at: path of the Flax submodule whose output (batch, H', W', J) is A, such as "layer_8".
+        layer: path of the Flax submodule whose output (batch, H', W', J) is A, such as "layer_8".
         upsample: how the H'×W' map is brought to H×W, "nearest" or "linear" (bilinear).
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
     Returns:
         An `Attribution` (batch, T, H, W, 1), never negative, without a gap.
 
     Raises:
-        ValueError: both or neither of `at` and a pair given, an unknown `at`, activations that are not
+        ValueError: both or neither of `layer` and a pair given, an unknown `layer`, activations that are not
             (batch, H', W', J), or as `gradient`.
 
     Example:
@@ -57,27 +57,27 @@ def grad_cam(
 
     Source: Selvaraju et al., arXiv 1610.02391, Eq. 1 and 2.
     """
-    if isinstance(apply, tuple) == (at is not None):
-        raise ValueError("at: expected either a layer's path with x ↦ logits, or a pair of functions without it")
+    if isinstance(apply, tuple) == (layer is not None):
+        raise ValueError("layer: expected either a layer's path with x ↦ logits, or a pair of functions without it")
     if upsample not in ("nearest", "linear"):
         raise ValueError(f"upsample: got {upsample!r}, expected 'nearest' or 'linear'")
-    if at is not None and hasattr(apply, "lower"):
+    if layer is not None and hasattr(apply, "lower"):
         apply = getattr(apply, "__wrapped__", apply)  # modules are addressed while tracing, not through a jitted cache
     whole = partial(_compose, *apply) if isinstance(apply, tuple) else apply
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(whole, x, targets, variables)
-        if at is not None:
-            require_levels(bound, x, (at,))
+        if layer is not None:
+            require_levels(bound, x, (layer,))
         given = () if variables is None else (variables,)
         parts = [jax.tree_util.Partial(f, *given) for f in (apply if isinstance(apply, tuple) else (apply,))]
         compiled = variables is not None
 
         def explain(x: Array, rows: Array) -> Attribution:
-            maps, logits, pullback = (_split_compiled if compiled else _split)(at, parts, x)
+            maps, logits, pullback = (_split_compiled if compiled else _split)(layer, parts, x)
             slopes = pull_targets(logits, pullback, rows, compiled)
             return Attribution(_combine(maps, slopes, x.shape[1:3], upsample))
 
-        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), memory)
+        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), max_bytes)
 
 
 def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: Any) -> Array:
@@ -86,18 +86,18 @@ def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: 
 
 
 def _split(
-    at: str | None, parts: Sequence[Callable[[Array], Array]], x: Float[Array, "batch height width channels"]
+    layer: str | None, parts: Sequence[Callable[[Array], Array]], x: Float[Array, "batch height width channels"]
 ) -> tuple[Array, Array, Callable[[Array], tuple[Array]]]:
     """The feature maps, the logits, and the pullback from these to those."""
-    if at is None:
+    if layer is None:
         maps = parts[0](x)
         logits, pullback = jax.vjp(parts[1], maps)
     else:
-        (zeros,), added = split_at(parts[0], x, (at,))
+        (zeros,), added = split_at(parts[0], x, (layer,))
         logits, pullback, found = jax.vjp(added, zeros, has_aux=True)
         maps = found[0]
     if maps.ndim != 4:
-        raise ValueError(f"at: got activations {maps.shape}, expected (batch, height, width, features)")
+        raise ValueError(f"layer: got activations {maps.shape}, expected (batch, height, width, features)")
     return maps, logits, pullback
 
 

@@ -17,7 +17,7 @@ def gradient(
     targets: Targets = None,
     *,
     variables: Any = None,
-    memory: int = MEMORY,
+    max_bytes: int = MEMORY,
 ) -> Attribution:
     """Signed gradient ∂f_k/∂x of each target's logit, for all targets in one pass.
 
@@ -30,7 +30,7 @@ def gradient(
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
     Returns:
         An `Attribution` on the shape of `x`, without a gap.
@@ -45,7 +45,7 @@ def gradient(
 
     Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3 (there with the absolute value).
     """
-    return _in_one_pass(False, apply, x, targets, variables, memory)
+    return _in_one_pass(False, apply, x, targets, variables, max_bytes)
 
 
 def input_x_gradient(
@@ -54,7 +54,7 @@ def input_x_gradient(
     targets: Targets = None,
     *,
     variables: Any = None,
-    memory: int = MEMORY,
+    max_bytes: int = MEMORY,
 ) -> Attribution:
     """Input times gradient, x ⊙ ∂f_k/∂x.
 
@@ -66,7 +66,7 @@ def input_x_gradient(
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
     Returns:
         An `Attribution` on the shape of `x`, without a gap.
@@ -81,11 +81,11 @@ def input_x_gradient(
 
     Source: Shrikumar, Greenside, Shcherbina, Kundaje, arXiv 1605.01713, Sec. 2.
     """
-    return _in_one_pass(True, apply, x, targets, variables, memory)
+    return _in_one_pass(True, apply, x, targets, variables, max_bytes)
 
 
 def _in_one_pass(
-    times_input: bool, apply: Callable[..., Array], x: Array, targets: Targets, variables: Any, memory: int
+    times_input: bool, apply: Callable[..., Array], x: Array, targets: Targets, variables: Any, max_bytes: int
 ) -> Attribution:
     """Both methods, in chunks, compiled where the variables are given apart."""
     with jax.default_matmul_precision("highest"):
@@ -95,4 +95,4 @@ def _in_one_pass(
             slopes = target_gradients(bound, x, rows, variables is not None)
             return Attribution(slopes * x[:, None] if times_input else slopes)
 
-        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), memory)
+        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), max_bytes)

@@ -54,7 +54,7 @@ def integrated_gradients(
     nodes: Nodes = "gauss-legendre",
     baseline: ArrayLike = 0.0,
     variables: Any = None,
-    memory: int = MEMORY,
+    max_bytes: int = MEMORY,
 ) -> Attribution:
     """Integrated gradients of each target's logit, with the gap that the quadrature leaves.
 
@@ -71,7 +71,7 @@ def integrated_gradients(
         nodes: quadrature rule, see `quadrature`.
         baseline: x', a number or an array that broadcasts to `x`.
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; images, then nodes, run in chunks.
+        max_bytes: bytes that one pass may take by estimate; images, then nodes, run in chunks.
 
     Returns:
         An `Attribution` on the shape of `x`, with gap f_k(x) − f_k(x') − Σ contributions_k.
@@ -94,7 +94,7 @@ def integrated_gradients(
     with jax.default_matmul_precision("highest"):
         bound, rows = bind(apply, x, targets, variables)
         bytes_each = footprint(bound, x).bytes_each(rows.shape[1])
-        passes = math.ceil(steps / max(1, memory // max(1, bytes_each)))
+        passes = math.ceil(steps / max(1, max_bytes // max(1, bytes_each)))
         size = math.ceil(steps / passes)
         # The last node again, with weight zero, fills the last pass up, so that one compiled program serves all.
         fill = (0, size * passes - steps)
@@ -111,7 +111,7 @@ def integrated_gradients(
                 mean = _add_weighted(mean, slopes, block)
             return finish(bound, x, base, rows, mean)
 
-        return in_chunks(explain, (x, base, rows), bytes_each * size, memory)
+        return in_chunks(explain, (x, base, rows), bytes_each * size, max_bytes)
 
 
 @jax.jit

@@ -25,7 +25,7 @@ def covered(size: int, window: int, stride: int, compat: bool = False) -> Bool[n
             that would start in a last, incomplete stride.
 
     Returns:
-        (windows, size); window i is centred at pixel i·stride (for even K, at that pixel's upper edge).
+        (windows, size); window i is centered at pixel i·stride (for even K, at that pixel's upper edge).
 
     Raises:
         ValueError: `window` or `stride` < 1, or nothing would be covered.
@@ -40,11 +40,11 @@ def covered(size: int, window: int, stride: int, compat: bool = False) -> Bool[n
         start = np.arange(0, size, stride) - window // 2
         stop = start + window
     elif window % 2:
-        centre = np.arange(size // stride) * stride
-        start, stop = centre - (window - 1) // 2, centre + (window - 1) // 2
+        center = np.arange(size // stride) * stride
+        start, stop = center - (window - 1) // 2, center + (window - 1) // 2
     else:
-        centre = np.arange(size // stride) * stride
-        start, stop = centre + stride - window, centre + window
+        center = np.arange(size // stride) * stride
+        start, stop = center + stride - window, center + window
     pixel = np.arange(size)
     inside = (start[:, None] <= pixel) & (pixel < stop[:, None])
     if not (inside.any(1).all() and len(inside)):
@@ -62,7 +62,7 @@ def occlusion(
     baseline: float = 0.0,
     compat: bool = False,
     variables: Any = None,
-    memory: int = MEMORY,
+    max_bytes: int = MEMORY,
 ) -> Attribution:
     """Occlusion: cover each window in turn and spread the drop of the raw logit over the pixels covered.
 
@@ -77,7 +77,7 @@ def occlusion(
         baseline: value that covers, in the unit of `x`.
         compat: cover what the authors' code covers, see `covered`.
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; images, then windows, run in chunks.
+        max_bytes: bytes that one pass may take by estimate; images, then windows, run in chunks.
 
     Returns:
         An `Attribution` (batch, T, H, W, 1), without a gap.
@@ -109,10 +109,10 @@ def occlusion(
         look, spread = (_look, _spread) if variables is None else (_look_compiled, _spread_compiled)
 
         def explain(x: Array, rows: Array) -> Attribution:
-            logits = in_chunks(partial(look, bound, value, x, rows), pairs, bytes_each * x.shape[0], memory)
+            logits = in_chunks(partial(look, bound, value, x, rows), pairs, bytes_each * x.shape[0], max_bytes)
             return Attribution(spread(bound, x, rows, logits, *pairs))
 
-        return in_chunks(explain, (x, rows), bytes_each, memory)
+        return in_chunks(explain, (x, rows), bytes_each, max_bytes)
 
 
 def _look(

@@ -1,31 +1,31 @@
-"""Metrics: of attributions, completeness, grid localisation and pixel removal; of one class' scores, detection."""
+"""Metrics: of attributions, completeness, grid localization and pixel removal; of one class' scores, detection."""
 
 from jaxinterp.explain.metrics.completeness import Completeness, completeness
 from jaxinterp.explain.metrics.detection import Detection, best_threshold, detect
-from jaxinterp.explain.metrics.localisation import (
+from jaxinterp.explain.metrics.localization import (
     Grids,
-    Localisation,
-    localisation,
-    localisation_scores,
+    Localization,
+    grid_pointing_game,
+    grid_pointing_scores,
     sample_grids,
-    tile,
+    tile_grid,
 )
-from jaxinterp.explain.metrics.removal import Removal, pixel_removal, removal_counts, removal_ranks
+from jaxinterp.explain.metrics.removal import Removal, pixel_deletion, removal_counts, removal_ranks
 
 __all__ = [
     "Completeness",
     "Detection",
     "Grids",
-    "Localisation",
+    "Localization",
     "Removal",
     "best_threshold",
     "completeness",
     "detect",
-    "localisation",
-    "localisation_scores",
-    "pixel_removal",
+    "grid_pointing_game",
+    "grid_pointing_scores",
+    "pixel_deletion",
     "removal_counts",
     "removal_ranks",
     "sample_grids",
-    "tile",
+    "tile_grid",
 ]

@@ -21,7 +21,7 @@ class Completeness(NamedTuple):
 def completeness(contributions: Array, logits: Float[Array, "batch t"], reference: ArrayLike = 0.0) -> Completeness:
     """Signed residual of the identity Σ contributions = logit − reference, and its relative size.
 
-    Taken on raw attributions: no absolute value, no normalisation, no comparison of floats for equality.
+    Taken on raw attributions: no absolute value, no normalization, no comparison of floats for equality.
 
     Args:
         contributions: signed, (batch, T, ...), every entry of the input or activation.

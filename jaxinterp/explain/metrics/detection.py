@@ -72,7 +72,7 @@ def best_threshold(
     if not len(below):
         return lowest - 1
     middle = (lowest + float(below.max())) / 2
-    return middle if middle < lowest else float(below.max())  # neighbouring numbers have none between them
+    return middle if middle < lowest else float(below.max())  # neighboring numbers have none between them
 
 
 def detect(

@@ -17,7 +17,7 @@ Order = Literal["least", "most"]
 
 
 class Removal(NamedTuple):
-    """What `pixel_removal` answers.
+    """What `pixel_deletion` answers.
 
     Attributes:
         fractions: part of the pixels that is removed, in [0, 1], (points,).
@@ -82,7 +82,7 @@ def removal_ranks(maps: Float[Array, "batch height width"], order: Order = "leas
     return jnp.argsort(turns, axis=1).astype(jnp.int32).reshape(maps.shape)
 
 
-def pixel_removal(
+def pixel_deletion(
     predict: Callable[..., Float[Array, "batch classes"]],
     encoded: Float[Array, "batch height width channels"],
     maps: Array,
@@ -93,7 +93,7 @@ def pixel_removal(
     points: int = 128,
     probability: Literal["sigmoid", "softmax"] = "sigmoid",
     variables: Any = None,
-    memory: int = MEMORY,
+    max_bytes: int = MEMORY,
 ) -> Removal:
     """Remove pixels in the order of a map and read the label's probability on the way.
 
@@ -111,7 +111,7 @@ def pixel_removal(
         points: intervals aimed at, see `removal_counts`.
         probability: "sigmoid" of the label's logit, or "softmax" for networks trained with it.
         variables: the model's variables, any pytree.
-        memory: bytes that one pass may take by estimate; images, then points, run in chunks.
+        max_bytes: bytes that one pass may take by estimate; images, then points, run in chunks.
 
     Returns:
         A `Removal`, on the host.
@@ -122,7 +122,7 @@ def pixel_removal(
     Example:
         >>> brightness = lambda x: x.sum((1, 2))
         >>> x = jnp.array([[[[2.0], [1.0]]]])
-        >>> removal = pixel_removal(brightness, x, x[..., 0], jnp.array([0]), fraction=1.0)
+        >>> removal = pixel_deletion(brightness, x, x[..., 0], jnp.array([0]), fraction=1.0)
         >>> [f"{p:.3f}" for p in removal.curve]
         ['0.953', '0.881', '0.500']
 
@@ -141,9 +141,9 @@ def pixel_removal(
         levels = (jnp.asarray(counts),)
 
         def read(x: Array, ranks: Array, rows: Array) -> Array:
-            return in_chunks(partial(look, x, ranks, rows), levels, bytes_each * len(x), memory).T
+            return in_chunks(partial(look, x, ranks, rows), levels, bytes_each * len(x), max_bytes).T
 
-        curves = np.asarray(in_chunks(read, (encoded, removal_ranks(maps, order), rows), bytes_each, memory))
+        curves = np.asarray(in_chunks(read, (encoded, removal_ranks(maps, order), rows), bytes_each, max_bytes))
     curve = curves.mean(0)
     return Removal(counts / (maps.shape[1] * maps.shape[2]), curve, curves, float(curve.mean()))
 

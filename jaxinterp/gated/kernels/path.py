@@ -48,7 +48,7 @@ from jaxinterp.gated.architecture import (
     Residual,
     fan_ins,
     gate_shapes,
-    walk,
+    iter_layers,
 )
 from jaxinterp.gated.kernels.pairwise import Pairs, rectangular, symmetric
 
@@ -57,7 +57,7 @@ Normalize = Literal["none", "width", "unit_diag"]
 
 
 class Norm(NamedTuple):
-    """Evaluation batch normalisation of a value network as an affine map of each channel, x ↦ scale · x + shift."""
+    """Evaluation batch normalization of a value network as an affine map of each channel, x ↦ scale · x + shift."""
 
     scale: Float[Array, " channels"]
     shift: Float[Array, " channels"]
@@ -103,7 +103,7 @@ class PathKernel:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
         if self.value_input not in ("x", "ones"):
             raise ValueError(f"value_input: got {self.value_input!r}, expected x or ones")
-        norms = sum(isinstance(layer, BatchNorm) for layer in walk(self.layers))
+        norms = sum(isinstance(layer, BatchNorm) for layer in iter_layers(self.layers))
         if self.norms and len(self.norms) != norms:
             raise ValueError(f"norms: got {len(self.norms)}, expected {norms}, one for each BatchNorm")
 
@@ -181,7 +181,7 @@ class PathKernel:
 
     def _counts(self, shape: tuple[int, ...]) -> list[int]:
         """Bounds of the factors by which path counts grow: widths of the gates, windows, and the input's size."""
-        windows = [int(np.prod(layer.kernel_size)) for layer in walk(self.layers) if isinstance(layer, Conv)]
+        windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
         positions = int(np.prod(shape[:-1])) ** 2
         return [shape[-1], positions, *(gate[-1] for gate in gate_shapes(self.layers, shape)), *windows]
 
@@ -207,7 +207,7 @@ class _Recursion:
     def __init__(self, kernel: PathKernel, norms: Sequence[Norm], shape: tuple[int, ...]) -> None:
         self.kernel, self.counts = kernel, kernel.get == "npk" and kernel.normalize == "none"
         # Where no pooling mixes positions, a pair of different positions never meets again.
-        mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in walk(kernel.layers))
+        mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in iter_layers(kernel.layers))
         self.axes = 4 if mixed else 2
         fans = fan_ins(kernel.layers, shape)
         s = kernel.weight_variances
@@ -218,7 +218,7 @@ class _Recursion:
         self.norms = iter(norms)
 
     def share(self, count: int, typical: float = 1.0) -> float:
-        """What a sum of so many terms is multiplied by: 1, or its inverse where NPK is normalised."""
+        """What a sum of so many terms is multiplied by: 1, or its inverse where NPK is normalized."""
         if self.counts or self.kernel.get != "npk":
             return 1.0
         return (typical if self.kernel.normalize == "unit_diag" else 1.0) / count

@@ -1,19 +1,19 @@
-"""Coarse-grained data distillation: images of a class merged into one, again and again, and its peers.
+"""Coarse-grained data distillation: images of a class merged into one, again and again, and its baselines.
 
 `flow.py` learns the merging and applies it, `references.py` holds what comes out (files, sheets, classification by the
-nearest reference) and the plain peers, `condense.py` the known peer, gradient matching.
+nearest reference) and the plain baselines, `condense.py` the known baseline, gradient matching.
 """
 
 from jaxinterp.taylor.distill.condense import DistillationNet, condense, train_on
-from jaxinterp.taylor.distill.flow import Distiller, Merge, SimilarityLoss, abstract, best_levels
+from jaxinterp.taylor.distill.flow import Distiller, Merge, SimilarityLoss, best_levels, distill
 from jaxinterp.taylor.distill.references import (
     ImageSet,
     class_means,
+    contact_sheet,
     k_means,
     nearest_reference,
     random_references,
     read_set,
-    sheet,
     write_set,
 )
 
@@ -23,15 +23,15 @@ __all__ = [
     "ImageSet",
     "Merge",
     "SimilarityLoss",
-    "abstract",
     "best_levels",
     "class_means",
     "condense",
+    "contact_sheet",
+    "distill",
     "k_means",
     "nearest_reference",
     "random_references",
     "read_set",
-    "sheet",
     "train_on",
     "write_set",
 ]

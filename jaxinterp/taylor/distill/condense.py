@@ -1,4 +1,4 @@
-"""Dataset condensation by gradient matching, the known peer, and the accuracy of a network trained on a few images.
+"""Dataset condensation by gradient matching, the known baseline, and the accuracy of a network trained on a few images.
 
 Zhao, Mopuri & Bilen, "Dataset Condensation with Gradient Matching" (ICLR 2021, arXiv 2006.05929). Synthetic images are
 moved until they give a random network the gradients of real ones, layer by layer and class by class:

@@ -4,13 +4,13 @@ The other half of Yang, Xie & Yang (Chin. Phys. Lett. 40, 020501, 2023, arXiv 22
 be read: design and recipes are ours, and no number of it is quoted (see `experiments/taylornet.py`).
 
     jaxinterp train distill/mnist              learns the embedding and the map that merges images
-    jaxinterp evaluate runs/distill-mnist      abstracts the training set, measures every level and the peers
+    jaxinterp evaluate runs/distill-mnist      abstracts the training set, measures every level and the baselines
     jaxinterp report runs/distill-mnist        report.html
 
 The images lie in the run's folder, distilled/level_<k>.npz (with labels, level and provenance) and distilled/sheet.png;
 `distilled=FILE` trains any run on such a file in the place of its data set's training images.
 
-Peers in the same table: random images, class means, k-means centres, and dataset condensation (DC; Zhao et al., ICLR
+Baselines in the same table: random images, class means, k-means centers, and dataset condensation (DC; Zhao et al., ICLR
 2021), each as references and as what a ConvNet is trained on. Published numbers of that literature are for networks
 trained on the images (MNIST, 1 and 10 per class: DC 91.7 and 97.4 %; CIFAR-10: 28.3 and 44.9 %, its readme).
 """
@@ -39,19 +39,19 @@ from jaxinterp.taylor.distill import (
     Distiller,
     ImageSet,
     SimilarityLoss,
-    abstract,
     best_levels,
     class_means,
     condense,
+    contact_sheet,
+    distill,
     k_means,
     nearest_reference,
     random_references,
-    sheet,
     train_on,
     write_set,
 )
 from jaxinterp.taylor.distill import report as distillation_page
-from jaxinterp.taylor.distill.flow import accuracies, drift
+from jaxinterp.taylor.distill.flow import accuracies, fixed_point_error
 from jaxinterp.taylor.family import MINI, MNIST, TaylorRun
 from jaxinterp.taylor.network import TaylorNet
 from jaxinterp.train import LossFn, predict
@@ -67,7 +67,7 @@ class DistillRun(TaylorRun):
         batch_levels: levels in a training batch, of group^batch_levels images of every class.
         levels: L, of the abstraction of the training set.
         fidelity: weight of ⟨(G − mean)²⟩ in the loss.
-        counts: images per class of the peers.
+        counts: images per class of the baselines.
         condense_iterations: networks that dataset condensation matches; no condensation where 0.
         condense_batch: real images of a class in each.
         net_width: channels of its ConvNet, and of those trained on the images.
@@ -167,7 +167,7 @@ def initial(config: DistillRun, variables: Any, prior: Any | None, data: Dataset
     """Where training starts: random parameters, expanded about the mean training image.
 
     Raises:
-        ConfigError: a class has fewer images than the levels or the peers will need.
+        ConfigError: a class has fewer images than the levels or the baselines will need.
     """
     most = best_levels(data.labels, config.classes, config.group)
     if config.levels > most:
@@ -209,15 +209,15 @@ def measure(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     split: Split,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Abstract the training images, write every level, and measure it beside the peers on the test images."""
+    """Abstract the training images, write every level, and measure it beside the baselines on the test images."""
     model, classes = build(replace(config, dtype="float32")), config.classes
     train = split(config, "train")
     known = train.images.astype(np.float32) / np.float32(train.maximum)
     provenance = {**train.provenance, "run": run_dir.name, "commit": commit() or "unknown"}
     try:
-        levels = abstract(model, variables, known, train.labels, config.levels, seed=config.seed, provenance=provenance)
+        levels = distill(model, variables, known, train.labels, config.levels, seed=config.seed, provenance=provenance)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     embed = jax.tree_util.Partial(_embedded, model)
@@ -232,23 +232,23 @@ def measure(
         references = embedded(one.images).reshape(classes, -1, queries.shape[1])
         alone, nearest, mean = accuracies(queries, labels, references, seed=config.seed)
         rows.append({"level": one.level, "images": references.shape[1], "one": alone, "nearest": nearest, "mean": mean})
-        say(f"level {one.level}, {references.shape[1]} images per class: one {alone:.2%}, nearest {nearest:.2%}")
+        log(f"level {one.level}, {references.shape[1]} images per class: one {alone:.2%}, nearest {nearest:.2%}")
     metrics["one_reference_accuracy"] = rows[-1]["one"]
     metrics["one_real_image_accuracy"] = rows[0]["one"]
     metrics["nearest_reference_accuracy_level_0"] = rows[0]["nearest"]
-    metrics["fixed_point_distance"] = drift(model, variables, levels[-1].images)
+    metrics["fixed_point_distance"] = fixed_point_error(model, variables, levels[-1].images)
     means = class_means(levels[0].images, levels[0].labels, classes)
     metrics["distance_from_mean"] = float(np.sqrt(((levels[-1].images - means.images) ** 2).mean()))
     names = tuple(map(str, train.classes))
-    figure = picture(sheet(levels, names), "", "", 1000)
+    figure = picture(contact_sheet(levels, names), "", "", 1000)
     write_bytes(run_dir / distillation_page.FOLDER / "sheet.png", figure.png)
     table = []
-    for name, few in _peers(config, levels, known, train.labels, say):
+    for name, few in _baselines(config, levels, known, train.labels, log):
         record = _worth(config, few, images, labels, queries, embedded)
         table.append({"set": name, **record})
         metrics |= {f"{name}_{key}": value for key, value in record.items() if key != "images"}
-        say(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in record.items()))
-    return {"metrics": metrics, "levels": rows, "peers": table}
+        log(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in record.items()))
+    return {"metrics": metrics, "levels": rows, "baselines": table}
 
 
 def _embedded(model: Distiller, variables: Any, x: Array) -> Array:
@@ -256,10 +256,10 @@ def _embedded(model: Distiller, variables: Any, x: Array) -> Array:
     return found
 
 
-def _peers(
-    config: DistillRun, levels: list[ImageSet], images: np.ndarray, labels: np.ndarray, say: Callable[[str], None]
+def _baselines(
+    config: DistillRun, levels: list[ImageSet], images: np.ndarray, labels: np.ndarray, log: Callable[[str], None]
 ) -> list[tuple[str, ImageSet]]:
-    """Sets to compare: ours with at least as many images per class as each of the counts, and the peers."""
+    """Sets to compare: ours with at least as many images per class as each of the counts, and the baselines."""
     found = [("class_mean_1", class_means(images, labels, config.classes))]
     for count in config.counts:
         ours = next(
@@ -270,7 +270,7 @@ def _peers(
         if count > 1:
             found.append((f"k_means_{count}", k_means(images, labels, config.classes, count, config.seed)))
         if config.condense_iterations:
-            say(f"condensing to {count} images per class")
+            log(f"condensing to {count} images per class")
             few = condense(
                 images,
                 labels,
@@ -309,5 +309,5 @@ def _worth(
 
 
 def sections(report: Report, split: Split) -> list[Section]:
-    """What the report of a distillation shows besides: its levels, their accuracy, the peers."""
+    """What the report of a distillation shows besides: its levels, their accuracy, the baselines."""
     return distillation_page.sections(report, build(replace(report.config, dtype="float32")))

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.nn.layers import Layer
 from jaxinterp.taylor.distill.references import ImageSet, require_classes
-from jaxinterp.taylor.network import Level, TaylorLevel, TaylorNet, along_path
+from jaxinterp.taylor.network import Level, TaylorLevel, TaylorNet, path_affine
 
 
 class Merge(Layer):
@@ -91,7 +91,7 @@ class Distiller(Layer, kw_only=True):
         Args:
             x: images, (N, H, W, C) in [0, 1].
             train: changes nothing; training steps say it.
-            frozen: with |h(x)| held and h as an affine function of x, see `along_path`.
+            frozen: with |h(x)| held and h as an affine function of x, see `path_affine`.
         """
         stored = self.variable("batch_stats", "references", jnp.zeros, (self.classes, *x.shape[1:]), x.dtype)
         known, tau = self.embed(stored.value), jnp.exp(self.log_tau)
@@ -106,10 +106,10 @@ class Distiller(Layer, kw_only=True):
             h: Any = free.apply(variables, y, features=True)
             return h @ known.T
 
-        return tau * along_path(similar, x, self.centre, self.embedding.degree) / norm
+        return tau * path_affine(similar, x, self.center, self.embedding.degree) / norm
 
     @property
-    def centre(self) -> Float[Array, "h w c"]:
+    def center(self) -> Float[Array, "h w c"]:
         """x0 of the embedding."""
         point: Array = self.embedding.variables["batch_stats"]["expansion_point"]
         return point
@@ -121,7 +121,7 @@ class Distiller(Layer, kw_only=True):
 
     def merged(self, groups: Float[Array, "n b h w c"]) -> Float[Array, "n h w c"]:
         """G of groups of images."""
-        return self.merge(groups, self.centre)
+        return self.merge(groups, self.center)
 
 
 def _norm(h: Float[Array, "n d"]) -> Float[Array, "n 1"]:
@@ -213,7 +213,7 @@ def best_levels(labels: Int[np.ndarray, " n"], classes: int, group: int) -> int:
     return levels
 
 
-def abstract(
+def distill(
     model: Distiller,
     variables: Any,
     images: Float[np.ndarray, "n h w c"],
@@ -274,7 +274,7 @@ def abstract(
     return found
 
 
-def drift(model: Distiller, variables: Any, references: Float[np.ndarray, "n h w c"]) -> float:
+def fixed_point_error(model: Distiller, variables: Any, references: Float[np.ndarray, "n h w c"]) -> float:
     """Root mean square of G(r, …, r) − r: zero where merging leaves a reference as it is."""
     groups = jnp.repeat(jnp.asarray(references)[:, None], model.group, axis=1)
     out: Any = model.apply(variables, groups, method="merged")

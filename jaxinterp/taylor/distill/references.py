@@ -91,7 +91,7 @@ def _require_set(path: str | Path, images: np.ndarray, labels: np.ndarray) -> No
         )
 
 
-def sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":
+def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":
     """A picture of levels of abstraction: a row for each class, and from left to right ever fewer images.
 
     Args:
@@ -158,7 +158,7 @@ def random_references(
 def k_means(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """Centres of so many clusters of every class' images, by scikit-learn's k-means on pixels.
+    """Centers of so many clusters of every class' images, by scikit-learn's k-means on pixels.
 
     Raises:
         ValueError: a class has fewer images, or a label is no class.
@@ -166,11 +166,11 @@ def k_means(
     from sklearn.cluster import KMeans
 
     require_of_each(labels, classes, count)
-    centres = [
+    centers = [
         KMeans(count, n_init=1, random_state=seed).fit(images[labels == c].reshape((labels == c).sum(), -1))
         for c in range(classes)
     ]
-    found = np.concatenate([one.cluster_centers_ for one in centres]).reshape(-1, *images.shape[1:])
+    found = np.concatenate([one.cluster_centers_ for one in centers]).reshape(-1, *images.shape[1:])
     told = {"method": "k-means", "seed": str(seed)}
     return ImageSet(
         np.clip(found, 0, 1).astype(np.float32), np.repeat(np.arange(classes, dtype=np.int32), count), provenance=told

@@ -1,9 +1,9 @@
-"""What only distillations show in their report: the levels as pictures, their accuracy, and the peers."""
+"""What only distillations show in their report: the levels as pictures, their accuracy, and the baselines."""
 
 from jaxinterp.figures.curves import level_curves
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.recipe.page import Report
-from jaxinterp.taylor.distill import Distiller, read_set, sheet
+from jaxinterp.taylor.distill import Distiller, contact_sheet, read_set
 
 FOLDER = "distilled"  # within a run's
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in percent with 1 and 10 images per class
@@ -24,7 +24,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in per
 
 def sections(report: Report, model: Distiller) -> list[Section]:
     """All of them."""
-    return [_levels(report, model), _peers(report)]
+    return [_levels(report, model), _baselines(report)]
 
 
 def _levels(report: Report, model: Distiller) -> Section:
@@ -44,7 +44,7 @@ def _levels(report: Report, model: Distiller) -> Section:
         [text],
         [
             picture(
-                sheet(levels, report.classes),
+                contact_sheet(levels, report.classes),
                 "Images of every class at every level, real ones on the left, the last one on the right.",
                 "Levels of abstraction",
                 1000,
@@ -56,9 +56,9 @@ def _levels(report: Report, model: Distiller) -> Section:
     )
 
 
-def _peers(report: Report) -> Section:
+def _baselines(report: Report) -> Section:
     keys, config = ("images", "pixels", "embedding", "trained"), report.config
-    rows = [[row["set"].replace("_", " "), *(f"{row[key]:.4g}" for key in keys)] for row in report.found["peers"]]
+    rows = [[row["set"].replace("_", " "), *(f"{row[key]:.4g}" for key in keys)] for row in report.found["baselines"]]
     tables = [Table(["set", "images per class", "nearest in pixels", "nearest in the embedding", "ConvNet"], rows)]
     if config.dataset in PUBLISHED:
         printed = [
@@ -66,7 +66,7 @@ def _peers(report: Report) -> Section:
         ]
         tables.append(Table(["published, ConvNet of width 128", "1 image per class", "10"], printed))
     return Section(
-        "Beside its peers",
+        "Beside its baselines",
         [
             "Accuracy on the test images by the nearest reference, in pixels and in our embedding, and of a ConvNet "
             f"trained on the set ({config.net_steps} steps, width {config.net_width}; mean of {config.net_seeds} "

@@ -50,8 +50,8 @@ def test_no_example_and_no_memory_are_refused(method, apply, given):
     variables, x = given
     with pytest.raises(ValueError, match=r"x: got float32\(0, 6, 6, 2\), expected .* at least one example"):
         method(apply, x[:0], variables=variables)
-    with pytest.raises(ValueError, match="memory: got 0, expected at least 1 byte"):
-        method(apply, x, variables=variables, memory=0)
+    with pytest.raises(ValueError, match="max_bytes: got 0, expected at least 1 byte"):
+        method(apply, x, variables=variables, max_bytes=0)
 
 
 @each_method
@@ -70,10 +70,10 @@ def test_the_second_call_compiles_nothing(method, apply, given, compilations):
     variables, x = given
     changed = jax.tree.map(lambda p: p * 2, variables), x + 1
     with compilations() as programs:
-        method(apply, x, variables=variables, memory=1)
+        method(apply, x, variables=variables, max_bytes=1)
     assert programs != []
     with compilations() as programs:
-        method(apply, changed[1], variables=changed[0], memory=1)
+        method(apply, changed[1], variables=changed[0], max_bytes=1)
     assert programs == []
 
 

@@ -42,7 +42,7 @@ def test_a_named_activation_equals_the_pair(model):
         kernel, bias = v["params"]["head"]["kernel"], v["params"]["head"]["bias"][None]
         return jax.nn.relu(a).mean((1, 2)) @ kernel + bias
 
-    named = grad_cam(net.apply, x, at="last", variables=variables).contributions
+    named = grad_cam(net.apply, x, layer="last", variables=variables).contributions
     split = grad_cam((features, head), x, variables=variables).contributions
     np.testing.assert_allclose(named, split, rtol=1e-5, atol=1e-7)
     assert float(named.min()) == 0
@@ -64,12 +64,12 @@ def test_summed_class_maps_give_the_positive_part_of_the_class_own_map():
 def test_chunks_targets_and_a_closure_change_nothing(model):
     net, variables, x = model
     rows = np.array([[2, 0], [1, 1]])
-    whole = grad_cam(jax.jit(lambda x: net.apply(variables, x)), x, at="trunk").contributions
-    chunked = grad_cam(net.apply, x, rows, at="trunk", variables=variables, memory=1).contributions
+    whole = grad_cam(jax.jit(lambda x: net.apply(variables, x)), x, layer="trunk").contributions
+    chunked = grad_cam(net.apply, x, rows, layer="trunk", variables=variables, max_bytes=1).contributions
     np.testing.assert_allclose(chunked, whole[np.arange(2)[:, None], rows], rtol=1e-4, atol=1e-7)
 
 
-def test_linear_upsampling_interpolates_between_pixel_centres():
+def test_linear_upsampling_interpolates_between_pixel_centers():
     ramp = jnp.array([[0.0, 1.0], [0.0, 1.0]])[None, :, :, None]
     found = grad_cam((lambda x: ramp, lambda a: 4 * a.mean((1, 2))), jnp.ones((1, 4, 4, 1)), upsample="linear")
     np.testing.assert_allclose(found.contributions[0, 0, 0, :, 0], [0, 0.25, 0.75, 1], atol=1e-6)
@@ -77,9 +77,9 @@ def test_linear_upsampling_interpolates_between_pixel_centres():
 
 def test_bad_input_is_one_clear_line(model):
     net, variables, x = model
-    with pytest.raises(ValueError, match=r"at: got 'lost', expected .*last"):
-        grad_cam(net.apply, x, at="lost", variables=variables)
-    with pytest.raises(ValueError, match="at: expected either"):
+    with pytest.raises(ValueError, match=r"layer: got 'lost', expected .*last"):
+        grad_cam(net.apply, x, layer="lost", variables=variables)
+    with pytest.raises(ValueError, match="layer: expected either"):
         grad_cam(net.apply, x, variables=variables)
-    with pytest.raises(ValueError, match=r"at: got activations \(2, 3\)"):
-        grad_cam(net.apply, x, at="head", variables=variables)
+    with pytest.raises(ValueError, match=r"layer: got activations \(2, 3\)"):
+        grad_cam(net.apply, x, layer="head", variables=variables)

@@ -49,7 +49,7 @@ def test_targets_select_rows_of_all_classes(params, x, targets):
 def test_chunks_closure_and_jit_agree_with_one_pass(params, x):
     whole = gradient(net, x, variables=params).contributions
     for other in (
-        gradient(net, x, variables=params, memory=1).contributions,
+        gradient(net, x, variables=params, max_bytes=1).contributions,
         gradient(lambda x: net(params, x), x).contributions,
         jax.jit(lambda x: gradient(lambda x: net(params, x), x).contributions)(x),
     ):

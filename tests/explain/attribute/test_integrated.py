@@ -78,11 +78,11 @@ def test_on_a_linear_net_it_is_input_x_gradient_and_a_baseline_shifts_it():
         np.testing.assert_allclose(shifted.gap, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory", [1, 2_000, 1 << 30])
-def test_chunks_over_images_and_nodes_change_nothing(params, memory):
+@pytest.mark.parametrize("max_bytes", [1, 2_000, 1 << 30])
+def test_chunks_over_images_and_nodes_change_nothing(params, max_bytes):
     x = jax.random.normal(jax.random.key(2), (5, 3))
     whole = integrated_gradients(lambda x: relu_net(params, x), x, steps=7)
-    found = integrated_gradients(relu_net, x, variables=params, steps=7, memory=memory)
+    found = integrated_gradients(relu_net, x, variables=params, steps=7, max_bytes=max_bytes)
     np.testing.assert_allclose(found.contributions, whole.contributions, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.gap, whole.gap, atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_a_pass_stays_within_the_chunk(params):
         sizes.append(len(x))
         return relu_net(params, x)
 
-    integrated_gradients(watched, jnp.ones((4, 3)), variables=params, steps=20, memory=1)
+    integrated_gradients(watched, jnp.ones((4, 3)), variables=params, steps=20, max_bytes=1)
     assert set(sizes) == {1, 2, 4}  # 2 and the whole batch of 4 were only looked at in the abstract
     assert sizes.count(4) <= 2
 
@@ -102,7 +102,7 @@ def test_a_pass_stays_within_the_chunk(params):
 def test_the_baseline_itself_is_not_a_node():
     """√x has no slope at 0; nodes that fill up the last pass must not bring it in."""
     x = jnp.full((1, 2), 4.0)
-    found = integrated_gradients(lambda x: jnp.sqrt(x).sum(1, keepdims=True), x, steps=19, memory=100)
+    found = integrated_gradients(lambda x: jnp.sqrt(x).sum(1, keepdims=True), x, steps=19, max_bytes=100)
     np.testing.assert_allclose(found.contributions.sum(), 4.0, rtol=0.05)
 
 

@@ -70,12 +70,12 @@ def test_single_pixels_of_a_linear_net_are_its_contributions(x):
     np.testing.assert_allclose(found, jnp.einsum("bhwc,hwck->bkhw", x, mixing), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory", [1, 50_000])
+@pytest.mark.parametrize("max_bytes", [1, 50_000])
 @pytest.mark.parametrize("targets", [None, 2, [1, 0, 2]])
-def test_chunks_and_targets_change_nothing(weights, x, memory, targets):
+def test_chunks_and_targets_change_nothing(weights, x, max_bytes, targets):
     whole = occlusion(lambda x: net(weights, x), x, window=3, stride=2).contributions
     rows = np.arange(3)[None] if targets is None else np.reshape(targets, (-1, 1))
-    found = occlusion(net, x, targets, variables=weights, window=3, stride=2, memory=memory).contributions
+    found = occlusion(net, x, targets, variables=weights, window=3, stride=2, max_bytes=max_bytes).contributions
     np.testing.assert_allclose(found, whole[np.arange(3)[:, None], rows], rtol=1e-4, atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from jaxinterp.explain.metrics import pixel_removal, removal_counts, removal_ranks
+from jaxinterp.explain.metrics import pixel_deletion, removal_counts, removal_ranks
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def linear():
 @pytest.mark.parametrize("order", ["least", "most"])
 def test_the_curve_of_a_linear_network_is_known(linear, order):
     predict, weights, x, labels, maps = linear
-    found = pixel_removal(predict, x, maps, labels, order=order, fraction=1.0, variables=weights)
+    found = pixel_deletion(predict, x, maps, labels, order=order, fraction=1.0, variables=weights)
     sorted_maps = np.sort(np.array(maps).reshape(5, -1), axis=1)[:, :: 1 if order == "least" else -1]
     left = sorted_maps.sum(1, keepdims=True) - np.cumsum(np.pad(sorted_maps, ((0, 0), (1, 0))), axis=1)
     np.testing.assert_allclose(found.curves, expit(left - 0.5), rtol=1e-4)
@@ -36,12 +36,12 @@ def test_the_curve_of_a_linear_network_is_known(linear, order):
 def test_nothing_removed_is_the_clean_probability_and_least_first_beats_most_first(linear):
     predict, weights, x, labels, maps = linear
     clean = expit(np.array(predict(weights, x)))[np.arange(5), labels]
-    rising = pixel_removal(predict, x, maps, labels, variables=weights)
-    falling = pixel_removal(predict, x, maps, labels, order="most", variables=weights)
+    rising = pixel_deletion(predict, x, maps, labels, variables=weights)
+    falling = pixel_deletion(predict, x, maps, labels, order="most", variables=weights)
     np.testing.assert_allclose(rising.curves[:, 0], clean, rtol=1e-5)
     assert (np.diff(rising.curves[:, :3]) > 0).all()
     assert rising.mean > falling.mean
-    negated = pixel_removal(predict, x, -maps, labels, order="most", variables=weights)
+    negated = pixel_deletion(predict, x, -maps, labels, order="most", variables=weights)
     np.testing.assert_allclose(negated.curves, rising.curves, rtol=1e-5)
 
 
@@ -52,34 +52,34 @@ def test_a_removed_pixel_is_the_zero_vector_of_the_encoded_input():
         return (x == jnp.array([0.0, 1.0]).reshape(1, 1, 1, 2)).all(-1).sum((1, 2)).astype(x.dtype)[:, None]
 
     x = jnp.zeros((1, 4, 4, 1))
-    found = pixel_removal(black_pixels, jnp.concatenate([x, 1 - x], -1), x[..., 0], jnp.array([0]), fraction=0.5)
+    found = pixel_deletion(black_pixels, jnp.concatenate([x, 1 - x], -1), x[..., 0], jnp.array([0]), fraction=0.5)
     np.testing.assert_allclose(found.curves[0], expit(16.0 - np.arange(9)), rtol=1e-5)
 
 
 def test_softmax_is_the_other_probability(linear):
     predict, weights, x, labels, maps = linear
-    found = pixel_removal(predict, x, maps, labels, probability="softmax", variables=weights)
+    found = pixel_deletion(predict, x, maps, labels, probability="softmax", variables=weights)
     expected = softmax(np.array(predict(weights, x)), axis=1)[np.arange(5), labels]
     np.testing.assert_allclose(found.curves[:, 0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("memory", [1, 3_000])
-def test_chunks_over_images_and_points_change_nothing(linear, memory):
+@pytest.mark.parametrize("max_bytes", [1, 3_000])
+def test_chunks_over_images_and_points_change_nothing(linear, max_bytes):
     predict, weights, x, labels, maps = linear
-    whole = pixel_removal(lambda x: predict(weights, x), x, maps, labels)
-    found = pixel_removal(predict, x, maps, labels, variables=weights, memory=memory)
+    whole = pixel_deletion(lambda x: predict(weights, x), x, maps, labels)
+    found = pixel_deletion(predict, x, maps, labels, variables=weights, max_bytes=max_bytes)
     np.testing.assert_allclose(found.curves, whole.curves, rtol=1e-5)
 
 
 def test_the_second_call_compiles_nothing(linear, compilations):
     predict, weights, x, labels, maps = linear
-    pixel_removal(predict, x, maps, labels, variables=weights, memory=3_000)
+    pixel_deletion(predict, x, maps, labels, variables=weights, max_bytes=3_000)
     weights, x, maps = 2 * weights, x / 2, -maps
     with compilations() as second:
-        pixel_removal(predict, x, maps, labels, variables=weights, memory=3_000)
+        pixel_deletion(predict, x, maps, labels, variables=weights, max_bytes=3_000)
     assert second == []
     with compilations() as another:
-        pixel_removal(lambda v, x: 2 * predict(v, x), x, maps, labels, variables=weights, memory=3_000)
+        pixel_deletion(lambda v, x: 2 * predict(v, x), x, maps, labels, variables=weights, max_bytes=3_000)
     assert another != []
 
 
@@ -109,4 +109,4 @@ def test_bad_input_is_one_clear_line(linear):
         ({"labels": labels + 5}, "targets: got"),
     ]:
         with pytest.raises(ValueError, match=message):
-            pixel_removal(predict, **{"encoded": x, "maps": maps, "labels": labels, "variables": weights} | arguments)
+            pixel_deletion(predict, **{"encoded": x, "maps": maps, "labels": labels, "variables": weights} | arguments)

@@ -213,7 +213,7 @@ def test_the_mean_over_value_networks_is_the_kernel(layers):
         assert jnp.abs(samples.mean(0) - found).max() < 0.1 * jnp.abs(found).max()
 
 
-def test_batch_normalisation_folds_into_the_gates():
+def test_batch_normalization_folds_into_the_gates():
     layers = (Dense(4), BatchNorm(), Gate(), Dense(1))
     x = jax.random.normal(KEYS[0], (3, 2), jnp.float64)
     gates = soft(layers, (2,), 3, KEYS[1])
@@ -229,7 +229,7 @@ def test_batch_normalisation_folds_into_the_gates():
     [*(pytest.param(net, marks=pytest.mark.slow) for net in (fc(6, 3), c4gap(3, depth=2))), vconv(2)],
     ids=["fc", "c4gap", "vconv"],
 )
-def test_normalisations_and_blocks(layers, monkeypatch):
+def test_normalizations_and_blocks(layers, monkeypatch):
     shape = (4,) if isinstance(layers[0], Dense) else (4, 4, 2)
     x = jax.random.normal(KEYS[0], (5, *shape), jnp.float64)
     gates = hard(layers, shape, 5, KEYS[1], 0.7)

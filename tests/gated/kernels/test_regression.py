@@ -29,11 +29,11 @@ def test_leave_one_out_is_what_leaving_one_out_gives():
     found = kernel_ridge(K, Y, ridges)
     for ridge in ridges:
         errors = []
-        centred = Y - Y.mean(0)
+        centered = Y - Y.mean(0)
         for i in range(len(K)):
             rest = np.arange(len(K)) != i
-            alpha = np.linalg.solve(K[rest][:, rest] + ridge * np.eye(39), centred[rest])
-            errors.append((K[i, rest] @ alpha - centred[i]) ** 2)
+            alpha = np.linalg.solve(K[rest][:, rest] + ridge * np.eye(39), centered[rest])
+            errors.append((K[i, rest] @ alpha - centered[i]) ** 2)
         np.testing.assert_allclose(found.errors[ridge], np.mean(errors), rtol=1e-8)
     assert found.ridge == min(found.errors, key=found.errors.get)
 

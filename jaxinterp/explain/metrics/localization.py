@@ -1,4 +1,4 @@
-"""Localisation: how much of a class' positive evidence lies on its own image in a grid of images.
+"""Localization: how much of a class' positive evidence lies on its own image in a grid of images.
 
 The grid pointing game of the CoDA Nets paper: n × n images of distinct classes are tiled at full resolution, the
 network runs on the whole, and the score of cell i is the part of the positive attribution of its class that it holds,
@@ -35,8 +35,8 @@ class Grids(NamedTuple):
     eligible: int
 
 
-class Localisation(NamedTuple):
-    """What `localisation` answers; the scores count positive attribution only.
+class Localization(NamedTuple):
+    """What `grid_pointing_game` answers; the scores count positive attribution only.
 
     Attributes:
         scores: in [0, 1], (grids, n²).
@@ -159,7 +159,7 @@ def _read_straddling(blocks: list[list[int]], labels: np.ndarray, cells: int, co
     return grids
 
 
-def tile(images: Float[Array, "grids cells height width channels"]) -> Float[Array, "grids tall wide channels"]:
+def tile_grid(images: Float[Array, "grids cells height width channels"]) -> Float[Array, "grids tall wide channels"]:
     """Tile images into square grids at full resolution, without gaps, column by column.
 
     Args:
@@ -169,7 +169,7 @@ def tile(images: Float[Array, "grids cells height width channels"]) -> Float[Arr
         (grids, n·H, n·W, C); image k lies in row k mod n, column k div n.
 
     Example:
-        >>> tile(jnp.arange(4.0).reshape(1, 4, 1, 1, 1))[0, :, :, 0].tolist()
+        >>> tile_grid(jnp.arange(4.0).reshape(1, 4, 1, 1, 1))[0, :, :, 0].tolist()
         [[0.0, 2.0], [1.0, 3.0]]
     """
     grids, cells, height, width, channels = images.shape
@@ -178,7 +178,7 @@ def tile(images: Float[Array, "grids cells height width channels"]) -> Float[Arr
     return cube.reshape(grids, n * height, n * width, channels)
 
 
-def localisation_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Array, "grids cells"]:
+def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Array, "grids cells"]:
     """Score each cell's own map: the part of its positive attribution that falls into the cell, Eq. 11.
 
     Args:
@@ -191,7 +191,7 @@ def localisation_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Ar
         ValueError: the maps do not divide into n × n cells.
 
     Example:
-        >>> localisation_scores(jnp.ones((1, 4, 2, 2))).tolist()
+        >>> grid_pointing_scores(jnp.ones((1, 4, 2, 2))).tolist()
         [[0.25, 0.25, 0.25, 0.25]]
     """
     grids, cells, tall, wide = maps.shape
@@ -204,14 +204,14 @@ def localisation_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Ar
     return jnp.where(total > 0, own / jnp.where(total > 0, total, 1), 0)
 
 
-def localisation(
+def grid_pointing_game(
     attribute: Callable[[Float[Array, "g tall wide c"], Int[Array, "g cells"]], Float[Array, "g cells h w"]],
     images: Float[Array, "images height width channels"] | UInt8[Array, "images height width channels"],
     grids: Grids,
     *,
     upsample: Literal["nearest", "linear"] = "nearest",
-    memory: int = MEMORY,
-) -> Localisation:
+    max_bytes: int = MEMORY,
+) -> Localization:
     """Score an attribution method on grids of images, all n² classes of a grid in one pass.
 
     Args:
@@ -220,10 +220,10 @@ def localisation(
         images: (images, H, W, C), in the unit that `attribute` takes.
         grids: from `sample_grids`, drawn once and used for every method.
         upsample: how maps of another resolution are brought to the grid's, "nearest" or "linear" (bilinear).
-        memory: bytes for the attributions of one pass by estimate; the grids run in equal chunks.
+        max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal chunks.
 
     Returns:
-        A `Localisation`, on the host.
+        A `Localization`, on the host.
 
     Raises:
         ValueError: `attribute` does not answer (g, n², H', W').
@@ -243,18 +243,18 @@ def localisation(
     # Of every grid and class: weights, contributions and their encoded double, in float32.
     bytes_each = 4 * 4 * cells * cells * int(np.prod(images.shape[1:]))
     arrays = (jnp.asarray(grids.images), jnp.asarray(grids.classes))
-    scores = np.asarray(in_chunks(score, arrays, bytes_each, memory))
+    scores = np.asarray(in_chunks(score, arrays, bytes_each, max_bytes))
     low, middle, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
-    return Localisation(scores, float(scores.mean()), (low, middle, high), grids.eligible)
+    return Localization(scores, float(scores.mean()), (low, middle, high), grids.eligible)
 
 
 @jax.jit
 def _gather(pool: Array, members: Int[Array, "grids cells"]) -> Array:
-    return tile(pool[members])
+    return tile_grid(pool[members])
 
 
 def _resize_and_score(maps: Array, shape: tuple[int, int], upsample: str) -> Array:
-    return localisation_scores(jax.image.resize(maps, (*maps.shape[:2], *shape), upsample))
+    return grid_pointing_scores(jax.image.resize(maps, (*maps.shape[:2], *shape), upsample))
 
 
 _score = jax.jit(_resize_and_score, static_argnums=(1, 2))

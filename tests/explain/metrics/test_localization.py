@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain.attribute import input_x_gradient
-from jaxinterp.explain.metrics import Grids, localisation, localisation_scores, sample_grids, tile
+from jaxinterp.explain.metrics import Grids, grid_pointing_game, grid_pointing_scores, sample_grids, tile_grid
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def cell_maps(n, height, width, value):
     [((1, 0), 1.0), ((0, 1), 0.0), ((1, 1), None), ((-1, -2), 0.0), ((3, -5), 1.0), ((0, 0), 0.0)],
 )
 def test_closed_forms(n, value, expected):
-    scores = localisation_scores(cell_maps(n, 4, 5, value))
+    scores = grid_pointing_scores(cell_maps(n, 4, 5, value))
     np.testing.assert_allclose(scores, np.full((1, n * n), 1 / n**2 if expected is None else expected), rtol=1e-6)
 
 
 def test_random_maps_score_chance():
     maps = jax.random.normal(jax.random.key(0), (4, 9, 30, 30))
-    assert float(localisation_scores(maps).mean()) == pytest.approx(1 / 9, rel=0.02)
+    assert float(grid_pointing_scores(maps).mean()) == pytest.approx(1 / 9, rel=0.02)
 
 
 def test_tiling_is_column_major_at_full_resolution():
     images = jax.random.uniform(jax.random.key(0), (2, 9, 4, 5, 3))
-    mosaic = tile(images)
+    mosaic = tile_grid(images)
     assert mosaic.shape == (2, 12, 15, 3)
     for k in range(9):
         row, column = k % 3, k // 3
@@ -130,7 +130,7 @@ def test_compat_grids_are_the_authors_procedure(predictions, n):
     assert own[grids.images].mean() < own[aligned.images].mean()
 
 
-def test_a_linear_network_localises_perfectly_and_the_score_uses_raw_sums():
+def test_a_linear_network_localizes_perfectly_and_the_score_uses_raw_sums():
     images = jnp.eye(4)[:, None, None, :] * jnp.ones((4, 2, 2, 4))  # class c lights channel c only
     grids = Grids(np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32), np.array([[2, 0, 3, 1], [0, 1, 2, 3]], np.int32), 4)
 
@@ -140,10 +140,10 @@ def test_a_linear_network_localises_perfectly_and_the_score_uses_raw_sums():
     def attribute(x, targets):
         return input_x_gradient(apply, x, targets, variables=jnp.float32(2)).contributions.sum(-1)
 
-    found = localisation(attribute, images, grids)
+    found = grid_pointing_game(attribute, images, grids)
     np.testing.assert_array_equal(found.scores, np.ones((2, 4)))
     assert (found.mean, found.quartiles, found.eligible) == (1.0, (1.0, 1.0, 1.0), 4)
-    np.testing.assert_array_equal(localisation(attribute, images, grids, memory=1).scores, found.scores)
+    np.testing.assert_array_equal(grid_pointing_game(attribute, images, grids, max_bytes=1).scores, found.scores)
 
 
 def test_the_second_call_compiles_nothing(compilations):
@@ -154,10 +154,10 @@ def test_the_second_call_compiles_nothing(compilations):
         return jnp.tile(x[..., 0][:, None], (1, 4, 1, 1))
 
     with compilations() as programs:
-        localisation(attribute, images, Grids(first, first % 4, 8), memory=1)
+        grid_pointing_game(attribute, images, Grids(first, first % 4, 8), max_bytes=1)
     assert programs != []
     with compilations() as programs:
-        localisation(attribute, images, Grids(second, second % 4, 8), memory=1)
+        grid_pointing_game(attribute, images, Grids(second, second % 4, 8), max_bytes=1)
     assert programs == []
 
 
@@ -165,9 +165,9 @@ def test_low_resolution_maps_are_upsampled():
     grids = Grids(np.array([[0, 1, 2, 3]], np.int32), np.array([[0, 1, 2, 3]], np.int32), 4)
     coarse = jnp.zeros((1, 4, 2, 2)).at[0, jnp.arange(4), jnp.array([0, 1, 0, 1]), jnp.array([0, 0, 1, 1])].set(1)
     images = jnp.ones((4, 8, 8, 1))
-    sharp = localisation(lambda x, t: coarse, images, grids)
+    sharp = grid_pointing_game(lambda x, t: coarse, images, grids)
     np.testing.assert_allclose(sharp.scores, np.ones((1, 4)))
-    smooth = localisation(lambda x, t: coarse, images, grids, upsample="linear")
+    smooth = grid_pointing_game(lambda x, t: coarse, images, grids, upsample="linear")
     assert 0.25 < smooth.mean < 1
 
 
@@ -182,6 +182,6 @@ def test_bad_input_is_one_clear_line(predictions):
     with pytest.raises(ValueError, match="expected 'aligned' with a key"):
         sample_grids(logits, labels)
     with pytest.raises(ValueError, match="expected a square number"):
-        tile(jnp.ones((1, 3, 2, 2, 1)))
+        tile_grid(jnp.ones((1, 3, 2, 2, 1)))
     with pytest.raises(ValueError, match="expected multiples of 2"):
-        localisation_scores(jnp.ones((1, 4, 3, 4)))
+        grid_pointing_scores(jnp.ones((1, 4, 3, 4)))
