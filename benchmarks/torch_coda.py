@@ -1,4 +1,4 @@
-"""The CoDA S net in PyTorch with explicit dynamic weights, as the paper states it; the baseline of benchmarks/coda.py."""
+"""The CoDA S net in PyTorch with explicit dynamic weights, as the paper states it: what benchmarks/coda.py compares."""
 
 from collections.abc import Mapping
 

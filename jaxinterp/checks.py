@@ -1,6 +1,7 @@
 """Argument checks at the public border, in one grammar: `name: got A, expected B`."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,55 +10,102 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
+from jaxinterp.errors import ConfigError
 
-def require_labels(name: str, labels: Any, count: int, classes: int | None = None) -> None:
-    """Refuse labels that are not `count` integers, at least one, in [0, classes).
+
+def require(condition: object, name: str, got: object, expected: str) -> None:
+    """Raise `name: got A, expected B` unless a condition holds.
+
+    Args:
+        condition: anything with a truth value.
+        name: the argument at fault, several joined by commas.
+        got: what came, shown as `shown` does.
+        expected: what should have come, in words.
 
     Raises:
-        ValueError: they are not.
+        ConfigError: the condition does not hold.
+
+    Example:
+        >>> require(False, "steps", 0, "at least 1")
+        Traceback (most recent call last):
+        jaxinterp.errors.ConfigError: steps: got 0, expected at least 1
+    """
+    if not condition:
+        raise ConfigError(f"{name}: got {shown(got)}, expected {expected}")
+
+
+def require_at_least(name: str, value: Any, bound: float) -> None:
+    """Raise unless a number, or every entry of a sequence of numbers, is at least `bound`; None passes.
+
+    Raises:
+        ConfigError: a value is smaller, or NaN.
+    """
+    values = value if isinstance(value, Sequence) else (value,)
+    require(all(x is None or x >= bound for x in values), name, value, f"at least {bound}")
+
+
+def require_one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise unless a value is among the choices; the message gives the closest ones.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    known = list(choices)
+    if value not in known:
+        close = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=0.7)
+        require(False, name, value, " or ".join(close) if close else f"one of {', '.join(map(str, known))}")
+
+
+def shown(value: Any) -> str:
+    """Show a value as an override writes it: the entries of a tuple separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def require_labels(name: str, labels: Any, count: int, classes: int | None = None) -> None:
+    """Raise unless labels are `count` integers, at least one, in [0, classes).
+
+    Raises:
+        ConfigError: they are not.
     """
     found = np.asarray(labels)
-    if found.shape != (count,) or not count or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(
-            f"{name}: got {found.dtype}{found.shape}, expected {max(count, 1)} integers, one for each image"
-        )
-    if found.min() < 0 or (classes is not None and found.max() >= classes):
-        wanted = "from 0 on" if classes is None else f"in [0, {classes})"
-        raise ValueError(f"{name}: got {found.min()}..{found.max()}, expected classes {wanted}")
+    fits = found.shape == (count,) and count and np.issubdtype(found.dtype, np.integer)
+    require(fits, name, f"{found.dtype}{found.shape}", f"{max(count, 1)} integers, one for each image")
+    inside = found.min() >= 0 and (classes is None or found.max() < classes)
+    wanted = "classes from 0 on" if classes is None else f"classes in [0, {classes})"
+    require(inside, name, f"{found.min()}..{found.max()}", wanted)
 
 
 def require_batch(x: Array) -> None:
-    """Refuse an input `x` that is not a batch of floating arrays.
+    """Raise unless `x` is a batch of at least one floating array.
 
     Raises:
-        ValueError: `x` is not floating, or has no batch axis or no example.
+        ConfigError: `x` is not floating, or has no batch axis or no example.
     """
-    if x.ndim < 2 or len(x) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: got {x.dtype}{x.shape}, expected a floating array (batch, ...) of at least one example")
+    fits = x.ndim >= 2 and len(x) > 0 and jnp.issubdtype(x.dtype, jnp.floating)
+    require(fits, "x", f"{x.dtype}{x.shape}", "a floating array (batch, ...) of at least one example")
 
 
 def require_variables(apply: Callable[..., Array], variables: Any, name: str) -> None:
-    """Refuse a Flax model in place of its `apply`, and that without the model's variables.
+    """Raise for a Flax model in the place of its `apply`, and for an `apply` without the model's variables.
 
     Raises:
-        ValueError: one of these came.
+        ConfigError: one of these came.
     """
-    if isinstance(apply, nn.Module) and apply.scope is None:
-        raise ValueError(f"{name}: got the model {type(apply).__name__}, expected its function: model.apply")
-    if variables is None and getattr(apply, "__func__", None) is nn.Module.apply:
-        raise ValueError(f"variables: got none with {name}=model.apply, expected the model's variables")
+    model = isinstance(apply, nn.Module) and apply.scope is None
+    require(not model, name, f"the model {type(apply).__name__}", "its function: model.apply")
+    bound = variables is None and getattr(apply, "__func__", None) is nn.Module.apply
+    require(not bound, "variables", f"none with {name}=model.apply", "the model's variables")
 
 
 def require_finite(name: str, values: Array | np.ndarray) -> None:
-    """Refuse NaN and infinite values of an argument; values that are being traced are not known and pass.
+    """Raise for NaN and infinite values; traced values are not known and pass.
 
     Raises:
-        ValueError: a value is not finite.
+        ConfigError: a value is not finite.
     """
     if isinstance(values, jax.core.Tracer):
         return
     if isinstance(values, np.ndarray) and values.size and np.isfinite([values.min(), values.max()]).all():
         return  # without a copy on the device, or a mask of the array's size
     wrong = values.size - int(jnp.isfinite(values).sum())
-    if wrong:
-        raise ValueError(f"{name}: got {wrong} of {values.size} values NaN or infinite, expected finite values")
+    require(not wrong, name, f"{wrong} of {values.size} values NaN or infinite", "finite values")

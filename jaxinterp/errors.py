@@ -1,8 +1,8 @@
-"""Errors that a command shows as one line: what was wrong, where, and what was expected."""
+"""Errors caused by user input or data; the command line prints their message in one line and nothing else."""
 
 
 class JaxInterpError(Exception):
-    """Base of every error that a user can mend; the command line prints its message and nothing else."""
+    """Base class of errors caused by user input or data."""
 
 
 class DataError(JaxInterpError):
@@ -13,9 +13,9 @@ class CheckpointError(JaxInterpError):
     """A checkpoint is missing, damaged, or of another model, type or configuration."""
 
 
-class ConfigError(JaxInterpError):
-    """A run, a key or a value is unknown or out of range."""
+class ConfigError(JaxInterpError, ValueError):
+    """A run, a key or an argument is unknown or out of range: `name: got A, expected B`."""
 
 
 class NonFiniteError(JaxInterpError):
-    """Training met a loss or a gradient norm that is not finite."""
+    """A loss or a gradient norm became NaN or infinite during training."""

@@ -3,10 +3,14 @@
 import os
 import platform
 import subprocess
+import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 # Asked before any library pins the thread that imported it.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -55,3 +59,10 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout else "")
+
+
+def crc32(leaf: Any) -> int:
+    """Checksum of the bytes of an array, or of a typed key."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))

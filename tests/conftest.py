@@ -1,4 +1,4 @@
-"""One process-wide setting of JAX for all tests: CPU, 8 simulated devices, strict promotion, one compilation cache."""
+"""Process-wide JAX settings of all tests (CPU, 8 simulated devices, strict promotion, one cache), and fixtures."""
 
 import hashlib
 import os
@@ -20,7 +20,27 @@ if version("jaxlib").startswith("0.10."):  # whose emitters take half of the tim
 os.environ.setdefault("XLA_FLAGS", _quick)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+from contextlib import contextmanager  # noqa: E402
+
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+_seen = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *args, **rest: _seen.append(event))
+
+
+@pytest.fixture
+def compilations():
+    """A context that lists what was compiled in it."""
+
+    @contextmanager
+    def watch():
+        found = []
+        start = len(_seen)
+        yield found
+        found += [event for event in _seen[start:] if event == "/jax/core/compile/backend_compile_duration"]
+
+    return watch

@@ -127,7 +127,7 @@ def plain_subject(config: Run, model: nn.Module, variables: Any, **fields: Any) 
     )
 
 
-def summed(parts: Decomposition, images: Images) -> Maps:
+def summed(parts: Decomposition, images: Float[Array | np.ndarray, "n height width channels"]) -> Maps:
     """Contributions summed over channels and enlarged to the images (nearest pixel)."""
     sums = parts.contributions.sum(-1)
     return jax.image.resize(sums, (*sums.shape[:2], *images.shape[1:3]), "nearest")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxinterp.gated.kernels.path import PathKernel
 from jaxinterp.gated.kernels.regression import Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tiles import Tiles
-from jaxinterp.train.verify import crc32
+from jaxinterp.provenance import crc32
 
 Block = tuple[np.ndarray, tuple[np.ndarray, ...]]
 Log = Callable[[str], None]

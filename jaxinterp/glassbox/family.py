@@ -253,7 +253,7 @@ def measure(
     split: Split,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Every classifier on the representation and on its baselines, upright and rotated; separability; the group's law."""
+    """Measure every classifier on the representation and its baselines, upright and rotated; separability; the law."""
     from sklearn.pipeline import Pipeline
 
     from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
@@ -335,7 +335,7 @@ def _six_and_nine(
 def _baseline(
     name: str, config: GlassBoxRun, train: np.ndarray, wanted: np.ndarray, log: Callable[[str], None]
 ) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
-    """A baseline's features of images, and those that it is fitted to with their labels; None where it cannot be had."""
+    """Features of a baseline, and those it is fitted to with their labels; None where it cannot be had."""
 
     def pixels(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1)

@@ -1,4 +1,4 @@
-"""What only glass boxes show in their report: classifiers and baselines, the orbit of an image, templates that decided."""
+"""Report sections of glass boxes: classifiers and baselines, the orbit of an image, deciding templates."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ def _classifiers(report: Report) -> Section:
     return Section(
         "Classifiers and representations, upright and rotated",
         [
-            "All are fitted to the same upright images (the baseline of augmented pixels to rotated copies of them too), "
+            "All are fitted to the same upright images (the baseline of augmented pixels to rotated copies too), "
             "and every representation is standardized and reduced in the same way. Rotated: every test image is turned "
             "by an angle of its own. J, of the features as they are, is the distance of class means over the width of "
             "classes; a representation with a larger J need not classify better, so the accuracies stand beside it."

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxinterp.errors import CheckpointError
+from jaxinterp.provenance import crc32
 from jaxinterp.train.state import TrainState
 from jaxinterp.train.verify import (
     check_config,
     checksum,
     complete_steps,
-    crc32,
     flatten_with_paths,
     leaf_specs,
     read_newest,

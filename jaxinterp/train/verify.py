@@ -13,22 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxinterp.errors import CheckpointError
+from jaxinterp.provenance import crc32
 
 
 def flatten_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree with their paths."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def crc32(leaf: Any) -> int:
-    """Checksum of the bytes of an array, or of a typed key."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
 
 
 def leaf_specs(items: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -10,8 +10,8 @@ be read: design and recipes are ours, and no number of it is quoted (see `experi
 The images lie in the run's folder, distilled/level_<k>.npz (with labels, level and provenance) and distilled/sheet.png;
 `distilled=FILE` trains any run on such a file in the place of its data set's training images.
 
-Baselines in the same table: random images, class means, k-means centers, and dataset condensation (DC; Zhao et al., ICLR
-2021), each as references and as what a ConvNet is trained on. Published numbers of that literature are for networks
+Baselines in the same table: random images, class means, k-means centers, and dataset condensation (DC; Zhao et al.,
+ICLR 2021), each as references and as what a ConvNet is trained on. Published numbers of that literature are for networks
 trained on the images (MNIST, 1 and 10 per class: DC 91.7 and 97.4 %; CIFAR-10: 28.3 and 44.9 %, its readme).
 """
 
