@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxinterp.app.console import errors_in_one_line
-from jaxinterp.app.results import Metric, Results, read_results
+from jaxinterp.app.results import MOTIONS, Metric, Results, equivariance_rows, read_results
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
 
 BEGIN, END = "<!-- results: begin (python experiments/update_readme.py README.md) -->", "<!-- results: end -->"
 ALL = "<!-- all results: begin (python experiments/update_readme.py experiments/results/README.md) -->"
 LOCALIZATION = "localization_3x3_median"
-MOTIONS = ("h-flip", "v-flip", "turn", "scale")  # 90°, and 1/√2
 
 
 @dataclass(frozen=True)
@@ -151,34 +150,6 @@ def best_baseline(result: Results) -> str:
     return f"{baselines[best]:.3f} ({best.removeprefix(f'{LOCALIZATION}_').replace('_', ' ')})"
 
 
-def equivariance_table(results: Iterable[Results]) -> str:
-    """Write how layers move with the image, as `experiments/equivariance.py` measures it; empty if nothing was.
-
-    One row per network, with its accuracy on moved images, then one per layer: residual of the best map / of the best
-    constant / without a map → accuracy with the map; – if there is none.
-    """
-    lines = [["network", "layer", "upright", *MOTIONS]]
-    for result in results:
-        numbers = {name: metric.mean for name, metric in result.metrics.items()}
-        if f"{MOTIONS[0]} accuracy" not in numbers:
-            continue
-        moved = [f"{numbers[f'{motion} accuracy']:.1%}" for motion in MOTIONS]
-        lines.append([f"`{result.run.removeprefix('equivariance of ')}`", "", f"{numbers['accuracy']:.1%}", *moved])
-        end = f" {MOTIONS[0]} uncompensated"
-        for layer in [name.removesuffix(end) for name in numbers if name.endswith(end)]:
-            lines.append(["", f"`{layer}`", "", *(layer_cell(numbers, f"{layer} {motion}") for motion in MOTIONS)])
-    return markdown(lines) if len(lines) > 1 else ""
-
-
-def layer_cell(numbers: Mapping[str, float], key: str) -> str:
-    """Write a layer's residuals under a motion, and the accuracy that its map gives back."""
-    residual, accuracy, constant = (numbers.get(f"{key} {name}") for name in ("residual", "accuracy", "constant"))
-    known = "–" if residual is None else f"{residual:.0e}" if residual < 0.001 else f"{residual:.2f}"
-    mean = "–" if constant is None else f"{constant:.2f}"
-    undone = "" if accuracy is None else f" → {accuracy:.1%}"
-    return f"{known} / {mean} / {numbers[f'{key} uncompensated']:.2f}{undone}"
-
-
 def measurements_table(results: Iterable[Results]) -> str:
     """Write all metrics of results that are not of a trained network, one row each; empty if there are none."""
     rows = [
@@ -242,7 +213,8 @@ def tables(root: Path, everything: bool = False) -> str:
     results = [result for result in results if everything or result.headline]
     benchmarks = [read_benchmark(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))]
     written = [metrics_table(table, results) for table in TABLES]
-    written += [equivariance_table(results), measurements_table(results)] if everything else []
+    moved = equivariance_rows(results)
+    written += [markdown(moved) if moved else "", measurements_table(results)] if everything else []
     written += [ratios_table(benchmarks)] if benchmarks else []
     return "\n\n".join(filter(None, written)) or "No results are committed yet."
 

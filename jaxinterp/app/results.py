@@ -1,7 +1,7 @@
 """Published results: one JSON file per run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import numpy as np
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
+
+MOTIONS = ("h-flip", "v-flip", "turn", "scale")  # 90°, and 1/√2; of `equivariance_rows`
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,31 @@ def read_results(path: Path) -> Results:
         return Results(**{**content, "seeds": tuple(content["seeds"]), "metrics": metrics})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: not a results file ({error})") from error
+
+
+def equivariance_rows(results: Iterable[Results]) -> list[list[str]]:
+    """Lay out how layers move with the image, as `experiments/equivariance.py` measures it.
+
+    Returns:
+        A header, one row per network with its accuracy on moved images, then one per layer: residual of the best map /
+        of the best constant / without a map → accuracy with the map; – if there is none. Empty if nothing was measured.
+    """
+    rows = [["network", "layer", "upright", *MOTIONS]]
+    for result in results:
+        numbers = {name: metric.mean for name, metric in result.metrics.items()}
+        if f"{MOTIONS[0]} accuracy" not in numbers:
+            continue
+        moved = [f"{numbers[f'{motion} accuracy']:.1%}" for motion in MOTIONS]
+        rows.append([f"`{result.run.removeprefix('equivariance of ')}`", "", f"{numbers['accuracy']:.1%}", *moved])
+        end = f" {MOTIONS[0]} uncompensated"
+        for layer in [name.removesuffix(end) for name in numbers if name.endswith(end)]:
+            rows.append(["", f"`{layer}`", "", *(_residuals(numbers, f"{layer} {motion}") for motion in MOTIONS)])
+    return rows if len(rows) > 1 else []
+
+
+def _residuals(numbers: Mapping[str, float], key: str) -> str:
+    residual, accuracy, constant = (numbers.get(f"{key} {name}") for name in ("residual", "accuracy", "constant"))
+    known = "–" if residual is None else f"{residual:.0e}" if residual < 0.001 else f"{residual:.2f}"
+    mean = "–" if constant is None else f"{constant:.2f}"
+    undone = "" if accuracy is None else f" → {accuracy:.1%}"
+    return f"{known} / {mean} / {numbers[f'{key} uncompensated']:.2f}{undone}"
