@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from jaxinterp.app.registry import paper_in, paper_of, runs
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.class_names import CLASSES
-from jaxinterp.data.imagenet import held_images, training_images, training_stream
-from jaxinterp.data.images import all_turned, first, kept, read_images, resized
+from jaxinterp.data.imagenet import training_images, training_stream, validation_images
+from jaxinterp.data.images import read_images, resize, rotate_dataset, select_classes, take
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.explainable import Subject, summed
 from jaxinterp.figures.html import picture, write
@@ -70,12 +70,16 @@ def split(config: Any, which: Literal["train", "test"], data_dir: Path | None) -
     if config.dataset == "imagenet2012" and config.rotated:
         raise ConfigError("rotated: got True with imagenet2012, which is streamed; expected False")
     if config.dataset == "imagenet2012" and which == "train":
-        return training_images(config, config.classes, SAMPLE, data_dir)
+        return training_images(config.classes, SAMPLE, **_imagenet(config), data_dir=data_dir)
     if config.dataset == "imagenet2012":
-        return held_images(config, config.classes, data_dir)
-    data = kept(load(config.dataset, which, data_dir), config.only)
-    data = first(resized(data, config.image_size, config.channels), config.images)
-    return all_turned(data) if config.rotated else data
+        return validation_images(config.classes, image_size=config.image_size or 224, data_dir=data_dir)
+    data = select_classes(load(config.dataset, which, data_dir), config.only)
+    data = take(resize(data, config.image_size, config.channels), config.images)
+    return rotate_dataset(data) if config.rotated else data
+
+
+def _imagenet(config: Any) -> dict[str, int]:
+    return {"image_size": config.image_size or 224, "batch_size": config.batch_size, "seed": config.seed}
 
 
 def network(paper: ModuleType, config: Any) -> nn.Module:
@@ -138,7 +142,7 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
             raise ConfigError(
                 f"distilled: got {config.distilled} with imagenet2012, which is streamed; expected nothing"
             )
-        data = training_stream(config, config.classes, data_dir)
+        data = training_stream(config.classes, **_imagenet(config), data_dir=data_dir)
         steps = data.steps
     else:
         data = split(config, "train", data_dir)
@@ -148,7 +152,7 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
             except ValueError as error:
                 raise ConfigError(f"validation: {error}") from error
         if config.distilled:
-            data = resized(read_set(Path(config.distilled)).dataset(data.name, data.classes), *config.image_shape[1:])
+            data = resize(read_set(Path(config.distilled)).dataset(data.name, data.classes), *config.image_shape[1:])
         steps = len(data) // config.batch_size
     test = split(config, "test", data_dir)
     check_fits(config, test)

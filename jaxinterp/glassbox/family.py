@@ -27,7 +27,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.data import Dataset
-from jaxinterp.data.images import turned
+from jaxinterp.data.images import rotate_randomly
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Subject, plain_subject
 from jaxinterp.explain.metrics.separability import separability
@@ -259,7 +259,7 @@ def measure(
     from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
 
     labels = labels.astype(int)
-    rotated = turned(images, config.seed)
+    rotated = rotate_randomly(images, config.seed)
     train, wanted = training(config, split(config, "train"))
     templates = np.asarray(variables["params"]["representation"]["orbit"]["templates"])
     own = GlassBoxClassifier(
@@ -343,7 +343,9 @@ def _baseline(
     if name == "pixels":
         return pixels, (pixels(train), wanted)
     if name == "augmented":
-        seen = np.concatenate([turned(train, zlib.crc32(f"{config.seed} {i}".encode())) for i in range(AUGMENTED)])
+        seen = np.concatenate(
+            [rotate_randomly(train, zlib.crc32(f"{config.seed} {i}".encode())) for i in range(AUGMENTED)]
+        )
         return pixels, (pixels(seen), np.tile(wanted, AUGMENTED))
     scattering = _scattering(config.image_shape[0])
     if scattering is None:

@@ -27,7 +27,7 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 
 from jaxinterp.data import Dataset
-from jaxinterp.data.images import turned
+from jaxinterp.data.images import rotate_randomly
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Subject, plain_subject
 from jaxinterp.glassbox.gcnn import GroupCNN, fit_stack
@@ -257,7 +257,9 @@ def measure(
     metrics = {"parameters": float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))}
     if not config.rotated:
         model = build(config)
-        logits = predict(lambda v, x: model.apply(v, x), variables, turned(images, config.seed), config.eval_batch)
+        logits = predict(
+            lambda v, x: model.apply(v, x), variables, rotate_randomly(images, config.seed), config.eval_batch
+        )
         metrics["rotated_accuracy"] = float((logits.argmax(1) == labels).mean())
         log(f"test accuracy {metrics['rotated_accuracy']:.2%} on the same images, turned")
     return {"metrics": metrics}

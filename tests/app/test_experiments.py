@@ -25,7 +25,7 @@ from jaxinterp.app.registry import paper_of, runs
 from jaxinterp.app.results import read_results
 from jaxinterp.coda import family as coda_nets
 from jaxinterp.data import imagenet, load
-from jaxinterp.data.images import read_images, resized
+from jaxinterp.data.images import read_images, resize
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
@@ -140,12 +140,12 @@ def test_regularized_loss_adds_lambda_times_the_penalty() -> None:
 
 def test_resized_repeats_pixels_and_channels() -> None:
     digits = load("digits", "test")
-    large = resized(digits, 32, 3)
+    large = resize(digits, 32, 3)
     assert large.images.shape == (360, 32, 32, 3)
     np.testing.assert_array_equal(large.images[:, ::4, ::4, 1], digits.images[..., 0])
     np.testing.assert_array_equal(large.images[:, 3::4, 3::4, 2], digits.images[..., 0])
     with pytest.raises((ConfigError, TypeCheckError), match="channels"):
-        resized(large, None, 1)
+        resize(large, None, 1)
 
 
 def test_images_are_converted_and_scaled(tmp_path: Path) -> None:
