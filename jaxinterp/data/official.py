@@ -12,7 +12,7 @@ import pooch
 from jaxtyping import Int32, UInt8
 
 from jaxinterp.checks import require_one_of
-from jaxinterp.data.tfds import data_folder, one_line
+from jaxinterp.data.tfds import Split, data_folder, one_line
 from jaxinterp.errors import DataError
 
 # Where the files may lie below the data folder; the names are those of the archives and of torchvision.
@@ -68,29 +68,20 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
     return paths
 
 
-def read_official(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]] | None:
-    """Read one split from its official files, unpacked or as downloaded, if they lie in the data folder.
+def read_official(name: str, split: str, data_dir: Path) -> Split | None:
+    """Read the images, labels and provenance of a split from its official files, unpacked or as downloaded.
 
-    Args:
-        name: mnist, fashion_mnist, cifar10 or cifar100.
-        split: "train" or "test".
-        data_dir: the data folder; its sub-folders `FOLDERS[name]` are searched.
-
-    Returns:
-        images uint8 (N, H, W, C), labels int32 (N,) and the provenance (path and md5 of each file); None if
-        no file is there.
-
-    Raises:
-        DataError: a file of the split is missing beside the others, or has not the published md5 sum.
+    Returns None if no file is in `FOLDERS[name]` below the data folder. Raises `DataError` for a file that is missing
+    beside the others, or has not the published md5 sum.
     """
     members = _MEMBERS[name][split]
     for folder in (data_dir / place for place in FOLDERS[name]):
         choices = [[folder / file for file in (f"{member}.gz", member) if _md5(name, file)] for member in members]
-        files = [path for paths in choices for path in [*filter(Path.is_file, paths)][:1]]
+        present = [[path for path in paths if path.is_file()] for paths in choices]
+        files = [paths[0] for paths in present if paths]
+        if files and not all(present):
+            raise DataError(f"{name}: {choices[present.index([])][0]} is missing beside {files[0].name}")
         archive = folder / _ARCHIVES.get(name, "")
-        if files and len(files) < len(members):
-            absent = next(paths[0] for paths in choices if not any(map(Path.is_file, paths)))
-            raise DataError(f"{name}: {absent} is missing beside {files[0].name}")
         if files:
             contents = [_verified(name, path) for path in files]
         elif archive.is_file():

@@ -120,14 +120,8 @@ def blend(degenerate: Levels, levels: Levels, factor: Scalar) -> Levels:
 def affine_matrices(value: Scalar, height: int, width: int) -> Float[Array, "5 2 3"]:
     """Return the matrices of five operations, for `resample`.
 
-    Args:
-        value: the operations' argument.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-
-    Returns:
-        Rotation about the center, counter-clockwise by `value` degrees; shears, where output (u, v) shows input
-        (u + value v, v) or (u, v + value u); translations, where it shows (u + value, v) or (u, v + value).
+    Rotation about the center, counter-clockwise by `value` degrees; shears, where output (u, v) shows input
+    (u + value v, v) or (u, v + value u); translations, where it shows (u + value, v) or (u, v + value).
     """
     angle = -jnp.deg2rad(value)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)

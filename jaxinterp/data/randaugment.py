@@ -102,16 +102,12 @@ def apply_operation(
     Args:
         levels: the image, 0 to 255.
         operation: index into `OPERATIONS`.
-        argument: bits, threshold, addition, factor, degrees, shear, pixels or side; unused by the first
-            three.
+        argument: bits, threshold, addition, factor, degrees, shear, pixels or side; unused by the first three.
         place: center (x, y) of the cutout, in [0, 1).
         cubic: whether rotations, shears and translations interpolate bicubically, otherwise bilinearly; None for the
             nearest pixel.
         fill: level(s) that they show outside of the image.
         wrap: solarize_add adds everywhere and inverts from 128 on (uda), instead of adding below 128 (timm).
-
-    Returns:
-        The changed image.
     """
     height, width, channels = levels.shape
     value = jnp.asarray(argument, jnp.float32)

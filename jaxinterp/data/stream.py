@@ -114,14 +114,7 @@ def resize_and_crop(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resize (bilinear, with Pillow) until the shorter side fits, then cut out a square window.
 
-    Args:
-        image: the decoded image; one channel is repeated three times.
-        shorter_side: of the resized image, in pixels; the longer side is rounded down.
-        image_size: side of the window.
-        draw: where its corner comes from, uniformly; None for the center.
-
-    Returns:
-        The window.
+    The longer side is rounded down. The window's corner is drawn uniformly; without `draw` it is in the center.
     """
     from PIL import Image
 

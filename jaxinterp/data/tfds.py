@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -13,6 +13,8 @@ from jaxtyping import Int32, UInt8
 from jaxinterp.errors import DataError
 
 _CHUNK = 4096  # records fetched at once
+Split: TypeAlias = tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"], dict[str, str]]
+
 _SPLITS = {"imagenet2012": {"train": "train", "test": "validation"}}  # its test labels are not published
 
 
@@ -50,18 +52,9 @@ class Prepared(NamedTuple):
 
 
 def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
-    """Open the shards of a prepared split.
+    """Open a prepared split, in the newest `data_dir/name/version` that holds it; None if there is none.
 
-    Args:
-        name: the data set's name in tensorflow-datasets.
-        split: "train" or "test" (for imagenet2012 the validation images).
-        data_dir: the data folder; the newest `name/version` in it that holds the split is taken.
-
-    Returns:
-        The opened split; None if no shard of it is there.
-
-    Raises:
-        DataError: a shard is missing, truncated or damaged, or the set was prepared in another format.
+    Raises `DataError` for a shard that is missing, truncated or damaged, and for another format than array_record.
     """
     split = _SPLITS.get(name, {}).get(split, split)
     versions = sorted((data_dir / name).glob("*/dataset_info.json"), key=lambda path: _version(path.parent.name))
@@ -94,22 +87,10 @@ def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
     return Prepared(source, shards, lengths, provenance)
 
 
-def read_prepared(
-    name: str, split: str, data_dir: Path
-) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"], dict[str, str]] | None:
-    """Read a prepared split of images of one size into memory.
+def read_prepared(name: str, split: str, data_dir: Path) -> Split | None:
+    """Read the images (of one size), labels and provenance of a prepared split; None if there is none.
 
-    Args:
-        name: the data set's name in tensorflow-datasets.
-        split: "train" or "test".
-        data_dir: the data folder.
-
-    Returns:
-        images uint8 (N, H, W, C), labels int32 (N,) and the provenance; None if the split has not been
-        prepared.
-
-    Raises:
-        DataError: a shard is missing, truncated or damaged, or an image cannot be decoded.
+    Raises `DataError` as `open_prepared`, and for an image that cannot be decoded.
     """
     opened = open_prepared(name, split, data_dir)
     if opened is None:

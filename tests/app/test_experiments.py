@@ -5,9 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +22,7 @@ from jaxinterp.app.publish import ended, gather, publish
 from jaxinterp.app.registry import paper_of, runs
 from jaxinterp.app.results import read_results
 from jaxinterp.coda import family as coda_nets
-from jaxinterp.data import imagenet, load
+from jaxinterp.data import load
 from jaxinterp.data.images import read_images, resize
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.metrics import completeness
@@ -198,31 +196,7 @@ def test_damaged_arrays_are_named_with_the_command_that_makes_them(tmp_path: Pat
         read_arrays(path, "x")
 
 
-def test_imagenet_keeps_the_first_classes_and_refills_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-
-    def one_pass(name: str, split: str, *, batch_size: int, epoch: int, seed: int, **options: object) -> Iterator[dict]:
-        assert (name, options["image_size"], options["shorter_side"]) == ("imagenet2012", 240, 256)
-        asked.append((seed, epoch))
-        labels = np.arange(epoch, epoch + 12 * batch_size, dtype=np.int32) % 4
-        for part in labels.reshape(12, batch_size):
-            yield {"label": part, "index": part, "image": np.zeros((batch_size, 1, 1, 3), np.uint8)}
-
-    monkeypatch.setattr(imagenet, "stream", one_pass)
-    config = replace(coda_nets.L, batch_size=8, seed=5)
-    stream = imagenet.training_stream(config, 2, None)
-    assert (stream.steps, stream.image_shape) == (2 * 1280 // 8, (240, 240, 3))
-    asked.clear()
-    batches = list(islice(stream.batches(3), 10))
-    assert asked == [(5, 3000), (5, 3001)]
-    assert all(batch["label"].shape == (8,) and batch["label"].max() < 2 for batch in batches)
-    assert imagenet.held_images(replace(config, image_size=240), 3, None).labels.tolist() == [0, 1, 2] * 256 * 3
-    some = imagenet.training_images(config, 2, 20, None)
-    assert (some.split, some.images.shape, some.labels.tolist()) == ("train", (20, 1, 1, 3), [0, 1] * 10)
-    assert len(imagenet.training_images(config, 2, 10_000, None)) == 2 * 1280  # an epoch, not the same ones again
-
-
-@pytest.mark.parametrize("module", [run, imagenet, page])
+@pytest.mark.parametrize("module", [run, page])
 def test_examples_in_docstrings(module: ModuleType) -> None:
     assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=len(doctest_lines(module)))
 

@@ -56,7 +56,9 @@ def test_missing_data_say_where_and_how_at_once(tmp_path):
     [
         lambda content: content[:-40000],
         lambda content: content[:65536],  # array_record alone returns 45 other images, and no error
-        lambda content: content[: len(content) // 4] + bytes([content[len(content) // 4] ^ 16]) + content[len(content) // 4 + 1 :],
+        lambda content: (
+            content[: len(content) // 4] + bytes([content[len(content) // 4] ^ 16]) + content[len(content) // 4 + 1 :]
+        ),
         lambda content: b"not a shard" * 9000,
         lambda content: None,
     ],
