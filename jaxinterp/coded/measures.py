@@ -26,7 +26,7 @@ from jaxinterp.coded.network import CodedResNeXt
 from jaxinterp.coded.paths import accuracy_without, specificity
 from jaxinterp.coded.surgery import binary_classifier, costs, keep_only
 from jaxinterp.data import Dataset, hold_out
-from jaxinterp.data.images import first
+from jaxinterp.data.images import take
 from jaxinterp.errors import DataError
 from jaxinterp.explain.metrics import best_threshold, detect
 from jaxinterp.recipe.config import Split
@@ -116,7 +116,7 @@ def _classifiers(
 ) -> list[dict[str, float]]:
     """Cut out, choose thresholds on training images, measure on test images, keep as files."""
     config, model, variables, test, labels, log = case
-    chosen_from = first(train_set, config.classifier_images)
+    chosen_from = take(train_set, config.classifier_images)
     chosen, known = _floats(chosen_from), chosen_from.labels.astype(int)
     odds = NEGATIVES if config.classes > NEGATIVES + 1 else None
     records, difference = [], 0.0

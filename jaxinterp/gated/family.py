@@ -176,9 +176,7 @@ class GatedFamily(Family[GatedModel]):
         wanted = f"none: {model.architecture} takes one image size only"
         require(not (sizes and fixed), "evaluate.grid_sizes", sizes, wanted)
         scrambled = sizes and model.roll is not None
-        require(
-            not scrambled, "model.roll", model.roll, "None with evaluate.grid_sizes: grids get scrambled"
-        )
+        require(not scrambled, "model.roll", model.roll, "None with evaluate.grid_sizes: grids get scrambled")
         channels = data.channels
         require(not model.standardize or channels == len(MEAN), "data.channels", channels, "3 with model.standardize")
         try:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
-from jaxinterp.data.images import turned
+from jaxinterp.data.images import rotate_randomly
 from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
@@ -182,7 +182,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         run, model, seed = trained.run, trained.run.model, trained.run.train.seed
         images, labels = trained.test_data
         labels = labels.astype(int)
-        rotated = turned(images, seed)
+        rotated = rotate_randomly(images, seed)
         train, wanted = first_of_classes(run, trained.train_data)
         placed = trained.variables["params"]["representation"]["orbit"]
         classifier = GlassBoxClassifier(
@@ -288,7 +288,9 @@ def _baseline(
     if name == "pixels":
         return pixels, (pixels(train), wanted)
     if name == "augmented":
-        seen = np.concatenate([turned(train, zlib.crc32(f"{run.train.seed} {i}".encode())) for i in range(AUGMENTED)])
+        seen = np.concatenate(
+            [rotate_randomly(train, zlib.crc32(f"{run.train.seed} {i}".encode())) for i in range(AUGMENTED)]
+        )
         return pixels, (pixels(seen), np.tile(wanted, AUGMENTED))
     scattering = _scattering(run.data.image_shape[0])
     if scattering is None:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
-from jaxinterp.data.images import turned
+from jaxinterp.data.images import rotate_randomly
 from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.glassbox.gcnn import GroupCNN, fit_stack
 from jaxinterp.nn.baselines import AlexNet
@@ -137,7 +137,7 @@ class LearnedFamily(Family[LearnedModel]):
         metrics = {"parameters": float(trained.parameters)}
         if not trained.run.data.rotated:
             images, labels = trained.test_data
-            moved = turned(images, trained.run.train.seed)
+            moved = rotate_randomly(images, trained.run.train.seed)
             logits = predict(trained.explainable.apply, trained.variables, moved, trained.run.train.eval_batch)
             metrics["rotated_accuracy"] = float((logits.argmax(1) == labels).mean())
             log(f"test accuracy {metrics['rotated_accuracy']:.2%} on the same images, turned")

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from jaxinterp.checks import require
 from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
 from jaxinterp.data.image_set import read_set
-from jaxinterp.data.imagenet import held_images, training_images, training_stream
-from jaxinterp.data.images import all_turned, first, kept, resized
+from jaxinterp.data.imagenet import training_images, training_stream, validation_images
+from jaxinterp.data.images import resize, rotate_dataset, select_classes, take
 from jaxinterp.data.stream import Stream
 from jaxinterp.recipe import config
 from jaxinterp.recipe.config import Run
@@ -37,13 +37,14 @@ def split(run: Run[Any], which: Literal["train", "test"], data_dir: Path | None)
     data = run.data
     if data.name == "imagenet2012":
         require(not data.rotated, "data.rotated", True, "False with imagenet2012, which is streamed")
-        wanted: dict[str, Any] = {"image_size": data.image_size, "classes": run.model.classes, "data_dir": data_dir}
+        size, classes = data.image_shape[0], run.model.classes
         if which == "test":
-            return held_images(**wanted)
-        return training_images(SAMPLE, batch_size=run.train.batch_size, seed=run.train.seed, **wanted)
-    images = kept(load(data.name, which, data_dir), data.class_subset)
-    images = first(resized(images, data.image_size, data.channels), data.max_images)
-    return all_turned(images) if data.rotated else images
+            return validation_images(classes, image_size=size, data_dir=data_dir)
+        batch_size, seed = run.train.batch_size, run.train.seed
+        return training_images(classes, SAMPLE, image_size=size, batch_size=batch_size, seed=seed, data_dir=data_dir)
+    images = select_classes(load(data.name, which, data_dir), data.class_subset)
+    images = take(resize(images, data.image_size, data.channels), data.max_images)
+    return rotate_dataset(images) if data.rotated else images
 
 
 def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Stream, Dataset | None]:
@@ -57,10 +58,10 @@ def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Strea
     if data.name == "imagenet2012":
         require(not data.distilled, "data.distilled", data.distilled, "nothing with imagenet2012, which is streamed")
         stream = training_stream(
-            image_size=data.image_size,
+            run.model.classes,
+            image_size=data.image_shape[0],
             batch_size=run.train.batch_size,
             seed=run.train.seed,
-            classes=run.model.classes,
             data_dir=data_dir,
         )
         return stream, None
@@ -69,7 +70,7 @@ def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Strea
         images, held = hold_out(images, run.train.val_fraction, run.train.seed)
     if data.distilled:
         reference = read_set(Path(data.distilled)).dataset(images.name, images.classes)
-        images = resized(reference, data.image_shape[0], data.channels)
+        images = resize(reference, data.image_shape[0], data.channels)
     size = run.train.batch_size
     require(size <= len(images), "train.batch_size", size, f"at most {len(images)}, the training images")
     return images, held

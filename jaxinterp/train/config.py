@@ -10,8 +10,8 @@ import flax.linen as nn
 import numpy as np
 
 from jaxinterp.data.datasets import Dataset
+from jaxinterp.data.stream import Stream
 from jaxinterp.errors import ConfigError
-from jaxinterp.train.feed import Stream
 from jaxinterp.train.state import TrainState
 from jaxinterp.train.step import Mode
 

@@ -1,7 +1,6 @@
 """What a step trains on: a data set that lies on the devices, or a stream that is sent to them one batch ahead."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Int32, PRNGKeyArray
 from jaxinterp.data.augment import Augment
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
+from jaxinterp.data.stream import Stream
 from jaxinterp.nn.losses import Batch
 from jaxinterp.train.state import AXIS
 from jaxinterp.train.step import Mode
@@ -59,26 +59,6 @@ class InMemoryLoader:
         order = self._order(self._key, jax.device_put(np.int32(number), self._replicated))
         for _ in range(start, self.steps):
             yield {"data": self._data, "order": order}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Training data too large for the devices: host batches of this process, epoch by epoch.
-
-    Attributes:
-        name: Name of the data set.
-        steps: Steps per epoch.
-        image_shape: (H, W, C).
-        batches: `epoch -> iterator of {"image": uint8 (b, H, W, C), "label": int32 (b,), "index": int32 (b,)}`, a
-            function of the epoch alone; b is the global batch divided by the number of processes.
-        maximum: A float image is `image / maximum`.
-    """
-
-    name: str
-    steps: int
-    image_shape: tuple[int, int, int]
-    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
-    maximum: int = 255
 
 
 class StreamLoader:

@@ -28,7 +28,9 @@ def sections(report: Report, model: Distiller) -> list[Section]:
 
 
 def _levels(report: Report, model: Distiller) -> Section:
-    levels = [read_set(report.trained.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.results["levels"]]
+    levels = [
+        read_set(report.trained.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.results["levels"]
+    ]
     rows, metrics = report.results["levels"], report.results["metrics"]
     text = (
         f"One learned map merges {model.group} images of a class into one, and the same map what came out, until "
