@@ -30,8 +30,8 @@ from jaxinterp.recipe.evaluation import Log, measure
 from jaxinterp.recipe.page import Report, compose_page, likeliest, top_maps
 from jaxinterp.taylor.distill import read_set
 from jaxinterp.train import Checkpoints, FitResult, Stream, TrainConfig, fit, load_variables, predict
-from jaxinterp.train.config import check, check_steps
-from jaxinterp.train.optimizer import optimizer_of, schedule_of
+from jaxinterp.train.config import check_batches
+from jaxinterp.train.optimizer import make_optimizer, make_schedule
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
 PRIOR = "gates"  # folder, within a run's, of the run that is trained first
@@ -112,7 +112,7 @@ def train(name: str, config: Any, run_dir: Path, data_dir: Path | None = None, a
     try:
         return _train(name, config, run_dir, data_dir, allow_older)
     except JaxInterpError:
-        saved = any((run_dir / CHECKPOINTS).glob("*/*")) or (run_dir / PRIOR).exists()
+        saved = any((run_dir / CHECKPOINTS).glob("*")) or (run_dir / PRIOR).exists()
         if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
@@ -127,9 +127,9 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
         config.batch_size,
         config.seed,
         config.accumulate,
-        validation=config.validation,
+        val_fraction=config.validation,
         eval_batch=config.eval_batch,
-        watch_test=config.watch_test,
+        eval_test_each_epoch=config.watch_test,
     )
     data: Dataset | Stream
     validation: Dataset | None = None
@@ -154,9 +154,26 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
     check_fits(config, test)
     if steps < 1:
         raise ConfigError(f"batch_size: got {config.batch_size}, more than there are training images")
-    check(settings, None, jax.device_count())
-    check_steps(config.epochs, steps)
-    schedule = schedule_of(config, steps)
+    check_batches(settings, jax.device_count(), steps)
+    schedule = make_schedule(
+        config.schedule,
+        learning_rate=config.learning_rate,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        end_lr=config.floor,
+        warmup_epochs=config.warmup_epochs,
+    )
+    optimizer = make_optimizer(
+        config.optimizer,
+        schedule,
+        epsilon=config.epsilon,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
+        clip=config.clip,
+        frozen=paper.fixed(config) if hasattr(paper, "fixed") else None,
+    )
     write_config(run_dir, name, config)
     first_run, started = paper.prior(name, config) if hasattr(paper, "prior") else None, None
     if first_run is not None:
@@ -171,7 +188,7 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
         run_dir,
         model,
         loss,
-        optimizer_of(config, schedule, paper.fixed(config) if hasattr(paper, "fixed") else None),
+        optimizer,
         data,
         test,
         augment,
@@ -179,8 +196,8 @@ def _train(name: str, config: Any, run_dir: Path, data_dir: Path | None, allow_o
         allow_older=allow_older,
         validation=validation,
         schedule=schedule,
-        identity=json.loads(json.dumps({**asdict(config), **identity(paper, config)})),
-        initial=partial(paper.initial, config, prior=started, data=data) if hasattr(paper, "initial") else None,
+        fingerprint=json.loads(json.dumps({**asdict(config), **identity(paper, config)})),
+        init_from=partial(paper.initial, config, prior=started, data=data) if hasattr(paper, "initial") else None,
     )
 
 
@@ -214,7 +231,7 @@ def trained(
     _, config = read_config(run_dir, type(paper.RUNS[name].config))
     with naming_config(run_dir):
         model = network(paper, replace(config, dtype=dtype))
-    variables = load_variables(run_dir, model, config.image_shape, which, same=identity(paper, config))
+    variables = load_variables(run_dir, model, config.image_shape, which, fingerprint=identity(paper, config))
     return name, config, paper.subject(config, model, variables)
 
 
