@@ -2,10 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import flax.linen as nn
@@ -33,21 +31,6 @@ def _items(state: Any) -> dict[str, Any]:
     return {"variables": state.variables, "training": training}
 
 
-@dataclass
-class _LatestAndBest:
-    """Orbax's preservation policy: the last `keep` checkpoints, and that of the best epoch.
-
-    Orbax's own `BestN` reads the metrics back from a file that has no checksum; here the sealed history decides.
-    """
-
-    keep: int
-    best: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        latest = {info.step for info in checkpoints[-self.keep :]}
-        return [info.step in latest or info.step == self.best for info in checkpoints]
-
-
 class Checkpoints:
     """The checkpoints of a run, `<run_dir>/checkpoints/<step>`: the last few, and the best one.
 
@@ -68,15 +51,14 @@ class Checkpoints:
         """
         self.folder = Path(run_dir).absolute() / "checkpoints"
         require(not set(str(self.folder)) & set("*?[\\"), "run_dir", run_dir, "a path without *, ?, [ or backslash")
-        self._policy = _LatestAndBest(keep)
+        self._keep = keep
+        self._policy: Any = None
         self._manager: Any = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -103,6 +85,7 @@ class Checkpoints:
                 best epoch, whose checkpoint is kept.
         """
         import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as managers
 
         items, step = _items(state), int(state.step)
         sealed = {
@@ -115,11 +98,15 @@ class Checkpoints:
         }
         sealed = json.loads(json.dumps(sealed))
         sealed["seal"] = checksum(sealed)
+        best = best_record(sealed["history"])
+        # Orbax's `BestN` reads the metrics back from a file without a checksum; here the sealed history decides.
+        policies = [managers.LatestN(self._keep), managers.CustomSteps([] if best is None else [best["step"]])]
         if self._manager is None:
+            self._policy = managers.AnyPreservationPolicy(policies)
             options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-        best = best_record(sealed["history"])
-        self._policy.best = None if best is None else best["step"]
+        self.wait()
+        self._policy.policies = policies
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(sealed), **trees), force=True)
 
@@ -158,14 +145,6 @@ class Checkpoints:
                 shutil.rmtree(self.folder / str(newer))
 
 
-def model_variables(model: nn.Module, input_shape: Sequence[int], sharding: jax.sharding.Sharding) -> dict[str, Any]:
-    """Return shapes, dtypes and sharding of a model's variables, `{"params": ..., "batch_stats": ...}`."""
-    image = jax.ShapeDtypeStruct((1, *input_shape[-3:]), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), variables)
-
-
 def load_variables(
     run_dir: str | Path,
     model: nn.Module,
@@ -191,7 +170,11 @@ def load_variables(
     Raises:
         CheckpointError: None there, damaged, of another model, or trained with another `fingerprint`.
     """
-    target = model_variables(model, input_shape, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    image = jax.ShapeDtypeStruct((1, *input_shape[-3:]), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), variables)
     folder = Path(run_dir).absolute() / "checkpoints"
     results = read_checkpoint(folder, {"variables": target}, None, which, allow_older)
     if results is None:
@@ -200,5 +183,4 @@ def load_variables(
     if fingerprint:
         written = {name: meta["fingerprint"].get(name) for name in fingerprint}
         check_fingerprint(folder / str(meta["step"]), written, fingerprint)
-    variables: dict[str, Any] = trees["variables"]
-    return variables
+    return dict(trees["variables"])

@@ -83,7 +83,7 @@ def fit_closed_form(
         results = checkpoints.restore(state, fingerprint=fingerprint)
         if results is None:
             begun = time.perf_counter()
-            state = state.replace(**start_from(solve, state.variables))  # type: ignore[attr-defined]
+            state = state.replace(**start_from("solve", solve, state.variables))  # type: ignore[attr-defined]
             finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.variables))
             require(finite, "solve", "NaN or infinite values", "finite variables")
             seconds = time.perf_counter() - begun

@@ -1,6 +1,7 @@
 """The training loop: resume, train, evaluate, save; a killed run that is started again ends with the same bits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
@@ -31,24 +32,24 @@ from jaxinterp.train.state import TrainState, init_state, start_epoch
 from jaxinterp.train.step import compile_step, device_mesh
 
 
+@dataclass
 class _Run:
     """The moving parts of one call of `fit`."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        loader: Loader,
-        mesh: Mesh,
-        progress: ProgressMeter,
-        checkpoints: Checkpoints,
-        fingerprint: Mapping[str, Any],
-        schedule: optax.Schedule | None,
-    ) -> None:
-        self.config, self.loader, self.progress, self.checkpoints = config, loader, progress, checkpoints
-        self.fingerprint, self.schedule = fingerprint, schedule
-        self.total = config.epochs * loader.steps
-        self.step, self.history = 0, list[dict[str, Any]]()
-        self.reset = jax.jit(start_epoch, out_shardings=NamedSharding(mesh, P()), donate_argnums=0)
+    config: TrainConfig
+    loader: Loader
+    progress: ProgressMeter
+    checkpoints: Checkpoints
+    fingerprint: Mapping[str, Any]
+    schedule: optax.Schedule | None
+    reset: Callable[[TrainState], TrainState]
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.config.epochs * self.loader.steps
 
     def sync(self, state: TrainState) -> dict[str, float]:
         """Wait for the devices, check the state, and return the means of the epoch so far."""
@@ -247,7 +248,8 @@ def fit(
     progress = ProgressMeter(loader.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
     with Checkpoints(run_dir, config.keep) as checkpoints, progress:
         fingerprint = {**describe(train, model, config), **(fingerprint or {})}
-        run = _Run(config, loader, mesh, progress, checkpoints, fingerprint, schedule)
+        reset = jax.jit(start_epoch, out_shardings=replicated, donate_argnums=0)
+        run = _Run(config, loader, progress, checkpoints, fingerprint, schedule, reset)
         state = run.resume(target, allow_older)
         logged, saved = count_epochs(run_dir), len(run.history)
         if logged > saved:
@@ -256,7 +258,7 @@ def fit(
             with progress.compiling("the initial state"):
                 state = jax.jit(init, out_shardings=replicated)(key)
             if init_from is not None:
-                state = state.replace(**start_from(init_from, state.variables))  # type: ignore[attr-defined]
+                state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
                 progress.log(f"resuming at step {run.step} of {run.total}")
@@ -277,7 +279,7 @@ def fit(
     return FitResult(state, best, run.history, summary, stopped)
 
 
-def start_from(init_from: Callable[[Any], Any], variables: Any) -> Any:
+def start_from(name: str, init_from: Callable[[Any], Any], variables: Any) -> Any:
     """Return initial variables, placed like the random ones and copied, because the step donates its input.
 
     Raises:
@@ -289,5 +291,5 @@ def start_from(init_from: Callable[[Any], Any], variables: Any) -> Any:
         return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
 
     same = specs(start) == specs(variables)
-    require(same, "init_from", "other variables", "the structure, shapes and types of the model's own")
+    require(same, name, "other variables", "the structure, shapes and types of the model's own")
     return jax.tree.map(lambda new, old: jnp.copy(jax.device_put(new, old.sharding)), start, variables)
