@@ -67,7 +67,7 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
     data, validation = training_data(run, data_dir)
     test = split(run, "test", data_dir)
     check_fits(run, test)
-    family.check(run, network)
+    family.check(run, network, data)
     write_config(run_dir, name, run)
     pretrained = None
     if (first := family.pretrain(run)) is not None:

@@ -223,7 +223,7 @@ class GatedFamily(Family[GatedModel]):
         return run.replace(model=relu, train={"epochs": run.model.gates_epochs or run.train.epochs})
 
     def init_from(
-        self, run: Run[GatedModel], network: nn.Module, variables: Any, pretrained: Any, data: Dataset
+        self, run: Run[GatedModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
     ) -> Any:
         """Return random variables whose gates equal the values (FR-DI) or those of the trained ReLU network."""
         if run.model.regime not in ("copied", "learnt"):

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
+from jaxinterp.data.stream import Stream
 from jaxinterp.data.images import rotate_randomly
 from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.explain.metrics.separability import separability
@@ -29,7 +30,7 @@ from jaxinterp.recipe.config import Count, Model, Positive, Run, small
 from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
 from jaxinterp.symmetry.groups import Group, dihedral, equivariance_error, rotations
 from jaxinterp.symmetry.invariants import Name
-from jaxinterp.train import FitResult, save_closed_form
+from jaxinterp.train import FitResult, fit_closed_form
 
 Kinds = tuple[Literal["lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp"], ...]
 AUGMENTED = 4  # angles at which the baseline of augmented pixels sees every training image
@@ -123,7 +124,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
             model.elements, model.templates, model.invariants, model.equivariant, model.components, model.classes
         )
 
-    def check(self, run: Run[GlassBoxModel], network: nn.Module) -> None:
+    def check(self, run: Run[GlassBoxModel], network: nn.Module, data: Dataset | Stream) -> None:
         """Check the representation; there is nothing to train."""
         _ = run.model.representation
 
@@ -132,7 +133,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         return ClassificationLoss(network, softmax_cross_entropy)
 
     def init_from(
-        self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Dataset
+        self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
     ) -> Any:
         """Return the closed form: templates, standardization, PCA and discriminant of the first images of each class.
 
@@ -151,14 +152,14 @@ class GlassBoxFamily(Family[GlassBoxModel]):
     def fit(self, job: Job[GlassBoxModel]) -> FitResult:
         """Fit the closed form, and measure it on the training and the test images."""
         assert isinstance(job.data, Dataset)
-        return save_closed_form(
+        return fit_closed_form(
             job.run_dir,
             job.network,
             job.init_from,
-            train=job.data,
-            test=job.test,
-            per_logits_loss=softmax_cross_entropy,
-            config=job.run.train,
+            softmax_cross_entropy,
+            job.data,
+            job.test,
+            job.run.train,
             fingerprint=job.fingerprint,
         )
 

@@ -21,7 +21,7 @@ from jaxinterp.nn.losses import LossFn
 from jaxinterp.recipe.config import Experiment, Model, Run
 from jaxinterp.recipe.data import augmentation, split
 from jaxinterp.train import FitResult, fit
-from jaxinterp.train.config import check
+from jaxinterp.train.config import check_batches
 from jaxinterp.train.optimizer import make_optimizer, make_schedule
 
 M = TypeVar("M", bound=Model)
@@ -171,6 +171,11 @@ class Report:
         return experiment.paper if experiment.run == self.run.with_seed(experiment.run.train.seed) else {}
 
 
+def steps_per_epoch(run: Run[Any], data: Dataset | Stream) -> int:
+    """Return the training steps of an epoch."""
+    return data.steps if isinstance(data, Stream) else len(data) // run.train.batch_size
+
+
 class Family(Generic[M]):
     """What a paper fulfils. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
 
@@ -202,17 +207,17 @@ class Family(Generic[M]):
         """Return a trained network seen from outside."""
         raise NotImplementedError
 
-    def check(self, run: Run[M], network: nn.Module) -> None:
+    def check(self, run: Run[M], network: nn.Module, data: Dataset | Stream) -> None:
         """Raise ConfigError for what could not be trained, before anything is written."""
         self.loss(run, network)
         augmentation(run.augment)
-        check(run.train, None, jax.device_count())
+        check_batches(run.train, jax.device_count(), steps_per_epoch(run, data))
 
     def pretrain(self, run: Run[M]) -> Run[M] | None:
         """Return the run that is trained first, if any."""
         return None
 
-    def init_from(self, run: Run[M], network: nn.Module, variables: Any, pretrained: Any, data: Dataset) -> Any:
+    def init_from(self, run: Run[M], network: nn.Module, variables: Any, pretrained: Any, data: Dataset | Stream) -> Any:
         """Return what training starts from: random `variables`, and those of the pretrained run; by default random."""
         return variables
 
@@ -226,14 +231,12 @@ class Family(Generic[M]):
 
     def fit(self, job: Job[M]) -> FitResult:
         """Fit a run; by default train it by stochastic gradient descent."""
-        run, streamed = job.run, isinstance(job.data, Stream)
-        steps = job.data.steps if isinstance(job.data, Stream) else len(job.data) // run.train.batch_size
-        optim = run.optim
+        run, optim = job.run, job.run.optim
         schedule = make_schedule(
             optim.schedule,
             learning_rate=optim.learning_rate,
             epochs=run.train.epochs,
-            steps_per_epoch=steps,
+            steps_per_epoch=steps_per_epoch(run, job.data),
             end_lr=optim.end_lr,
             warmup_epochs=optim.warmup_epochs,
         )
@@ -261,7 +264,7 @@ class Family(Generic[M]):
             validation=job.validation,
             schedule=schedule,
             fingerprint=job.fingerprint,
-            init_from=None if streamed else job.init_from,
+            init_from=job.init_from,
         )
 
     def measure(self, trained: TrainedRun[M], log: Log) -> dict[str, Any]:

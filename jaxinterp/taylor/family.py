@@ -212,7 +212,7 @@ class TaylorFamily(Family[TaylorModel]):
         return PenalizedLoss(network, softmax_cross_entropy, model.penalty, model.growth, model.penalty_images)
 
     def init_from(
-        self, run: Run[TaylorModel], network: nn.Module, variables: Any, pretrained: Any, data: Dataset
+        self, run: Run[TaylorModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
     ) -> Any:
         """Return random parameters, expanded about the mean training image."""
         return centered(run.model, variables, data)

@@ -135,7 +135,7 @@ class DistillFamily(Family[DistillModel]):
         return SimilarityLoss(network, run.model.batch_levels, run.model.fidelity)
 
     def init_from(
-        self, run: Run[DistillModel], network: nn.Module, variables: Any, pretrained: Any, data: Dataset
+        self, run: Run[DistillModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
     ) -> Any:
         """Return random parameters, expanded about the mean training image.
 
