@@ -33,9 +33,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.coded import report as coded_page
 from jaxinterp.coded.codes import load_code
-from jaxinterp.coded.measures import measured
+from jaxinterp.coded.measures import Measurement, measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
-from jaxinterp.errors import ConfigError
+from jaxinterp.data import hold_out
+from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.explainable import Subject, plain_subject
 from jaxinterp.figures.html import Section
 from jaxinterp.recipe.config import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
@@ -441,12 +442,41 @@ def measure(
     split: Split,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What only coded networks are measured for: see `jaxinterp.coded.measures.measured`."""
+    """Measure what only coded networks have: see `jaxinterp.coded.measures.measure_paths`."""
     model = build(replace(config, dtype="float32"))
     if not model.codes:
         return {}
+    train, held = split(config, "train"), None
+    if config.validation:
+        train, held = hold_out(train, config.validation, config.seed)
+    options = Measurement(
+        config.classifiers, config.classifier_images, config.path_images, config.eval_batch, config.seed
+    )
     with jax.default_matmul_precision("highest"):
-        return measured(config, model, variables, run_dir, images, labels, split, log)
+        return measure_paths(
+            model,
+            variables,
+            train=train,
+            held=held,
+            test_images=images,
+            test_labels=labels,
+            foreign=foreign_images(config, split, log),
+            folder=run_dir,
+            options=options,
+            log=log,
+        )
+
+
+def foreign_images(config: CodedRun, split: Split, log: Callable[[str], None]) -> Float[np.ndarray, "n h w c"] | None:
+    """Test images of a data set that the network does not know; None where the run names none or it is missing."""
+    if not config.foreign:
+        return None
+    other = replace(config, dataset=config.foreign, foreign="", image_size=config.image_shape[0])
+    try:
+        return to_unit_floats(split(other, "test"))
+    except DataError as error:
+        log(f"foreign images: {error}; left out")
+        return None
 
 
 def reading(
