@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
-from jaxinterp.data.stream import Stream
 from jaxinterp.data.images import rotate_randomly
+from jaxinterp.data.stream import Stream
 from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section

@@ -13,7 +13,6 @@ import numpy as np
 from flax import linen as nn
 
 from jaxinterp.checks import require
-from jaxinterp.data import Dataset
 from jaxinterp.data.images import rotate_randomly
 from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.glassbox.gcnn import GroupCNN, fit_stack
