@@ -24,11 +24,10 @@ of its code base), and how a ResNet's gates are wired.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -40,22 +39,18 @@ from jaxinterp.figures.html import Section
 from jaxinterp.gated import report as gated_page
 from jaxinterp.gated.architecture import (
     Architecture,
-    BatchNorm,
-    Flatten,
     Gate,
     c4gap,
     fc,
     gate_count,
     gate_shapes,
-    iter_layers,
     resnet,
     vconv,
     vgg16,
 )
-from jaxinterp.gated.kernels.path import Norm, PathKernel
-from jaxinterp.gated.network import EPSILON, GatedNetwork, Gates, Gating, GatingNetwork, Network
-from jaxinterp.gated.npk_regression import Side, regress
-from jaxinterp.gated.paths import class_overlap
+from jaxinterp.gated.network import GatedNetwork, Gates, Gating, Network
+from jaxinterp.gated.npk_regression import NPKRegressor, evaluate
+from jaxinterp.gated.path_network import PathNetwork
 from jaxinterp.recipe.config import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
 from jaxinterp.recipe.page import Report, first_of_each_class
 from jaxinterp.train import LossFn, classification_loss, predict, softmax_cross_entropy
@@ -495,55 +490,11 @@ def levels(layers: Architecture, shape: tuple[int, ...], most: int = 5) -> list[
     return [found[i] for i in kept]
 
 
-def gates_at(config: GatedRun, model: nn.Module, variables: Any) -> Callable[[Float[Array, "n h w c"]], Gates]:
-    """A compiled function of images: the gates that the values meet, booleans where they are hard."""
+def path_network(model: nn.Module, variables: Any) -> PathNetwork:
+    """Kernel, value inputs and gates of a run's network, as functions of images."""
     assert isinstance(model, Classifier)
-    if config.regime != "relu":
-
-        def opened(x: Array) -> Gates:
-            gates: Any = model.apply(variables, x, method="gates")
-            return gates if config.regime in SOFT else tuple(gate > 0 for gate in gates)
-
-        return jax.jit(opened)
-    network = GatingNetwork(layers_of(config), gating="relu")
-    image = jnp.zeros((1, *config.image_shape), jnp.float32)
-    shapes: Any = jax.eval_shape(network.init, jax.random.key(0), image)
-    taken: dict[str, Any] = {
-        kind: {name: variables[kind]["body"][name] for name in layers} for kind, layers in dict(shapes).items()
-    }
-
-    def rectified(x: Array) -> Gates:
-        preactivations: Any = network.apply(taken, model.encode(x))
-        return tuple(q > 0 for q in preactivations)
-
-    return jax.jit(rectified)
-
-
-def norms_of(variables: Any, count: int) -> tuple[Norm, ...]:
-    """Evaluation batch normalization of a network, as affine maps."""
-    norms = []
-    for i in range(count):
-        own, seen = variables["params"][f"norm_{i}"], variables["batch_stats"][f"norm_{i}"]
-        scale = own["scale"] * jax.lax.rsqrt(seen["var"] + EPSILON)
-        norms.append(Norm(scale, own["bias"] - seen["mean"] * scale))
-    return tuple(norms)
-
-
-def kernel_of(config: GatedRun, variables: Any) -> tuple[PathKernel, Callable[[Float[Array, "n h w c"]], Array]]:
-    """The neural path kernel of a run's value network, and how it takes (standardized) images."""
-    flat = config.architecture == "fc"
-    layers = tuple(layer for layer in layers_of(config) if not (flat and isinstance(layer, Flatten)))
     body = {kind: values["body"] for kind, values in variables.items() if "body" in values}
-    if config.regime != "relu":
-        body = {kind: values["value_network"] for kind, values in body.items() if "value_network" in values}
-    kernel = PathKernel(
-        layers,
-        normalize="width",
-        value_input=config.value_input,
-        norms=norms_of(body, sum(isinstance(layer, BatchNorm) for layer in iter_layers(layers))),
-        exact=config.regime not in SOFT,
-    )
-    return kernel, (lambda x: x.reshape(len(x), -1)) if flat else (lambda x: x)
+    return PathNetwork.of(model.body, body, model.encode)
 
 
 def measure(
@@ -558,8 +509,7 @@ def measure(
     """The NPK regression with a run's gates, where it asks for one; and how much classes share open sub-networks.
 
     Returns:
-        JSON values: `metrics`, `deciding` (see `jaxinterp.gated.npk_regression.regress`), and `overlap`, one matrix of
-        classes × classes for each gate.
+        JSON values, see `jaxinterp.gated.npk_regression.evaluate`.
 
     Raises:
         ConfigError: more images are asked for than there are, the kernel's folder is that of another kernel, or the
@@ -568,35 +518,24 @@ def measure(
     if not config.kernel_images:
         return {}
     model = build(replace(config, dtype="float32"))
-    assert isinstance(model, Classifier)
-    kernel, shaped = kernel_of(config, variables)
-    inputs, opened = jax.jit(lambda x: shaped(model.encode(x))), gates_at(config, model, variables)
     data, count = split(config, "train"), config.kernel_images
     if count > len(data):
         raise ConfigError(f"kernel_images: got {count}, {data.name} has {len(data)} training images here")
-    chosen = data.images[:count].astype(np.float32) / np.float32(data.maximum)
-    train = Side.of(chosen, data.labels[:count], inputs, opened, config.eval_batch)
+    train = data.images[:count].astype(np.float32) / np.float32(data.maximum)
     images, labels = images[: config.kernel_tests], labels[: config.kernel_tests]
-    test = Side.of(images, labels, inputs, opened, config.eval_batch)
     logits = predict(lambda v, x: model.apply(v, x), variables, images, config.eval_batch)
-    right = float((logits.argmax(1) == labels).mean())
-    try:
-        found = regress(
-            kernel,
-            train,
-            test,
-            config.classes,
-            run_dir / "kernel",
-            {key: shown(value) for key, value in asdict(config).items()},
-            memory=config.memory,
-            seed=config.seed,
-            shown=first_of_each_class(test.labels, 5),
-            log=log,
-        )
-    except ValueError as error:
-        raise ConfigError(f"NPK regression: {error}") from error
-    found["metrics"]["npk_value_network_accuracy"] = right
-    return {**found, "overlap": class_overlap(test.gates, test.labels, config.classes).round(6).tolist()}
+    regressor = NPKRegressor(
+        path_network(model, variables),
+        config.classes,
+        max_bytes=int(config.memory * 2**30),
+        folder=run_dir / "kernel",
+        seed=config.seed,
+        batch_size=config.eval_batch,
+        log=log,
+    ).fit(train, data.labels[:count])
+    found = evaluate(regressor, images, labels, first_of_each_class(labels, 5))
+    found["metrics"]["npk_value_network_accuracy"] = float((logits.argmax(1) == labels).mean())
+    return found
 
 
 def sections(report: Report, split: Split) -> list[Section]:
