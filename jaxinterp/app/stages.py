@@ -55,7 +55,7 @@ def train(
     try:
         return _train(name, run, run_dir, data_dir, allow_older)
     except JaxInterpError:
-        saved = any((run_dir / CHECKPOINTS).glob("*/*")) or (run_dir / PRETRAINED).exists()
+        saved = any((run_dir / CHECKPOINTS).glob("[0-9]*")) or (run_dir / PRETRAINED).exists()
         if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
@@ -135,7 +135,7 @@ def trained(run_dir: Path, which: Which = "last", data_dir: Path | None = None) 
     with naming_config(run_dir):
         network = build(family, run)
     same = fingerprint(family, run)
-    variables = load_variables(run_dir, network, run.data.image_shape, which, same=same)
+    variables = load_variables(run_dir, network, run.data.image_shape, which, fingerprint=same)
     return TrainedRun(run_dir, name, experiment, run, family, network, variables, data_dir)
 
 
