@@ -29,6 +29,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxinterp.nn.patches import patches
+
 Rescale = Literal["squash", "l2"]
 
 # Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); below float64's resolution of ||v||².
@@ -36,33 +38,6 @@ TINY = 1e-24
 
 CACHE = 4 << 20  # bytes of a chunk's largest intermediate on a CPU
 LARGE = 1 << 20  # bytes of a generator whose batched Gram product is slow on a CPU
-
-
-def patches(
-    x: Float[Array, "n h w c"], kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int]
-) -> Float[Array, "n h2 w2 d"]:
-    """Zero-padded patches of an image, as explicit slices.
-
-    Args:
-        x: images, (N, H, W, C).
-        kernel: patch size (k_y, k_x) in pixels.
-        strides: step between patches (s_y, s_x) in pixels.
-        padding: zero padding (p_y, p_x) on each side, in pixels.
-
-    Returns:
-        (N, H', W', k_y·k_x·C) with entries ordered (k_y, k_x, c) and H' = ⌊(H + 2p − k)/s⌋ + 1.
-    """
-    (ky, kx), (sy, sx), (py, px) = kernel, strides, padding
-    x = jnp.pad(x, ((0, 0), (py, py), (px, px), (0, 0)))
-    height, width = (x.shape[1] - ky) // sy + 1, (x.shape[2] - kx) // sx + 1
-    return jnp.concatenate(
-        [
-            x[:, i : i + sy * (height - 1) + 1 : sy, j : j + sx * (width - 1) + 1 : sx]
-            for i in range(ky)
-            for j in range(kx)
-        ],
-        axis=-1,
-    )
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:
@@ -290,7 +265,7 @@ class DynamicAlignmentConv(nn.Module):
         if x.shape[1] + 2 * py < ky or x.shape[2] + 2 * px < kx:
             size = f"{x.shape[1]}x{x.shape[2]}"
             raise ValueError(f"x: got {size} pixels with padding {(py, px)}, expected at least the kernel's {ky}x{kx}")
-        geometry = ((ky, kx), self.strides, (py, px))
+        geometry = ((ky, kx), self.strides, ((py, py), (px, px)))
         p = patches(x, *geometry)
         positions, d, r, j = p.shape[:-1], p.shape[-1], self.rank, self.features
         B = self.param("B", _uniform(d), (d, r), self.param_dtype)

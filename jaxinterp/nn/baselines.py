@@ -24,6 +24,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import ConvNet, Layer, max_pool
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,17 +62,8 @@ class ConvNorm(Layer):
             param_dtype=self.param_dtype,
             name="conv",
         )(x)
-        wide = np.promote_types(np.float32, self.param_dtype)
-        z = nn.BatchNorm(
-            use_running_average=frozen or not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            param_dtype=wide,
-            axis_name=self.axis_name,
-            force_float32_reductions=False,
-            name="norm",
-        )(y.astype(np.promote_types(wide, y.dtype)))
-        return (nn.relu(z) if self.relu else z).astype(y.dtype)
+        z = BatchNorm(name="norm", **self.shared)(y, train and not frozen)
+        return nn.relu(z) if self.relu else z
 
 
 def option_a(x: Float[Array, "n h w c"], features: int, strides: int) -> Float[Array, "n h2 w2 features"]:
