@@ -22,7 +22,7 @@ from jaxinterp.data.class_names import CLASSES
 from jaxinterp.data.imagenet import held_images, training_images, training_stream
 from jaxinterp.data.images import all_turned, first, kept, read_images, resized
 from jaxinterp.errors import ConfigError, JaxInterpError
-from jaxinterp.explain.explainable import Subject, summed
+from jaxinterp.explain.explainable import Explainable, summed
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.recipe.config import Run, naming_config, read_arrays, read_config, read_json, read_lines, write_config
@@ -203,7 +203,7 @@ def check_fits(config: Any, data: Dataset) -> None:
 
 def trained(
     run_dir: Path, which: Literal["last", "best"] = "last", dtype: Literal["float32"] = "float32"
-) -> tuple[str, Any, Subject]:
+) -> tuple[str, Any, Explainable]:
     """The name, configuration and network of a run folder; what is examined runs in float32.
 
     Raises:
@@ -319,7 +319,7 @@ def explain(
     for path, image, line in zip(paths, images, lines, strict=True):
         whole = subject.decompose(image[None])
         parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), whole)
-        chance = 1 / (1 + np.exp(-subject.odds(parts.logits[None])[0]))
+        chance = 1 / (1 + np.exp(-subject.log_odds(parts.logits[None])[0]))
         entries = [
             {
                 "class": label,

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxinterp.coda.hybrid import Hybrid
 from jaxinterp.coda.network import LOGIT_BIAS, CoDANet, alignment_penalty, encode, l_coda, s_coda
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.nn.baselines import ResNetTrunk
 from jaxinterp.recipe.config import Experiment, Run, Schedule, at_least, small
 from jaxinterp.train import LossFn, classification_loss, sigmoid_bce
@@ -281,11 +281,11 @@ def loss_of(config: CoDARun, model: nn.Module) -> LossFn:
     return RegularizedLoss(model, config.regularizer * config.temperature)
 
 
-def subject(config: CoDARun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: CoDARun, model: nn.Module, variables: Any) -> Explainable:
     """A trained network as it is examined: a CoDA Net from its encoded image, a hybrid from its trunk's output."""
     prefix = "coda/" if config.trunk_depth else ""
     names = tuple(f"{prefix}layer_{i}" for i in range(len(config.features)))
-    return Subject(
+    return Explainable(
         variables=variables,
         apply=lambda variables, x: model.apply(variables, x),
         predict=lambda variables, x: model.apply(variables, x, encoded=True),

@@ -36,7 +36,7 @@ from jaxinterp.coded.codes import load_code
 from jaxinterp.coded.measures import measured
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject, plain_subject
+from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.figures.html import Section
 from jaxinterp.recipe.config import DataSet, Experiment, Run, Schedule, Split, at_least, shown, small
 from jaxinterp.recipe.page import Reading, Report
@@ -424,12 +424,14 @@ def loss_of(config: CodedRun, model: nn.Module) -> LossFn:
     return CodedLoss(model, SmoothedCrossEntropy(config.smoothing), config.mu, config.power)
 
 
-def subject(config: CodedRun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: CodedRun, model: nn.Module, variables: Any) -> Explainable:
     """A trained network as it is examined: affine in the image once the energies are held."""
     assert isinstance(model, CodedResNeXt)
     outs = tuple(f"block_{i}/out" for i in range(1, len(model.blocks) + 1))
     layers = tuple(outs[int(i)] for i in np.linspace(0, len(outs) - 1, min(3, len(outs))))
-    return plain_subject(config, model, variables, layers=layers, pooled=outs[-1])
+    return softmax_explainable(
+        model, variables, occlusions=config.occlusion, stride=config.occlusion_stride, layers=layers, pooled=outs[-1]
+    )
 
 
 def measure(
@@ -451,7 +453,7 @@ def measure(
 
 def reading(
     config: CodedRun,
-    subject: Subject,
+    subject: Explainable,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
     names: Sequence[str],

@@ -35,7 +35,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section
 from jaxinterp.gated import report as gated_page
 from jaxinterp.gated.architecture import (
@@ -452,13 +452,13 @@ def initial(config: GatedRun, variables: Any, prior: Any | None, data: Any = Non
     return started
 
 
-def subject(config: GatedRun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: GatedRun, model: nn.Module, variables: Any) -> Explainable:
     """A trained network as it is examined: affine in the standardized image, whatever the gates are."""
     assert isinstance(model, Classifier)
     network = "body" if config.regime == "relu" else "body/value_network"
     spatial = config.architecture != "fc"
     gates = [f"{network}/gate_{i}" for i in levels(layers_of(config), config.image_shape)]
-    return Subject(
+    return Explainable(
         variables=variables,
         apply=lambda variables, x: model.apply(variables, x),
         predict=lambda variables, x: model.apply(variables, x, encoded=True),

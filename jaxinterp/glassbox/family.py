@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.data import Dataset
 from jaxinterp.data.images import turned
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject, plain_subject
+from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
 from jaxinterp.glassbox import report as glassbox_page
@@ -239,9 +239,15 @@ def training(config: GlassBoxRun, data: Dataset) -> tuple[Float[np.ndarray, "n h
     return data.images[places].astype(np.float32) / np.float32(data.maximum), data.labels[places]
 
 
-def subject(config: GlassBoxRun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: GlassBoxRun, model: nn.Module, variables: Any) -> Explainable:
     """A fitted network as it is examined."""
-    return plain_subject(config, model, variables, constant="a constant of the class")
+    return softmax_explainable(
+        model,
+        variables,
+        occlusions=config.occlusion,
+        stride=config.occlusion_stride,
+        constant="a constant of the class",
+    )
 
 
 def measure(
@@ -375,7 +381,7 @@ def _scattering(side: int) -> Callable[[np.ndarray], np.ndarray] | None:
 
 def reading(
     config: GlassBoxRun,
-    subject: Subject,
+    subject: Explainable,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
     names: Sequence[str],

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from jaxinterp.data import Dataset
 from jaxinterp.data.images import turned
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject, plain_subject
+from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.glassbox.gcnn import GroupCNN, fit_stack
 from jaxinterp.nn.baselines import AlexNet
 from jaxinterp.recipe.config import Experiment, Run, Split, at_least, small
@@ -238,10 +238,17 @@ def initial(config: TwinRun, variables: Any, prior: Any | None, data: Dataset) -
         raise ConfigError(str(error)) from error
 
 
-def subject(config: TwinRun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: TwinRun, model: nn.Module, variables: Any) -> Explainable:
     """A trained network as it is examined: affine where its gates are held."""
     layers = tuple(f"conv_{i}" for i in range(5)) if config.network == "alexnet" else ()
-    return plain_subject(config, model, variables, layers=layers, pooled=layers[-1] if layers else None)
+    return softmax_explainable(
+        model,
+        variables,
+        occlusions=config.occlusion,
+        stride=config.occlusion_stride,
+        layers=layers,
+        pooled=layers[-1] if layers else None,
+    )
 
 
 def measure(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from jaxinterp.explain.decompose import Decomposition, decompose
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.glassbox.figures import deciding_templates, orbit_rows
 from jaxinterp.glassbox.network import GlassBox, Orbit
@@ -77,7 +77,7 @@ class _Deciding(NamedTuple):
 
 def _deciding(
     model: GlassBox,
-    subject: Subject,
+    subject: Explainable,
     images: Float[np.ndarray, "n h w c"],
     targets: Int[np.ndarray, "n t"],
     names: Sequence[str],
@@ -106,7 +106,7 @@ def _deciding(
 
 def reading(
     model: GlassBox,
-    subject: Subject,
+    subject: Explainable,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
     names: Sequence[str],

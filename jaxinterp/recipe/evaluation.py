@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import Targets
-from jaxinterp.explain.explainable import OURS, Images, Method, Subject
+from jaxinterp.explain.explainable import OURS, Explainable, Images, Method
 from jaxinterp.explain.metrics import completeness, grid_pointing_game, pixel_deletion, sample_grids
 
 Log = Callable[[str], None]
@@ -20,7 +20,7 @@ Maps = Float[np.ndarray, "classes height width"]
 
 
 def measure(
-    subject: Subject,
+    subject: Explainable,
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     logits: Mapping[str, Float[np.ndarray, "n classes"]],
@@ -61,7 +61,7 @@ def measure(
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
     found: dict[str, Any] = {"metrics": metrics, "localization": {}, "grids": {}}
     first_maps: dict[str, Maps] = {}
-    sure = subject.odds(logits["last"]) if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
+    sure = subject.log_odds(logits["last"]) if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
     for n in sizes:
         size = f"{n}x{n}"
         try:
@@ -125,7 +125,7 @@ def _watched(method: Method, see: Callable[[Maps], Any], count: int, images: Ima
     return maps
 
 
-def relative_residuals(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
+def relative_residuals(subject: Explainable, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
     """Signed residuals logit − bias − Σ contributions of all classes, over the largest |logit − bias| of the image.
 
     Where contributions and bias depend on the image alike, over the largest |logit|.

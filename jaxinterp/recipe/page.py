@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
-from jaxinterp.explain.explainable import Subject, summed
+from jaxinterp.explain.explainable import Explainable, summed
 from jaxinterp.explain.metrics import tile_grid
 from jaxinterp.figures.curves import (
     localization_boxes,
@@ -54,7 +54,7 @@ class Report:
     name: str
     source: str
     config: Any
-    subject: Subject
+    subject: Explainable
     images: Float[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "n classes"]
@@ -106,7 +106,7 @@ def likeliest(logits: Float[np.ndarray, "n classes"], count: int = 3) -> Int[np.
 
 
 def top_maps(
-    subject: Subject,
+    subject: Explainable,
     images: Float[np.ndarray, "n h w c"],
     names: Sequence[str],
     logits: Float[np.ndarray, "n classes"],
@@ -115,7 +115,7 @@ def top_maps(
 ) -> Figure:
     """Images under their names, and beside each the contribution maps of its `likeliest` classes."""
     top = likeliest(logits, maps.shape[1])
-    chance = 1 / (1 + np.exp(-np.take_along_axis(subject.odds(logits), top, 1).astype(float)))
+    chance = 1 / (1 + np.exp(-np.take_along_axis(subject.log_odds(logits), top, 1).astype(float)))
     titles = [
         [f"{classes[k]}: p {p:.3f}" for k, p in zip(row, ps, strict=True)] for row, ps in zip(top, chance, strict=True)
     ]

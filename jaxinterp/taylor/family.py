@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.data import Dataset
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.series import energy, order_penalty, orders, propagate, truncated_accuracy
 from jaxinterp.figures.html import Section
 from jaxinterp.recipe.config import Experiment, Run, Schedule, Split, at_least, shown, small
@@ -302,19 +302,19 @@ def loss_of(config: TaylorRun, model: nn.Module) -> LossFn:
     return PenalizedLoss(model, softmax_cross_entropy, config.penalty, config.growth, config.penalty_images)
 
 
-def subject(config: TaylorRun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: TaylorRun, model: nn.Module, variables: Any) -> Explainable:
     """A trained network as it is examined: affine in x − x0 once its path is held (integrated gradients, exactly)."""
     centered = subject_about(config, model, variables, lambda variables: variables["batch_stats"]["expansion_point"])
     return replace(centered, constant="its value at the expansion point")
 
 
-def subject_about(config: TaylorRun, model: nn.Module, variables: Any, point: Callable[[Any], Array]) -> Subject:
+def subject_about(config: TaylorRun, model: nn.Module, variables: Any, point: Callable[[Any], Array]) -> Explainable:
     """A network that is explained in x − x0; `point` takes x0 out of its variables."""
 
     def at(variables: Any, step: Array) -> Array:
         return step + point(variables)[None]
 
-    return Subject(
+    return Explainable(
         variables=variables,
         apply=lambda variables, x: model.apply(variables, x),
         predict=lambda variables, step: model.apply(variables, at(variables, step)),
@@ -371,7 +371,7 @@ def measure(
 
 def reading(
     config: TaylorRun,
-    subject: Subject,
+    subject: Explainable,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
     names: Sequence[str],

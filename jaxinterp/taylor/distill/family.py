@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section, picture
 from jaxinterp.files import write_bytes
 from jaxinterp.provenance import commit
@@ -195,7 +195,7 @@ def loss_of(config: DistillRun, model: nn.Module) -> LossFn:
     return SimilarityLoss(model, config.batch_levels, config.fidelity)
 
 
-def subject(config: DistillRun, model: nn.Module, variables: Any) -> Subject:
+def subject(config: DistillRun, model: nn.Module, variables: Any) -> Explainable:
     """A trained network as it is examined: τ times cosines, affine in x − x0 once path and norm are held."""
     return taylornet.subject_about(
         config, model, variables, lambda variables: variables["batch_stats"]["embedding"]["expansion_point"]
