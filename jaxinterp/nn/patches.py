@@ -36,7 +36,8 @@ def patches(
     """
     x = jnp.pad(x, ((0, 0), *map(tuple, padding), (0, 0)))
     spans = [d * (s - 1) + 1 for s, d in zip(sides, dilation, strict=True)]
-    require(x.shape[1] >= spans[0] and x.shape[2] >= spans[1], "x", x.shape, f"at least {spans} pixels with padding")
+    size = f"{x.shape[1]}x{x.shape[2]} pixels with padding"
+    require(x.shape[1] >= spans[0] and x.shape[2] >= spans[1], "x", size, f"at least {spans[0]}x{spans[1]}")
     (sy, sx), (dy, dx) = strides, dilation
     height, width = (x.shape[1] - spans[0]) // sy + 1, (x.shape[2] - spans[1]) // sx + 1
     return jnp.concatenate(
