@@ -33,7 +33,7 @@ from jaxinterp.app.publish import ended, one_run, train_command
 from jaxinterp.app.results import MOTIONS, Results, equivariance_table, summarize, write_results
 from jaxinterp.app.stages import test_images, trained
 from jaxinterp.errors import ConfigError, JaxInterpError
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.tracing import activation_names
 from jaxinterp.files import check_folder
 from jaxinterp.glassbox.family import GlassBoxRun, group_of
@@ -65,7 +65,7 @@ MOST_LAYERS = 5
 MOST_UNITS = 1024  # of a layer without positions, whose map is dense
 
 
-def layers_of(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> tuple[str, ...]:
+def layers_of(subject: Explainable, images: Float[np.ndarray, "n h w c"]) -> tuple[str, ...]:
     """The layers that are measured: those at which the network is taken apart, or the last one of each shape."""
     if subject.layers:
         names = subject.layers
@@ -90,7 +90,7 @@ def known_layers(config: Any) -> tuple[Group, dict[str, Callable[..., Any]]] | N
 
 def measure(
     config: Any,
-    subject: Subject,
+    subject: Explainable,
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     support: int = 3,
@@ -145,7 +145,7 @@ def measure(
 
 
 def _known(
-    group: Group, laws: dict[str, Callable[..., Any]], subject: Subject, x: Any, labels: Any, motion: str
+    group: Group, laws: dict[str, Callable[..., Any]], subject: Explainable, x: Any, labels: Any, motion: str
 ) -> dict[str, float]:
     """The same of a network whose layers move by a known permutation, where the motion is one of its group."""
     motions, element = ELEMENTS[motion]

@@ -9,8 +9,9 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from jaxinterp.data import Dataset
+from jaxinterp.figures.curves import overlap_matrices
 from jaxinterp.figures.html import Section, Table, picture
-from jaxinterp.figures.maps import filter_sheet, overlap_matrices, panel
+from jaxinterp.figures.maps import filter_sheet, panel
 from jaxinterp.gated.paths import Filters, effective_filters
 from jaxinterp.recipe.family import Report
 

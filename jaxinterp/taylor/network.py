@@ -34,6 +34,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinterp.explain.attribute.integrated import quadrature
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer
 
@@ -360,7 +361,7 @@ def path_affine(
         x0: the point.
         degree: at least 1.
     """
-    nodes, weights = np.polynomial.legendre.leggauss((degree + 1) // 2)
+    nodes, weights = quadrature("gauss-legendre", (degree + 1) // 2)
     start = jnp.broadcast_to(x0.astype(x.dtype)[None], x.shape)
     step = x - start
     held = lax.stop_gradient(step)
@@ -368,8 +369,8 @@ def path_affine(
     def slope(t: Array) -> Array:
         return jax.jvp(function, (start + t * held,), (step,))[1]
 
-    slopes = lax.map(jax.checkpoint(slope), jnp.asarray((nodes + 1) / 2, x.dtype))
-    return function(start) + jnp.einsum("t,tnk->nk", jnp.asarray(weights / 2, x.dtype), slopes)
+    slopes = lax.map(jax.checkpoint(slope), jnp.asarray(nodes, x.dtype))
+    return function(start) + jnp.einsum("t,tnk->nk", jnp.asarray(weights, x.dtype), slopes)
 
 
 class TaylorNet(Expansion, kw_only=True):

@@ -164,8 +164,8 @@ def test_odds_of_softmax_are_those_of_its_probabilities() -> None:
     subject = gated.subject(config, model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
     logits = np.random.default_rng(0).normal(size=(4, 5))
     chance = np.asarray(jax.nn.softmax(logits, axis=1))
-    np.testing.assert_allclose(subject.odds(logits), np.log(chance / (1 - chance)), rtol=1e-6)
-    np.testing.assert_array_equal(replace(subject, probability="sigmoid").odds(logits), logits)
+    np.testing.assert_allclose(subject.log_odds(logits), np.log(chance / (1 - chance)), rtol=1e-6)
+    np.testing.assert_array_equal(replace(subject, probability="sigmoid").log_odds(logits), logits)
 
 
 def sides(train: int, test: int) -> tuple[PathKernel, Side, Side]:
