@@ -234,11 +234,6 @@ def _segment(model: CodedResNeXt, variables: Any, x: Array, first: int, last: in
     return features, decode(energies[-1], code)
 
 
-@jax.jit
-def _compact(x: Array, index: Array) -> Array:
-    return jnp.take(x, index, axis=0)
-
-
 class EarlyExit:
     """A network that stops at the first coded block with a sufficient margin; later blocks do not run for those images.
 
@@ -291,7 +286,7 @@ class EarlyExit:
             while size >= 2 * len(remaining):
                 size = -(-size // 2)
             if len(rows) < len(x):
-                x = _compact(x, jnp.asarray(np.resize(rows, size)))
+                x = jnp.take(x, jnp.asarray(np.resize(rows, size)), axis=0)
         predicted = _segment(self.model, self.variables, x, first, None)
         classes[remaining] = np.asarray(predicted)[: len(remaining)]
         return classes, stops

@@ -1,4 +1,4 @@
-"""Drawings of coded networks: paths beside their code, decoding by block, early exit, removals and specificity."""
+"""Figures of coded networks: paths beside their code, decoding by block, early exit, removals and specificity."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,47 +14,51 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LEAST_GAP = 0.05  # between labeled points, as a share of the axis
+MIN_LABEL_GAP = 0.05  # between labeled points, as a share of the axis
+MAX_NAMES = 24  # classes whose names fit beside a matrix
+OTHER = "#d62728"  # red, against the blue of ORACLE
 
 
-def _legend_above(axes: "Axes") -> None:
-    """A legend over the plot, where it hides no point."""
+def _figure(width: int | float, height: int | float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Return an empty figure and its axes, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _finish(axes: "Axes", ylabel: str) -> None:
+    """Label the y axis and put the legend over the plot, where it hides no point."""
+    axes.set_ylabel(ylabel, fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
+    plain(axes, "y")
 
 
 def paths_beside_code(
     shares: Float[np.ndarray, "classes paths"], table: Integer[np.ndarray, "classes paths"], names: Sequence[str]
 ) -> "Figure":
-    """What every path contributes to its class' logit, red for and blue against, beside the words of the code.
+    """Draw the contribution of every path to its class' logit (red for, blue against) beside the words of the code.
 
     Args:
         shares: contribution of each path to the logit of each class, of one image or the mean over several.
         table: 0 and 1, the class' word.
-        names: of the classes.
+        names: names of the classes.
 
     Returns:
         A matplotlib figure: on the left the code, filled where a path is active; on the right the contributions.
     """
-    from matplotlib.figure import Figure
-
-    many = len(names) > 24
-    figure = Figure(figsize=(9, max(2.2, 0.26 * min(len(names), 60) + 0.9)), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(9, max(2.2, 0.26 * min(len(names), 60) + 0.9), 2)
     limit = shared_limit(shares, 99.9)
     left.imshow(table, cmap="Grays", vmin=0, vmax=1.4, aspect="auto")
     drawn = right.imshow(shares, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto")
-    for axes, title in (
-        (left, "code: paths that are active"),
-        (right, "contribution of each path to its class' logit"),
-    ):
+    for axes, title in ((left, "code: active paths"), (right, "contribution of each path to its class' logit")):
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("path", fontsize=8)
-        axes.set_yticks(np.arange(len(names)), names, fontsize=7)
         axes.set_xticks(np.arange(table.shape[1]), np.arange(1, table.shape[1] + 1), fontsize=7)
+        axes.set_yticks([])
         axes.tick_params(length=0)
-        if many:
-            axes.set_yticks([])
-    right.set_yticks([])
+    if len(names) <= MAX_NAMES:
+        left.set_yticks(np.arange(len(names)), names, fontsize=7)
     figure.colorbar(drawn, ax=right, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
     return figure
 
@@ -62,21 +66,18 @@ def paths_beside_code(
 def decoding_curve(
     accuracy: Mapping[str, float], final: float, paper: Mapping[str, float] | None = None, chance: float = 0.0
 ) -> "Figure":
-    """Accuracy of the class read off each coded block's energies, beside that of the whole network.
+    """Draw the accuracy decoded from each coded block's energies, beside the accuracy of the whole network.
 
     Args:
         accuracy: block's number → accuracy in [0, 1].
-        final: of the logits.
-        paper: the paper's, block → accuracy.
+        final: accuracy of the logits.
+        paper: the paper's accuracy, block → accuracy.
         chance: accuracy of guessing.
 
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _figure(6, 3)
     blocks = list(accuracy)
     axes.plot(range(len(blocks)), list(accuracy.values()), "o-", color=ORACLE, label="decoded from energies")
     if paper:
@@ -88,14 +89,12 @@ def decoding_curve(
     axes.set_xticks(range(len(blocks)), [f"block {block}" for block in blocks], fontsize=8)
     axes.set_xlim(-0.3, len(blocks) - 0.7)
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel("test accuracy", fontsize=8)
-    _legend_above(axes)
-    plain(axes, "y")
+    _finish(axes, "test accuracy")
     return figure
 
 
 def exit_curve(exits: Mapping[str, Mapping[str, float]], whole: float) -> "Figure":
-    """Accuracy against multiply-adds when images leave at the first block that is sure enough.
+    """Draw accuracy against multiply-adds when images leave at the first block with a sufficient margin.
 
     Args:
         exits: points of accuracy allowed to be lost → `accuracy` and `compute`, a share of the whole network's.
@@ -104,31 +103,26 @@ def exit_curve(exits: Mapping[str, Mapping[str, float]], whole: float) -> "Figur
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _figure(6, 3)
     compute = [value["compute"] for value in exits.values()]
     accuracy = [value["accuracy"] for value in exits.values()]
     axes.plot(compute, accuracy, "o-", color=ORACLE, label="early exit")
     left, right = min([*compute, 1.0]), 1.0
     last = -np.inf
     for name, x, y in sorted(zip(exits, compute, accuracy, strict=True), key=lambda point: point[1]):
-        if x - last < LEAST_GAP * (right - left):
+        if x - last < MIN_LABEL_GAP * (right - left):
             continue  # its label would lie on the one before
         last = x
         axes.annotate(f"{100 * float(name):g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=INK)
     axes.plot([1], [whole], "D", color=INK, label="whole network")
     axes.set_xlabel("multiply-adds, as a share of the whole network's", fontsize=8)
-    axes.set_ylabel("test accuracy", fontsize=8)
     axes.set_xlim(left - 0.1 * (right - left) - 0.01, right + 0.05 * (right - left) + 0.01)
-    _legend_above(axes)
-    plain(axes, "y")
+    _finish(axes, "test accuracy")
     return figure
 
 
 def removal_lines(removed: Mapping[str, Mapping[str, float]]) -> "Figure":
-    """Accuracy when paths of one block are removed that are active for an image's class, or that are not.
+    """Draw accuracy when paths of one block are removed, active for an image's class or not.
 
     Args:
         removed: "active" and "inactive" → number of paths → accuracy.
@@ -136,51 +130,41 @@ def removal_lines(removed: Mapping[str, Mapping[str, float]]) -> "Figure":
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    for (kind, values), color in zip(removed.items(), ("#d62728", ORACLE), strict=True):
+    figure, (axes,) = _figure(6, 3)
+    for (kind, values), color in zip(removed.items(), (OTHER, ORACLE), strict=True):
         axes.plot([int(k) for k in values], list(values.values()), "o-", color=color, label=f"{kind} paths")
     axes.set_xlabel("paths removed", fontsize=8)
-    axes.set_ylabel("test accuracy", fontsize=8)
-    _legend_above(axes)
-    plain(axes, "y")
+    _finish(axes, "test accuracy")
     return figure
 
 
 def specificity_matrix(
     lost: Float[np.ndarray, "classes classes"], overlap: Integer[np.ndarray, "classes classes"], names: Sequence[str]
 ) -> "Figure":
-    """Accuracy that each class loses with each class' paths, and beside it the loss against the paths they share.
+    """Draw the accuracy that each class loses without each class' paths, and the loss against the paths they share.
 
     Args:
         lost: (i, j), accuracy lost on class j without the paths of class i; NaN where there are no images.
-        overlap: (i, j), how many paths i and j share.
-        names: of the classes.
+        overlap: (i, j), number of paths that i and j share.
+        names: names of the classes.
 
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(9, 3.6, 2)
     limit = float(np.nanmax(np.abs(lost))) or 1.0
     drawn = left.imshow(lost, cmap="bwr", vmin=-limit, vmax=limit)
     left.set_xlabel("accuracy lost by class", fontsize=8)
     left.set_ylabel("paths removed of class", fontsize=8)
-    few = len(names) <= 24
-    left.set_xticks(np.arange(len(names)) if few else [], names if few else [], fontsize=7, rotation=90)
-    left.set_yticks(np.arange(len(names)) if few else [], names if few else [], fontsize=7)
+    shown = names if len(names) <= MAX_NAMES else []
+    left.set_xticks(np.arange(len(shown)), shown, fontsize=7, rotation=90)
+    left.set_yticks(np.arange(len(shown)), shown, fontsize=7)
     left.tick_params(length=0)
     figure.colorbar(drawn, ax=left, fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
-    own = np.eye(len(names), dtype=bool)
-    for mask, color, label in ((~own, ORACLE, "another class"), (own, "#d62728", "the class itself")):
+    diagonal = np.eye(len(names), dtype=bool)
+    for mask, color, label in ((~diagonal, ORACLE, "another class"), (diagonal, OTHER, "the class itself")):
         right.plot(overlap[mask], lost[mask], "o", markersize=3, color=color, alpha=0.6, label=label)
     right.set_xlabel("paths shared, over all coded blocks", fontsize=8)
-    right.set_ylabel("accuracy lost", fontsize=8)
     right.axhline(0, color=FAINT, linewidth=1, zorder=0)
-    _legend_above(right)
-    plain(right, "y")
+    _finish(right, "accuracy lost")
     return figure

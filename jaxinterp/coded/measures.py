@@ -82,7 +82,7 @@ def measure_paths(
     held: Dataset | None,
     test_images: Images,
     test_labels: Int[np.ndarray, " n"],
-    foreign: Images | None = None,
+    foreign: Float[np.ndarray, "m h w c"] | None = None,
     folder: Path,
     options: Measurement,
     log: Log,
@@ -134,7 +134,7 @@ def to_unit_floats(data: Dataset) -> Images:
 
 def _measure_classifiers(
     case: _Case, train: Dataset, foreign: Images | None, folder: Path, metrics: dict[str, float]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Cut out classifiers, choose thresholds on training images, measure on test images, write them to files."""
     model, variables, images, labels, options, log = case
     chosen = take(train, options.classifier_images)

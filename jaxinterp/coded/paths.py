@@ -122,21 +122,7 @@ def _correct(
     return (logits.argmax(-1) == labels).astype(jnp.float32)  # type: ignore[union-attr]
 
 
-@partial(jax.jit, static_argnums=(0, 4, 6))
-def _correct_without(
-    model: CodedResNeXt,
-    variables: Any,
-    images: Array,
-    labels: Array,
-    block: int,
-    count: Array,
-    active: bool,
-    key: PRNGKeyArray,
-) -> Float[Array, " batch"]:
-    words = jnp.asarray(model.codes[block].table, jnp.float32)[labels]
-    keep: list[Array | None] = [None] * len(model.codes)
-    keep[block] = sample_removal(words, count, active, key)
-    return _correct(model, variables, images, labels, keep)
+_sample_removal = jax.jit(sample_removal, static_argnames="active")
 
 
 def _check(model: CodedResNeXt, images: Any, labels: Any) -> None:
@@ -183,11 +169,13 @@ def accuracy_without(
     limit = code.weight if active else code.length - code.weight
     require(set(counts) <= set(range(limit + 1)), "counts", list(counts), f"integers from 0 to {limit}")
     correct = np.zeros(len(counts))
+    keep: list[Array | None] = [None] * len(model.codes)
     for start, real, (x, y) in padded_batches(batch, images, labels.astype(np.int32)):
+        words = jnp.asarray(code.table, jnp.float32)[y]
         for i, count in enumerate(counts):
             subkey = jax.random.fold_in(jax.random.fold_in(key, start), i)
-            hits = _correct_without(model, variables, x, y, block, jnp.int32(count), active, subkey)
-            correct[i] += float(hits[:real].sum())
+            keep[block] = _sample_removal(words, jnp.int32(count), active=active, key=subkey)
+            correct[i] += float(_correct(model, variables, x, y, keep)[:real].sum())
     return correct / len(labels)
 
 

@@ -270,27 +270,31 @@ def test_blocks_in_pieces_are_the_network(tiny):
     np.testing.assert_allclose(second[0], energies[1], rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_one_mask_serves_all_blocks_of_a_code(tiny, monkeypatch):
-    _, x = tiny
-    seen = []
-    call = CodedBlock.__call__
-    monkeypatch.setattr(CodedBlock, "__call__", lambda self, x, *rest: seen.append(rest[2]) or call(self, x, *rest))
-    two = TINY.clone(stages=(*TINY.stages, Stage(1, 12, 2, 3, 1, Code(("100", "010", "001")))))
-    big = jnp.broadcast_to(x[:1], (400, 8, 8, 1))
-    init = jax.jit(two.init)(jax.random.key(0), x)
-    seen.clear()
-    two.apply(init, big, train=True, rngs={"dropout": jax.random.key(5)}, mutable="batch_stats")
-    none, one, same, other = seen
-    assert none is None
-    assert np.array_equal(one, same)
-    assert other.shape == (400, 3)
-    assert not np.array_equal(one[:, :3], other)
-    assert set(np.unique(one)) == {0.0, 2.0}
-    assert np.mean(one) == pytest.approx(1, abs=0.06)
-    seen.clear()
-    two.apply(init, big)
-    assert seen == [None] * 4
+def test_one_mask_serves_all_blocks_of_a_code():
+    net = TINY.clone(stages=(*TINY.stages, Stage(1, 12, 2, 3, 1, Code(("100", "010", "001")))))
+    x = jax.random.uniform(jax.random.key(0), (64, 8, 8, 1))
+    variables = jax.jit(net.init)(jax.random.key(1), x)
+
+    def outputs(model):
+        """What the paths of every block hand on in training, (batch, positions, paths, d)."""
+        state = model.apply(
+            variables,
+            x,
+            train=True,
+            rngs={"dropout": jax.random.key(5)},
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name == "paths",
+        )[1]["intermediates"]
+        blocks = zip(range(1, 5), net.blocks, strict=True)
+        return [state[f"block_{i}"]["paths"]["__call__"][0].reshape(64, -1, s.paths, 2) for i, (s, _) in blocks]
+
+    dropping, full = (jax.jit(outputs, static_argnums=0)(model) for model in (net, net.clone(drop=0.0)))
+    none, one, same, other = (np.asarray(out == 0).all((1, 3)) for out in dropping)
+    assert not none.any()
+    assert (one == same).all()
+    assert (one[:, :3] != other).any()
+    assert one.mean() == pytest.approx(0.5, abs=0.1)
+    np.testing.assert_allclose(dropping[1], np.where(one[:, None, :, None], 0, 2 * full[1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("power", [1, 2, 4])

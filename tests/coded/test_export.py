@@ -1,0 +1,69 @@
+"""Exported networks: sizes that a file claims are bounded by its arrays before a network is built."""
+
+import json
+from dataclasses import asdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.coded.codes import Code
+from jaxinterp.coded.export import export_network, load_network
+from jaxinterp.coded.network import CodedResNeXt, Stage
+from jaxinterp.coded.surgery import binary_classifier
+from jaxinterp.errors import CheckpointError
+
+WORDS = Code(("1100", "0110", "0011"))
+MODEL = CodedResNeXt(stages=(Stage(1, 8, 2, 2), Stage(1, 12, 2, 4, 2, WORDS)), classes=3, mean=(0.5,), std=(0.5,))
+IMAGES = jnp.ones((1, 8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "one.npz"
+    small, variables = binary_classifier(MODEL, jax.jit(MODEL.init)(jax.random.key(1), IMAGES), 1)
+    export_network(path, small, variables)
+    network, loaded = load_network(path)
+    assert network == small
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    return dict(np.load(path))
+
+
+def rewrite(content, path, **changes):
+    """Write the file with other fields in its description; "stages" are changes of the last stage."""
+    fields = json.loads(str(content["description"]))
+    fields["stages"][-1] |= changes.pop("stage", {})
+    np.savez(path, **{**content, "description": np.array(json.dumps(fields | changes))})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": {"blocks": 10**6}},
+        {"stage": {"blocks": 10**18}},
+        {"stage": {"features": 10**12}},
+        {"stage": {"width": 10**12}},
+        {"stage": {"paths": 10**12, "kept": 10**12, "code": None}},
+        {"stage": {"blocks": 1.5}},
+        {"stage": {"features": float("nan")}},
+        {"classes": 10**12},
+        {"stem": [10**12, 1]},
+        {"stem": [3, 10**20]},
+        {"stages": [asdict(Stage(10**7, 8, 2, 2))] * 3},
+    ],
+)
+def test_sizes_are_bounded_by_the_arrays(content, tmp_path, changes):
+    rewrite(content, tmp_path / "big.npz", **changes)
+    with pytest.raises(CheckpointError, match=r"big\.npz") as error:
+        load_network(tmp_path / "big.npz")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stem": [3, 10**9]}, {"stage": {"strides": 10**9}}, {"stage": {"paths": 10**12, "code": None}}]
+)
+def test_large_numbers_without_arrays_load_at_once(content, tmp_path, changes):
+    rewrite(content, tmp_path / "far.npz", **changes)
+    network, variables = load_network(tmp_path / "far.npz")
+    assert jax.eval_shape(network.apply, variables, IMAGES).shape == (1, 1)
