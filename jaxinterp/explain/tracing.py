@@ -272,7 +272,7 @@ def _interpret(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rul
 
 
 def _operation(eqn: Any, path: str) -> Operation:
-    def run(*arrays: Array) -> list[Array]:
+    def run(*arrays: Any) -> list[Array]:
         outs = eqn.primitive.bind(*arrays, **eqn.params)
         return list(outs) if eqn.primitive.multiple_results else [outs]
 
