@@ -16,6 +16,7 @@ from jaxinterp.figures.curves import FAINT, Numbers, blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 # Of gray images: weights for black are drawn nearly black, weights for white amber, visible on white paper.
 DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
 
