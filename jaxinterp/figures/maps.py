@@ -126,9 +126,6 @@ def panel(
 
     Returns:
         A matplotlib figure.
-
-    Raises:
-        ValueError: the titles do not match the maps.
     """
     from matplotlib.cm import ScalarMappable
 
@@ -186,9 +183,6 @@ def filter_sheet(
 
     Returns:
         A matplotlib figure.
-
-    Raises:
-        ValueError: names or titles do not match the filters.
     """
     pictures = np.asarray(filters)
     rows, columns = pictures.shape[:2]

@@ -261,7 +261,7 @@ def test_a_network_is_decomposed_with_gates_of_ones_own():
     np.testing.assert_allclose(small.contributions, parts.contributions, rtol=1e-4, atol=1e-6)
     inner = decompose(masked, x, variables=variables, given=gates, layer="gate_1")
     np.testing.assert_allclose(inner.weights, jnp.broadcast_to(w[2].T, (5, 3, 4)), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"given: array 1 has shape \(4, 4\), expected \(5, ...\)"):
+    with pytest.raises(ValueError, match="given"):
         decompose(masked, x, variables=variables, given=(gates[0], gates[1][1:]))
 
 
