@@ -53,7 +53,7 @@ Traced = TypeVar("Traced")
 
 
 def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
-    """Cache the result of tracing (apply, *arrays) by shapes and types.
+    """Cache the result of tracing (model, *arrays) by shapes and types.
 
     Only functions with arrays bound by `jax.tree_util.Partial` are cached: a closure would be a new one in every call,
     a jitted function has its own cache, and arguments other than arrays may decide a shape.
@@ -69,16 +69,16 @@ def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
     @wraps(trace)
-    def traced(apply: Callable[..., Any], *arrays: Any) -> Traced:
-        leaves, structure = jax.tree.flatten((apply, *arrays))
+    def traced(model: Callable[..., Any], *arrays: Any) -> Traced:
+        leaves, structure = jax.tree.flatten((model, *arrays))
         if (
-            not isinstance(apply, jax.tree_util.Partial)
-            or not apply.args
-            or apply.keywords
-            or hasattr(apply.func, "lower")
+            not isinstance(model, jax.tree_util.Partial)
+            or not model.args
+            or model.keywords
+            or hasattr(model.func, "lower")
             or not all(hasattr(leaf, "dtype") for leaf in leaves)
         ):
-            return trace(apply, *arrays)
+            return trace(model, *arrays)
         return copy(cached(structure, tuple(map(abstract, leaves)), bool(jax.config.read("jax_enable_x64"))))
 
     return traced
@@ -103,21 +103,21 @@ class Footprint(NamedTuple):
 
 
 @once_per_shape
-def footprint(apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *given: Array) -> Footprint:
+def footprint(model: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *given: Array) -> Footprint:
     """Measure the output's shape and an example's memory from traced programs; nothing is computed.
 
     Args:
-        apply: (x, *given) ↦ output, (batch, ...).
+        model: (x, *given) ↦ output, (batch, ...).
         x: input, (batch, ...).
         *given: as in `decompose`.
     """
 
     def sizes(count: int) -> list[int]:
         inputs = (jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in (x, *given))
-        return list(_sizes(jax.make_jaxpr(lambda *v: apply(*v))(*inputs).jaxpr))
+        return list(_sizes(jax.make_jaxpr(lambda *v: model(*v))(*inputs).jaxpr))
 
     one, two = sizes(1), sizes(2)
-    shape = jax.eval_shape(apply, x, *given).shape
+    shape = jax.eval_shape(model, x, *given).shape
     return Footprint(shape, sum(two) - sum(one), max(two, default=0) - max(one, default=0))
 
 
@@ -133,12 +133,12 @@ def _sizes(jaxpr: Any) -> Iterator[int]:
 
 
 def split_at(
-    apply: Callable[[Array], Array], x: Array, levels: Sequence[str | None]
+    model: Callable[[Array], Array], x: Array, levels: Sequence[str | None]
 ) -> tuple[list[Array], Callable[..., tuple[Array, list[Array]]]]:
     """Rewrite the logits as a function of what is added to the input or to the outputs of named Flax submodules.
 
     Args:
-        apply: x ↦ logits, calling a Flax model, not jitted.
+        model: x ↦ logits, calling a Flax model, not jitted.
         x: input, (batch, ...).
         levels: paths of the submodules; None is the input.
 
@@ -160,7 +160,7 @@ def split_at(
             return out + deltas[levels.index(path)] if deltas else out
 
         with nn.intercept_methods(add):
-            logits = apply(x + deltas[levels.index(None)] if deltas and None in levels else x)
+            logits = model(x + deltas[levels.index(None)] if deltas and None in levels else x)
         unseen = [level for level in levels if level not in seen]
         require(not unseen, "layer", f"{unseen} inside a function traced before", "a function that is not jitted")
         return logits, [seen[level] for level in levels]
@@ -170,11 +170,11 @@ def split_at(
 
 
 @once_per_shape
-def activation_names(apply: Callable[..., Array], x: Array, *given: Array) -> dict[str, tuple[int, ...]]:
+def activation_names(model: Callable[..., Array], x: Array, *given: Array) -> dict[str, tuple[int, ...]]:
     """List paths and output shapes of all Flax submodules whose output is one array with the batch first.
 
     Args:
-        apply: (x, *given) ↦ logits, calling a Flax model.
+        model: (x, *given) ↦ logits, calling a Flax model.
         x: input, (batch, ...).
         *given: as in `decompose`.
 
@@ -193,18 +193,18 @@ def activation_names(apply: Callable[..., Array], x: Array, *given: Array) -> di
         return out
 
     with nn.intercept_methods(note):
-        jax.eval_shape(lambda *v: apply(*v), x, *given)  # a new function: a cached trace would not be intercepted
+        jax.eval_shape(lambda *v: model(*v), x, *given)  # a new function: a cached trace would not be intercepted
     return {name: shape for name, shape in names.items() if name not in repeated and shape[:1] == x.shape[:1]}
 
 
 def require_levels(
-    apply: Callable[..., Array], x: Array, levels: Sequence[str | None], given: Sequence[Array] = ()
+    model: Callable[..., Array], x: Array, levels: Sequence[str | None], given: Sequence[Array] = ()
 ) -> None:
     """Raise for an empty list, a repeated layer, and a path that is not one of `activation_names`."""
     different = levels and len(set(levels)) == len(levels)
     require(different, "layer", f"the layers {list(levels)}", "different paths of Flax submodules, None for the input")
     paths = [level for level in levels if level is not None]
-    names = activation_names(apply, x, *given) if paths else {}
+    names = activation_names(model, x, *given) if paths else {}
     for path in paths:
         require_one_of("layer", path, names)
 
@@ -272,7 +272,7 @@ def _interpret(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rul
 
 
 def _operation(eqn: Any, path: str) -> Operation:
-    def run(*arrays: Array) -> list[Array]:
+    def run(*arrays: Any) -> list[Array]:
         outs = eqn.primitive.bind(*arrays, **eqn.params)
         return list(outs) if eqn.primitive.multiple_results else [outs]
 

@@ -14,6 +14,7 @@ from jaxinterp.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 Numbers = float | Sequence[Any] | np.ndarray | Array
 
 # Labels and the paper's colors of the methods, in its box plots and removal curves.
@@ -41,13 +42,12 @@ def blank(width: int | float, height: int | float) -> "Figure":
 def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
     """Draw a box plot of localization scores, the best mean on top, with the uniform and the perfect score.
 
+    Boxes are quartiles with the median, whiskers reach 1.5 quartile ranges, outliers are not drawn, a diamond marks the
+    mean.
+
     Args:
         scores: method → scores in [0, 1], any shape; they count positive attribution only.
         cells: images in a grid, n².
-
-    Returns:
-        A matplotlib figure; boxes are quartiles with the median, whiskers reach 1.5 quartile ranges, outliers are
-        not drawn, a diamond marks the mean.
     """
     order = sorted(scores, key=lambda name: float(np.mean(np.asarray(scores[name]))))
     values = [np.ravel(np.asarray(scores[name])) for name in order]
@@ -81,13 +81,12 @@ def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
 def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "Figure":
     """Plot the label's probability against the share of pixels removed, one line per method.
 
+    The legend gives each curve's mean.
+
     Args:
         curves: method → mean label probability, (points,).
         fractions: share of the pixels removed, in [0, 1], (points,).
         order: the pixels removed first, "least" or "most" important.
-
-    Returns:
-        A matplotlib figure; the legend gives each curve's mean.
     """
     figure = blank(7, 3.8)
     axes = figure.subplots()
@@ -113,9 +112,6 @@ def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "F
     Args:
         residuals: signed or not, relative to the logit's change, any shape; exact zeros are counted in the title.
         tolerance: a line to stay below; None for none.
-
-    Returns:
-        A matplotlib figure.
     """
     sizes = np.abs(np.ravel(np.asarray(residuals, float)))
     positive = sizes[sizes > 0]
@@ -142,9 +138,6 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
     Args:
         history: one record per epoch with "epoch" and any of "loss", "val_loss", "test_loss", "accuracy", … .
-
-    Returns:
-        A matplotlib figure.
 
     Raises:
         ConfigError: no record holds a loss or an accuracy.
@@ -184,13 +177,12 @@ def overlap_matrices(
 ) -> "Figure":
     """Draw heat maps of the overlap of the classes' open sub-networks, one for each layer of gates.
 
+    Each layer has its own color scale, with its ends printed above.
+
     Args:
         overlaps: (layers, classes, classes), shares of the layer's units; NaN without pairs.
         names: of the layers.
         classes: names of the classes.
-
-    Returns:
-        A matplotlib figure; each layer has its own color scale, with its ends printed above.
     """
     values = np.asarray(overlaps)
     figure = blank(2.1 * len(values) + 0.4, 2.5)
@@ -239,9 +231,6 @@ def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
         energy: (M + 1,), from `jaxinterp.explain.series.energy`, in logits.
         accuracy: (M + 1,), in [0, 1].
         chance: accuracy of guessing.
-
-    Returns:
-        A matplotlib figure.
     """
     sizes, right = np.asarray(energy), np.asarray(accuracy)
     order = np.arange(len(sizes))
@@ -266,9 +255,6 @@ def level_curves(levels: Sequence[Mapping[str, Any]]) -> "Figure":
     Args:
         levels: of each the `level`, `images` per class, and accuracies in [0, 1]: by `one` reference per class, by the
             `nearest` of all, and by the `mean` of their embeddings.
-
-    Returns:
-        A matplotlib figure.
     """
     figure = blank(7, 3.2)
     axes = figure.subplots()

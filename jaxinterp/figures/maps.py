@@ -16,6 +16,7 @@ from jaxinterp.figures.curves import FAINT, Numbers, blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 # Of gray images: weights for black are drawn nearly black, weights for white amber, visible on white paper.
 DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
 
@@ -125,9 +126,6 @@ def panel(
 
     Returns:
         A matplotlib figure.
-
-    Raises:
-        ValueError: the titles do not match the maps.
     """
     from matplotlib.cm import ScalarMappable
 
@@ -185,9 +183,6 @@ def filter_sheet(
 
     Returns:
         A matplotlib figure.
-
-    Raises:
-        ValueError: names or titles do not match the filters.
     """
     pictures = np.asarray(filters)
     rows, columns = pictures.shape[:2]

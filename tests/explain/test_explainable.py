@@ -28,7 +28,7 @@ def net():
 
 def test_maps_are_the_decomposition_at_every_layer(net):
     parts = net.decompose(IMAGES, 1)
-    np.testing.assert_allclose(parts.logits[:, 0], net.apply(net.variables, IMAGES)[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(parts.logits[:, 0], net.apply(net.variables, jnp.asarray(IMAGES))[:, 1], rtol=1e-5)
     own, features = net.levels(IMAGES, 1)
     np.testing.assert_allclose(net.maps(IMAGES, 1), parts.contributions.sum(-1), rtol=1e-6)
     np.testing.assert_allclose(own, net.maps(IMAGES, 1), rtol=1e-5)

@@ -180,10 +180,7 @@ def test_filters_and_overlaps_are_drawn_with_their_names():
     assert figure.axes[0].get_title() == "gate 0: 0.10 to 0.50"
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
     assert (
-        plots.overlap_matrices(np.full((1, 2, 2), np.nan), ["gate 0"], ["a", "b"])
-        .axes[0]
-        .get_title()
-        .endswith("pairs")
+        plots.overlap_matrices(np.full((1, 2, 2), np.nan), ["gate 0"], ["a", "b"]).axes[0].get_title().endswith("pairs")
     )
 
 

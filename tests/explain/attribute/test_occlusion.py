@@ -95,8 +95,7 @@ def test_a_window_that_covers_nothing_is_refused(window, stride, compat):
 @pytest.mark.parametrize(("window", "stride"), [(5, 2), (3, 5)])
 def test_a_window_or_stride_beyond_the_shorter_side_is_refused(window, stride):
     total = partial(jnp.sum, axis=(1, 2))
-    message = f"window, stride: got {window} and {stride}, expected at most the side of 4x6 pixels"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="window, stride"):
         occlusion(total, jnp.ones((1, 4, 6, 1)), window=window, stride=stride)
     whole = occlusion(total, jnp.ones((1, 4, 6, 1)), window=4, stride=4).contributions
     assert float(whole.sum()) == 12  # a window around row 0, cut at the border, covers two of the four rows

@@ -36,7 +36,7 @@ def test_it_agrees_with_the_methods_own_numbers():
 
 
 def test_unfit_shapes_are_refused():
-    with pytest.raises(ValueError, match="contributions: got"):
+    with pytest.raises(ValueError, match="contributions"):
         completeness(jnp.ones((2, 3, 4)), jnp.ones((2, 2)))
-    with pytest.raises(ValueError, match="reference: got"):
+    with pytest.raises(ValueError, match="reference"):
         completeness(jnp.ones((2, 3, 4)), jnp.ones((2, 3)), jnp.ones((2, 2, 3)))

@@ -1,7 +1,5 @@
 """Thresholds of best F1 by trying them all, and the four numbers by hand."""
 
-import re
-
 import numpy as np
 import pytest
 from jaxtyping import config
@@ -48,10 +46,10 @@ def test_edges(monkeypatch):
     assert detect(np.array([0.0, 1.0]), np.array([True, False]), 5.0).precision == 0
     close = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
     assert detect(close, np.array([False, True]), best_threshold(close, np.array([False, True]))).f1 == 1
-    for scores, positive, says in (
-        (np.array([1.0, np.nan]), np.array([True, False]), "scores: got 1 NaN or infinite"),
-        (np.array([1.0, 2.0]), np.array([True, True]), "positive: got 2 of 2, expected some of both kinds"),
-        (np.array([1.0, 2.0]), np.array([True]), "positive: got shape (1,)"),
+    for field, scores, positive in (
+        ("scores", np.array([1.0, np.nan]), np.array([True, False])),
+        ("positive", np.array([1.0, 2.0]), np.array([True, True])),
+        ("positive", np.array([1.0, 2.0]), np.array([True])),
     ):
-        with pytest.raises(ValueError, match=re.escape(says)):
+        with pytest.raises(ValueError, match=field):
             best_threshold(scores, positive)
