@@ -198,9 +198,10 @@ def overlap_matrices(
     values = np.asarray(overlaps)
     figure = Figure(figsize=(2.1 * len(values) + 0.4, 2.5), layout="constrained")
     for axes, matrix, name in zip(figure.subplots(1, len(values), squeeze=False)[0], values, names, strict=True):
-        low, high = np.nanmin(matrix), np.nanmax(matrix)
+        finite = matrix[np.isfinite(matrix)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
         axes.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-        axes.set_title(f"{name}: {low:.2f} to {high:.2f}", fontsize=9)
+        axes.set_title(f"{name}: {low:.2f} to {high:.2f}" if finite.size else f"{name}: no pairs", fontsize=9)
         if len(classes) <= 12:
             axes.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
             axes.set_yticks(range(len(classes)), classes, fontsize=6)

@@ -30,6 +30,7 @@ MAX_GATE_BYTES = 1 << 28  # of the float32 gates of one side of a tile
 TOLERANCE = 1e-5  # of conjugate gradients
 LOG_EVERY = 20  # products with the kernel
 
+Images = Float[Array | np.ndarray, "m ..."]
 Side = tuple[np.ndarray, tuple[np.ndarray, ...]]  # value inputs and gates
 
 
@@ -57,15 +58,14 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
 
     Example:
         >>> import jax
-        >>> from jaxinterp.gated.architecture import fc
-        >>> from jaxinterp.gated.network import GatedNetwork
-        >>> x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+        >>> from jaxinterp.gated import GatedNetwork, fc
+        >>> x = jax.random.normal(jax.random.key(1), (60, 5))
         >>> dlgn = GatedNetwork(fc(16, 2, classes=2), hard=True)
         >>> network = PathNetwork.of(dlgn, dlgn.init(jax.random.key(0), x))
-        >>> regressor = NPKRegressor(network).fit(x[:40], x[:40, 0] > 0)
+        >>> regressor = NPKRegressor(network).fit(x[:40], np.asarray(x[:40, 0] > 0))
         >>> shares = regressor.shares(x[40:])
-        >>> shares.shape, regressor.score(x[40:], x[40:, 0] > 0) > 0.7
-        ((20, 40, 2), True)
+        >>> shares.shape, regressor.predict(x[40:]).shape
+        ((20, 40, 2), (20,))
         >>> bool(np.allclose(shares.sum(1) + regressor.solution_.offset, regressor.decision_function(x[40:])))
         True
     """
@@ -90,7 +90,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.log = log
 
-    def fit(self, x: Float[np.ndarray, "n ..."], y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
+    def fit(self, x: Images, y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
         """Fit to training images.
 
         Args:
@@ -120,15 +120,15 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self._log(f"NPK regression of {n} images: ridge {self.solution_.ridge:g}, {how} ({seconds:.1f} s)")
         return self
 
-    def decision_function(self, x: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m classes"]:
+    def decision_function(self, x: Images) -> Float[np.ndarray, "m classes"]:
         """Predict the regression targets of images, one column per class of `classes_`."""
         return self._decide(self._read(x))
 
-    def predict(self, x: Float[np.ndarray, "m ..."]) -> Shaped[np.ndarray, " m"]:
+    def predict(self, x: Images) -> Shaped[np.ndarray, " m"]:
         """Predict the labels of images."""
         return self.classes_[self.decision_function(x).argmax(1)]
 
-    def shares(self, x: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m n classes"]:
+    def shares(self, x: Images) -> Float[np.ndarray, "m n classes"]:
         """Compute the signed share of each training image in each output.
 
         With the offset, `solution_.offset`, the shares of an image sum to its `decision_function`.
@@ -171,7 +171,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         )
         return Ridge(alpha, offset, part.ridge, part.errors), f"{products} products with the kernel"
 
-    def _read(self, x: Float[np.ndarray, "m ..."]) -> Side:
+    def _read(self, x: Images) -> Side:
         check_is_fitted(self)
         return self.network.read(x, self.batch_size)
 
@@ -217,7 +217,7 @@ def _rows(side: Side, rows: Any) -> Side:
 
 def evaluate(
     regressor: NPKRegressor,
-    images: Float[np.ndarray, "m ..."],
+    images: Images,
     labels: Int[np.ndarray, " m"],
     shown: Int[np.ndarray, " shown"],
     count: int = 4,
