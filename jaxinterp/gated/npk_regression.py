@@ -16,7 +16,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jaxinterp.checks import require, require_labels
-from jaxinterp.errors import ConfigError
 from jaxinterp.gated.kernels.regression import RIDGES, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tiles import Tiles
 from jaxinterp.gated.path_network import PathNetwork
@@ -136,18 +135,16 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         return self._shares(self._read(x))
 
     def _fit_tiles(self, targets: Float[np.ndarray, "n classes"]) -> tuple[Ridge, str]:
-        n, start, kernel = len(targets), time.perf_counter(), self.network.kernel
-        folder = self.folder
-        if folder is None:
-            raise ConfigError(f"folder: got None, expected one for the kernel of {n} images, larger than max_bytes")
+        n, start, kernel, size = len(targets), time.perf_counter(), self.network.kernel, self._tile_size
+        require(self.folder, "folder", self.folder, f"one for the kernel of {n} images, larger than max_bytes")
         identity = {
             "kernel": repr(replace(kernel, norms=())),
             "norms": [crc32(array) for norm in kernel.norms for array in norm],
             "inputs": crc32(self.inputs_),
             "gates": [crc32(gate) for gate in self.gates_],
         }
-        options: dict[str, Any] = {"identity": identity, "cache_bytes": self.max_bytes}
-        tiles = Tiles(folder, (n, n), tile_size=self._tile_size, symmetric=True, **options)
+        options: dict[str, Any] = {"symmetric": True, "identity": identity, "cache_bytes": self.max_bytes}
+        tiles = Tiles(str(self.folder), (n, n), tile_size=size, **options)
         computed = tiles.compute(lambda rows, columns: self._between(self._train(rows), columns))
         self._log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
         draw = np.random.default_rng(self.seed).permutation(n)
@@ -165,10 +162,8 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
                 self._log(f"{products} products with the kernel ({time.perf_counter() - start:.1f} s)")
             return tiles.product(y.astype(np.float32))
 
-        approximation = nystrom(columns, landmarks)
-        alpha, products = conjugate_gradients(
-            multiply, targets - offset, part.ridge * diagonal, approximation, tolerance=TOLERANCE
-        )
+        ridge, approximation = part.ridge * diagonal, nystrom(columns, landmarks)
+        alpha, products = conjugate_gradients(multiply, targets - offset, ridge, approximation, tolerance=TOLERANCE)
         return Ridge(alpha, offset, part.ridge, part.errors), f"{products} products with the kernel"
 
     def _read(self, x: Images) -> Side:
@@ -186,7 +181,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
     def _tile_size(self) -> int:
         """Images along a side of a tile, fewer if there are many gates."""
         units = sum(int(np.prod(gate.shape[1:])) for gate in self.gates_)
-        return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // (4 * units)))
+        return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // max(1, 4 * units)))
 
     def _blocks(self, count: int) -> list[slice]:
         return [slice(start, start + self._tile_size) for start in range(0, count, self._tile_size)]
