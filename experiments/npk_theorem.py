@@ -24,7 +24,6 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.app.cli import Seeds
 from jaxinterp.app.results import Results, summarize, write_results
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.figures.html import picture
@@ -255,7 +254,7 @@ class Program:
     """Folder of the figure, npk_theorem.png."""
     results: Path | None = None
     """Folder of gated_theorem.json, such as experiments/results."""
-    seeds: Seeds = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Every number is measured with each of them; the figure shows the first."""
     smoke: bool = False
     """In seconds, with few draws."""
@@ -274,7 +273,7 @@ class Program:
         print(f"figure: {self.out / 'npk_theorem.png'}")
         if self.results is not None:
             check_folder(self.results)
-            seeds = ",".join(map(str, self.seeds))
+            seeds = " ".join(map(str, self.seeds))
             command = f"python -m experiments.npk_theorem --seeds {seeds} --results experiments/results"
             made = Results("gated/theorem", command, machine(), versions(), self.seeds, summarize(values))
             write_results(self.results / "gated_theorem.json", made)

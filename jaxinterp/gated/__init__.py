@@ -4,7 +4,6 @@ The networks DGN, DLGN and DLGN-SF are `GatedNetwork` with `gating` "relu", "lin
 """
 
 from jaxinterp.gated.architecture import (
-    Architecture,
     AvgPool,
     BatchNorm,
     Conv,
@@ -14,12 +13,8 @@ from jaxinterp.gated.architecture import (
     GlobalAvgPool,
     Residual,
     c4gap,
-    fan_ins,
     fc,
-    gate_count,
     gate_shapes,
-    iter_layers,
-    output_shape,
     resnet,
     vconv,
     vgg16,
@@ -29,21 +24,16 @@ from jaxinterp.gated.network import (
     GatingNetwork,
     Network,
     open_gates,
-    permute_gates,
-    tile_and_roll,
-    weight_initializer,
 )
 from jaxinterp.gated.npk_regression import NPKRegressor
 from jaxinterp.gated.path_network import PathNetwork
-from jaxinterp.gated.paths import Filters, Paths, class_overlap, effective_filters, margins, strongest_paths
+from jaxinterp.gated.paths import class_overlap, effective_filters, margins, strongest_paths
 
 __all__ = [
-    "Architecture",
     "AvgPool",
     "BatchNorm",
     "Conv",
     "Dense",
-    "Filters",
     "Flatten",
     "Gate",
     "GatedNetwork",
@@ -52,24 +42,16 @@ __all__ = [
     "NPKRegressor",
     "Network",
     "PathNetwork",
-    "Paths",
     "Residual",
     "c4gap",
     "class_overlap",
     "effective_filters",
-    "fan_ins",
     "fc",
-    "gate_count",
     "gate_shapes",
-    "iter_layers",
     "margins",
     "open_gates",
-    "output_shape",
-    "permute_gates",
     "resnet",
     "strongest_paths",
-    "tile_and_roll",
     "vconv",
     "vgg16",
-    "weight_initializer",
 ]

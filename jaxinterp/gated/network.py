@@ -147,8 +147,7 @@ class _Part(Layer):
             gate: (l, q_l) ↦ z_l.
             head: run the layers after the last gate, too.
         """
-        linears, norms, gates = count(), count(), 0
-        last = gate_count(self.layers)
+        linears, norms, gates, last = count(), count(), 0, gate_count(self.layers)
 
         def run(layers: Architecture, x: Array) -> Array:
             nonlocal gates
@@ -240,9 +239,8 @@ class GatingNetwork(_Part):
     def __call__(self, x: Float[Array, "n ..."], train: bool = False) -> Gates:
         """Compute the pre-activations of all gates at `x`, (N, ...) each."""
         require_one_of("gating", self.gating, get_args(Gating))
-        return self._shallow(x, train) if self.gating == "shallow" else self._deep(x, train)
-
-    def _deep(self, x: Array, train: bool) -> Gates:
+        if self.gating == "shallow":
+            return self._shallow(x, train)
         preactivations: list[Array] = []
 
         def read(i: int, q: Array) -> Array:

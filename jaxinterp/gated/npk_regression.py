@@ -16,7 +16,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from jaxinterp.checks import require, require_labels
-from jaxinterp.errors import ConfigError
 from jaxinterp.gated.kernels.regression import RIDGES, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tiles import Tiles
 from jaxinterp.gated.path_network import PathNetwork
@@ -30,6 +29,7 @@ MAX_GATE_BYTES = 1 << 28  # of the float32 gates of one side of a tile
 TOLERANCE = 1e-5  # of conjugate gradients
 LOG_EVERY = 20  # products with the kernel
 
+Images = Float[Array | np.ndarray, "m ..."]
 Side = tuple[np.ndarray, tuple[np.ndarray, ...]]  # value inputs and gates
 
 
@@ -57,15 +57,14 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
 
     Example:
         >>> import jax
-        >>> from jaxinterp.gated.architecture import fc
-        >>> from jaxinterp.gated.network import GatedNetwork
-        >>> x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+        >>> from jaxinterp.gated import GatedNetwork, fc
+        >>> x = jax.random.normal(jax.random.key(1), (60, 5))
         >>> dlgn = GatedNetwork(fc(16, 2, classes=2), hard=True)
         >>> network = PathNetwork.of(dlgn, dlgn.init(jax.random.key(0), x))
-        >>> regressor = NPKRegressor(network).fit(x[:40], x[:40, 0] > 0)
+        >>> regressor = NPKRegressor(network).fit(x[:40], np.asarray(x[:40, 0] > 0))
         >>> shares = regressor.shares(x[40:])
-        >>> shares.shape, regressor.score(x[40:], x[40:, 0] > 0) > 0.7
-        ((20, 40, 2), True)
+        >>> shares.shape, regressor.predict(x[40:]).shape
+        ((20, 40, 2), (20,))
         >>> bool(np.allclose(shares.sum(1) + regressor.solution_.offset, regressor.decision_function(x[40:])))
         True
     """
@@ -90,7 +89,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.log = log
 
-    def fit(self, x: Float[np.ndarray, "n ..."], y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
+    def fit(self, x: Images, y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
         """Fit to training images.
 
         Args:
@@ -120,15 +119,15 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self._log(f"NPK regression of {n} images: ridge {self.solution_.ridge:g}, {how} ({seconds:.1f} s)")
         return self
 
-    def decision_function(self, x: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m classes"]:
+    def decision_function(self, x: Images) -> Float[np.ndarray, "m classes"]:
         """Predict the regression targets of images, one column per class of `classes_`."""
         return self._decide(self._read(x))
 
-    def predict(self, x: Float[np.ndarray, "m ..."]) -> Shaped[np.ndarray, " m"]:
+    def predict(self, x: Images) -> Shaped[np.ndarray, " m"]:
         """Predict the labels of images."""
         return self.classes_[self.decision_function(x).argmax(1)]
 
-    def shares(self, x: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m n classes"]:
+    def shares(self, x: Images) -> Float[np.ndarray, "m n classes"]:
         """Compute the signed share of each training image in each output.
 
         With the offset, `solution_.offset`, the shares of an image sum to its `decision_function`.
@@ -136,18 +135,16 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         return self._shares(self._read(x))
 
     def _fit_tiles(self, targets: Float[np.ndarray, "n classes"]) -> tuple[Ridge, str]:
-        n, start, kernel = len(targets), time.perf_counter(), self.network.kernel
-        folder = self.folder
-        if folder is None:
-            raise ConfigError(f"folder: got None, expected one for the kernel of {n} images, larger than max_bytes")
+        n, start, kernel, size = len(targets), time.perf_counter(), self.network.kernel, self._tile_size
+        require(self.folder, "folder", self.folder, f"one for the kernel of {n} images, larger than max_bytes")
         identity = {
             "kernel": repr(replace(kernel, norms=())),
             "norms": [crc32(array) for norm in kernel.norms for array in norm],
             "inputs": crc32(self.inputs_),
             "gates": [crc32(gate) for gate in self.gates_],
         }
-        options: dict[str, Any] = {"identity": identity, "cache_bytes": self.max_bytes}
-        tiles = Tiles(folder, (n, n), tile_size=self._tile_size, symmetric=True, **options)
+        options: dict[str, Any] = {"symmetric": True, "identity": identity, "cache_bytes": self.max_bytes}
+        tiles = Tiles(str(self.folder), (n, n), tile_size=size, **options)
         computed = tiles.compute(lambda rows, columns: self._between(self._train(rows), columns))
         self._log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
         draw = np.random.default_rng(self.seed).permutation(n)
@@ -165,13 +162,11 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
                 self._log(f"{products} products with the kernel ({time.perf_counter() - start:.1f} s)")
             return tiles.product(y.astype(np.float32))
 
-        approximation = nystrom(columns, landmarks)
-        alpha, products = conjugate_gradients(
-            multiply, targets - offset, part.ridge * diagonal, approximation, tolerance=TOLERANCE
-        )
+        ridge, approximation = part.ridge * diagonal, nystrom(columns, landmarks)
+        alpha, products = conjugate_gradients(multiply, targets - offset, ridge, approximation, tolerance=TOLERANCE)
         return Ridge(alpha, offset, part.ridge, part.errors), f"{products} products with the kernel"
 
-    def _read(self, x: Float[np.ndarray, "m ..."]) -> Side:
+    def _read(self, x: Images) -> Side:
         check_is_fitted(self)
         return self.network.read(x, self.batch_size)
 
@@ -186,7 +181,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
     def _tile_size(self) -> int:
         """Images along a side of a tile, fewer if there are many gates."""
         units = sum(int(np.prod(gate.shape[1:])) for gate in self.gates_)
-        return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // (4 * units)))
+        return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // max(1, 4 * units)))
 
     def _blocks(self, count: int) -> list[slice]:
         return [slice(start, start + self._tile_size) for start in range(0, count, self._tile_size)]
@@ -217,7 +212,7 @@ def _rows(side: Side, rows: Any) -> Side:
 
 def evaluate(
     regressor: NPKRegressor,
-    images: Float[np.ndarray, "m ..."],
+    images: Images,
     labels: Int[np.ndarray, " m"],
     shown: Int[np.ndarray, " shown"],
     count: int = 4,

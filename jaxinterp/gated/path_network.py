@@ -81,7 +81,7 @@ class PathNetwork:
         return cls(kernel, jax.jit(inputs), jax.jit(gates))
 
     def read(
-        self, images: Float[np.ndarray, "n ..."], batch_size: int = 256
+        self, images: Float[Array | np.ndarray, "n ..."], batch_size: int = 256
     ) -> tuple[Shaped[np.ndarray, "n ..."], tuple[Shaped[np.ndarray, "n ..."], ...]]:
         """Compute value inputs and gates of images, in batches of one size.
 

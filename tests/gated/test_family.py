@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import npk_theorem
@@ -15,12 +16,9 @@ from jaxinterp.app import stages
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.gated import family as gated
-from jaxinterp.gated import npk_regression as path_regression
-from jaxinterp.gated.architecture import fc
-from jaxinterp.gated.kernels.path import PathKernel
-from jaxinterp.gated.network import GatingNetwork
-from jaxinterp.gated.npk_regression import Side, regress
+from jaxinterp.recipe.config import Run
 from jaxinterp.train import load_variables
+from jaxinterp.train.optimizer import optimizer_of, ramp, schedule_of
 
 
 def quiet(line: str) -> None:
@@ -47,6 +45,25 @@ def test_every_row_of_the_papers_tables_is_a_run_with_its_recipe() -> None:
     staged = gated.RUNS["gated/cifar10-gconv-staged-10"].config
     relu = gated.prior("gated/cifar10-gconv-staged-10", staged)
     assert (staged.epochs, relu and relu[1].epochs) == (80, 10)
+
+
+def test_the_ramp_is_a_tenth_then_full_then_a_tenth_then_a_hundredth() -> None:
+    rates = [float(ramp(0.1, 640)(step)) for step in (0, 3, 4, 319, 320, 479, 480, 639)]
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+    config = replace(Run(), schedule="constant", learning_rate=0.3)
+    assert schedule_of(config, 10)(5) == pytest.approx(0.3)
+
+
+def test_fixed_parameters_stay_and_kernels_decay() -> None:
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(2)}}
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    config = replace(Run(), optimizer="sgd", weight_decay=0.5, learning_rate=0.1)
+    tx = optimizer_of(config, lambda step: jnp.float32(0.1), lambda path: path.startswith("b/"))
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(moved["a"]["kernel"], 0.95)
+    np.testing.assert_allclose(moved["a"]["bias"], 1.0)
+    np.testing.assert_allclose(moved["b"]["kernel"], 1.0)
 
 
 def test_copied_and_learnt_gates_start_where_they_should() -> None:
@@ -119,21 +136,6 @@ def test_more_training_images_than_there_are_is_one_line(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_kernel_of_a_normalized_network_has_its_norms() -> None:
-    config = replace(gated.smoke(gated.RUNS["gated/cifar10-vgg16-dgn-x"].config), image_size=32)
-    model = gated.build(config)
-    x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(model.init)(jax.random.key(1), x))
-    norm = variables["params"]["body"]["value_network"]["norm_3"]
-    seen = variables["batch_stats"]["body"]["value_network"]["norm_3"]
-    kernel, _ = gated.kernel_of(config, variables)
-    z = np.array([0.7])
-    want = (z - seen["mean"]) / np.sqrt(seen["var"] + 1e-5) * norm["scale"] + norm["bias"]
-    np.testing.assert_allclose(z * kernel.norms[3].scale + kernel.norms[3].shift, want, rtol=1e-5)
-    assert len(kernel.norms) == 13
-
-
-@pytest.mark.slow
 def test_the_report_of_linear_gates_shows_their_filters(tmp_path: Path) -> None:
     config = gated.smoke(gated.RUNS["gated/digits-dlgn"].config)
     stages.train("gated/digits-dlgn", config, tmp_path)
@@ -147,7 +149,7 @@ def test_gates_read_off_a_run_give_back_its_logits(regime: gated.Regime) -> None
     model = gated.build(config)
     x = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
     variables = model.init(jax.random.key(1), x)
-    gates = gated.gates_at(config, model, variables)(x)
+    gates = gated.path_network(model, variables).gates(x)
     assert {gate.dtype for gate in gates} == {jnp.dtype(jnp.float32 if regime == "decoupled" else bool)}
     body = variables["params"]["body"]
     value = gated.Network(gated.layers_of(config))
@@ -164,47 +166,8 @@ def test_odds_of_softmax_are_those_of_its_probabilities() -> None:
     subject = gated.subject(config, model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
     logits = np.random.default_rng(0).normal(size=(4, 5))
     chance = np.asarray(jax.nn.softmax(logits, axis=1))
-    np.testing.assert_allclose(subject.log_odds(logits), np.log(chance / (1 - chance)), rtol=1e-6)
-    np.testing.assert_array_equal(replace(subject, probability="sigmoid").log_odds(logits), logits)
-
-
-def sides(train: int, test: int) -> tuple[PathKernel, Side, Side]:
-    """Three blobs in five dimensions under the gates of a random network."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, train + test)
-    x = (rng.normal(size=(3, 5))[labels] + 0.3 * rng.normal(size=(train + test, 5))).astype(np.float32)
-    gating = GatingNetwork(fc(16, 2, 3), gating="relu")
-    gates = gating.apply(gating.init(jax.random.key(0), jnp.asarray(x)), jnp.asarray(x))
-    opened = [np.asarray(gate > 0) for gate in gates]
-
-    def side(part: slice) -> Side:
-        return Side(x[part], tuple(gate[part] for gate in opened), labels[part])
-
-    return PathKernel(fc(16, 2, 3), normalize="width", exact=True), side(slice(train)), side(slice(train, None))
-
-
-@pytest.mark.slow
-def test_a_kernel_in_tiles_decides_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, train, test = sides(60, 20)
-    options = {"seed": 0, "shown": np.array([0, 3]), "say": quiet}
-    whole = regress(kernel, train, test, 3, tmp_path / "a", {}, memory=1.0, **options)
-    for name, value in {"TILE": 16, "CHOSEN": 60, "LANDMARKS": 20, "TOLERANCE": 1e-9}.items():
-        monkeypatch.setattr(path_regression, name, value)
-    said: list[str] = []
-    options["say"] = said.append
-    tiled = regress(kernel, train, test, 3, tmp_path / "b", {}, memory=1e-9, **options)
-    assert whole["metrics"]["npk_test_accuracy"] == tiled["metrics"]["npk_test_accuracy"] > 0.8
-    assert whole["metrics"]["npk_ridge"] == tiled["metrics"]["npk_ridge"]
-    assert not (tmp_path / "a").exists()
-    for one, other in zip(whole["deciding"], tiled["deciding"], strict=True):
-        assert one["prediction"] == pytest.approx(other["prediction"], abs=1e-3)
-        assert [i for i, _ in one["for"]] == [i for i, _ in other["for"]]
-        assert one["offset"] + one["sum"] == pytest.approx(one["prediction"], abs=1e-12)
-    assert said[0].startswith("10 tiles")
-    regress(kernel, train, test, 3, tmp_path / "b", {}, memory=1e-9, **options)
-    assert any(line.startswith("0 tiles") for line in said)
-    with pytest.raises(ConfigError, match="holds another kernel: epochs is absent, expected 1; remove it"):
-        regress(kernel, train, test, 3, tmp_path / "b", {"epochs": 1}, memory=1e-9, **options)
+    np.testing.assert_allclose(subject.odds(logits), np.log(chance / (1 - chance)), rtol=1e-6)
+    np.testing.assert_array_equal(replace(subject, probability="sigmoid").odds(logits), logits)
 
 
 @pytest.mark.slow

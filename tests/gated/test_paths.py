@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.errors import ConfigError
 from jaxinterp.gated.architecture import AvgPool, BatchNorm, Conv, Dense, Gate, GlobalAvgPool, fc
 from jaxinterp.gated.network import GatedNetwork, GatingNetwork
-from jaxinterp.gated.paths import class_overlap, effective_filters, margins, strongest_paths
+from jaxinterp.gated.paths import Filters, class_overlap, effective_filters, margins, strongest_paths
 
 KEYS = jax.random.split(jax.random.key(0), 4)
+KERNELS = (np.ones((2, 3)), np.ones((3, 1)))
 
 
 def test_filters_of_a_fully_connected_gate_are_the_product_of_the_maps_below():
@@ -56,7 +58,7 @@ def test_gates_of_a_relu_network_are_not_half_spaces():
     network = GatingNetwork(fc(5, 2), gating="relu")
     variables = network.init(KEYS[1], jnp.ones((1, 3)))
     effective_filters(lambda x: network.apply(variables, x)[0], (3,))  # the first layer's are
-    with pytest.raises(ValueError, match="preactivation: expected an affine function"):
+    with pytest.raises(ConfigError, match="preactivation"):
         effective_filters(lambda x: network.apply(variables, x)[1], (3,))
 
 
@@ -80,23 +82,33 @@ def test_strongest_paths_are_those_of_the_enumeration(k):
 
 
 def test_closed_gates_leave_no_path():
-    kernels = (np.ones((2, 3)), np.ones((3, 1)))
-    found = strongest_paths(kernels, (np.array([0.0, 1.0, 0.0]),), np.array([1.0, -2.0]), 0)
+    found = strongest_paths(KERNELS, (np.array([0.0, 1.0, 0.0]),), np.array([1.0, -2.0]), 0)
     assert found.units.tolist() == [[1, 1], [0, 1]]
     assert found.contributions.tolist() == [-2.0, 1.0]
-    for arguments, says in (
-        ((kernels, (), np.ones(2), 0), "gates: got 0, expected 1"),
-        ((kernels, (np.ones(2),), np.ones(2), 0), r"gate 0 has shape \(2,\), expected \(3,\)"),
-        ((kernels, (np.ones(3),), np.ones(3), 0), r"kernel 0 has shape \(2, 3\), expected \(3, ...\)"),
-        ((kernels, (np.ones(3),), np.ones(2), 0, 0), "k: got 0"),
-        ((kernels, (np.ones(3),), np.ones(2), 1), "output: got 1, expected 0 to 0"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            strongest_paths(*arguments)
-    with pytest.raises(ValueError, match=r"labels: got 0..2, expected classes in \[0, 2\)"):
-        class_overlap((np.ones((2, 3)),), np.array([0, 2]), 2)
-    with pytest.raises(ValueError, match=r"units: got 5..5, expected indices in \[0, 3\)"):
-        effective_filters(lambda x: 2 * x, (3,), np.array([5]))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("gates", lambda: strongest_paths(KERNELS, (), np.ones(2), 0)),
+        ("gates", lambda: strongest_paths(KERNELS, (np.ones(2),), np.ones(2), 0)),
+        ("kernels", lambda: strongest_paths(KERNELS, (np.ones(3),), np.ones(3), 0)),
+        ("k", lambda: strongest_paths(KERNELS, (np.ones(3),), np.ones(2), 0, 0)),
+        ("output", lambda: strongest_paths(KERNELS, (np.ones(3),), np.ones(2), 1)),
+        ("labels", lambda: class_overlap((np.ones((2, 3)),), np.array([0, 2]), 2)),
+        ("units", lambda: effective_filters(lambda x: 2 * x, (3,), np.array([5]))),
+    ],
+)
+def test_arguments_that_do_not_fit_raise(name, call):
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        call()
+
+
+def test_a_gate_without_a_filter_is_infinitely_far():
+    filters = Filters(jnp.array([[3.0, 4.0], [0, 0], [0, 0], [0, 0]]), jnp.array([0.0, 2, -2, 0]))
+    with jax.debug_nans(True):
+        distances = margins(filters, jnp.array([[1.0, 0.5]]))
+    np.testing.assert_allclose(distances, [[1, np.inf, -np.inf, 0]])
 
 
 def test_class_overlap_is_the_mean_over_pairs():

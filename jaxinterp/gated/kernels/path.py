@@ -52,7 +52,7 @@ from jaxinterp.gated.architecture import (
     gate_shapes,
     iter_layers,
 )
-from jaxinterp.gated.kernels.pairwise import Pairs, rectangular, symmetric
+from jaxinterp.gated.kernels.pairwise import rectangular, symmetric
 
 Kernel = Literal["npk", "ntk", "nngp"]
 Normalize = Literal["none", "width", "unit_diag"]
@@ -136,16 +136,15 @@ class PathKernel:
                 that are not finite, gates other than 0 and 1 if `exact`, or path counts or products beyond the type.
         """
         require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
-        x = jnp.asarray(x)
+        x, other = jnp.asarray(x), None
         self._check(x, gates)
-        gates = _countable(gates, x.dtype)
+        if x2 is not None and gates2 is not None:
+            x2 = jnp.asarray(x2)
+            self._check(x2, gates2)
+            require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, {', '.join(map(str, x.shape[1:]))})")
+            other = x2, _countable(gates2, x.dtype)
         kernel = replace(self, norms=())  # static argument: must be hashable
-        if x2 is None or gates2 is None:
-            return _symmetric(kernel, self.norms, x, gates)
-        x2 = jnp.asarray(x2)
-        self._check(x2, gates2)
-        require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, {', '.join(map(str, x.shape[1:]))})")
-        return _rectangular(kernel, self.norms, x, gates, x2, _countable(gates2, x.dtype))
+        return _compute(kernel, self.norms, (x, _countable(gates, x.dtype)), other)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
@@ -166,17 +165,14 @@ class PathKernel:
                 if name != "x" or self.value_input == "x":
                     products += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
         limit = math.log10(float(jnp.finfo(x.dtype).max))
-        counted = self.get == "npk" and self.normalize == "none"
-        paths = sum(math.log10(float(count)) for count in self._counts(x.shape[1:])) if counted else 0.0
+        counted, paths = self.get == "npk" and self.normalize == "none", 0.0
+        if counted:  # bounded by the input's size, pairs of positions, windows, and widths of the gates
+            windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
+            factors = [x.shape[-1], int(np.prod(x.shape[1:-1])) ** 2, *(shape[-1] for shape in shapes), *windows]
+            paths = sum(math.log10(float(factor)) for factor in factors)
         require(paths <= limit, "normalize", f"none with up to 10^{paths:.0f} paths", "width or unit_diag")
         largest = f"products up to 10^{paths + products:.0f}"
         require(paths + products <= limit, "x, gates", largest, f"values whose products fit {x.dtype}")
-
-    def _counts(self, shape: tuple[int, ...]) -> list[int]:
-        """Bound the factors by which path counts grow: widths of the gates, windows, and the input's size."""
-        windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
-        positions = int(np.prod(shape[:-1])) ** 2
-        return [shape[-1], positions, *(gate[-1] for gate in gate_shapes(self.layers, shape)), *windows]
 
 
 class _State(NamedTuple):
@@ -333,13 +329,6 @@ class _Recursion:
         return self.each(windows, state)
 
 
-def _pairs(kernel: PathKernel, norms: Any, x: Array) -> tuple[Pairs, int]:
-    """Return the recursion as a function of two blocks of (inputs, gates), and the bytes of its state per pair."""
-    recursion = partial(_Recursion, kernel, norms, x.shape[1:])
-    positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
-    return lambda block, other: recursion()(*block, *other), positions * x.dtype.itemsize
-
-
 def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
     """Convert gates to the inputs' type, integers on accelerators to int8.
 
@@ -349,35 +338,27 @@ def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
     return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
 
 
-def _self_kernel(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
-    """Compute K(x, x) of every example, (n,)."""
+@partial(jax.jit, static_argnums=0)
+def _compute(kernel: PathKernel, norms: Any, side: Any, other: Any) -> Array:
+    """Compute the kernel of (inputs, gates) with others, or with themselves if these are None."""
+    x = side[0]
+    recursion = partial(_Recursion, kernel, norms, x.shape[1:])
 
-    def one(example: Any) -> Array:
-        x, gates = jax.tree.map(lambda a: a[None], example)
-        return _Recursion(kernel, norms, x.shape[1:])(x, gates, x, gates)[0, 0]
+    def pairs(block: Any, other: Any) -> Array:
+        return recursion()(*block, *other)
 
-    return lax.map(one, (x, gates))
+    def self_kernel(side: Any) -> Array:
+        single = jax.tree.map(lambda a: a[:, None], side)
+        return lax.map(lambda example: pairs(example, example)[0, 0], single)
 
-
-def _cosines(k: Array, diagonal: Array, diagonal2: Array) -> Array:
-    root, root2 = (lax.rsqrt(jnp.where(d > 0, d, 1)) for d in (diagonal, diagonal2))
+    positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
+    bytes_each = positions * x.dtype.itemsize
+    if other is None:
+        k = symmetric(pairs, side, None if x.ndim == 2 else bytes_each)
+    else:
+        k = rectangular(pairs, side, other, bytes_each)
+    if kernel.normalize != "unit_diag":
+        return k
+    diagonals = [jnp.diagonal(k)] * 2 if other is None else [self_kernel(side), self_kernel(other)]
+    root, root2 = (lax.rsqrt(jnp.where(d > 0, d, 1)) for d in diagonals)
     return k * root[:, None] * root2[None]
-
-
-@partial(jax.jit, static_argnums=0)
-def _rectangular(kernel: PathKernel, norms: Any, x: Array, gates: Any, x2: Array, gates2: Any) -> Array:
-    pairs, size = _pairs(kernel, norms, x)
-    k = rectangular(pairs, (x, gates), (x2, gates2), size)
-    if kernel.normalize != "unit_diag":
-        return k
-    return _cosines(k, _self_kernel(kernel, norms, x, gates), _self_kernel(kernel, norms, x2, gates2))
-
-
-@partial(jax.jit, static_argnums=0)
-def _symmetric(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
-    pairs, size = _pairs(kernel, norms, x)
-    k = symmetric(pairs, (x, gates), None if x.ndim == 2 else size)
-    if kernel.normalize != "unit_diag":
-        return k
-    diagonal = jnp.diagonal(k)
-    return _cosines(k, diagonal, diagonal)

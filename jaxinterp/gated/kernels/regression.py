@@ -109,12 +109,7 @@ def kernel_ridge(
 
 @dataclass(frozen=True)
 class Nystrom:
-    """A rank-m approximation K ≈ U diag(values) Uᵀ, from m columns of K.
-
-    Attributes:
-        vectors: U, orthonormal, (n, m).
-        values: (m,), falling.
-    """
+    """A rank-m approximation K ≈ U diag(values) Uᵀ, `values` falling."""
 
     vectors: Float[np.ndarray, "n m"]
     values: Float[np.ndarray, " m"]

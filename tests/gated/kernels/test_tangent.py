@@ -14,7 +14,7 @@ KEYS = jax.random.split(jax.random.key(0), 4)
 
 
 def test_parameters_that_cannot_be_differentiated_are_named():
-    with pytest.raises(ValueError, match=r"params: \['n'\] is int32, expected floating parameters"):
+    with pytest.raises(ValueError, match=r"params\['n'\]: "):
         tangent_kernel(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1)), "n": jnp.arange(3)}, jnp.ones((2, 2)))
 
 
