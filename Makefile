@@ -25,7 +25,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.coda
 
 readme: $(VENV)/.installed
-	$(VENV)/bin/python -m experiments.update_readme README.md experiments/results/README.md
+	$(VENV)/bin/python experiments/update_readme.py README.md experiments/results/README.md
 
 # What was tested, one file per supported Python; every other version is refused here by its missing file.
 lock: $(VENV)/.installed

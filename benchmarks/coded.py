@@ -31,7 +31,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from benchmarks.measuring import alternate, growth, record, relative
 from benchmarks.torch_coded import Block, ResNeXt
-from jaxinterp.coded.network import CodedBlock, CodedResNeXt, coded_cifar10, coding_loss, grouped_conv
+from jaxinterp.coded.block import CodedBlock, grouped_conv
+from jaxinterp.coded.network import CodedResNeXt, coded_cifar10, coding_loss
 from jaxinterp.coded.surgery import binary_classifier, costs
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32
@@ -79,7 +80,7 @@ def literal(params: Any, x: Float[Array, "n h w c"], paths: int, split: bool) ->
     u = nn.relu(norm("norm_inner", u)).reshape(*u.shape[:3], paths, -1)
     t = jnp.einsum("bhwnd,ndc->bhwnc", u, params["expand_kernel"])
     energies = (t**2).mean((1, 2, 4))
-    rho = jnp.sqrt(energies.mean(1) + 1e-12)
+    rho = jnp.sqrt(energies.mean(1))
     y = norm("norm_expand", (t / rho[:, None, None, None, None]).sum(3))
     return nn.relu(y + x), energies
 

@@ -55,7 +55,7 @@ class Block(torch.nn.Module):
         if self.coded:
             t = y.reshape(len(y), self.paths, self.features, *y.shape[2:])
             energies = (t**2).mean((2, 3, 4))
-            rho = (energies.mean(1) + 1e-12).sqrt()
+            rho = energies.mean(1).sqrt()
             y = (t / rho[:, None, None, None, None]).sum(1)
         y = self.norms[2](y)
         shortcut = x if self.skip is None else self.skip_norm(self.skip(x))

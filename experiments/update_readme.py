@@ -1,25 +1,267 @@
-"""`python -m experiments.update_readme FILE ...`: rewrite the tables of README files from committed results."""
+"""`python experiments/update_readme.py README.md experiments/results/README.md`: rewrite tables from committed results.
 
+The tables are data: which metrics are columns, under which title and in which format.
+"""
+
+import json
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jaxinterp.app.results import rewrite
-from jaxinterp.errors import JaxInterpError
+from jaxinterp.app.console import errors_in_one_line
+from jaxinterp.app.results import MOTIONS, Metric, Results, equivariance_rows, read_results
+from jaxinterp.errors import ConfigError
+from jaxinterp.files import write_text
+
+BEGIN, END = "<!-- results: begin (python experiments/update_readme.py README.md) -->", "<!-- results: end -->"
+ALL = "<!-- all results: begin (python experiments/update_readme.py experiments/results/README.md) -->"
+LOCALIZATION = "localization_3x3_median"
 
 
-def main(arguments: list[str]) -> int:
-    """Rewrite each README named; 2 where one has no markers or a results file is damaged."""
-    if not arguments:
-        print("usage: python -m experiments.update_readme README.md", file=sys.stderr)
-        return 2
-    try:
+@dataclass(frozen=True)
+class Table:
+    """Metrics as columns, one row per run that has one of them.
+
+    Attributes:
+        columns: metric → (title, number format).
+        shared: metrics that do not make a row by themselves.
+        sparse: whether a column without any number is kept.
+        best_baseline: whether the last column is the best post-hoc method's localization.
+    """
+
+    columns: Mapping[str, tuple[str, str]]
+    shared: tuple[str, ...] = ()
+    sparse: bool = True
+    best_baseline: bool = False
+
+
+TABLES = (
+    Table(
+        {
+            "test_accuracy": ("test accuracy", ".2%"),
+            "test_accuracy_highest": ("highest of all epochs", ".2%"),
+            "npk_test_accuracy": ("NPK regression", ".2%"),
+            LOCALIZATION: ("localization 3×3", ".3f"),
+            "removal_curve_mean": ("removal curve", ".3f"),
+            "completeness_residual": ("residual", ".0e"),
+        },
+        sparse=False,
+        best_baseline=True,
+    ),
+    Table(
+        {
+            "classifier_precision": ("single-class classifiers: precision", ".3f"),
+            "classifier_recall": ("recall", ".3f"),
+            "parameters_kept": ("parameters kept", ".1%"),
+            "multiply_adds_kept": ("multiply-adds kept", ".1%"),
+            "early_exit_accuracy": ("early exit: accuracy", ".2%"),
+            "early_exit_compute": ("multiply-adds spent", ".1%"),
+            "specificity_own": ("accuracy lost without the class's own paths", ".3f"),
+            "specificity_others": ("without another class's", ".3f"),
+        }
+    ),
+    Table(
+        {
+            "parameters": ("parameters", ",.0f"),
+            "degree": ("degree", ".0f"),
+            "accuracy_orders_le_1": ("accuracy of orders ≤ 1", ".2%"),
+            "accuracy_orders_le_3": ("≤ 3", ".2%"),
+            "accuracy_orders_le_5": ("≤ 5", ".2%"),
+            "one_reference_accuracy": ("one distilled reference per class", ".2%"),
+            "one_real_image_accuracy": ("one real image per class", ".2%"),
+            "class_mean_1_embedding": ("class mean in the embedding", ".2%"),
+            "class_mean_1_pixels": ("class mean in pixels", ".2%"),
+        },
+        shared=("parameters",),
+    ),
+    Table(
+        {
+            "upright_accuracy_svm_rbf": ("RBF SVM upright", ".2%"),
+            "rotated_accuracy_svm_rbf": ("RBF SVM rotated", ".2%"),
+            "upright_accuracy_lda": ("LDA upright", ".2%"),
+            "rotated_accuracy_lda": ("LDA rotated", ".2%"),
+            "rotated_accuracy_pixels_svm_rbf": ("rotated, RBF SVM of pixels", ".2%"),
+            "rotated_accuracy_augmented_svm_rbf": ("of pixels, training images rotated too", ".2%"),
+            "rotated_accuracy_scattering_svm_rbf": ("of scattering", ".2%"),
+            "rotated_accuracy": ("rotated, learned network", ".2%"),
+            "rotated_6_9_confusion_svm_rbf": ("confusions of 6 and 9", ".2%"),
+            "equivariance_residual": ("residual of the group's law", ".0e"),
+        },
+        sparse=False,
+    ),
+)
+SPEED = "× as fast"
+UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name; otherwise a speed
+    "memory": "of its working memory",
+    "_vs_forward": "times its time",
+    "_vs_rectangular": "of its time",
+    "_vs_relu": "of its time",
+    "step_vs_baseline": "of its time",
+    "slice_vs_whole": "of its time",
+    "_seconds": "s",
+    "gemm_share_of_transform": "of its time",
+    "slice_vs_multiply_adds": "of the share of multiply-adds that it keeps",
+}
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """Lay out rows as a Markdown table, the first one being its header."""
+    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([header, "|---" * (header.count(" | ") + 1) + "|", *body])
+
+
+def number(metric: Metric | None, form: str) -> str:
+    """Write a metric as mean ± deviation, with the paper's number."""
+    if metric is None:
+        return "–"
+    spread = f" ± {metric.std:{form}}" if metric.n > 1 and metric.std and "e" not in form else ""
+    paper = f" (paper {metric.paper:{form}})" if metric.paper is not None else ""
+    return f"{metric.mean:{form}}{spread}{paper}"
+
+
+def metrics_table(table: Table, results: Iterable[Results]) -> str:
+    """Write one of `TABLES`; empty if no run has a row in it."""
+    keys = table.columns.keys() - set(table.shared)
+    rows = [result for result in results if keys & result.metrics.keys()]
+    if table.best_baseline:
+        rows = [result for result in rows if "test_accuracy" in result.metrics]
+    columns = {
+        name: column
+        for name, column in table.columns.items()
+        if table.sparse or any(name in result.metrics for result in rows)
+    }
+    baseline = table.best_baseline and LOCALIZATION in columns
+    lines = [["run", *(title for title, _ in columns.values()), *["best baseline's localization"] * baseline, "seeds"]]
+    for result in rows:
+        cells = [number(result.metrics.get(name), form) for name, (_, form) in columns.items()]
+        cells += [best_baseline(result)] if baseline else []
+        lines.append([f"`{result.run}`", *cells, str(len(result.seeds))])
+    return markdown(lines) if rows else ""
+
+
+def best_baseline(result: Results) -> str:
+    """Write the highest localization of a post-hoc method on the same network."""
+    baselines = {name: m.mean for name, m in result.metrics.items() if name.startswith(f"{LOCALIZATION}_")}
+    if not baselines:
+        return "–"
+    best = max(baselines, key=baselines.__getitem__)
+    return f"{baselines[best]:.3f} ({best.removeprefix(f'{LOCALIZATION}_').replace('_', ' ')})"
+
+
+def measurements_table(results: Iterable[Results]) -> str:
+    """Write all metrics of results that are not of a trained network, one row each; empty if there are none."""
+    rows = [
+        [f"`{result.run}`", name.replace("_", " "), f"{metric.mean:.3g} ± {metric.std:.1g}", str(metric.n)]
+        for result in results
+        if "test_accuracy" not in result.metrics and f"{MOTIONS[0]} accuracy" not in result.metrics
+        for name, metric in result.metrics.items()
+    ]
+    return markdown([["measured by", "what", "mean", "seeds"], *rows]) if rows else ""
+
+
+def ratios_table(benchmarks: Sequence[Mapping[str, Any]]) -> str:
+    """Write the ratios of benchmark files, a column per machine: ours over the other's speed, time or memory.
+
+    Args:
+        benchmarks: contents of the files, each with the name "benchmark", a "machine" in words, and a mapping "ratios"
+            of name → number.
+    """
+    cells = {
+        (content["benchmark"], content["machine"]): "; ".join(
+            f"{name.replace('_', ' ')} {ratio(name, float(value))}" for name, value in content["ratios"].items()
+        )
+        for content in benchmarks
+    }
+    names, machines = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+    rows = [[f"`{name}`", *(cells.get((name, machine), "–") for machine in machines)] for name in names]
+    return markdown([["benchmark", *machines], *rows])
+
+
+def ratio(name: str, value: float) -> str:
+    """Write a ratio with its unit."""
+    units = (unit for end, unit in UNITS.items() if name.startswith(end) or name.endswith(end))
+    unit = next(units, None)
+    return f"{value:.3g}{SPEED}" if unit is None else f"{value:.3g} {unit}"
+
+
+def read_benchmark(path: Path) -> dict[str, Any]:
+    """Read a benchmark's JSON file.
+
+    Raises:
+        ConfigError: it lacks what a table shows.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kinds = {"benchmark": str, "machine": str, "ratios": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kinds[key]) for key in kinds):
+        raise ConfigError(f'{path}: got {list(content)}, expected texts "benchmark", "machine", and an object "ratios"')
+    return content
+
+
+def tables(root: Path, everything: bool = False) -> str:
+    """Write the tables of a repository's committed results.
+
+    Args:
+        root: the repository, with experiments/results/*.json and benchmarks/results/*.json.
+        everything: every result, not only the headlines.
+
+    Raises:
+        ConfigError: a results file is damaged.
+    """
+    results = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
+    results = [result for result in results if everything or result.headline]
+    benchmarks = [read_benchmark(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))]
+    written = [metrics_table(table, results) for table in TABLES]
+    moved = equivariance_rows(results)
+    written += [markdown(moved) if moved else "", measurements_table(results)] if everything else []
+    written += [ratios_table(benchmarks)] if benchmarks else []
+    return "\n\n".join(filter(None, written)) or "No results are committed yet."
+
+
+def with_results(readme: str, block: str, begin: str = BEGIN) -> str:
+    """Replace what stands between the two markers of a README.
+
+    Raises:
+        ConfigError: the markers are not there exactly once each, in order.
+
+    Example:
+        >>> with_results(f"a {BEGIN} old {END} b", "new").splitlines()[1]
+        'new'
+    """
+    if readme.count(begin) != 1 or readme.count(END) != 1 or readme.index(begin) > readme.index(END):
+        raise ConfigError(f"README: expected the markers {begin} and {END} once each, in this order")
+    head, tail = readme.split(begin)[0], readme.split(END)[1]
+    return f"{head}{begin}\n{block}\n{END}{tail}"
+
+
+def rewrite(readme: Path) -> bool:
+    """Bring the tables of a README up to date with the results files of its repository.
+
+    Args:
+        readme: at the root of the repository, or, for all results, in the folder that holds them.
+
+    Returns:
+        Whether the file changed.
+    """
+    old, folder = readme.read_text(encoding="utf-8"), readme.resolve().parent
+    if ALL in old:
+        new = with_results(old, tables(folder.parents[1], everything=True), ALL)
+    else:
+        new = with_results(old, tables(folder))
+    if new != old:
+        write_text(readme, new)
+    return new != old
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Rewrite the tables of each README named; status 2 if one has no markers or a results file is damaged."""
+    with errors_in_one_line():
+        if not arguments:
+            raise ConfigError("FILE: got none, expected a README, such as README.md")
         for name in arguments:
             print(f"{name}: {'rewritten' if rewrite(Path(name)) else 'up to date'}")
-    except (JaxInterpError, OSError) as error:
-        print(f"update_readme: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

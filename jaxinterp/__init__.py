@@ -2,9 +2,91 @@
 
 Every network here is something you can write down at each input, an affine map or a polynomial, so every
 explanation is exact and its error is a number that is printed. Start with `decompose`.
+
+Names are imported when they are first used: `import jaxinterp` costs nothing.
 """
 
-from jaxinterp.explain.decompose import Decomposition, decompose
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Decomposition", "decompose"]
+if TYPE_CHECKING:
+    from jaxinterp import coda, coded, data, explain, figures, gated, glassbox, models, nn, symmetry, taylor, train
+    from jaxinterp.explain import attribute, metrics, series
+    from jaxinterp.explain.attribute import Attribution
+    from jaxinterp.explain.decompose import Decomposition, decompose
+    from jaxinterp.explain.explainable import Explainable
+    from jaxinterp.explain.series import contributions, orders, pairs
+    from jaxinterp.gated import kernels
+    from jaxinterp.gated.npk_regression import NPKRegressor
+
 __version__ = "0.1.0"
+
+_MODULES = {
+    "attribute": "jaxinterp.explain.attribute",
+    "coda": "jaxinterp.coda",
+    "coded": "jaxinterp.coded",
+    "data": "jaxinterp.data",
+    "explain": "jaxinterp.explain",
+    "figures": "jaxinterp.figures",
+    "gated": "jaxinterp.gated",
+    "glassbox": "jaxinterp.glassbox",
+    "kernels": "jaxinterp.gated.kernels",
+    "metrics": "jaxinterp.explain.metrics",
+    "models": "jaxinterp.models",
+    "nn": "jaxinterp.nn",
+    "series": "jaxinterp.explain.series",
+    "symmetry": "jaxinterp.symmetry",
+    "taylor": "jaxinterp.taylor",
+    "train": "jaxinterp.train",
+}
+_NAMES = {
+    "Attribution": "jaxinterp.explain.attribute",
+    "Decomposition": "jaxinterp.explain.decompose",
+    "Explainable": "jaxinterp.explain.explainable",
+    "NPKRegressor": "jaxinterp.gated.npk_regression",
+    "contributions": "jaxinterp.explain.series",
+    "decompose": "jaxinterp.explain.decompose",
+    "orders": "jaxinterp.explain.series",
+    "pairs": "jaxinterp.explain.series",
+}
+
+__all__ = [
+    "Attribution",
+    "Decomposition",
+    "Explainable",
+    "NPKRegressor",
+    "attribute",
+    "coda",
+    "coded",
+    "contributions",
+    "data",
+    "decompose",
+    "explain",
+    "figures",
+    "gated",
+    "glassbox",
+    "kernels",
+    "metrics",
+    "models",
+    "nn",
+    "orders",
+    "pairs",
+    "series",
+    "symmetry",
+    "taylor",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted([*__all__, "__version__", "__doc__"])

@@ -1,8 +1,10 @@
 """Argument checks at the public border, in one grammar: `name: got A, expected B`."""
 
+import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +111,68 @@ def require_finite(name: str, values: Array | np.ndarray) -> None:
         return  # without a copy on the device, or a mask of the array's size
     wrong = values.size - int(jnp.isfinite(values).sum())
     require(not wrong, name, f"{wrong} of {values.size} values NaN or infinite", "finite values")
+
+
+class Checked:
+    """Base of frozen dataclasses whose fields declare their constraints, checked when an instance is made.
+
+    A field is annotated with its type and, by `annotated_types`, its range: `epochs: Annotated[int, Ge(1)]`. What
+    depends on several fields is checked by the method `check`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import Annotated
+        >>> from annotated_types import Ge
+        >>> @dataclass(frozen=True)
+        ... class Train(Checked):
+        ...     epochs: Annotated[int, Ge(1)] = 100
+        >>> Train(epochs=0)
+        Traceback (most recent call last):
+        jaxinterp.errors.ConfigError: epochs: got 0, expected at least 1
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field, then `check`."""
+        from pydantic import ValidationError
+
+        for name, adapter in _adapters(type(self)).items():
+            try:
+                adapter.validate_python(getattr(self, name), strict=True)
+            except ValidationError as error:
+                require(False, name, getattr(self, name), expected(error))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError for fields that do not fit one another; by default all do."""
+
+
+@functools.cache
+def _adapters(kind: type) -> dict[str, Any]:
+    """A validator for every field of a dataclass."""
+    from pydantic import TypeAdapter
+
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def expected(error: Any) -> str:
+    """Say in words what a `pydantic.ValidationError` expected, for `name: got A, expected B`."""
+    words = {
+        "greater_than_equal": "at least {ge}",
+        "greater_than": "more than {gt}",
+        "less_than_equal": "at most {le}",
+        "less_than": "less than {lt}",
+        "literal_error": "one of {expected}",
+        "int_type": "an integer",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "tuple_type": "a tuple",
+        "none_required": "None",
+        "too_short": "{min_length} entries",
+        "too_long": "{max_length} entries",
+        "missing": "a value",
+        "unexpected_keyword_argument": "no such field",
+    }
+    parts = [words.get(e["type"], e["msg"]).format(**e.get("ctx", {})) for e in error.errors()]
+    return " or ".join(dict.fromkeys(parts))

@@ -1,7 +1,8 @@
-"""Files that are there as they were, or as they are to be, and never half-written."""
+"""Atomic writes: a file holds its old content or the new one, never half of it."""
 
 import io
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from jaxinterp.errors import ConfigError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or none, in UTF-8."""
+    """Write a text file atomically, in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a neighbor first, then over the old one in one step."""
+    """Write a file atomically: to a temporary neighbor first, which then replaces the old file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")  # short, whatever the name
     try:
         partial.write_bytes(content)
         partial.replace(path)
@@ -27,20 +28,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a whole .npz file of named arrays or none."""
+    """Write an .npz file of named arrays atomically."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # its flags come by name too
     write_bytes(path, content.getvalue())
 
 
 def check_folder(path: Path) -> None:
-    """Refuse, before the work, a folder that could not be made or written to afterwards; nothing is made.
+    """Raise, before the work, if a folder could not be made or written to afterwards; nothing is made.
 
     Raises:
-        ConfigError: the folder, or one above it, is a file or may not be written to.
+        ConfigError: The folder, or one above it, is a file or may not be written to.
     """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise ConfigError(f"{path}: expected a folder, {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{path}: {there} may not be written to")
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{path}: expected a folder, {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: {existing} may not be written to")

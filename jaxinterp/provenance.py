@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, commit."""
+"""Provenance of a result: versions, machine, commit, checksums."""
 
 import os
 import platform
@@ -20,18 +20,18 @@ PACKAGES = ("jaxinterp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that a result depends on."""
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def machine() -> str:
-    """The machine in words: accelerator if there is one, processor, cores, memory."""
+    """Describe the machine in words: accelerator if there is one, processor, cores, memory."""
     device = jax.devices()[0]
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -46,7 +46,7 @@ def machine() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of this package's checkout, with `+` if files of it have changed; None outside a checkout."""
+    """Return the git commit of the package's checkout, with `+` if files of it have changed; None outside one."""
     folder = Path(__file__).parent
     try:
         head = subprocess.run(
@@ -62,7 +62,7 @@ def commit() -> str | None:
 
 
 def crc32(leaf: Any) -> int:
-    """Checksum of the bytes of an array, or of a typed key."""
+    """Return the CRC32 of the bytes of an array, or of a typed key."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))

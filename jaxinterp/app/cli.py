@@ -2,12 +2,10 @@
 
 import contextlib
 import io
-import os
+import re
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +15,13 @@ from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
-from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp import __version__
+from jaxinterp.app.console import errors_in_one_line, show
+from jaxinterp.checks import require, shown
+from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder
+from jaxinterp.recipe.config import in_one_line, override
 
-QUICK_COMPILER = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 Seeds = Annotated[
     tuple[int, ...],
     PrimitiveConstructorSpec(
@@ -28,9 +29,10 @@ Seeds = Annotated[
         metavar="INT,INT,...",
         instance_from_str=lambda words: tuple(int(seed) for seed in words[0].split(",")),
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda seeds: [",".join(map(str, seeds))] if seeds else ["that-of-the-run"],
+        str_from_instance=lambda seeds: [",".join(map(str, seeds)) or "(the run's own)"],
     ),
 ]
+PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
 RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
 
@@ -45,70 +47,10 @@ class Demo:
     """Every stage in seconds, on a fraction of the images."""
 
     def __call__(self, console: Console) -> None:
-        """Run the whole of it, say where the page lies, and end with one table."""
-        # Compiling takes most of the time, and LLVM's costly passes most of that.
-        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
-        # Quicker than evaluating all.
-        shorter = ("epochs=30", "grid_sizes=3", "grids=12", "removal_images=120", "occlusion=5")
-        fewer = ("epochs=8", "classifiers=3", "occlusion=", "path_images=120", "removal_images=40")
-        least = ("epochs=20", "occlusion=", "removal_images=40")
-        closed = ("kinds=lda,svm_rbf", "baselines=pixels", "occlusion=", "removal_images=40")
+        """Run the demo and print where the page lies, and one table."""
+        from jaxinterp.app.demo import demo
 
-        def family(run: str, overrides: tuple[str, ...] = ()) -> Train:
-            folder = self.run_dir / run.split("/")[0]
-            return Train(run, () if self.smoke else overrides, run_dir=folder, smoke=self.smoke)
-
-        own = family("coda/digits", shorter), family("glassbox/digits", closed)
-        further = family("gated/digits-dlgn"), family("coded/digits", fewer), family("taylor/digits", least)
-        # The compiler keeps one core busy: some networks are made beside the others.
-        check_folder(self.run_dir)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        said = self.run_dir / "further.txt"
-        beside = get_context("spawn").Process(target=made_beside, args=(further, said), daemon=True)
-        beside.start()
-        for train in own:
-            whole(train, console)
-        beside.join()
-        console.print(said.read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
-        if beside.exitcode:
-            raise JaxInterpError(f"the networks of {said} were not finished: status {beside.exitcode}")
-        side_by_side([str(train.run_dir) for train in (own[0], *further, own[1])], self.run_dir, console)
-
-
-def side_by_side(folders: Sequence[str], out: Path, console: Console) -> None:
-    """Write the page of several networks, and print its table."""
-    from jaxinterp.app.overview import HEADER, compose, member
-    from jaxinterp.figures.html import write
-
-    members = [member(Path(folder)) for folder in folders]
-    write(compose(members), out / "report.html")
-    table = Table(*HEADER, box=None, pad_edge=False)
-    for one in members:
-        table.add_row(*one.row)
-    console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(table)
-
-
-def whole(train: "Train", console: Console) -> None:
-    """Train a network, measure it and write its report."""
-    assert train.run_dir is not None
-    train(console)
-    Evaluate((train.run_dir,))(console)
-    Report(train.run_dir)(console)
-
-
-def made_beside(trainings: Sequence["Train"], said: Path) -> None:
-    """Networks made one after another in a process of their own; what it says goes into a file.
-
-    Raises:
-        SystemExit: with one line on stderr, where a network could not be made.
-    """
-    with said.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), warned_in_one_line():
-        try:
-            for train in trainings:
-                whole(train, Console(file=file, width=100))
-        except JaxInterpError as error:
-            raise SystemExit(f"jaxinterp: {' '.join(str(error).split())}") from None
+        demo(self.run_dir, self.smoke, console)
 
 
 @dataclass(frozen=True)
@@ -117,8 +59,8 @@ class Train:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Name of the run, see `jaxinterp list`."""
-    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
-    """Fields of the run to replace, such as temperature=500 or ranks=4,4,8."""
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="PART.FIELD=VALUE")] = ()
+    """Fields of the run to replace, such as train.epochs=4 or model.ranks=4,4,8; --train.epochs 4 works too."""
     run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder of the run; default runs/<run name, / as ->, then -smoke with --smoke, -seed-<seed> with --seeds."""
     data_dir: DataDir = None
@@ -136,35 +78,38 @@ class Train:
     process_id: Annotated[int | None, arg(metavar="INT")] = None
     """Number of this process, from 0."""
 
-    def __call__(self, console: Console) -> None:
-        """Train with every seed."""
+    def __call__(self, console: Console) -> list[Path]:
+        """Train with every seed; return the folders."""
         from jaxinterp.app import stages
-        from jaxinterp.app.registry import paper_of
-        from jaxinterp.recipe.config import override, shown
+        from jaxinterp.app.registry import experiment_of, family_of
 
         if self.coordinator is not None or self.processes is not None or self.process_id is not None:
             from jaxinterp.train import initialize
 
             initialize(self.coordinator, self.processes, self.process_id)
-        paper = paper_of(self.run)
-        config = paper.RUNS[self.run].config
-        if self.smoke:
-            config = paper.smoke(config)
-        config = override(config, self.overrides)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"--seeds: got {shown(self.seeds)}, expected different seeds")
+        run = experiment_of(self.run).run
+        run = override(family_of(run).smoke(run) if self.smoke else run, self.overrides)
+        require(len(set(self.seeds)) == len(self.seeds), "--seeds", shown(self.seeds), "different seeds")
         folder = self.run_dir or Path("runs") / f"{self.run.replace('/', '-')}{'-smoke' if self.smoke else ''}"
-        configs = [replace(config, seed=seed) for seed in self.seeds or (config.seed,)]  # a wrong seed stops them all
-        for one in configs:
-            run_dir = folder
-            if self.seeds:
-                own = f"seed-{one.seed}"
-                run_dir = folder.with_name(f"{folder.name}-{own}") if folder.name else folder / own
-            result = stages.train(self.run, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
+        folders = {seed: folder.parent / f"{folder.name}-seed-{seed}" for seed in self.seeds}
+        for seed in self.seeds:
+            run.with_seed(seed)  # a wrong one raises before any is trained
+        for seed, run_dir in (folders or {run.train.seed: folder}).items():
+            result = stages.train(
+                self.run, run.with_seed(seed), run_dir, data_dir=self.data_dir, allow_older=self.allow_older
+            )
             if result.interrupted:
-                console.print(f"interrupted; the same command resumes {run_dir}", highlight=False, soft_wrap=True)
+                show(console, f"interrupted; the same command resumes {run_dir}")
                 raise SystemExit(130 if result.interrupted == "SIGINT" else 143)
-            console.print(outcome(run_dir, result.summary), highlight=False, soft_wrap=True)
+            show(console, stages.outcome(run_dir, result.summary))
+        return list(folders.values()) or [folder]
+
+    def to_the_end(self, console: Console) -> None:
+        """Train, evaluate and report."""
+        folders = self(console)
+        Evaluate(tuple(folders), self.data_dir)(console)
+        for folder in folders:
+            Report(folder, self.data_dir)(console)
 
 
 @dataclass(frozen=True)
@@ -186,12 +131,12 @@ class Explain:
 
         out = self.out or self.run_dir / "explanations"
         for line in stages.explain(self.run_dir, self.images, out, which=self.checkpoint):
-            console.print(line, highlight=False, soft_wrap=True)
+            show(console, line)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure trained runs on the test split: accuracy, localization, pixel removal, completeness."""
+    """Measure trained runs on the test split: accuracy, localization, pixel deletion, completeness."""
 
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
     """Folders of one run, trained with several seeds."""
@@ -203,18 +148,18 @@ class Evaluate:
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from jaxinterp.app import stages
-        from jaxinterp.app.publish import ended, gather, metrics_table, one_run, publish
+        from jaxinterp.app.publish import gather, metrics_table, one_run, publish, require_finished
 
         one_run(self.run_dirs)  # before anything is measured
         if self.results is not None:
-            ended(self.run_dirs)
+            require_finished(self.run_dirs)
             check_folder(self.results)
         for run_dir in self.run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
         summary = gather(self.run_dirs)
         console.print(metrics_table(summary))
         if self.results is not None:
-            console.print(f"results: {publish(summary, self.results)}", highlight=False, soft_wrap=True)
+            show(console, f"results: {publish(summary, self.results)}")
 
 
 @dataclass(frozen=True)
@@ -222,32 +167,28 @@ class Runs:
     """List the named runs."""
 
     prefix: Annotated[Positional[str], arg(metavar="PREFIX")] = ""
-    """Beginning of the names that are listed, such as coded; all where empty."""
+    """Beginning of the names that are listed, such as coded; all if empty."""
 
     def __call__(self, console: Console) -> None:
         """Print a table: name, where in the paper, measured time, the paper's numbers."""
         from jaxinterp.app.registry import runs
-        from jaxinterp.app.results import HEADLINES
 
         table = Table(box=None, pad_edge=False)
         table.add_column("run", no_wrap=True)
         for title in ("source", "time", "the paper's numbers"):
             table.add_column(title, overflow="fold")
         chosen = {name: run for name, run in runs().items() if name.startswith(self.prefix)}
-        if not chosen:
-            families = ", ".join(dict.fromkeys(name.split("/")[0] for name in runs()))
-            raise ConfigError(
-                f"PREFIX: got {self.prefix!r}, expected the beginning of a run's name, such as {families}"
-            )
+        families = ", ".join(dict.fromkeys(name.split("/")[0] for name in runs()))
+        require(chosen, "PREFIX", self.prefix, f"the beginning of a run's name, such as {families}")
         for name, run in chosen.items():
-            numbers = ", ".join(f"{key} {run.paper[key]:g}" for key in HEADLINES if key in run.paper)
+            numbers = ", ".join(f"{key} {run.paper[key]:g}" for key in PAPER_NUMBERS if key in run.paper)
             table.add_row(name, run.source, run.time, numbers)
         console.print(table)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write report.html, one self-contained page about a trained run; it is measured first where it was not."""
+    """Write report.html, one self-contained page about a trained run; evaluate the run first if it was not."""
 
     run_dir: RunDir
     """Folder of a trained run."""
@@ -255,11 +196,11 @@ class Report:
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
 
     def __call__(self, console: Console) -> None:
-        """Write the page and say where it lies."""
+        """Write the page and print its path."""
         from jaxinterp.app import stages
 
         path = stages.report(self.run_dir, data_dir=self.data_dir)
-        console.print(f"report: {path}", highlight=False, soft_wrap=True)
+        show(console, f"report: {path}")
 
 
 Command = (
@@ -272,73 +213,60 @@ Command = (
 )
 
 
-def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """A finished training in a line: test accuracy of the last epoch, and of the best on the validation part."""
-    parts = [
-        f"{which} (epoch {int(numbers['epoch'])}) {numbers['test_accuracy']:.2%}"
-        for which, numbers in summary.items()
-        if "test_accuracy" in numbers
-    ]
-    return f"{run_dir}: test accuracy {', '.join(parts)}" if parts else f"{run_dir}: trained"
-
-
-def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments ask for.
+def assignments(words: Sequence[str]) -> list[str]:
+    """Write options of a run's fields as assignments, and raise for options without a value.
 
     Raises:
-        SystemExit: after help (status 0), or after one line on stderr about what was wrong (status 2).
+        ConfigError: an option such as `--run-dir=`.
+
+    Example:
+        >>> assignments(["train", "coda/mnist", "--train.epochs", "4", "--model.ranks", "4", "8", "--smoke"])
+        ['train', 'coda/mnist', 'train.epochs=4', 'model.ranks=4,8', '--smoke']
     """
-    said = io.StringIO()
+    written = list[str]()
+    for word in words:
+        require(not re.fullmatch(r"--[\w-]+=", word), word.rstrip("="), "nothing", "a value")
+        if re.fullmatch(r"--\w+(\.\w+)+(=.*)?", word):
+            key, equals, text = word[2:].partition("=")
+            written.append(f"{key}={text}" if equals else f"{key}=")
+        elif written and re.fullmatch(r"\w+(\.\w+)+=.*", written[-1]) and "=" not in word and word[:1] != "-":
+            written[-1] += f"{'' if written[-1].endswith('=') else ','}{word}"
+        else:
+            written.append(word)
+    return written
+
+
+def parse(kind: Any, words: Sequence[str], prog: str) -> Any:
+    """Return the command that the words ask for.
+
+    Raises:
+        ConfigError: they ask for none.
+        SystemExit: after help.
+    """
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(box):
             return tyro.cli(
-                Command,  # type: ignore[arg-type]
-                prog="jaxinterp",
-                description=__doc__,
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                kind, prog=prog, description=__doc__, args=assignments(words), config=(tyro.conf.FlagCreatePairsOff,)
             )
     except SystemExit as stop:
         if stop.code:
-            print(f"jaxinterp: {in_one_line(said.getvalue())}", file=sys.stderr)
+            raise ConfigError(in_one_line(box.getvalue())) from None
         raise
 
 
-def in_one_line(box: str) -> str:
-    r"""What a parser said in a framed box, as one line: its first paragraph and its hint, without title and frame.
-
-    Example:
-        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps b │\n╰───────╯")
-        'a is wrong; Perhaps b'
-    """
-    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
-    _, *said = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
-    return "; ".join(text for i, text in enumerate(said) if i == 0 or text.startswith(("Perhaps", "Available")))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command `jaxinterp`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if list(words) == ["--version"]:
+        print(f"jaxinterp {__version__}")
+        return
+    with errors_in_one_line():
+        parse(Command, words, "jaxinterp")(Console())
 
 
-@contextlib.contextmanager
-def warned_in_one_line() -> Iterator[None]:
-    """A warning is what it says, without the place in the source."""
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *place, **named: f"jaxinterp: warning: {' '.join(str(message).split())}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a mistake that the user can mend is one line on stderr and status 2, never a traceback."""
-    try:
-        with warned_in_one_line():
-            parse(sys.argv[1:] if arguments is None else arguments)(Console())
-    except JaxInterpError as error:
-        print(f"jaxinterp: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"jaxinterp: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("jaxinterp: interrupted", file=sys.stderr)
-        return 130
-    return 0
+def run_experiment(arguments: Sequence[str] | None = None) -> None:
+    """Run a file of named runs as a script: train, evaluate and report a run."""
+    words = sys.argv[1:] if arguments is None else arguments
+    with errors_in_one_line():
+        parse(Train, words, Path(sys.argv[0]).name).to_the_end(Console())

@@ -9,19 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.app.stages import class_names, test_images, trained
+from jaxinterp.app.stages import trained
 from jaxinterp.explain.explainable import summed
 from jaxinterp.figures.html import Page, Picture, Section, Table, picture
 from jaxinterp.recipe.config import read_json
 from jaxinterp.recipe.page import first_of_each_class, likeliest, top_maps
 
-FAMILIES = {
-    "coda": "CoDA Net",
-    "gated": "gated network",
-    "coded": "Coded ResNeXt",
-    "taylor": "TaylorNet",
-    "glassbox": "glass box",
-}
 HEADER = ("family", "test accuracy", "parameters", "largest relative residual", "explanation of one image, ms")
 REPEATS = 9
 
@@ -52,36 +45,38 @@ class Member:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """A row under `HEADER`."""
+        """Return the row under `HEADER`."""
         numbers = f"{self.accuracy:.2%}", f"{self.parameters:,}", f"{self.residual:.0e}", f"{self.milliseconds:.1f}"
         return (self.family, *numbers)
 
 
 def member(run_dir: Path, data_dir: Path | None = None) -> Member:
-    """What is shown of an evaluated run.
+    """Collect what is shown of an evaluated run.
 
     Raises:
         ConfigError: the folder holds no run, or it was not evaluated.
     """
-    name, config, subject = trained(run_dir)
+    run = trained(run_dir, data_dir=data_dir)
+    net, (images, labels) = run.explainable, run.test_data
     metrics = read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}", "metrics")["metrics"]
-    images, labels = test_images(config, data_dir)
-    chosen = images[first_of_each_class(labels, 3)]
-    logits = np.asarray(subject.apply(subject.variables, jnp.asarray(chosen)))
-    maps = np.asarray(summed(subject.decompose(chosen, likeliest(logits)), chosen))
-    names = [f"label {class_names(config)[label]}" for label in labels[first_of_each_class(labels, 3)]]
-    figure = top_maps(subject, chosen, names, logits, class_names(config), maps)
+    index = first_of_each_class(labels, 3)
+    chosen = images[index]
+    logits = np.asarray(net.apply(net.variables, jnp.asarray(chosen)))
+    maps = np.asarray(summed(net.decompose(chosen, likeliest(logits)), chosen))
+    figure = top_maps(
+        net, chosen, [f"label {run.classes[label]}" for label in labels[index]], logits, run.classes, maps
+    )
     times = []
     for _ in range(REPEATS):  # the first one compiles
         start = time.perf_counter()
-        jax.block_until_ready(subject.decompose(images[:1]).contributions)
+        jax.block_until_ready(net.decompose(images[:1]).contributions)
         times.append(time.perf_counter() - start)
     return Member(
-        family=FAMILIES.get(name.split("/")[0], name),
-        run=name,
+        family=run.family.title,
+        run=run.name,
         run_dir=run_dir,
         accuracy=metrics["test_accuracy"],
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(subject.variables["params"])),
+        parameters=run.parameters,
         residual=metrics["completeness_residual"],
         milliseconds=1e3 * float(np.median(times[1:])),
         maps=picture(figure, "", "Test images and their contribution maps, blue against and red for the class", 495),
@@ -89,7 +84,7 @@ def member(run_dir: Path, data_dir: Path | None = None) -> Member:
 
 
 def compose(members: Sequence[Member]) -> Page:
-    """One page about all of them: what each network sees in the same images, then one table."""
+    """Compose one page: what each network sees in the same images, then one table."""
     sections = [
         Section(
             f"{one.family}: {one.run}",

@@ -1,59 +1,85 @@
-"""One file per paper: its named runs, and how each is built, trained, measured and explained.
+"""The families and their named runs, one file of runs per paper."""
 
-Every paper's file has `RUNS`, `REFERENCE`, `REFERENCE_NAME`, `smoke`, `build`, `loss_of` and `subject`. It may have
-`fixed` (parameters that are not trained), `prior` and `initial` (a run that is trained first, and what training starts
-from), `measure` and `sections` (what only its runs are measured for and show in their report), and `reading` (what they
-say of an image that is explained, besides contribution maps).
-"""
-
+import importlib.util
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from jaxinterp.coda import family as coda_nets
-from jaxinterp.coded import family as coded_resnext
-from jaxinterp.gated import family as gated_networks
-from jaxinterp.glassbox import family as glassbox
-from jaxinterp.glassbox import learned as learned_groups
-from jaxinterp.recipe.config import Experiment, naming_config, nearest, read_name
-from jaxinterp.taylor import family as taylornet
-from jaxinterp.taylor.distill import family as distillation
+from jaxinterp.checks import require_one_of
+from jaxinterp.coda.family import CoDAFamily
+from jaxinterp.coded.family import CodedFamily
+from jaxinterp.errors import ConfigError
+from jaxinterp.gated.family import GatedFamily
+from jaxinterp.glassbox.family import GlassBoxFamily
+from jaxinterp.glassbox.learned import LearnedFamily
+from jaxinterp.recipe.config import Experiment, Run, naming_config, read_config, read_name
+from jaxinterp.recipe.family import Family
+from jaxinterp.taylor.distill.family import DistillFamily
+from jaxinterp.taylor.family import TaylorFamily
 
-PAPERS: tuple[ModuleType, ...] = (
-    coda_nets,
-    gated_networks,
-    coded_resnext,
-    taylornet,
-    distillation,
-    glassbox,
-    learned_groups,
+FAMILIES: tuple[Family[Any], ...] = (
+    CoDAFamily(),
+    GatedFamily(),
+    CodedFamily(),
+    TaylorFamily(),
+    DistillFamily(),
+    GlassBoxFamily(),
+    LearnedFamily(),
 )
+PAPERS = ("coda", "gated", "coded", "taylor", "glassbox")  # files of named runs: in the wheel, else beside the package
+PACKAGE = Path(__file__).parents[1]
 
 
+def family_of(run: Run[Any]) -> Family[Any]:
+    """Return the family of a run, by the class of its `model` part."""
+    return next(family for family in FAMILIES if type(run.model) is family.Model)
+
+
+@cache
 def runs() -> Mapping[str, Experiment[Any]]:
-    """All named runs, paper by paper."""
-    return {name: experiment for paper in PAPERS for name, experiment in paper.RUNS.items()}
+    """Return all named runs, paper by paper."""
+    folders = PACKAGE / "_recipes", PACKAGE.parent / "experiments"
+    folder = next((folder for folder in folders if (folder / f"{PAPERS[0]}.py").exists()), None)
+    if folder is None:
+        raise ConfigError(f"named runs: got no {PAPERS[0]}.py, expected it in {' or '.join(map(str, folders))}")
+    named: dict[str, Experiment[Any]] = {}
+    for paper in PAPERS:
+        spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", folder / f"{paper}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        named |= module.RUNS
+    return named
 
 
-def paper_of(name: str) -> ModuleType:
-    """The file of the paper that has a run of this name.
+def experiment_of(name: str) -> Experiment[Any]:
+    """Return the named run of this name.
 
     Raises:
         ConfigError: there is none; the line gives the nearest names.
     """
-    for paper in PAPERS:
-        if name in paper.RUNS:
-            return paper
-    raise nearest("run", name, runs())
+    require_one_of("RUN", name, runs())
+    return runs()[name]
 
 
-def paper_in(run_dir: Path) -> tuple[str, ModuleType]:
-    """The name of the run that a folder holds, and the file of its paper.
+def name_of(run: Run[Any], default: str) -> str:
+    """Return the name of a run whose configuration is a named one, seed aside; else the default."""
+    same = (name for name, one in runs().items() if one.run == run.with_seed(one.run.train.seed))
+    return next(same, default)
+
+
+def run_in(run_dir: Path) -> tuple[str, Experiment[Any], Run[Any]]:
+    """Return the name of the run that a folder holds, the named run, and the folder's configuration.
 
     Raises:
-        ConfigError: the folder holds no run, or one of an unknown name; the line names the file.
+        ConfigError: the folder holds no run, one of an unknown name, or a damaged configuration; the line names the
+            file.
     """
     name = read_name(run_dir)
     with naming_config(run_dir):
-        return name, paper_of(name)
+        experiment = experiment_of(name)
+    run = read_config(run_dir, type(experiment.run.model))
+    return name, experiment, run

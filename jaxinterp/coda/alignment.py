@@ -24,57 +24,34 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.nn.patches import patches
+
 Rescale = Literal["squash", "l2"]
 
 # Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); below float64's resolution of ||v||².
-TINY = 1e-24
+SQRT_EPSILON = 1e-24
 
-CACHE = 4 << 20  # bytes of a chunk's largest intermediate on a CPU
-LARGE = 1 << 20  # bytes of a generator whose batched Gram product is slow on a CPU
-
-
-def patches(
-    x: Float[Array, "n h w c"], kernel: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int]
-) -> Float[Array, "n h2 w2 d"]:
-    """Zero-padded patches of an image, as explicit slices.
-
-    Args:
-        x: images, (N, H, W, C).
-        kernel: patch size (k_y, k_x) in pixels.
-        strides: step between patches (s_y, s_x) in pixels.
-        padding: zero padding (p_y, p_x) on each side, in pixels.
-
-    Returns:
-        (N, H', W', k_y·k_x·C) with entries ordered (k_y, k_x, c) and H' = ⌊(H + 2p − k)/s⌋ + 1.
-    """
-    (ky, kx), (sy, sx), (py, px) = kernel, strides, padding
-    x = jnp.pad(x, ((0, 0), (py, py), (px, px), (0, 0)))
-    height, width = (x.shape[1] - ky) // sy + 1, (x.shape[2] - kx) // sx + 1
-    return jnp.concatenate(
-        [
-            x[:, i : i + sy * (height - 1) + 1 : sy, j : j + sx * (width - 1) + 1 : sx]
-            for i in range(ky)
-            for j in range(kx)
-        ],
-        axis=-1,
-    )
+CHUNK_BYTES = 4 << 20  # a chunk's largest intermediate on a CPU
+GRAM_BATCH_BYTES = 1 << 20  # above, a generator's batched Gram product is slow on a CPU
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:
-    """The type of norms, Gram matrices and logits: float32, or float64 where the rest is."""
+    """Return the type of norms, Gram matrices and logits: float32, or float64 where the rest is."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 @jax.custom_jvp
 def contract(h: Float[Array, "m k"], u: Float[Array, "m k j"]) -> Float[Array, "m j"]:
-    """Σ_k h_k u_kj, with multiply-and-sum as its derivative.
+    """Compute Σ_k h_k u_kj, with multiply-and-sum as its derivative.
 
-    On a CPU a batched product is the faster one to evaluate, but the backward pass of the sum is several times cheaper
+    On a CPU a batched product is faster to evaluate, but the backward pass of the sum is several times cheaper
     than that of the product. An accelerator sums, so that norms are not rounded to TF32 or bfloat16.
     """
     return jnp.einsum("mk,mkj->mj", h, u) if jax.default_backend() == "cpu" else (h[:, :, None] * u).sum(1)
@@ -87,7 +64,7 @@ def _contract_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -
 
 
 def _exactly(a: Array, b: Array) -> Array:
-    """A product at its type's full precision: norms must not be rounded to TF32 or bfloat16."""
+    """Multiply at full precision: norms must not be rounded to TF32 or bfloat16."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
@@ -97,9 +74,9 @@ def _times(h: Float[Array, "m k"], g: Float[Array, "k l j"]) -> Float[Array, "m 
 
 @jax.custom_jvp
 def quadratic_form(h: Float[Array, "m k"], g: Float[Array, "k k j"]) -> Float[Array, "m j"]:
-    """hᵀ G_j h for symmetric G_j.
+    """Compute hᵀ G_j h for symmetric G_j.
 
-    Its derivative 2 (G_j h)ᵀ dh + hᵀ dG_j h reuses the product G_j h, which autodiff would form twice.
+    The derivative 2 (G_j h)ᵀ dh + hᵀ dG_j h reuses the product G_j h, which autodiff would form twice.
     """
     return contract(h, _times(h, g))
 
@@ -112,7 +89,7 @@ def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
 
 
 def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array, Array]:
-    """What ||v_j||² = hᵀ (A_jᵀA_j) h + 2 (A_jᵀb_j)ᵀ h + ||b_j||² is made of, in float32 or wider.
+    """Compute the terms of ||v_j||² = hᵀ (A_jᵀA_j) h + 2 (A_jᵀb_j)ᵀ h + ||b_j||², in float32 or wider.
 
     Args:
         A: (r, J, D).
@@ -123,33 +100,29 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
     """
     wide, precision = widened(A.dtype), lax.Precision.HIGHEST
     product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    if jax.default_backend() == "cpu" and A.size * A.dtype.itemsize > LARGE:
+    if jax.default_backend() == "cpu" and A.size * A.dtype.itemsize > GRAM_BATCH_BYTES:
         # Unit by unit: the batched product copies A twice, which takes three times as long where A leaves the cache.
         units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
         square = jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
     else:
         square = product("kjd,ljd->klj", A, A)
-    return (
-        square,
-        product("kjd,jd->kj", A, b),
-        (b.astype(wide) ** 2).sum(-1)[None],
-    )
+    return square, product("kjd,jd->kj", A, b), (b.astype(wide) ** 2).sum(-1)[None]
 
 
 def coefficients(
     p: Float[Array, "m d"], B: Float[Array, "d r"], norms: tuple[Array, Array, Array], rescale: Rescale
 ) -> tuple[Float[Array, "m r"], Float[Array, "m j"]]:
-    """What a layer's dynamic weights are made of at each patch: w_j = scale_j (A_j h + b_j).
+    """Compute the coefficients of the dynamic weights at each patch: w_j = scale_j (A_j h + b_j).
 
     Args:
         p: patches, (M, D).
         B: (D, r), the shared projection.
-        norms: what `gram` returns.
+        norms: from `gram`.
         rescale: "squash", scale = ||v|| / (1 + ||v||²), or "l2", scale = 1 / ||v||.
 
     Returns:
-        h, (M, r), of p's type, and scale, (M, J), of the norms'. ||v||² is a sum of terms that may cancel: below
-        their rounding error it is held at that error, with no gradient.
+        h, (M, r), of p's type, and scale, (M, J), of the norms' type. The terms of ||v||² may cancel: below their
+        rounding error it is held at that error, without gradient.
 
     Source: CVPR 2021, Eq. 2–4 and Sec. 3.4.
     """
@@ -160,7 +133,7 @@ def coefficients(
     squared = form + 2 * _exactly(wide, cross) + constant
     floor = lax.stop_gradient(jnp.finfo(square.dtype).eps * (form + constant))
     squared = jnp.where(squared > floor, squared, floor)
-    norm = jnp.sqrt(squared + TINY)
+    norm = jnp.sqrt(squared + SQRT_EPSILON)
     return h, norm / (1 + squared) if rescale == "squash" else 1 / norm
 
 
@@ -171,7 +144,7 @@ def align(
     h: Float[Array, "m r"],
     scale: Float[Array, "m j"],
 ) -> Float[Array, "m j"]:
-    """<w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
+    """Compute <w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
     u = jnp.matmul(p, A.reshape(-1, A.shape[-1]).T).reshape(-1, *A.shape[:2])
     through_b = jnp.matmul(p, b.T, preferred_element_type=scale.dtype)
     return ((contract(h, u).astype(scale.dtype) + through_b) * scale).astype(p.dtype)
@@ -184,7 +157,7 @@ def align_explicitly(
     h: Float[Array, "m r"],
     scale: Float[Array, "m j"],
 ) -> Float[Array, "m j"]:
-    """<w_j, p> through w itself, so that the transpose for many classes shares one w.
+    """Compute <w_j, p> through w itself, so that the transpose for many classes shares one w.
 
     Forming w once costs as much as one factored pass; each class then costs J·D per position instead of
     (r + 1)·J·D. Only one chunk's w is alive at any time.
@@ -196,8 +169,8 @@ def align_explicitly(
 def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array, "m _"]) -> Any:
     """Apply a per-row function to chunks of rows whose largest intermediate stays in a CPU core's cache.
 
-    The chunks are computed again in the backward pass, so that nothing of theirs is stored. On an accelerator the
-    function is applied at once.
+    The chunks are computed again in the backward pass instead of stored. On an accelerator the function is applied at
+    once.
 
     Args:
         function: (rows of each array) ↦ pytree of arrays with the same rows.
@@ -208,7 +181,7 @@ def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array,
         The pytree for all rows.
     """
     rows = arrays[0].shape[0]
-    chunks = math.ceil(rows / max(64, CACHE // row_bytes))
+    chunks = math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
     if chunks == 1 or jax.default_backend() != "cpu":
         return function(*arrays)
     size = math.ceil(rows / chunks)
@@ -249,19 +222,13 @@ class DynamicAlignmentConv(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        padding = (self.padding, self.padding) if isinstance(self.padding, int) else self.padding
-        for field, pair, least in (
-            ("kernel_size", self.kernel_size, 1),
-            ("strides", self.strides, 1),
-            ("padding", (0, 0) if padding is None else padding, 0),
-        ):
-            if not (_is_pair(pair) and min(pair) >= least):
-                got = getattr(self, field)
-                raise ValueError(f"{field}: got {got!r}, expected whole numbers (y, x) of at least {least}")
-        if self.rescale not in get_args(Rescale):
-            raise ValueError(f"rescale: got {self.rescale!r}, expected one of {', '.join(get_args(Rescale))}")
-        if self.rank < 1 or self.features < 1:
-            raise ValueError(f"features, rank: got {self.features}, {self.rank}, expected positive numbers")
+        padding = (0, 0) if self.padding is None else _pair(self.padding)
+        fields = (("kernel_size", self.kernel_size, 1), ("strides", self.strides, 1), ("padding", padding, 0))
+        for name, pair, bound in fields:
+            fits = _is_pair(pair) and min(pair) >= bound
+            require(fits, name, getattr(self, name), f"whole numbers (y, x) of at least {bound}")
+        require_one_of("rescale", self.rescale, get_args(Rescale))
+        require_at_least("features, rank", (self.features, self.rank), 1)
 
     @nn.compact
     def __call__(
@@ -272,31 +239,27 @@ class DynamicAlignmentConv(nn.Module):
         Args:
             x: input, (N, H, W, C), floating.
             frozen: hold the dynamic weights W(x) constant under differentiation.
-            through: a second input u that is sent through the weights of `x`, which stay differentiable in
-                everything; used to regularize the weights themselves.
+            through: a second input u for the weights of `x`, which stay differentiable in everything; used to
+                regularize the weights themselves.
 
         Returns:
             y = W(x) x, (N, H', W', J), or the pair (W(x) x, W(x) u) where `through` is given.
 
         Raises:
-            ValueError: `x` is not (N, H, W, C) floating, or with its padding smaller than the kernel.
+            ConfigError: `x` is not (N, H, W, C) floating, or with its padding smaller than the kernel.
         """
-        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"x: got {x.dtype}{x.shape}, expected floating images (N, H, W, C)")
-        (ky, kx), pad = self.kernel_size, self.padding
-        if pad is None:
-            pad = ((ky - 1) // 2, (kx - 1) // 2)
-        py, px = (pad, pad) if isinstance(pad, int) else pad
-        if x.shape[1] + 2 * py < ky or x.shape[2] + 2 * px < kx:
-            size = f"{x.shape[1]}x{x.shape[2]}"
-            raise ValueError(f"x: got {size} pixels with padding {(py, px)}, expected at least the kernel's {ky}x{kx}")
-        geometry = ((ky, kx), self.strides, (py, px))
+        floating = x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.floating)
+        require(floating, "x", f"{x.dtype}{x.shape}", "floating images (N, H, W, C)")
+        ky, kx = self.kernel_size
+        py, px = ((ky - 1) // 2, (kx - 1) // 2) if self.padding is None else _pair(self.padding)
+        geometry = ((ky, kx), self.strides, ((py, py), (px, px)))
         p = patches(x, *geometry)
         positions, d, r, j = p.shape[:-1], p.shape[-1], self.rank, self.features
         B = self.param("B", _uniform(d), (d, r), self.param_dtype)
         A = self.param("A", _uniform(r), (r, j, d), self.param_dtype)
         b = self.param("b", _uniform(r), (j, d), self.param_dtype)
-        p, B, A, b = nn.dtypes.promote_dtype(p.reshape(-1, d), B, A, b, dtype=self.dtype)
+        dtype = np.promote_types(x.dtype, self.param_dtype) if self.dtype is None else self.dtype
+        p, B, A, b = nn.dtypes.promote_dtype(p.reshape(-1, d), B, A, b, dtype=dtype)
         norms = gram(A, b)
 
         # One flat axis of positions: XLA's CPU compiler (jaxlib 0.10.2) fuses these reductions wrongly where a
@@ -321,6 +284,10 @@ class DynamicAlignmentConv(nn.Module):
             return y.reshape(*positions, j), wu.reshape(*positions, j)
         y = in_cache(respond_frozen, explicit, p) if frozen else in_cache(respond, factored, p)
         return y.reshape(*positions, j)
+
+
+def _pair(padding: Any) -> Any:
+    return (padding, padding) if isinstance(padding, int) else padding
 
 
 def _is_pair(value: Any) -> bool:

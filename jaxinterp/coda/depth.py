@@ -1,4 +1,4 @@
-"""Interpretable depth: from how far below the output a network's decision can be read.
+"""Interpretable depth: how far below the output a network's decision can be read.
 
 A network's output is decomposed at every level, s_l = a_l ⊙ W_l(x)ᵀe_k, and each level's spatial contribution
 map is scored by the grid pointing game, bilinearly brought to the image. In a CoDA layer the contributions
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.checks import require
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.metrics.localization import Grids, Localization, grid_pointing_game, tile_grid
 from jaxinterp.explain.tracing import activation_names
@@ -33,20 +34,20 @@ class Level(NamedTuple):
         shape: (height, width, channels) of the activation on a grid of images.
         unexplained: the part of the logits that depends on the input and that this level's contributions
             leave out, max |b_l − b_top| / max |f − b_top| over the grids; ≤ 1e-4 where the level is exact.
-        localization: scores of the level's contribution maps, which count positive contributions only.
+        localization: grid pointing scores of the layer's contribution maps (positive contributions only).
     """
 
     name: str
     shape: tuple[int, ...]
     unexplained: float
-    grid_pointing_game: Localization
+    localization: Localization
 
 
-def level_names(apply_frozen: Callable[..., Any], x: Float[Array, "n h w c"], variables: Any) -> tuple[str, ...]:
-    """Levels of a network from the image to the output.
+def level_names(model: Callable[..., Any], x: Float[Array, "n h w c"], variables: Any) -> tuple[str, ...]:
+    """List the layers of a network from the image to the output.
 
     Args:
-        apply_frozen: (variables, x) ↦ logits, calling a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
+        model: (variables, x) ↦ logits, calling a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
         x: its input, (N, H, W, C).
         variables: the model's variables.
 
@@ -54,12 +55,12 @@ def level_names(apply_frozen: Callable[..., Any], x: Float[Array, "n h w c"], va
         "image", then the paths of stem, residual blocks, convolutions and CoDA layers in the order of their
         calls.
     """
-    names = activation_names(lambda x: apply_frozen(variables, x), x)
+    names = activation_names(lambda x: model(variables, x), x)
     return (IMAGE, *(name for name in names if _LEVEL.fullmatch(name)))
 
 
 def interpretable_depth(
-    apply_frozen: Callable[..., Float[Array, "n classes"]],
+    model: Callable[..., Float[Array, "n classes"]],
     images: Float[Array, "images h w c"],
     grids: Grids,
     levels: Sequence[str] | None = None,
@@ -67,13 +68,13 @@ def interpretable_depth(
     variables: Any,
     max_bytes: int = 2 << 30,
 ) -> list[Level]:
-    """Score the contributions of every level of a network by grid localization.
+    """Score the contributions of every layer of a network by the grid pointing game.
 
     Args:
-        apply_frozen: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x,
+        model: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x,
             frozen=True)`. The maps of the level "image" are those of its x, so encoded images show all six
             channels' contributions.
-        images: what `apply_frozen` takes, (images, H, W, C).
+        images: inputs of `model`, (images, H, W, C).
         grids: from `sample_grids`, drawn once and used for every network that is compared.
         levels: names from `level_names`, ordered from the image to the output; None for all.
         variables: the model's variables.
@@ -83,21 +84,20 @@ def interpretable_depth(
         One `Level` per name, in the same order.
 
     Raises:
-        ValueError: no level, an unknown one, or the function is not affine in its input.
+        ConfigError: no level, an unknown one, or the function is not affine in its input.
 
     Source: TPAMI 2022 for the curve; CVPR 2021, Eq. 5–8 (contributions) and Eq. 11 (score).
     """
     if levels is None:
-        levels = level_names(apply_frozen, tile_grid(images[grids.images[:1]]), variables)
-    if not levels:
-        raise ValueError("levels: got none, expected at least one name")
+        levels = level_names(model, tile_grid(images[grids.images[:1]]), variables)
+    require(levels, "levels", "none", "at least one name")
     seen: dict[str, list[tuple[Array, Array]]] = {}
     shapes, scores = {}, {}
     for name in levels:
 
         def attribute(x: Array, classes: Array, name: str = name) -> Array:
             at, check = (None if name == IMAGE else name), not seen
-            parts = decompose(apply_frozen, x, classes, at, variables=variables, max_bytes=max_bytes, check=check)
+            parts = decompose(model, x, classes, at, variables=variables, max_bytes=max_bytes, check=check)
             seen.setdefault(name, []).append((parts.logits, parts.bias))
             shapes[name] = parts.contributions.shape[2:]
             return parts.contributions.sum(-1)

@@ -22,7 +22,7 @@ from jaxinterp.coda.network import CoDANet, encode
 class Hybrid(nn.Module):
     """A conventional trunk under a CoDA net.
 
-    Activations to be named: `trunk` and what is inside it (`trunk/block_0`, …), and `coda/layer_0`, ….
+    Named activations: `trunk`, its own (`trunk/block_0`, …), and `coda/layer_0`, ….
 
     Attributes:
         trunk: the embedding, called as `trunk(x, train, frozen)`, affine at each input in evaluation: a
@@ -30,7 +30,7 @@ class Hybrid(nn.Module):
             ones fit.
         coda: the dynamic alignment layers, sum pooling, temperature and logit bias, on the trunk's features
             as they are (ReLU features need no encoding).
-        encode_input: give the trunk images as `encode`d channels (r, g, b, 1−r, 1−g, 1−b), not (r, g, b).
+        encode_input: encode images as (r, g, b, 1−r, 1−g, 1−b) for the trunk.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -57,10 +57,10 @@ class Hybrid(nn.Module):
         frozen: bool = False,
         encoded: bool = False,
     ) -> Float[Array, "n classes"]:
-        """Logits.
+        """Classify.
 
         Args:
-            images: (N, H, W, C) in [0, 1], or what `encode` makes of them.
+            images: (N, H, W, C) in [0, 1], or their encoding.
             train: whether BatchNorm uses the statistics of this batch.
             frozen: hold dynamic weights and BatchNorm statistics; the value is that of `train=False`.
             encoded: whether the images are already encoded.

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.coda.alignment import DynamicAlignmentConv as DynamicAlignmentConv
 from jaxinterp.coda.alignment import Rescale, widened
 
@@ -32,17 +33,14 @@ def encode(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch two_chann
     Returns:
         (..., 2C), in [0, 1], of the same dtype.
 
-    Raises:
-        ValueError: `x` holds integers, of which 1 − x would wrap around.
-
     Example:
         >>> encode(jnp.array([0.25, 0.5, 1.0])).tolist()
         [0.25, 0.5, 1.0, 0.75, 0.5, 0.0]
 
     Source: CVPR 2021, Sec. 4 (input encoding).
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: got {x.dtype}, expected a floating image in [0, 1]")
+    # The complement of unsigned integers would wrap around.
+    require(jnp.issubdtype(x.dtype, jnp.floating), "x", x.dtype, "a floating image in [0, 1]")
     return jnp.concatenate([x, 1 - x], axis=-1)
 
 
@@ -84,10 +82,10 @@ class CoDANet(nn.Module):
             for name in ("features", "ranks", "kernel_sizes", "strides", "paddings")
             if (value := getattr(self, name)) is not None
         }
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"CoDANet: one entry per layer expected in each of {lengths}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: got {self.temperature}, expected a positive finite number")
+        require(
+            len(set(lengths.values())) == 1, ", ".join(lengths), f"lengths {lengths}", "one entry per layer in each"
+        )
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive finite number")
 
     @nn.compact
     def __call__(
@@ -102,9 +100,9 @@ class CoDANet(nn.Module):
 
         Args:
             images: (N, H, W, C) in [0, 1]; or their encoding, (N, H, W, 2C), with `encoded`.
-            train: accepted for all models alike; a CoDA Net behaves the same in training.
+            train: ignored; a CoDA Net behaves the same in training.
             frozen: hold every dynamic weight constant: the logits are then affine in the input.
-            encoded: `images` are encoded already.
+            encoded: whether `images` are already encoded.
             through: an encoded input u; the second output is then the linear part of the logits, W(x) u.
 
         Returns:
@@ -138,16 +136,13 @@ class CoDANet(nn.Module):
 
 
 def s_coda(temperature: float = 1000.0, rank: int = 32, classes: int = 10, **fields: Any) -> CoDANet:
-    """The paper's 9-layer S net for 32×32 images: 7,782,816 parameters at rank 32 and 10 classes.
+    """Build the paper's 9-layer S net for 32×32 images: 7,782,816 parameters at rank 32 and 10 classes.
 
     Args:
         temperature: T on the sum over the 8×8 final positions; 1000 is the headline model.
         rank: f of the rank ablation, ranks (f, f, 2f × 7); 4, 8, 16, 32 (base) or 144.
         classes: number of classes.
         **fields: further fields of `CoDANet`.
-
-    Returns:
-        The network.
 
     Source: CVPR 2021, Sec. 4; layer table from the authors' CIFAR-10 configuration.
     """
@@ -162,15 +157,12 @@ def s_coda(temperature: float = 1000.0, rank: int = 32, classes: int = 10, **fie
 
 
 def l_coda(temperature: float = 100_000.0, classes: int = 100, **fields: Any) -> CoDANet:
-    """The authors' 9-layer L net for 240×240 images: 47,517,408 parameters at 100 classes.
+    """Build the authors' 9-layer L net for 240×240 images: 47,517,408 parameters at 100 classes.
 
     Args:
         temperature: T on the sum over the 20×20 final positions.
         classes: number of classes.
         **fields: further fields of `CoDANet`.
-
-    Returns:
-        The network.
 
     Source: CVPR 2021, Sec. 4; layer table from the authors' ImageNet-100 configuration.
     """
@@ -191,11 +183,11 @@ def alignment_penalty(
     targets: Int[Array, "n t"] | None = None,
     power: Literal[1, 2] = 1,
 ) -> Float[Array, ""]:
-    """Mean size of the entries of W_{0→L}(x): the paper's regularizer of the explanation itself.
+    """Return the mean size of the entries of W_{0→L}(x), the paper's regularizer of the explanation.
 
     ⟨|W_{0→L}(x)|^power⟩ over images, target classes and encoded input entries. W includes the pooling sum and 1/T.
-    Its gradient reaches the parameters through the dynamic weights of every layer, so W is taken from a second,
-    linear stream u ↦ W(x) u and not through a frozen pass, which would cut it.
+    Its gradient reaches the parameters through the dynamic weights of every layer, so W is taken from a second linear
+    stream u ↦ W(x) u; a frozen pass would cut it.
 
     Args:
         model: a `CoDANet`.
@@ -209,8 +201,7 @@ def alignment_penalty(
 
     Source: CVPR 2021, Sec. 3.3 (loss with λ⟨|W_{0→L}|⟩).
     """
-    if power not in (1, 2):
-        raise ValueError(f"power: got {power}, expected 1 or 2")
+    require_one_of("power", power, (1, 2))
     e = encode(images)
 
     def linear_part(u: Array) -> Array:

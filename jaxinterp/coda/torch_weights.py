@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxinterp.checks import require
 from jaxinterp.errors import CheckpointError, ConfigError
 
 PROJECTION = "weight_mod.weighting_f.0.weight"
@@ -95,23 +96,21 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
 
 
 def _require_names(kind: str, unknown: list[str], missing: list[str], twice: list[str]) -> None:
-    """Refuse names that are not all those of a kind of network, once each."""
+    """Raise unless the names are those of a kind of network, once each."""
     problems = [
         f"{problem} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         for problem, names in (("unknown", unknown), ("missing", missing), ("given twice", twice))
         if names
     ]
-    if problems:
-        raise ConfigError(f"not the parameters of {kind}: {'; '.join(problems)}")
+    require(not problems, "state_dict", "; ".join(problems), f"the parameters of {kind}")
 
 
 def _layer(i: int, arrays: Mapping[str, np.ndarray], channels: int | None) -> tuple[dict[str, Array], int]:
-    """Layer i's parameters and its number of units, after a layer with `channels` units."""
+    """Return layer i's parameters and its number of units, after a layer with `channels` units."""
     B, A, b = arrays[PROJECTION], arrays[GENERATOR], arrays[BIAS]
 
-    def check(part: str, array: np.ndarray, good: bool, expected: str) -> None:
-        if not good:
-            raise ConfigError(f"{i}.{part} has shape {array.shape}, expected {expected}")
+    def check(part: str, array: np.ndarray, fits: bool, expected: str) -> None:
+        require(fits, f"{i}.{part}", f"shape {array.shape}", expected)
 
     square = B.ndim == 4 and B.shape[2] == B.shape[3] and channels in (None, B.shape[1])
     check(PROJECTION, B, square, f"(r, {'C' if channels is None else channels}, k, k)")
@@ -142,13 +141,11 @@ def to_torch(params: Mapping[str, Mapping[str, Array]], in_channels: int = 6) ->
     """
     state_dict: dict[str, np.ndarray] = {}
     for i in range(len(params)):
-        if f"layer_{i}" not in params:
-            raise ConfigError(f"params has {', '.join(params)}, expected layer_0 to layer_{len(params) - 1}")
+        require(f"layer_{i}" in params, "params", ", ".join(params), f"layer_0 to layer_{len(params) - 1}")
         B, A, b = (np.asarray(params[f"layer_{i}"][part]) for part in ("B", "A", "b"))
         (d, rank), units = B.shape, b.shape[0]
         kernel = round((d / in_channels) ** 0.5)
-        if in_channels * kernel**2 != d:
-            raise ConfigError(f"layer_{i}: B has {d} rows, expected C·k² for {in_channels} input channels C")
+        require(in_channels * kernel**2 == d, f"layer_{i}.B", f"{d} rows", f"C·k² for C = {in_channels} input channels")
         patch = (kernel, kernel, in_channels)
         state_dict[f"{i}.{PROJECTION}"] = B.reshape(*patch, rank).transpose(3, 2, 0, 1)
         generators = A.reshape(rank, units, *patch).transpose(4, 2, 3, 1, 0)
@@ -208,9 +205,11 @@ def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[d
     try:
         reduce, inner, expand = (np.asarray(state_dict[f"conv_{n}.weight"]) for n in ("reduce", "internal", "expand"))
         features = len(np.asarray(state_dict["bn_expand.weight"]))
-        if inner.shape[1] * paths != len(inner):
-            raise ConfigError(f"state_dict: conv_internal.weight {inner.shape} does not fit {paths} paths")
+        fits = inner.shape[1] * paths == len(inner)
+        require(fits, "conv_internal.weight", f"shape {inner.shape}", f"({paths}·d, d, 3, 3)")
         coded = len(expand) != features
+        fits = len(expand) == paths * features if coded else expand.shape[1] % paths == 0
+        require(fits, "conv_expand.weight", f"shape {expand.shape}", f"one that fits {paths} paths")
         per_path = expand.reshape(paths, features, -1) if coded else expand.reshape(features, paths, -1).swapaxes(0, 1)
         params: dict[str, Any] = {
             "reduce": {"kernel": reduce[:, :, 0, 0].T},
@@ -228,8 +227,6 @@ def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[d
                 stats[ours] = {"mean": running[0], "var": running[1]}
     except KeyError as error:
         raise ConfigError(f"state_dict: {error} is missing") from None
-    except ValueError as error:
-        raise ConfigError(f"state_dict: conv_expand.weight does not fit {paths} paths ({error})") from None
     return jax.tree.map(jnp.asarray, (params, stats))
 
 
@@ -276,8 +273,7 @@ def alexnet_from_torch(state_dict: Mapping[str, Any]) -> Params:
         filters = ours.startswith("conv")
         shape = (outputs, inputs, kernel, kernel) if filters else (outputs, inputs * side**2)
         for part, array, expected in (("weight", weight, shape), ("bias", bias, shape[:1])):
-            if array.shape != expected:
-                raise ConfigError(f"{theirs}.{part} has shape {array.shape}, expected {expected}")
+            require(array.shape == expected, f"{theirs}.{part}", f"shape {array.shape}", f"{expected}")
         if ours == "dense_0":
             weight = weight.reshape(outputs, inputs, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
         turned = weight.transpose(2, 3, 1, 0) if filters else weight.T

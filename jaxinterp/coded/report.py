@@ -11,21 +11,21 @@ from jaxinterp.coded.figures import decoding_curve, exit_curve, paths_beside_cod
 from jaxinterp.coded.network import CodedResNeXt
 from jaxinterp.coded.paths import path_shares
 from jaxinterp.figures.html import Section, Table, picture
-from jaxinterp.recipe.page import Reading, Report
+from jaxinterp.recipe.family import Reading, Report
 
 SHOWN = 200  # test images whose paths are read
 
 
 def sections(report: Report, model: CodedResNeXt) -> list[Section]:
     """All of them, in the order of the paper."""
-    classifiers = [_classifiers(report)] if report.found["classifiers"] else []
+    classifiers = [_classifiers(report)] if report.results["classifiers"] else []
     return [_paths(report, model), _decoding(report), *classifiers, _removals(report)]
 
 
 def _paths(report: Report, model: CodedResNeXt) -> Section:
     """The class × path maps of the last block of each code."""
     images, labels = report.images[:SHOWN], report.labels[:SHOWN].astype(int)
-    parts = path_shares(model, report.subject.variables, jnp.asarray(images), labels)
+    parts = path_shares(model, report.explainable.variables, jnp.asarray(images), labels)
     size = float(jnp.abs(parts.logits).max())
     missed = float(jnp.abs(parts.residual).max()) / size
     pictures = []
@@ -88,7 +88,7 @@ def reading(
 
 
 def _decoding(report: Report) -> Section:
-    found, paper = report.found, report.paper
+    found, paper = report.results, report.paper
     printed = {
         key.removeprefix("decoding_accuracy_block_"): value
         for key, value in paper.items()
@@ -114,7 +114,7 @@ def _decoding(report: Report) -> Section:
 
 
 def _classifiers(report: Report) -> Section:
-    metrics, records = report.found["metrics"], report.found["classifiers"]
+    metrics, records = report.results["metrics"], report.results["classifiers"]
     keys = [key for key in records[0] if key != "class"]
     rows = [[report.classes[int(r["class"])], *(f"{r[key]:.3f}" for key in keys)] for r in records[:20]]
     header = ["class", *(key.replace("_", " ") for key in keys)]
@@ -135,7 +135,7 @@ def _classifiers(report: Report) -> Section:
 
 
 def _removals(report: Report) -> Section:
-    found, metrics = report.found, report.found["metrics"]
+    found, metrics = report.results, report.results["metrics"]
     text = ["Paths of one block are removed that are active for the image's own class, or that are not."]
     drawn = removal_lines(found["removed"])
     pictures = [picture(drawn, "Other paths are drawn for every image.", "Removal of paths", 600)]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxinterp.checks import require, require_at_least
+
 Augment: TypeAlias = Callable[[PRNGKeyArray, Float[Array, "h w c"]], Float[Array, "h w c"]]
 
 
@@ -38,7 +40,7 @@ def compose(*operations: Augment) -> Augment:
 
 
 def flip(probability: int | float = 0.5) -> Augment:
-    """Mirror the image left to right, with a probability.
+    """Mirror the image left to right with a probability.
 
     Args:
         probability: in [0, 1].
@@ -47,13 +49,12 @@ def flip(probability: int | float = 0.5) -> Augment:
         The augmentation.
 
     Raises:
-        ValueError: `probability` is outside [0, 1].
+        ConfigError: `probability` is outside [0, 1].
 
     >>> flip(1.0)(jax.random.key(0), jnp.arange(3.0).reshape(1, 3, 1)).ravel().tolist()
     [2.0, 1.0, 0.0]
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must be in [0, 1], got {probability}")
+    require(0 <= probability <= 1, "probability", probability, "in [0, 1]")
 
     def flipped(key: PRNGKeyArray, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
@@ -64,8 +65,7 @@ def flip(probability: int | float = 0.5) -> Augment:
 def crop(padding: int = 4) -> Augment:
     """Pad with zeros (black) on all sides, then cut out a window of the original size, uniformly at random.
 
-    The recipe of the CIFAR experiments: 4 pixels on 32 x 32 (He et al., 2016, section 4.2; CoDA Nets use the
-    same).
+    The CIFAR recipe has 4 pixels on 32 x 32 (He et al., 2016, section 4.2; CoDA Nets use the same).
 
     Args:
         padding: pixels on each side; the (2 padding + 1)^2 windows are equally likely.
@@ -74,10 +74,9 @@ def crop(padding: int = 4) -> Augment:
         The augmentation.
 
     Raises:
-        ValueError: `padding` is negative.
+        ConfigError: `padding` is negative.
     """
-    if padding < 0:
-        raise ValueError(f"padding must not be negative, got {padding}")
+    require_at_least("padding", padding, 0)
 
     def cropped(key: PRNGKeyArray, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)

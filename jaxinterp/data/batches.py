@@ -1,4 +1,4 @@
-"""A host's array cut into batches of one size, so that one compiled program serves them all."""
+"""Batches of one size of arrays on the host, so that one compiled program serves them all."""
 
 from collections.abc import Iterator
 
@@ -6,19 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxinterp.checks import require_at_least
+
 
 def padded_batches(size: int, *arrays: np.ndarray | Array) -> Iterator[tuple[int, int, tuple[Array, ...]]]:
-    """Batches on the device; the last is filled up with its own rows again.
+    """Yield batches on the device; the last one is padded by repeating its rows.
 
     Args:
-        size: rows of a batch; of fewer rows in all, one batch is made of these.
+        size: rows of a batch; fewer rows than that make one smaller batch.
         *arrays: of one length along the first axis, at least one row.
 
     Yields:
-        Where the batch starts, how many of its rows are not repetitions, and that part of each array.
+        The batch's first row, its number of rows without the padding, and its part of each array.
 
     Raises:
-        ValueError: `size` is less than 1.
+        ConfigError: `size` is less than 1.
 
     Example:
         >>> for start, real, (x,) in padded_batches(4, np.arange(6)):
@@ -26,8 +28,7 @@ def padded_batches(size: int, *arrays: np.ndarray | Array) -> Iterator[tuple[int
         0 4 [0 1 2 3]
         4 2 [4 5 4 5]
     """
-    if size < 1:
-        raise ValueError(f"batch: got {size}, expected at least 1")
+    require_at_least("batch", size, 1)
     count = len(arrays[0])
     size = min(size, count)
     for start in range(0, count, size):

@@ -2,12 +2,8 @@
 
 # fmt: off
 CLASSES: dict[str, tuple[str, ...]] = {
-    "digits": (
-        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9",
-    ),
-    "mnist": (
-        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9",
-    ),
+    "digits": tuple("0123456789"),
+    "mnist": tuple("0123456789"),
     "fashion_mnist": (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
         "Ankle boot",

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
+from jaxinterp.checks import require, require_labels, require_one_of
 from jaxinterp.data.class_names import CLASSES
-from jaxinterp.data.official import ARCHIVES, FOLDERS, read_raw
-from jaxinterp.data.tfds import preparation_command, read_prepared
-from jaxinterp.errors import DataError
+from jaxinterp.data.official import FOLDERS, read_official
+from jaxinterp.data.tfds import data_folder, preparation_command, read_prepared
+from jaxinterp.errors import ConfigError, DataError
 
 NAMES: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
 
@@ -22,31 +23,63 @@ _SHAPES = {
     "cifar100": (32, 32, 3),
 }
 
+Pixels = (
+    UInt8[np.ndarray, "n h w c"]
+    | UInt16[np.ndarray, "n h w c"]
+    | Float[np.ndarray, "n h w c"]
+    | Bool[np.ndarray, "n h w c"]
+)
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """One split of a data set, held in memory.
 
     Attributes:
         name: one of `NAMES`, or a name of your own.
         split: "train", "test", or a part of one, such as "train[held out]".
-        images: uint8 (N, H, W, C).
-        labels: int32 (N,), each in [0, len(classes)).
+        images: uint8, uint16, float or bool (N, H, W, C), each value in [0, maximum].
+        labels: integers (N,), each in [0, len(classes)); held as int32.
         classes: the classes' names, in the order of the labels.
-        maximum: the pixel value that becomes 1: float image = images / maximum.
+        maximum: the pixel value that becomes 1: float image = images / maximum; 0, the default, takes it from the
+            type: 255 for uint8, 65,535 for uint16, 1 for floats and booleans.
         provenance: where it came from: source, path, version, md5 sums.
+
+    Raises:
+        ConfigError: images of another type or number of axes, pixels outside [0, maximum], or labels that are not
+            one class index per image.
+
+    >>> Dataset("dots", "train", np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]), ("a", "b"))
+    Dataset(dots, train: 2 images uint8 4x4x1, 2 classes, maximum 255)
     """
 
     name: str
     split: str
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int32[np.ndarray, " n"]
+    images: Pixels
+    labels: Int[np.ndarray, " n"]
     classes: tuple[str, ...]
-    maximum: int = 255
+    maximum: int | float = 0
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        dtype, shape = np.dtype(self.images.dtype), self.images.shape
+        known = dtype in (np.uint8, np.uint16, bool) or np.issubdtype(dtype, np.floating)
+        require(known and len(shape) == 4, "images", f"{dtype}{shape}", "uint8, uint16, float or bool (N, H, W, C)")
+        require_labels("labels", self.labels, len(self.images), len(self.classes))
+        object.__setattr__(self, "labels", np.asarray(self.labels, np.int32))
+        top = np.iinfo(dtype).max if dtype.kind == "u" else 1
+        object.__setattr__(self, "maximum", self.maximum or top)
+        if dtype.kind == "f" or self.maximum < top:
+            low, high = float(self.images.min()), float(self.images.max())
+            require(low >= 0 and high <= self.maximum, "images", f"{low:g}..{high:g}", f"values in [0, {self.maximum}]")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        side = "x".join(map(str, self.images.shape[1:]))
+        images = f"{len(self)} images {self.images.dtype} {side}"
+        return f"Dataset({self.name}, {self.split}: {images}, {len(self.classes)} classes, maximum {self.maximum})"
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -55,7 +88,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360,
     stratified). The others are looked for in `data_dir`: first as prepared by tensorflow-datasets
     (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5
-    sums are checked. Nothing is downloaded.
+    sums are checked. Nothing is downloaded: `download` does that.
 
     Args:
         name: one of `NAMES` except imagenet2012, which is streamed: see `jaxinterp.data.stream`.
@@ -66,34 +99,28 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
         The split.
 
     Raises:
-        ValueError: unknown name or split.
-        DataError: the data are missing (with the command that gets them), truncated, foreign or have a wrong
+        ConfigError: unknown name or split.
+        DataError: the data are missing (with the commands that get them), truncated, foreign or have a wrong
             checksum.
 
-    >>> digits = load("digits", "test")
-    >>> digits.images.shape, digits.maximum, len(digits.classes)
-    ((360, 8, 8, 1), 16, 10)
+    >>> load("digits", "test")
+    Dataset(digits, test: 360 images uint8 8x8x1, 10 classes, maximum 16)
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown data set {name!r}, expected one of {', '.join(NAMES)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}, expected 'train' or 'test'")
-    if name == "imagenet2012":
-        raise ValueError("imagenet2012 does not fit into memory, use jaxinterp.data.stream")
+    require_one_of("name", name, NAMES)
+    require_one_of("split", split, ("train", "test"))
+    require(name != "imagenet2012", "name", name, "a set that fits into memory; use jaxinterp.data.stream")
     if name == "digits":
         return _digits(split)
     folder = data_folder(data_dir)
-    read = read_prepared(name, split, folder) or read_raw(name, split, folder)
-    if read is None:
+    parts = read_prepared(name, split, folder) or read_official(name, split, folder)
+    if parts is None:
         raise missing(name, split, folder)
-    images, labels, provenance = read
-    classes = CLASSES[name]
-    if images.shape[1:] != _SHAPES[name]:
-        raise DataError(f"{provenance['path']}: images of shape {images.shape[1:]}, {name} has {_SHAPES[name]}")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        found = f"labels from {labels.min()} to {labels.max()}"
-        raise DataError(f"{provenance['path']}: {found}, {name} has 0 to {len(classes) - 1}")
-    return Dataset(name, split, images, labels, classes, provenance=provenance)
+    images, labels, provenance = parts
+    try:
+        require(images.shape[1:] == _SHAPES[name], "images", images.shape[1:], f"{_SHAPES[name]} for {name}")
+        return Dataset(name, split, images, labels, CLASSES[name], provenance=provenance)
+    except ConfigError as error:
+        raise DataError(f"{provenance['path']}: {error}") from error
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -108,32 +135,26 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset,
         (rest, held out), both in the original order.
 
     Raises:
-        ValueError: `fraction` is outside (0, 1), or leaves one part empty.
+        ConfigError: `fraction` is outside (0, 1), or leaves one part empty.
 
     >>> rest, held = hold_out(load("digits", "train"), 0.1)
     >>> len(rest), len(held)
     (1293, 144)
     """
     count = round(fraction * len(dataset)) if 0 < fraction < 1 else 0
-    if not 0 < count < len(dataset):
-        raise ValueError(f"fraction must leave both parts of the {len(dataset)} examples non-empty, got {fraction}")
+    expected = f"in (0, 1), with both parts of the {len(dataset)} examples non-empty"
+    require(0 < count < len(dataset), "fraction", fraction, expected)
     held = _stratified(dataset.labels, count, seed)
     return _part(dataset, ~held, f"{dataset.split}[rest]"), _part(dataset, held, f"{dataset.split}[held out]")
 
 
-def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of data sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
 def missing(name: str, split: str, folder: Path) -> DataError:
-    """The one line for data that are not there: what, where it was looked for, and how to get it."""
-    places = [str(folder / name / "VERSION")]
-    places += [str(folder / place) for place in FOLDERS.get(name, ())]
-    files = f", or the official {ARCHIVES[name]} in one of these folders" if name in ARCHIVES else ""
+    """Return the error for missing data: what, where it was looked for, and how to get it."""
+    places = [str(folder / name / "VERSION"), *(str(folder / place) for place in FOLDERS.get(name, ()))]
+    call = f'jaxinterp.data.download("{name}", "{folder}") in Python, or ' if name in FOLDERS else ""
     return DataError(
         f"{name} ({split}) is missing: looked in {', '.join(places)}; "
-        f"get it by: {preparation_command(name, folder)}{files}"
+        f"get it by: {call}{preparation_command(name, folder)}"
     )
 
 
@@ -141,21 +162,11 @@ def _digits(split: str) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    whole = Dataset(
-        name="digits",
-        split=split,
-        images=bunch.images.astype(np.uint8)[..., None],
-        labels=bunch.target.astype(np.int32),
-        classes=CLASSES["digits"],
-        maximum=16,
-        provenance={
-            "source": "scikit-learn, embedded",
-            "path": "sklearn.datasets.load_digits",
-            "md5": "not published",
-        },
-    )
-    test = _stratified(whole.labels, 360, seed=0)
-    return _part(whole, test if split == "test" else ~test, split)
+    source = {"source": "scikit-learn, embedded", "path": "sklearn.datasets.load_digits", "md5": "not published"}
+    images, labels = bunch.images.astype(np.uint8)[..., None], bunch.target.astype(np.int32)
+    digits = Dataset("digits", split, images, labels, CLASSES["digits"], 16, source)
+    test = _stratified(digits.labels, 360, seed=0)
+    return _part(digits, test if split == "test" else ~test, split)
 
 
 def _part(dataset: Dataset, chosen: Bool[np.ndarray, " n"], split: str) -> Dataset:
@@ -168,7 +179,7 @@ def _stratified(labels: Int[np.ndarray, " n"], count: int, seed: int) -> Bool[np
     shares = sizes * count / len(labels)
     quotas = np.floor(shares).astype(np.int64)
     quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
-    # NumPy never changes the bits of a bit generator; what it makes of them, it may.
+    # Raw bits are stable across NumPy versions; `permutation` is not.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.cumsum(sizes) - sizes

@@ -1,4 +1,4 @@
-"""Images of any size as the input of a network: whole data sets, and files."""
+"""Images of any size as the input of a network: data sets, and files."""
 
 import zlib
 from collections.abc import Sequence
@@ -9,49 +9,48 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxinterp.data import Dataset
-from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.checks import require
+from jaxinterp.data.datasets import Dataset
+from jaxinterp.errors import DataError
 from jaxinterp.symmetry.groups import rotated
 
-TURNED = 5000  # images that are turned at once
+ROTATION_BATCH = 5000  # images that are rotated at once
 
 
-def resized(dataset: Dataset, side: int | None, channels: int) -> Dataset:
-    """A data set enlarged or reduced to square images (nearest pixel), gray images repeated over the channels.
+def resize(dataset: Dataset, side: int | None, channels: int) -> Dataset:
+    """Resize a data set to square images (nearest pixel), gray images repeated over the channels.
 
     Args:
         dataset: the data.
-        side: of the new images, in pixels; None keeps the data set's own.
+        side: of the new images, in pixels; None keeps the size.
         channels: of the new images.
 
     Raises:
-        ConfigError: color images are asked for with fewer channels.
+        ConfigError: color images with fewer channels.
     """
-    height, width, own = dataset.images.shape[1:]
-    if own not in (1, channels):
-        raise ConfigError(f"channels: got {channels}, {dataset.name} has {own}")
+    height, width, depth = dataset.images.shape[1:]
+    require(depth in (1, channels), "channels", channels, f"{depth}, as {dataset.name} has")
     rows = np.arange(side or height) * height // (side or height)
     columns = np.arange(side or width) * width // (side or width)
     images = dataset.images[:, rows][:, :, columns]
-    return replace(dataset, images=np.repeat(images, channels // own, axis=-1))
+    return replace(dataset, images=np.repeat(images, channels // depth, axis=-1))
 
 
-def first(dataset: Dataset, count: int | None) -> Dataset:
-    """The first images of a data set; all where `count` is None."""
+def take(dataset: Dataset, count: int | None) -> Dataset:
+    """Take the first images of a data set; all if `count` is None."""
     return replace(dataset, images=dataset.images[:count], labels=dataset.labels[:count])
 
 
-def kept(dataset: Dataset, classes: Sequence[int]) -> Dataset:
-    """The images of some classes, which are numbered anew in the order given; all where there are none.
+def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """Select the images of some classes, which are numbered anew in the order given; all if there are none.
 
     Raises:
         ConfigError: a class that the data set does not have, or one twice.
     """
     if not classes:
         return dataset
-    if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(dataset.classes))):
-        known = f"different classes in [0, {len(dataset.classes)})"
-        raise ConfigError(f"only: got {','.join(map(str, classes))}, expected {known} of {dataset.name}")
+    known = len(set(classes)) == len(classes) and set(classes) <= set(range(len(dataset.classes)))
+    require(known, "only", tuple(classes), f"different classes in [0, {len(dataset.classes)}) of {dataset.name}")
     places = np.flatnonzero(np.isin(dataset.labels, classes))
     numbers = np.full(len(dataset.classes), -1, np.int32)
     numbers[list(classes)] = np.arange(len(classes))
@@ -59,26 +58,24 @@ def kept(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     return replace(dataset, images=dataset.images[places], labels=numbers[dataset.labels[places]], classes=names)
 
 
-def turned(images: Float[np.ndarray, "n h w c"], seed: int) -> Float[np.ndarray, "n h w c"]:
-    """Every image turned about its center by an angle drawn uniformly from the circle (bilinear, black outside)."""
+def rotate_randomly(images: Float[np.ndarray, "n h w c"], seed: int) -> Float[np.ndarray, "n h w c"]:
+    """Rotate every image about its center by an angle drawn uniformly from the circle (bilinear, black outside)."""
     angles = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(images)).astype(np.float32)
-    parts = [
-        np.asarray(rotated(jnp.asarray(images[i : i + TURNED]), jnp.asarray(angles[i : i + TURNED])))
-        for i in range(0, len(images), TURNED)
-    ]
-    return np.concatenate(parts)
+    parts = [slice(start, start + ROTATION_BATCH) for start in range(0, len(images), ROTATION_BATCH)]
+    return np.concatenate([np.asarray(rotated(jnp.asarray(images[i]), jnp.asarray(angles[i]))) for i in parts])
 
 
-def all_turned(dataset: Dataset) -> Dataset:
-    """A data set whose images are all turned, the same way every time, and rounded to whole levels."""
-    moved = turned(dataset.images.astype(np.float32), zlib.crc32(dataset.split.encode()))
-    return replace(dataset, images=np.rint(moved).astype(dataset.images.dtype))
+def rotate_dataset(dataset: Dataset) -> Dataset:
+    """Rotate all images of a data set, the same way every time; integer pixels are rounded."""
+    images = rotate_randomly(dataset.images.astype(np.float32), zlib.crc32(dataset.split.encode()))
+    images = np.clip(images, 0, dataset.maximum) if dataset.images.dtype.kind == "f" else np.rint(images)
+    return replace(dataset, images=images.astype(dataset.images.dtype))
 
 
 def read_images(
     paths: Sequence[Path], height: int, width: int, channels: int
 ) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
-    """Read image files, converted to the network's channels and resized to its input.
+    """Read image files, convert them to the network's channels and resize them to its input.
 
     Args:
         paths: files that Pillow reads.
@@ -87,7 +84,7 @@ def read_images(
         channels: 1 (gray) or 3 (RGB); transparent parts become black, deeper gray values become 8 bits.
 
     Returns:
-        Images float32 (N, H, W, C) in [0, 1], and for every file a line that says what was done to it.
+        Images float32 (N, H, W, C) in [0, 1], and for every file a line about its conversion.
 
     Raises:
         ConfigError: no path.
@@ -95,8 +92,7 @@ def read_images(
     """
     from PIL import Image, UnidentifiedImageError
 
-    if not paths:
-        raise ConfigError("expected at least one image file")
+    require(paths, "paths", "none", "at least one image file")
     mode = {1: "L", 3: "RGB"}[channels]
     images, lines = [], []
     for path in paths:
@@ -121,11 +117,7 @@ def read_images(
 
 
 def _eight_bits(path: Path, mode: str, values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Deep gray values scaled to 0..255, where Pillow's own conversion would clip them.
-
-    Raises:
-        DataError: integers outside 0..65535, or floats outside 0..1.
-    """
+    """Scale deep gray values to 0..255, which Pillow's own conversion would clip."""
     low, high = values.min(), values.max()
     full = 1 if mode == "F" else 255 if mode == "I" and high <= 255 else 65535
     if not 0 <= low <= high <= full:  # false for NaN too

@@ -1,21 +1,18 @@
 """Pillow's image operations on 8-bit levels, as JAX functions: tables, blends, resamplings and a box.
 
-An image here is int32 (H, W, C) with levels 0 to 255 and C = 1 or 3. Whatever the operation, its work on the
-pixels is one of four: a look-up table of 256 levels per channel, a blend with a degenerate image, an affine
-resampling, or a box filled with one color; so a random choice among all operations costs four passes and not
-one per operation.
+An image here is int32 (H, W, C) with levels 0 to 255 and C = 1 or 3. Every operation is one of four: a look-up table
+of 256 levels per channel, a blend with a degenerate image, an affine resampling, or a box filled with one color; so a
+random choice among all operations costs four passes and not one per operation.
 """
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 Levels = Int32[Array, "h w c"]
 Table = Int32[Array, "256 c"]
 Scalar = Float[Array, ""]
-Resample = Literal["nearest", "bilinear", "bicubic", "random"]
 
 
 def to_levels(image: Float[Array, "h w c"]) -> Levels:
@@ -24,7 +21,7 @@ def to_levels(image: Float[Array, "h w c"]) -> Levels:
 
 
 def from_levels(levels: Levels) -> Float[Array, "h w c"]:
-    """Levels 0 to 255 as float32 in [0, 1]."""
+    """Convert levels 0 to 255 to float32 in [0, 1]."""
     return levels.astype(jnp.float32) / 255
 
 
@@ -38,7 +35,7 @@ def _ramp(channels: int) -> Table:
 
 
 def invert_table(channels: int) -> Table:
-    """255 - v."""
+    """Return 255 - v."""
     return 255 - _ramp(channels)
 
 
@@ -64,7 +61,7 @@ def solarize_add_table(channels: int, addition: Scalar, wrap: bool) -> Table:
 
 
 def histogram(levels: Levels) -> Table:
-    """How often each level occurs, per channel."""
+    """Count how often each level occurs, per channel."""
     count = jax.vmap(lambda channel: jnp.bincount(channel, length=256), in_axes=1, out_axes=1)
     return count(levels.reshape(-1, levels.shape[-1])).astype(jnp.int32)
 
@@ -89,7 +86,7 @@ def equalize_table(counts: Table) -> Table:
 
 
 def gray(levels: Levels) -> Levels:
-    """ITU-R 601-2 luma, (19595 R + 38470 G + 7471 B + 2^15) / 2^16, in every channel; gray images stay."""
+    """Return the ITU-R 601-2 luma, (19595 R + 38470 G + 7471 B + 2^15) / 2^16, in every channel; gray images stay."""
     if levels.shape[-1] == 1:
         return levels
     luma = levels @ jnp.array([19595, 38470, 7471], jnp.int32)
@@ -97,13 +94,13 @@ def gray(levels: Levels) -> Levels:
 
 
 def mean_gray(levels: Levels) -> Levels:
-    """The rounded mean of `gray` everywhere: what contrast fades to."""
+    """Return the rounded mean of `gray` everywhere, which contrast fades to."""
     luma = gray(levels)[..., 0]
     return jnp.full_like(levels, jnp.floor(jnp.mean(luma.astype(jnp.float32)) + 0.5).astype(jnp.int32))
 
 
 def smooth(levels: Levels) -> Levels:
-    """Pillow's SMOOTH filter, 3 x 3 ones with 5 in the middle, over 13; the border stays: what sharpness fades to."""
+    """Apply Pillow's SMOOTH filter (3 x 3 ones, 5 in the middle, over 13; the border stays), for sharpness."""
     height, width, _ = levels.shape
     if height < 3 or width < 3:
         return levels
@@ -120,43 +117,32 @@ def blend(degenerate: Levels, levels: Levels, factor: Scalar) -> Levels:
     return jnp.clip(mixed, 0, 255).astype(jnp.int32)
 
 
-def shear_matrix(x: Scalar, y: Scalar) -> Float[Array, "2 3"]:
-    """Output (u, v) shows input (u + x v, v + y u)."""
-    one, zero = jnp.ones_like(x), jnp.zeros_like(x)
-    return jnp.stack([jnp.stack([one, x, zero]), jnp.stack([y, one, zero])])
+def affine_matrices(value: Scalar, height: int, width: int) -> Float[Array, "5 2 3"]:
+    """Return the matrices of five operations, for `resample`.
 
-
-def translate_matrix(x: Scalar, y: Scalar) -> Float[Array, "2 3"]:
-    """Output (u, v) shows input (u + x, v + y), in pixels."""
-    one, zero = jnp.ones_like(x), jnp.zeros_like(x)
-    return jnp.stack([jnp.stack([one, zero, x]), jnp.stack([zero, one, y])])
-
-
-def rotate_matrix(degrees: Scalar, height: int, width: int) -> Float[Array, "2 3"]:
-    """Rotation about the center, counter-clockwise."""
-    angle = -jnp.deg2rad(degrees)
+    Rotation about the center, counter-clockwise by `value` degrees; shears, where output (u, v) shows input
+    (u + value v, v) or (u, v + value u); translations, where it shows (u + value, v) or (u, v + value).
+    """
+    angle = -jnp.deg2rad(value)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     x, y = width / 2, height / 2
-    return jnp.stack(
-        [
-            jnp.stack([cosine, sine, x - cosine * x - sine * y]),
-            jnp.stack([-sine, cosine, y + sine * x - cosine * y]),
-        ]
-    )
+    rows = [cosine, sine, x - cosine * x - sine * y], [-sine, cosine, y + sine * x - cosine * y]
+    entries = np.zeros((4, 2, 3), np.float32)
+    entries[np.arange(4), [0, 1, 0, 1], [1, 0, 2, 2]] = 1
+    moves = np.eye(2, 3, dtype=np.float32)[None] + value * entries
+    return jnp.concatenate([jnp.stack([jnp.stack(row) for row in rows])[None], moves])
 
 
 def resample(
-    levels: Levels, matrix: Float[Array, "2 3"], fill: Int32[Array, " c"], method: Resample, cubic: Bool[Array, ""]
+    levels: Levels, matrix: Float[Array, "2 3"], fill: Int32[Array, " c"], cubic: Bool[Array, ""] | None
 ) -> Levels:
-    """Affine resampling: output pixel center (u, v) shows the input at `matrix` @ (u, v, 1).
+    """Resample affinely: output pixel center (u, v) shows the input at `matrix` @ (u, v, 1).
 
     Args:
         levels: the image.
         matrix: rows for x and y, in pixels.
         fill: color where the input position lies outside of the image.
-        method: "nearest", "bilinear", "bicubic" (Pillow's, a = -1), or "random": bicubic where `cubic`, else
-            bilinear.
-        cubic: the choice of "random"; not used by the other methods.
+        cubic: whether to interpolate bicubically (Pillow's, a = -1), otherwise bilinearly; None for the nearest pixel.
 
     Returns:
         The resampled image; interpolation repeats the border and rounds down.
@@ -166,32 +152,28 @@ def resample(
     v = jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5
     x, y = (row[0] * u + row[1] * v + row[2] for row in matrix)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    columns, across = _taps(x, width, method, cubic)
-    rows, down = _taps(y, height, method, cubic)
+    columns, rows = _taps(x, width, cubic), _taps(y, height, cubic)
     mixed = jnp.zeros(levels.shape, jnp.float32)
-    for row, row_weight in zip(rows, down, strict=True):
-        for column, weight in zip(columns, across, strict=True):
+    for row, row_weight in rows:
+        for column, weight in columns:
             mixed += (row_weight * weight)[..., None] * levels[row, column].astype(jnp.float32)
-    shown = jnp.clip(mixed + 1e-3, 0, 255).astype(jnp.int32)
-    return jnp.where(inside[..., None], shown, fill)
+    levels = jnp.clip(mixed + 1e-3, 0, 255).astype(jnp.int32)
+    return jnp.where(inside[..., None], levels, fill)
 
 
 def _taps(
-    position: Float[Array, "h w"], size: int, method: Resample, cubic: Bool[Array, ""]
-) -> tuple[list[Int32[Array, "h w"]], list[Float[Array, "h w"]]]:
-    """Indices of the input pixels that one axis mixes, and their weights."""
-    if method == "nearest":
-        return [jnp.clip(jnp.floor(position).astype(jnp.int32), 0, size - 1)], [jnp.ones_like(position)]
+    position: Float[Array, "h w"], size: int, cubic: Bool[Array, ""] | None
+) -> list[tuple[Int32[Array, "h w"], Float[Array, "h w"]]]:
+    """Return the input pixels that one axis mixes, by index and weight."""
+    if cubic is None:
+        return [(jnp.clip(jnp.floor(position).astype(jnp.int32), 0, size - 1), jnp.ones_like(position))]
     start = jnp.floor(position - 0.5)
     f = position - 0.5 - start
-    weights = [jnp.zeros_like(f), 1 - f, f, jnp.zeros_like(f)]
-    if method != "bilinear":
-        g = 1 - f
-        keys = [-f * g * g, 1 - f * f * (2 - f), 1 - g * g * (2 - g), -g * f * f]
-        weights = [jnp.where(cubic | (method == "bicubic"), k, w) for k, w in zip(keys, weights, strict=True)]
-    offsets = range(-1, 3) if method != "bilinear" else range(2)
-    used = weights if method != "bilinear" else weights[1:3]
-    return [jnp.clip(start.astype(jnp.int32) + offset, 0, size - 1) for offset in offsets], used
+    g = 1 - f
+    keys = [-f * g * g, 1 - f * f * (2 - f), 1 - g * g * (2 - g), -g * f * f]
+    lines = [jnp.zeros_like(f), g, f, jnp.zeros_like(f)]
+    pixels = [jnp.clip(start.astype(jnp.int32) + offset, 0, size - 1) for offset in range(-1, 3)]
+    return [(pixel, jnp.where(cubic, key, line)) for pixel, key, line in zip(pixels, keys, lines, strict=True)]
 
 
 def fill_box(

@@ -5,9 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 from jaxtyping import Array, Int32, PRNGKeyArray
 
+from jaxinterp.checks import require
 from jaxinterp.data.augment import Augment
 from jaxinterp.data.datasets import Dataset
 
@@ -15,54 +16,49 @@ _ORDER = np.uint32(2**32 - 1)  # folded in where examples fold in their index: n
 
 
 def to_device(dataset: Dataset, sharding: Sharding | None = None) -> dict[str, Array]:
-    """Put a whole data set on the device(s), as bytes.
+    """Put a data set on the device(s), its images in their own type.
 
     Args:
-        dataset: the split, images uint8 (N, H, W, C).
-        sharding: None for the default device; a `NamedSharding` replicates the set over its mesh, which may
-            span processes (each of them then holds the whole set); any other sharding is used as it is.
+        dataset: the split.
+        sharding: None for the default device; or a replicated one, whose mesh may span processes: each of them
+            then holds the data set.
 
     Returns:
-        {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
+        {"image": (N, H, W, C), "label": int32 (N,)}.
     """
-    if sharding is None:
-        return {"image": jax.device_put(dataset.images), "label": jax.device_put(dataset.labels)}
-    if isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, PartitionSpec())
     arrays = {"image": dataset.images, "label": dataset.labels}
+    if sharding is None:
+        return jax.device_put(arrays)
     return {
         name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in arrays.items()
     }
 
 
-@partial(jax.jit, static_argnames=("size", "batch_size", "shuffle"))
+@partial(jax.jit, static_argnames=("size", "batch_size"))
 def epoch_order(
-    key: PRNGKeyArray, epoch: int | Int32[Array, ""], size: int, batch_size: int, shuffle: bool = True
+    key: PRNGKeyArray, epoch: int | Int32[Array, ""], size: int, batch_size: int
 ) -> Int32[Array, "steps batch"]:
-    """The examples of every batch of one epoch, a function of (key, epoch) alone.
+    """Draw the examples of every batch of one epoch, a function of (key, epoch) alone.
 
     Args:
         key: the run's data key.
         epoch: number of the epoch; may be traced, so that a new epoch does not recompile.
         size: examples in the data set.
         batch_size: examples per batch, at most `size`; the incomplete last batch is dropped.
-        shuffle: False gives 0, 1, 2, ...
 
     Returns:
         int32 (size // batch_size, batch_size), each index at most once.
 
     Raises:
-        ValueError: the batch is empty or larger than the data set.
+        ConfigError: the batch is empty or larger than the data set.
 
-    >>> epoch_order(jax.random.key(0), 0, size=5, batch_size=2, shuffle=False).tolist()
-    [[0, 1], [2, 3]]
+    >>> epoch_order(jax.random.key(0), 0, size=5, batch_size=2).shape
+    (2, 2)
     """
-    if not 1 <= batch_size <= size:
-        raise ValueError(f"batch_size must be between 1 and the {size} examples of the data set, got {batch_size}")
+    require(1 <= batch_size <= size, "batch_size", batch_size, f"between 1 and the {size} examples of the data set")
     steps = size // batch_size
-    order = jnp.arange(size, dtype=jnp.int32)
-    if shuffle:
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, epoch), _ORDER), order)
+    key = jax.random.fold_in(jax.random.fold_in(key, epoch), _ORDER)
+    order = jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
@@ -73,7 +69,7 @@ def draw_batch(
     key: PRNGKeyArray,
     epoch: int | Int32[Array, ""],
     augment: Augment,
-    maximum: int,
+    maximum: int | float,
 ) -> dict[str, Array]:
     """Gather, scale and augment one batch on the device; pure, to be called inside the jitted step.
 

@@ -1,14 +1,36 @@
 """Large data sets, streamed from their shards by grain: decoded, resized and cropped on the host."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxinterp.data.datasets import data_folder, missing
-from jaxinterp.data.tfds import decode, open_prepared
+from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.data.datasets import missing
+from jaxinterp.data.tfds import data_folder, decode, open_prepared
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Training data too large for the devices: host batches of this process, epoch by epoch.
+
+    Attributes:
+        name: name of the data set.
+        steps: steps per epoch.
+        image_shape: (H, W, C).
+        batches: `epoch -> iterator of {"image": uint8 (b, H, W, C), "label": int32 (b,), "index": int32 (b,)}`, a
+            function of the epoch alone; b is the global batch divided by the number of processes.
+        maximum: a float image is `image / maximum`.
+    """
+
+    name: str
+    steps: int
+    image_shape: tuple[int, int, int]
+    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+    maximum: int = 255
 
 
 def stream(
@@ -48,19 +70,15 @@ def stream(
         Iterator of {"image": uint8 (B, S, S, 3), "label": int32 (B,), "index": int32 (B,)}.
 
     Raises:
-        ValueError: an argument is out of range.
+        ConfigError: an argument is out of range.
         DataError: the data are missing, truncated or damaged.
     """
     index, count = shard
     side = shorter_side if shorter_side is not None else round(image_size * 256 / 224)
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}, expected 'train' or 'test'")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 1 <= image_size <= side:
-        raise ValueError(f"image_size must be between 1 and shorter_side = {side}, got {image_size}")
-    if not 0 <= index < count:
-        raise ValueError(f"shard must be (index, count) with 0 <= index < count, got {shard}")
+    require_one_of("split", split, ("train", "test"))
+    require_at_least("batch_size", batch_size, 1)
+    require(1 <= image_size <= side, "image_size", image_size, f"between 1 and shorter_side={side}")
+    require(0 <= index < count, "shard", shard, "(index, count) with 0 <= index < count")
     folder = data_folder(data_dir)
     opened = open_prepared(name, split, folder)
     if opened is None:
@@ -82,8 +100,7 @@ def stream(
     indices = grain.MapDataset.range(total)
     if train:
         steps = total // (count * batch_size)
-        if not steps:
-            raise ValueError(f"batch_size {batch_size} on {count} shards exceeds the {total} records of {name}")
+        require(steps, "batch_size", f"{batch_size} on {count} shards", f"at most the {total} records of {name}")
         mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
         indices = indices.shuffle(seed=mixed).slice(slice(0, steps * count * batch_size))
     examples = indices.slice(slice(index, None, count)).map(example)
@@ -97,14 +114,7 @@ def resize_and_crop(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resize (bilinear, with Pillow) until the shorter side fits, then cut out a square window.
 
-    Args:
-        image: the decoded image; one channel is repeated three times.
-        shorter_side: of the resized image, in pixels; the longer side is rounded down.
-        image_size: side of the window.
-        draw: where its corner comes from, uniformly; None for the center.
-
-    Returns:
-        The window.
+    The longer side is rounded down. The window's corner is drawn uniformly; without `draw` it is in the center.
     """
     from PIL import Image
 

@@ -1,24 +1,33 @@
 """Data sets prepared by tensorflow-datasets, read from their array_record shards without TensorFlow."""
 
 import io
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from jaxinterp.errors import DataError
 
 _CHUNK = 4096  # records fetched at once
-_SPLITS = {"imagenet2012": {"train": "train", "test": "validation"}}  # its published test labels do not exist
+Split: TypeAlias = tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"], dict[str, str]]
+
+_SPLITS = {"imagenet2012": {"train": "train", "test": "validation"}}  # its test labels are not published
+
+
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of data sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def preparation_command(name: str, data_dir: Path) -> str:
-    """The shell command that downloads and prepares a data set; it needs TensorFlow, reading does not."""
+    """Return the shell command that downloads and prepares a data set; it needs TensorFlow, reading does not."""
     manual = " --manual_dir=FOLDER_OF_THE_IMAGENET_TAR_FILES" if name == "imagenet2012" else ""
-    build = f"tfds build {name} --file_format=array_record --data_dir={data_dir}{manual}"
-    return f"pip install 'jaxinterp[tfds]' && {build}"
+    build = f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(data_dir))}{manual}"
+    return f"pip install tensorflow-cpu tensorflow-datasets && {build}"
 
 
 class Prepared(NamedTuple):
@@ -39,26 +48,17 @@ class Prepared(NamedTuple):
             if len(indices) > 1:
                 return [self.fetch([index])[0] for index in indices]
             shard = self.shards[int(np.searchsorted(np.cumsum(self.lengths), indices[0], side="right"))]
-            raise DataError(f"{shard}: damaged array_record shard ({_line(error)})") from error
+            raise DataError(f"{shard}: damaged array_record shard ({one_line(error)})") from error
 
 
 def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
-    """Open the shards of a prepared split.
+    """Open a prepared split, in the newest `data_dir/name/version` that holds it; None if there is none.
 
-    Args:
-        name: the data set's name in tensorflow-datasets.
-        split: "train" or "test" (for imagenet2012 the validation images).
-        data_dir: the data folder; the newest `name/version` in it that holds the split is taken.
-
-    Returns:
-        The opened split; None if no shard of it is there.
-
-    Raises:
-        DataError: a shard is missing, truncated or damaged, or the set was prepared in another format.
+    Raises `DataError` for a shard that is missing, truncated or damaged, and for another format than array_record.
     """
     split = _SPLITS.get(name, {}).get(split, split)
-    found = sorted((data_dir / name).glob("*/dataset_info.json"), key=lambda path: _version(path.parent.name))
-    folders = [path.parent for path in found if any(path.parent.glob(f"{name}-{split}.*-of-*"))]
+    versions = sorted((data_dir / name).glob("*/dataset_info.json"), key=lambda path: _version(path.parent.name))
+    folders = [path.parent for path in versions if any(path.parent.glob(f"{name}-{split}.*-of-*"))]
     if not folders:
         return None
     folder = folders[-1]
@@ -67,45 +67,30 @@ def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
 
     try:
         builder = tfds.builder_from_directory(str(folder))
-        shards = [Path(path) for path in builder.info.splits[split].filepaths]
-        lengths = builder.info.splits[split].shard_lengths
+        info = builder.info.splits[split]
+        shards, lengths = [Path(path) for path in info.filepaths], info.shard_lengths
         file_format = builder.info.file_format.value
     except Exception as error:  # tfds has no exception of its own for damaged metadata
-        raise DataError(f"{folder}: damaged or foreign dataset_info.json ({_line(error)})") from error
+        raise DataError(f"{folder}: damaged or foreign dataset_info.json ({one_line(error)})") from error
     if file_format != "array_record":
         command = preparation_command(name, data_dir)
-        raise DataError(f"{folder}: prepared as {file_format}, expected array_record; mend it by: {command}")
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
-        raise DataError(f"{missing[0]} is missing, {len(missing)} of {len(shards)} shards in all")
+        raise DataError(f"{folder}: prepared as {file_format}, expected array_record; prepare it by: {command}")
     for shard, expected in zip(shards, lengths, strict=True):
-        held = _records(shard)
-        if held != expected:
-            raise DataError(f"{shard}: {held} records, but dataset_info.json has {expected}")
-    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        _check_count(shard, expected)
     provenance = {
         "source": "tensorflow-datasets, array_record",
         "path": str(folder),
         "version": str(builder.info.version),
         "md5": "not published; record hashes checked by array_record",
     }
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     return Prepared(source, shards, lengths, provenance)
 
 
-def read_prepared(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]] | None:
-    """Read a whole prepared split of images of one size into memory.
+def read_prepared(name: str, split: str, data_dir: Path) -> Split | None:
+    """Read the images (of one size), labels and provenance of a prepared split; None if there is none.
 
-    Args:
-        name: the data set's name in tensorflow-datasets.
-        split: "train" or "test".
-        data_dir: the data folder.
-
-    Returns:
-        images uint8 (N, H, W, C), labels int32 (N,) and the provenance; None if the split has not been
-        prepared.
-
-    Raises:
-        DataError: a shard is missing, truncated or damaged, or an image cannot be decoded.
+    Raises `DataError` as `open_prepared`, and for an image that cannot be decoded.
     """
     opened = open_prepared(name, split, data_dir)
     if opened is None:
@@ -130,26 +115,28 @@ def decode(encoded: bytes, provenance: dict[str, str]) -> UInt8[np.ndarray, "h w
         with Image.open(io.BytesIO(encoded)) as image:
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{provenance['path']}: a record holds no readable image ({_line(error)})") from error
+        raise DataError(f"{provenance['path']}: a record holds no readable image ({one_line(error)})") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _records(shard: Path) -> int:
-    """How many records a shard holds; opening it reads its footer, which a truncated file has lost."""
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_count(shard: Path, expected: int) -> None:
+    """Count the records by the shard's footer: of a file cut at 64 KiB, array_record returns other images."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
         reader = ArrayRecordReader(str(shard))
-        records = int(reader.num_records())
+        count = int(reader.num_records())
         reader.close()
     except RuntimeError as error:
-        raise DataError(f"{shard}: truncated, damaged or foreign array_record shard ({_line(error)})") from error
-    return records
+        raise DataError(f"{shard}: missing, truncated or damaged array_record shard ({one_line(error)})") from error
+    if count != expected:
+        raise DataError(f"{shard}: got {count} records, expected {expected} by dataset_info.json")
 
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in text.split("."))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

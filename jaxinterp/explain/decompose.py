@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require_batch, require_finite, require_variables
-from jaxinterp.explain.tracing import footprint, in_chunks, require_levels, split_at, unjitted
+from jaxinterp.checks import require, require_batch, require_finite, require_variables
+from jaxinterp.explain.tracing import Footprint, footprint, in_chunks, require_levels, split_at, unjitted
 
 Targets = None | int | Sequence[int] | Int[Array, "..."] | np.ndarray
 
 
 class Decomposition(NamedTuple):
-    """What `decompose` returns; T is the number of targets, `...` the shape of one input or activation.
+    """Result of `decompose`; T is the number of targets, `...` the shape of one input or activation.
 
     Attributes:
         logits: f_k(x), (batch, T).
@@ -43,7 +43,7 @@ class Decomposition(NamedTuple):
 
 
 def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "batch t"]:
-    """Classes to explain, one row per example.
+    """Return the classes to explain, one row per example.
 
     Args:
         targets: None (all classes), one int (for every example), (batch,) ints (one each) or (batch, T) ints.
@@ -54,7 +54,7 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
         (batch, T) int32.
 
     Raises:
-        ValueError: a shape or a class is out of range.
+        ConfigError: a shape or a class is out of range.
 
     Example:
         >>> select_targets(None, 2, 3).tolist(), select_targets([2, 0], 2, 3).tolist()
@@ -64,21 +64,64 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
         return jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32), (batch, classes))
     if not isinstance(targets, jax.core.Tracer):
         values = np.asarray(targets)
-        if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"targets: got {values.dtype}, expected integers in [0, {classes})")
-        if values.size and not (values.min() >= 0 and values.max() < classes):
-            raise ValueError(f"targets: got {values.min()}..{values.max()}, expected classes in [0, {classes})")
+        require(np.issubdtype(values.dtype, np.integer), "targets", values.dtype, f"integers in [0, {classes})")
+        if values.size:
+            low, high = values.min(), values.max()
+            require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes in [0, {classes})")
     rows = jnp.asarray(targets, dtype=jnp.int32)
     if rows.ndim == 0:
         return jnp.broadcast_to(rows, (batch, 1))
-    if rows.ndim > 2 or rows.shape[0] != batch or 0 in rows.shape[1:]:
-        raise ValueError(f"targets: got shape {rows.shape}, expected (), ({batch},) or ({batch}, T), T at least 1")
+    fits = rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:]
+    require(fits, "targets", f"shape {rows.shape}", f"(), ({batch},) or ({batch}, T), T at least 1")
     return rows[:, None] if rows.ndim == 1 else rows
+
+
+class Bound(NamedTuple):
+    """A checked call: x ↦ logits with its variables, the classes to explain, and what one pass takes."""
+
+    model: jax.tree_util.Partial
+    rows: Int[Array, "batch t"]
+    size: Footprint
+
+
+def bind(
+    model: Callable[..., Array],
+    x: Array,
+    targets: Targets,
+    variables: Any,
+    layers: Sequence[str | None] = (None,),
+    given: Sequence[Array] = (),
+) -> Bound:
+    """Check the arguments that all methods share, and tie the variables to the function.
+
+    Args:
+        model: (x, *given) ↦ logits, or (variables, x, *given) ↦ logits where `variables` is given.
+        x: input, (batch, ...), floating.
+        targets: see `select_targets`.
+        variables: any pytree, or None.
+        layers: paths of Flax submodules that will be addressed; None is the input.
+        given: further arrays of the examples, (batch, ...) each.
+
+    Raises:
+        ConfigError: `x` is not a floating batch, the output is not (batch, classes), or `targets` or `layers` do
+            not fit.
+    """
+    require_batch(x)
+    require_variables(model, variables, "model")
+    if any(layer is not None for layer in layers):
+        model = unjitted(model)
+    bound = jax.tree_util.Partial(model, *(() if variables is None else (variables,)))
+    size = footprint(bound, x, *given)
+    require(
+        len(size.output) == 2 and size.output[0] == len(x), "model", f"output {size.output}", f"({len(x)}, classes)"
+    )
+    require_levels(bound, x, layers, given)
+    return Bound(bound, select_targets(targets, *size.output), size)
 
 
 @overload
 def decompose(
-    apply_frozen: Callable[..., Array],
+    model: Callable[..., Array],
     x: Array,
     targets: Targets = ...,
     layer: str | None = ...,
@@ -92,7 +135,7 @@ def decompose(
 
 @overload
 def decompose(
-    apply_frozen: Callable[..., Array],
+    model: Callable[..., Array],
     x: Array,
     targets: Targets = ...,
     *,
@@ -105,7 +148,7 @@ def decompose(
 
 
 def decompose(
-    apply_frozen: Callable[..., Float[Array, "batch classes"]],
+    model: Callable[..., Float[Array, "batch classes"]],
     x: Array,
     targets: Targets = None,
     layer: str | list[str | None] | None = None,
@@ -122,28 +165,26 @@ def decompose(
     NNX, equinox or hand-written model of the user's own. Runs at the highest matrix-product precision.
 
     Args:
-        apply_frozen: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits
-            where `variables` is given. With `variables` the computation is compiled once and reused for as long as
-            the same function object is passed; a closure runs operation by operation, so that its parameters are
-            not baked into a program.
+        model: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits where
+            `variables` is given. With `variables` the computation is compiled once and reused for as long as the
+            same function object is passed; a closure runs operation by operation, so that its parameters are not
+            baked into a program.
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         layer: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`. A list
             of paths, None in it being `x`, is explained in one program with one backward pass.
         variables: the model's variables, any pytree.
-        given: arrays that belong to the examples, (batch, ...) each, such as gates of one's own; `apply_frozen` gets
-            them after `x`.
+        given: further arrays of the examples, (batch, ...) each, such as gates; `model` gets them after `x`.
         max_bytes: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
-        check: refuse values of `x` and `given` that are not finite, and a function that has curvature at the first
-            example (one that forgot to freeze).
+        check: raise for values of `x` and `given` that are not finite, and for a function that has curvature at the
+            first example (one that forgot to freeze).
 
     Returns:
         A `Decomposition`, on the shape of `x` or of the activation; a list of them where `layer` is a list.
 
     Raises:
-        ValueError: a Flax model's `apply` without variables, unknown, repeated or empty `layer`, unfit `targets`, `x`
-            not a batch of finite floating arrays, `given` of another batch, `max_bytes` < 1, or a function that is
-            not affine at `x`.
+        ConfigError: `x` is not a batch of finite floating arrays, `targets` or `layer` does not fit, or the function
+            is not affine at `x`.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -154,37 +195,28 @@ def decompose(
     Source: CVPR 2021 (CoDA Nets), Eq. 5–8; the same identity for every piecewise affine network.
     """
     x = jnp.asarray(x)
-    require_batch(x)
-    require_variables(apply_frozen, variables, "apply_frozen")
-    compiled = variables is not None
-    if layer is not None:
-        apply_frozen = unjitted(apply_frozen)
-    apply = jax.tree_util.Partial(apply_frozen, variables) if compiled else jax.tree_util.Partial(apply_frozen)
+    levels = tuple(layer) if isinstance(layer, list) else (layer,)
+    for i, array in enumerate(given):
+        require(array.shape[:1] == x.shape[:1], "given", f"array {i} of shape {array.shape}", f"({len(x)}, ...)")
     with jax.default_matmul_precision("highest"):
-        for i, array in enumerate(given):
-            if array.shape[:1] != x.shape[:1]:
-                raise ValueError(f"given: array {i} has shape {array.shape}, expected ({len(x)}, ...)")
-        size = footprint(apply, x, *given)
-        if len(size.output) != 2 or size.output[0] != x.shape[0]:
-            raise ValueError(f"apply_frozen: got output {size.output}, expected ({x.shape[0]}, classes)")
-        levels = tuple(layer) if isinstance(layer, list) else (layer,)
-        require_levels(apply, x, levels, given)
-        rows = select_targets(targets, size.output[0], size.output[1])
+        bound, rows, size = bind(model, x, targets, variables, levels, given)
+        compiled = variables is not None
         if check:
-            for name, array in (("x", x), *((f"given: array {i}", array) for i, array in enumerate(given))):
-                require_finite(name, array)
-            _require_affine(apply, x, compiled, given)
-        one_pass = _pass_compiled if compiled else _pass
-        bytes_each = size.bytes_each(rows.shape[1])
-        parts = in_chunks(partial(one_pass, apply, levels), (x, rows, *given), bytes_each, max_bytes)
+            require_finite("x", x)
+            for i, array in enumerate(given):
+                require_finite(f"given: array {i}", array)
+            _require_affine(bound, x, compiled, given)
+        one_pass = partial(_pass if compiled else unjitted(_pass), bound, levels)
+        parts = in_chunks(one_pass, (x, rows, *given), size.bytes_each(rows.shape[1]), max_bytes)
         return parts if isinstance(layer, list) else parts[0]
 
 
+@partial(jax.jit, static_argnums=1)
 def _pass(
-    apply: Callable[..., Array], levels: tuple[str | None, ...], x: Array, rows: Array, *given: Array
+    model: Callable[..., Array], levels: tuple[str | None, ...], x: Array, rows: Array, *given: Array
 ) -> list[Decomposition]:
     """Decompose one chunk: one forward pass, a jvp for each level, one vjp mapped over one-hot cotangents."""
-    zeros, function = split_at(lambda x: apply(x, *given), x, levels)
+    zeros, function = split_at(lambda x: model(x, *given), x, levels)
     logits, pullback, values = jax.vjp(function, *zeros, has_aux=True)
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
     chosen = jnp.take_along_axis(logits, rows, axis=1)
@@ -200,33 +232,28 @@ def _pass(
     return parts
 
 
-_pass_compiled = jax.jit(_pass, static_argnums=1)
-
-
-def _slopes(apply: Callable[..., Array], x: Array, direction: Array, *given: Array) -> tuple[Array, Array]:
-    """First and second derivative of t ↦ f(x + t v) at t = 0."""
+@jax.jit
+def _slopes(model: Callable[..., Array], x: Array, direction: Array, *given: Array) -> tuple[Array, Array]:
+    """Return the first and second derivative of t ↦ f(x + t v) at t = 0."""
 
     def slope(t: Array) -> Array:
-        return jax.jvp(lambda x: apply(x, *given), (x + direction * t,), (direction,))[1]
+        return jax.jvp(lambda x: model(x, *given), (x + direction * t,), (direction,))[1]
 
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
     return jax.jvp(slope, (zero,), (one,))
 
 
-_slopes_compiled = jax.jit(_slopes)
-
-
-def _require_affine(apply: Callable[..., Array], x: Array, compiled: bool, given: Sequence[Array]) -> None:
-    """Refuse a function with curvature along a fixed random direction; frozen properly, it is exactly zero there."""
+def _require_affine(model: Callable[..., Array], x: Array, compiled: bool, given: Sequence[Array]) -> None:
+    """Raise for curvature along a fixed random direction; frozen properly, a function has exactly none there."""
     if isinstance(x, jax.core.Tracer):
         return
     direction = jax.random.normal(jax.random.key(0), (1, *x.shape[1:]), x.dtype)
-    first, second = (_slopes_compiled if compiled else _slopes)(
-        apply, x[:1], direction, *(array[:1] for array in given)
-    )
+    slopes = _slopes if compiled else unjitted(_slopes)
+    first, second = slopes(model, x[:1], direction, *(array[:1] for array in given))
     curvature, size = float(jnp.abs(second).max()), float(jnp.abs(first).max())
-    if not curvature <= 1e-3 * size:  # true for NaN too
-        raise ValueError(
-            f"apply_frozen: second derivative in a random direction is {curvature:.2e} (slope {size:.2e}), expected "
-            "0: the function is not affine at x; freeze its input-dependent coefficients"
-        )
+    require(
+        curvature <= 1e-3 * size,  # False for NaN too
+        "model",
+        f"second derivative {curvature:.2e} (slope {size:.2e}) in a random direction",
+        "0: the function is not affine at x; freeze its input-dependent coefficients, and return logits",
+    )

@@ -1,6 +1,5 @@
-"""What tracing tells of a function: its layers, its size, a cut at a layer, and chunks that fit."""
+"""Reading traced functions: layers, memory, a cut at a layer, chunks that fit, and an interpreter of jaxprs."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
+from jaxinterp.checks import require, require_at_least, require_one_of
 
-def unjitted(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The function itself, of a jitted one: modules are addressed while tracing, which a cache would skip."""
+
+def unjitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function under `jax.jit`: a cached trace would hide its modules, and bake in what it closes over."""
     return inspect.unwrap(function, stop=lambda f: not hasattr(f, "lower")) if hasattr(function, "lower") else function
 
 
@@ -32,10 +33,9 @@ def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_eac
         The pytree for the whole batch.
 
     Raises:
-        ValueError: `max_bytes` < 1.
+        ConfigError: `max_bytes` < 1.
     """
-    if max_bytes < 1:
-        raise ValueError(f"max_bytes: got {max_bytes}, expected at least 1 byte")
+    require_at_least("max_bytes", max_bytes, 1)
     batch = arrays[0].shape[0]
     count = min(batch, max(1, math.ceil(batch * bytes_each / max_bytes)))
     if count == 1:
@@ -53,23 +53,23 @@ Traced = TypeVar("Traced")
 
 
 def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
-    """Keep what a function finds by tracing (apply, *arrays): shapes and types decide it, values do not.
+    """Cache the result of tracing (apply, *arrays) by shapes and types.
 
-    Only a function with arrays bound by `jax.tree_util.Partial` is kept, and held: one that closes over them would be
-    another one in every call. A jitted one has its own cache, and other arguments than arrays may decide a shape.
+    Only functions with arrays bound by `jax.tree_util.Partial` are cached: a closure would be a new one in every call,
+    a jitted function has its own cache, and arguments other than arrays may decide a shape.
     """
 
     @lru_cache(maxsize=32)
-    def kept(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], wide: bool) -> Traced:
-        found: list[Traced] = []
-        jax.eval_shape(lambda *values: found.append(trace(*jax.tree.unflatten(structure, values))), *leaves)
-        return found[0]
+    def cached(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...], wide: bool) -> Traced:
+        results: list[Traced] = []
+        jax.eval_shape(lambda *values: results.append(trace(*jax.tree.unflatten(structure, values))), *leaves)
+        return results[0]
 
     def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
     @wraps(trace)
-    def found(apply: Callable[..., Any], *arrays: Any) -> Traced:
+    def traced(apply: Callable[..., Any], *arrays: Any) -> Traced:
         leaves, structure = jax.tree.flatten((apply, *arrays))
         if (
             not isinstance(apply, jax.tree_util.Partial)
@@ -79,13 +79,13 @@ def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
             or not all(hasattr(leaf, "dtype") for leaf in leaves)
         ):
             return trace(apply, *arrays)
-        return copy(kept(structure, tuple(map(abstract, leaves)), bool(jax.config.read("jax_enable_x64"))))
+        return copy(cached(structure, tuple(map(abstract, leaves)), bool(jax.config.read("jax_enable_x64"))))
 
-    return found
+    return traced
 
 
 class Footprint(NamedTuple):
-    """What tracing tells of a function.
+    """Output shape and memory of a function.
 
     Attributes:
         output: shape of its output, (batch, ...).
@@ -98,13 +98,13 @@ class Footprint(NamedTuple):
     largest: int
 
     def bytes_each(self, targets: int) -> int:
-        """Upper estimate of the bytes that one example takes with that many cotangents at once."""
+        """Return an upper estimate of the bytes of one example with that many cotangents at once."""
         return self.forward + targets * self.largest
 
 
 @once_per_shape
 def footprint(apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *given: Array) -> Footprint:
-    """The output's shape and the memory of an example, from traced programs; nothing is computed.
+    """Measure the output's shape and an example's memory from traced programs; nothing is computed.
 
     Args:
         apply: (x, *given) ↦ output, (batch, ...).
@@ -113,8 +113,8 @@ def footprint(apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *giv
     """
 
     def sizes(count: int) -> list[int]:
-        few = (jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in (x, *given))
-        return list(_sizes(jax.make_jaxpr(lambda *v: apply(*v))(*few).jaxpr))
+        inputs = (jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in (x, *given))
+        return list(_sizes(jax.make_jaxpr(lambda *v: apply(*v))(*inputs).jaxpr))
 
     one, two = sizes(1), sizes(2)
     shape = jax.eval_shape(apply, x, *given).shape
@@ -122,7 +122,7 @@ def footprint(apply: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *giv
 
 
 def _sizes(jaxpr: Any) -> Iterator[int]:
-    """Bytes of every intermediate value, those of inner programs included."""
+    """Yield the bytes of every intermediate value, also of inner programs."""
     for equation in jaxpr.eqns:
         yield from (math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars)
         for parameter in equation.params.values():
@@ -135,7 +135,7 @@ def _sizes(jaxpr: Any) -> Iterator[int]:
 def split_at(
     apply: Callable[[Array], Array], x: Array, levels: Sequence[str | None]
 ) -> tuple[list[Array], Callable[..., tuple[Array, list[Array]]]]:
-    """The logits as a function of what is added to the input or to the outputs of named Flax submodules.
+    """Rewrite the logits as a function of what is added to the input or to the outputs of named Flax submodules.
 
     Args:
         apply: x ↦ logits, calling a Flax model, not jitted.
@@ -146,7 +146,7 @@ def split_at(
         Zeros of every level's shape, and (what is added to each level) ↦ (logits, every level's activation).
 
     Raises:
-        ValueError: a submodule cannot be reached because its call was traced before.
+        ConfigError: a submodule cannot be reached because its call was traced before.
     """
 
     def added(*deltas: Array) -> tuple[Array, list[Array]]:
@@ -162,10 +162,7 @@ def split_at(
         with nn.intercept_methods(add):
             logits = apply(x + deltas[levels.index(None)] if deltas and None in levels else x)
         unseen = [level for level in levels if level not in seen]
-        if unseen:
-            raise ValueError(
-                f"layer: {unseen[0]!r} was traced before and cannot be addressed; pass a function that is not jitted"
-            )
+        require(not unseen, "layer", f"{unseen} inside a function traced before", "a function that is not jitted")
         return logits, [seen[level] for level in levels]
 
     shapes = jax.eval_shape(lambda: added()[1])
@@ -174,7 +171,7 @@ def split_at(
 
 @once_per_shape
 def activation_names(apply: Callable[..., Array], x: Array, *given: Array) -> dict[str, tuple[int, ...]]:
-    """Paths and output shapes of all Flax submodules whose output is one array with the batch first.
+    """List paths and output shapes of all Flax submodules whose output is one array with the batch first.
 
     Args:
         apply: (x, *given) ↦ logits, calling a Flax model.
@@ -203,15 +200,90 @@ def activation_names(apply: Callable[..., Array], x: Array, *given: Array) -> di
 def require_levels(
     apply: Callable[..., Array], x: Array, levels: Sequence[str | None], given: Sequence[Array] = ()
 ) -> None:
-    """Refuse, with near matches, an empty list, one that repeats a level, and a path that is no `activation_names`."""
-    if not levels or len(set(levels)) < len(levels):
-        got = f"{list(levels)!r}, a level twice" if levels else "an empty list"
-        raise ValueError(f"layer: got {got}, expected different paths of Flax submodules, or None for the input")
-    if all(level is None for level in levels):
-        return
-    names = activation_names(apply, x, *given)
-    for level in levels:
-        if level is not None and level not in names:
-            near = difflib.get_close_matches(level, names, n=3) or list(names)[:8]
-            such = ", ".join(near) or "none"
-            raise ValueError(f"layer: got {level!r}, expected a Flax submodule called once, such as {such}")
+    """Raise for an empty list, a repeated layer, and a path that is not one of `activation_names`."""
+    different = levels and len(set(levels)) == len(levels)
+    require(different, "layer", f"the layers {list(levels)}", "different paths of Flax submodules, None for the input")
+    paths = [level for level in levels if level is not None]
+    names = activation_names(apply, x, *given) if paths else {}
+    for path in paths:
+        require_one_of("layer", path, names)
+
+
+class Operation(NamedTuple):
+    """One equation of a traced program.
+
+    Attributes:
+        name: the primitive's name.
+        params: its parameters.
+        run: (*arrays) ↦ list of its outputs.
+        dtype: type of its first output.
+        module: path of the module that applies it, as in the traced name stack.
+    """
+
+    name: str
+    params: dict[str, Any]
+    run: Callable[..., list[Array]]
+    dtype: Any
+    module: str
+
+
+Rule = Callable[[Operation, list[Any]], list[Any]]
+
+WRAPPERS = frozenset({
+    "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "jit",
+    "pjit", "remat", "remat2",
+})  # fmt: skip
+"""Operations that only wrap a program."""
+
+
+def interpret(function: Callable[..., Any], example: Array, value: Any, rule: Rule) -> Any:
+    """Trace a function of one array, and run the program on another kind of value.
+
+    Args:
+        function: array ↦ pytree of arrays.
+        example: the array with which it is traced.
+        value: the argument in its place, of any type.
+        rule: (operation, its arguments, arrays or other values) ↦ its outputs. Wrapped programs are opened first.
+
+    Returns:
+        The function's pytree of outputs, of arrays or other values.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(example)
+    return jax.tree.unflatten(jax.tree.structure(shape), _interpret(closed.jaxpr, closed.consts, [value], rule, ""))
+
+
+def _interpret(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rule, module: str) -> list[Any]:
+    known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else known[atom]
+
+    last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not hasattr(atom, "val")}
+    last |= dict.fromkeys((atom for atom in jaxpr.outvars if not hasattr(atom, "val")), len(jaxpr.eqns))
+    for i, eqn in enumerate(jaxpr.eqns):
+        path = "/".join(filter(None, (module, str(eqn.source_info.name_stack))))
+        values = [read(atom) for atom in eqn.invars]
+        wrapped = _wrapped(eqn)
+        outs = _interpret(*wrapped, values, rule, path) if wrapped else rule(_operation(eqn, path), values)
+        known.update(zip(eqn.outvars, outs, strict=True))
+        for atom in {a for a in eqn.invars if not hasattr(a, "val") and last[a] == i}:
+            del known[atom]  # hold only what is still read
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _operation(eqn: Any, path: str) -> Operation:
+    def run(*arrays: Array) -> list[Array]:
+        outs = eqn.primitive.bind(*arrays, **eqn.params)
+        return list(outs) if eqn.primitive.multiple_results else [outs]
+
+    return Operation(eqn.primitive.name, eqn.params, run, eqn.outvars[0].aval.dtype, path)
+
+
+def _wrapped(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Return the program that an operation only wraps, such as a jitted function, with its constants."""
+    if eqn.primitive.name in WRAPPERS:
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and len(inner.invars) == len(eqn.invars):
+                return inner, getattr(value, "consts", ())
+    return None

@@ -1,4 +1,4 @@
-"""Plots of what was measured of explanations and of training, as matplotlib figures.
+"""Plots of metrics of explanations and of training, as matplotlib figures.
 
 matplotlib is imported where a figure is made, and no window or global state of it is touched.
 """
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array
 
+from jaxinterp.checks import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 Numbers = float | Sequence[Any] | np.ndarray | Array
 
 # Labels and the paper's colors of the methods, in its box plots and removal curves.
@@ -31,8 +31,15 @@ OTHERS = ("#4daf7c", "#e15759", "#4e79a7", "#b07aa1", "#9c755f")
 INK, FAINT, ORACLE, UNIFORM = "#333333", "#dddddd", "#1f5fbf", "#e69f00"
 
 
+def blank(width: int | float, height: int | float) -> "Figure":
+    """Return an empty figure of that size in inches, without a window or global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
-    """Box plot of localization scores, the best mean on top, between what is uniform and what is perfect.
+    """Draw a box plot of localization scores, the best mean on top, with the uniform and the perfect score.
 
     Args:
         scores: method → scores in [0, 1], any shape; they count positive attribution only.
@@ -42,11 +49,9 @@ def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
         A matplotlib figure; boxes are quartiles with the median, whiskers reach 1.5 quartile ranges, outliers are
         not drawn, a diamond marks the mean.
     """
-    from matplotlib.figure import Figure
-
     order = sorted(scores, key=lambda name: float(np.mean(np.asarray(scores[name]))))
     values = [np.ravel(np.asarray(scores[name])) for name in order]
-    figure = Figure(figsize=(7, 0.42 * len(order) + 1.1), layout="constrained")
+    figure = blank(7, 0.42 * len(order) + 1.1)
     axes = figure.subplots()
     boxes = axes.boxplot(
         values,
@@ -74,19 +79,17 @@ def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
 
 
 def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "Figure":
-    """Label probability against the part of the pixels removed, one line per method.
+    """Plot the label's probability against the share of pixels removed, one line per method.
 
     Args:
         curves: method → mean label probability, (points,).
-        fractions: part of the pixels removed, in [0, 1], (points,).
-        order: which pixels go first, "least" or "most" important.
+        fractions: share of the pixels removed, in [0, 1], (points,).
+        order: the pixels removed first, "least" or "most" important.
 
     Returns:
         A matplotlib figure; the legend gives each curve's mean.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = blank(7, 3.8)
     axes = figure.subplots()
     percent = 100 * np.asarray(fractions)
     for name, curve in sorted(curves.items(), key=lambda item: -float(np.mean(np.asarray(item[1])))):
@@ -105,7 +108,7 @@ def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str
 
 
 def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "Figure":
-    """Histogram of |relative residual| on a logarithmic axis: how far contributions are from summing to the logit.
+    """Draw a histogram of |relative residual|, the distance of Σ contributions from the logit, on a logarithmic axis.
 
     Args:
         residuals: signed or not, relative to the logit's change, any shape; exact zeros are counted in the title.
@@ -114,11 +117,9 @@ def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "F
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
     sizes = np.abs(np.ravel(np.asarray(residuals, float)))
     positive = sizes[sizes > 0]
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = blank(6, 3)
     axes = figure.subplots()
     if len(positive):
         low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
@@ -137,7 +138,7 @@ def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "F
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Loss and accuracy over the epochs, as far as the records hold them; a loss that falls far on a logarithmic axis.
+    """Plot loss and accuracy over the epochs; a loss that falls more than fivefold on a logarithmic axis.
 
     Args:
         history: one record per epoch with "epoch" and any of "loss", "val_loss", "test_loss", "accuracy", … .
@@ -146,28 +147,26 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
         A matplotlib figure.
 
     Raises:
-        ValueError: no record holds a loss or an accuracy.
+        ConfigError: no record holds a loss or an accuracy.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    found = {
+    keys = {
         measure: sorted({key for record in history for key in record if re.fullmatch(rf"(\w+_)?{measure}", key)})
         for measure in ("loss", "accuracy")
     }
-    shown = [measure for measure, keys in found.items() if keys]
-    if not shown:
-        raise ValueError("history: got no loss and no accuracy, expected one record per epoch")
-    figure = Figure(figsize=(4.2 * len(shown), 3), layout="constrained")
+    shown = [measure for measure in keys if keys[measure]]
+    require(shown, "history", "no loss and no accuracy", "one record per epoch")
+    figure = blank(4.2 * len(shown), 3)
     colors = {"": "#8a8a8a", "train": "#8a8a8a", "val": UNIFORM, "test": ORACLE}
     for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for key in found[measure]:
+        for key in keys[measure]:
             points = [(record["epoch"], record[key]) for record in history if key in record]
             part = key.removesuffix(measure).rstrip("_")
             label = {"": "train", "val": "validation"}.get(part, part)
             axes.plot(*zip(*points, strict=True), label=label, color=colors.get(part, OTHERS[0]), linewidth=1.8,
                       marker="o" if len(points) < 3 else None)  # fmt: skip
-        values = [record[key] for record in history for key in found[measure] if key in record]
+        values = [record[key] for record in history for key in keys[measure] if key in record]
         if measure == "loss" and max(values) > 5 * min(values) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -183,24 +182,23 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
 def overlap_matrices(
     overlaps: Sequence[Sequence[Sequence[float]]] | np.ndarray, names: Sequence[str], classes: Sequence[str]
 ) -> "Figure":
-    """Heat maps of how much the open sub-networks of classes have in common, one for each layer of gates.
+    """Draw heat maps of the overlap of the classes' open sub-networks, one for each layer of gates.
 
     Args:
-        overlaps: (layers, classes, classes), shares of the layer's units; NaN where there was no pair.
+        overlaps: (layers, classes, classes), shares of the layer's units; NaN without pairs.
         names: of the layers.
         classes: names of the classes.
 
     Returns:
-        A matplotlib figure; every layer has its own color scale, whose ends are printed above it.
+        A matplotlib figure; each layer has its own color scale, with its ends printed above.
     """
-    from matplotlib.figure import Figure
-
     values = np.asarray(overlaps)
-    figure = Figure(figsize=(2.1 * len(values) + 0.4, 2.5), layout="constrained")
+    figure = blank(2.1 * len(values) + 0.4, 2.5)
     for axes, matrix, name in zip(figure.subplots(1, len(values), squeeze=False)[0], values, names, strict=True):
-        low, high = np.nanmin(matrix), np.nanmax(matrix)
+        known = matrix[np.isfinite(matrix)]
+        low, high = (known.min(), known.max()) if known.size else (0, 1)
         axes.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-        axes.set_title(f"{name}: {low:.2f} to {high:.2f}", fontsize=9)
+        axes.set_title(f"{name}: {low:.2f} to {high:.2f}" if known.size else f"{name}: no pairs", fontsize=9)
         if len(classes) <= 12:
             axes.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
             axes.set_yticks(range(len(classes)), classes, fontsize=6)
@@ -210,13 +208,13 @@ def overlap_matrices(
 
 
 def method_style(name: str) -> tuple[str, str]:
-    """Label and color of a method's name, such as "grad_cam" or "occlusion_3".
+    """Return the label and color of a method's name, such as "grad_cam" or "occlusion_3".
 
     Args:
         name: a name of `METHODS`, or any other.
 
     Returns:
-        What a figure prints, and a color that depends on the name only.
+        The printed label, and a color that depends on the name only.
 
     Example:
         >>> method_style("occlusion_9"), method_style("occlusion_3")[0]
@@ -227,7 +225,7 @@ def method_style(name: str) -> tuple[str, str]:
 
 
 def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
-    """Leave out what says nothing."""
+    """Remove the frame's top and right side, and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.grid(axis=grid, color=FAINT, linewidth=0.6)
@@ -235,21 +233,19 @@ def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
 
 
 def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
-    """Energy of each order of a series, and the accuracy of the series cut off after it.
+    """Plot the energy of each order of a series, and the accuracy of the series truncated after it.
 
     Args:
         energy: (M + 1,), from `jaxinterp.explain.series.energy`, in logits.
         accuracy: (M + 1,), in [0, 1].
-        chance: accuracy of a guess.
+        chance: accuracy of guessing.
 
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
     sizes, right = np.asarray(energy), np.asarray(accuracy)
     order = np.arange(len(sizes))
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = blank(9, 3.2)
     left, other = figure.subplots(1, 2)
     left.bar(order, np.maximum(sizes, 1e-9), color=METHODS["decomposition"][1], edgecolor=INK, linewidth=0.6)
     left.set(yscale="log", xlabel="order m", ylabel="energy (logits)")
@@ -265,7 +261,7 @@ def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
 
 
 def level_curves(levels: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Accuracy by references of every level of abstraction.
+    """Plot the accuracy by references of every level of abstraction.
 
     Args:
         levels: of each the `level`, `images` per class, and accuracies in [0, 1]: by `one` reference per class, by the
@@ -274,9 +270,7 @@ def level_curves(levels: Sequence[Mapping[str, Any]]) -> "Figure":
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = blank(7, 3.2)
     axes = figure.subplots()
     place = [row["level"] for row in levels]
     names = {"one": "one reference per class", "nearest": "the nearest of all", "mean": "mean embedding"}

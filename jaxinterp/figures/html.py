@@ -1,4 +1,4 @@
-"""A report: one HTML page of headline numbers, text, figures and tables, which loads nothing from outside."""
+"""Self-contained HTML reports of headline numbers, text, figures and tables."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its caption; `alt` says what it shows; `width` is its widest display, in CSS pixels."""
+    """A PNG with its caption, alternative text, and largest display width in CSS pixels."""
 
     png: bytes
     caption: str
@@ -30,7 +30,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; every column but the first is set as numbers."""
+    """Rows of text under a header; all columns but the first are aligned as numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -49,7 +49,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. `tiles`: headline name → number as text; `exact`: what is exact in it, in a line."""
+    """A report. `tiles`: headline name → number as text; `exact`: the exactness statement, in a line."""
 
     title: str
     subtitle: str
@@ -59,13 +59,13 @@ class Page:
 
 
 def picture(figure: "MatplotlibFigure", caption: str, alt: str, width: int = 1000, dpi: int = 144) -> Picture:
-    """A matplotlib figure as a Picture, rendered without a display.
+    """Render a matplotlib figure as a Picture, without a display.
 
     Args:
-        figure: the figure; it is not shown or kept.
-        caption: what a reader should see in it.
-        alt: what it shows, for readers who cannot see it.
-        width: widest display, in CSS pixels.
+        figure: the figure.
+        caption: the text under it.
+        alt: alternative text.
+        width: largest display width, in CSS pixels.
         dpi: resolution, in pixels per inch.
     """
     buffer = io.BytesIO()
@@ -74,7 +74,7 @@ def picture(figure: "MatplotlibFigure", caption: str, alt: str, width: int = 100
 
 
 def render(page: Page) -> str:
-    """The page as HTML; every text is escaped.
+    """Return the page as HTML; every text is escaped.
 
     Example:
         >>> "a &lt; b" in render(Page("t", "a < b", ""))
@@ -93,5 +93,5 @@ def render(page: Page) -> str:
 
 
 def write(page: Page, path: Path) -> None:
-    """Write the page to a file, whole or not at all."""
+    """Write the page to a file atomically."""
     write_text(path, render(page))

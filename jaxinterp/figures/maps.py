@@ -1,8 +1,8 @@
-"""Drawings of explanations as arrays in [0, 1] and matplotlib figures, and the plots of what was measured of them.
+"""Drawings of explanations, as arrays in [0, 1] and matplotlib figures.
 
 Contribution maps are drawn from blue (against the class) over white to red (for it), with limits symmetric about
 zero; their negative part is shown, while the metrics of grids and the color drawings count the positive part only.
-matplotlib is imported where a figure is made, and no window or global state of it is touched.
+matplotlib is imported where a figure is made, without a window or global state.
 """
 
 from collections.abc import Sequence
@@ -11,39 +11,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxinterp.figures.curves import (
-    FAINT,
-    Numbers,
-    localization_boxes,
-    overlap_matrices,
-    removal_curves,
-    residual_histogram,
-    training_curves,
-)
+from jaxinterp.checks import require
+from jaxinterp.figures.curves import FAINT, Numbers, blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "color_weights",
-    "contribution_map",
-    "filter_sheet",
-    "localization_boxes",
-    "overlap_matrices",
-    "panel",
-    "removal_curves",
-    "residual_histogram",
-    "shared_limit",
-    "training_curves",
-]
-
-# Of gray images: what looks for black is drawn nearly black, what looks for white amber, to be told from the paper.
+# Of gray images: weights for black are drawn nearly black, weights for white amber, visible on white paper.
 DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
 
 
 def shared_limit(maps: Numbers, percentile: float = 99.75) -> float:
-    """One color limit for many maps: a percentile of |map| over all of them.
+    """Return one color limit for many maps: a percentile of |map| over all of them.
 
     Args:
         maps: any shape, in logits.
@@ -66,8 +44,8 @@ def contribution_map(
 
     Args:
         maps: signed contributions, (..., H, W).
-        limit: value of full color, a number or one per map; None takes each map's own percentile of |map|.
-        percentile: for the maps' own limits, in [0, 100].
+        limit: value of full color, a number or one per map; None for each map's percentile of |map|.
+        percentile: for the maps' limits, in [0, 100].
 
     Returns:
         RGB in [0, 1], (..., H, W, 3), on matplotlib's "bwr".
@@ -79,9 +57,9 @@ def contribution_map(
     Source: CVPR 2021 (CoDA Nets), Fig. 5 and 8; settings of the released drawing code.
     """
     values = np.asarray(maps, float)
-    own = np.percentile(np.abs(values), percentile, axis=(-2, -1)) if limit is None else np.asarray(limit, float)
-    own = np.broadcast_to(own, values.shape[:-2])[..., None, None]
-    t = np.clip(values / np.where(own > 0, own, 1), -1, 1)
+    limits = np.percentile(np.abs(values), percentile, axis=(-2, -1)) if limit is None else np.asarray(limit, float)
+    limits = np.broadcast_to(limits, values.shape[:-2])[..., None, None]
+    t = np.clip(values / np.where(limits > 0, limits, 1), -1, 1)
     return np.stack([1 + np.minimum(t, 0), 1 - np.abs(t), 1 - np.maximum(t, 0)], axis=-1)
 
 
@@ -91,35 +69,32 @@ def color_weights(
     smooth: int | None = None,
     percentile: float = 99.5,
 ) -> Float[np.ndarray, "*batch height width 4"]:
-    """Draw the dynamic weights of an encoded image, [x, 1 − x], in the colors that they look for.
+    """Draw the dynamic weights of an encoded image, [x, 1 − x], in the colors to which they align.
 
     A pixel's weights ω are divided by max |ω| and clipped at 0; each color is ω_x / (ω_x + ω_{1−x}). The opacity is
-    ‖ω‖₂ where the pixel speaks for the class and 0 elsewhere, averaged over a box, divided by its percentile and
-    clipped to [0, 1]. Weights of a gray image run from nearly black (they look for black) to amber (for white).
+    ‖ω‖₂ where the pixel contributes to the class and 0 elsewhere, averaged over a box, divided by its percentile and
+    clipped to [0, 1]. Weights of a gray image run from nearly black (aligned to black) to amber (to white).
 
     Args:
         weights: rows of W(x) at the encoded input, (..., H, W, 6), or (..., H, W, 2) of gray images.
         contributions: channel-summed, (..., H, W).
-        smooth: side of the box in pixels, odd; None takes 15 at 224 pixels and in proportion, 3 at 32, none at 8.
+        smooth: side of the box in pixels, odd; None for 15 at 224 pixels and in proportion, 3 at 32, none at 8.
         percentile: of the opacity that is drawn as fully opaque, in [0, 100].
 
     Returns:
-        RGBA in [0, 1], (..., H, W, 4), to be seen on white.
+        RGBA in [0, 1], (..., H, W, 4), for a white background.
 
     Raises:
-        ValueError: neither 2 nor 6 channels, or an even `smooth`.
+        ConfigError: neither 2 nor 6 channels, or an even `smooth`.
 
     Source: Böhle, Fritz, Schiele, "B-cos Networks", CVPR 2022, and its released drawing code.
     """
     from scipy.ndimage import uniform_filter
 
     omega = np.asarray(weights, float)
-    if omega.shape[-1] not in (2, 6):
-        raise ValueError(f"weights: got {omega.shape[-1]} channels, expected 6 (color) or 2 (gray)")
-    side = max(1, round(min(omega.shape[-3:-1]) * 15 / 224)) if smooth is None else smooth
-    side = side | 1 if smooth is None else side
-    if side < 1 or side % 2 == 0:
-        raise ValueError(f"smooth: got {smooth}, expected an odd number of pixels")
+    require(omega.shape[-1] in (2, 6), "weights", f"{omega.shape[-1]} channels", "6 (color) or 2 (gray)")
+    side = round(min(omega.shape[-3:-1]) * 15 / 224) | 1 if smooth is None else smooth
+    require(side >= 1 and side % 2 == 1, "smooth", smooth, "an odd number of pixels")
     evidence = np.maximum(omega / (np.abs(omega).max(-1, keepdims=True) + 1e-12), 0)
     seen, unseen = np.split(evidence, 2, axis=-1)
     color = seen / (seen + unseen + 1e-12)
@@ -139,7 +114,7 @@ def panel(
     image_titles: Sequence[str] = (),
     scale: Literal["row", "map", "all"] = "row",
 ) -> "Figure":
-    """A table of pictures: each image, and beside it its contribution maps, with their titles.
+    """Draw a table of pictures: each image, and beside it its contribution maps, with their titles.
 
     Args:
         images: (rows, H, W, C) in [0, 1], gray or RGB.
@@ -155,12 +130,11 @@ def panel(
         ValueError: the titles do not match the maps.
     """
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
     pictures = np.asarray(maps)
     rows, columns = pictures.shape[:2]
-    if [len(row) for row in titles] != [columns] * rows:
-        raise ValueError(f"titles: got rows of {[len(row) for row in titles]}, expected {rows} of {columns}")
+    lengths = [len(row) for row in titles]
+    require(lengths == [columns] * rows, "titles", f"rows of {lengths}", f"{rows} of {columns}")
     signed = pictures.ndim == 4
     if signed:
         limits = {
@@ -172,7 +146,7 @@ def panel(
     shown = np.asarray(images)
     shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
     tall = 1.5 * shown.shape[1] / shown.shape[2]
-    figure = Figure(figsize=(1.55 * (columns + 1), (tall + 0.2) * rows + 0.5 * signed), layout="constrained")
+    figure = blank(1.55 * (columns + 1), (tall + 0.2) * rows + 0.5 * signed)
     grid = figure.subplots(rows, columns + 1, squeeze=False)
     for i, line in enumerate(grid):
         _picture(line[0], shown[i], image_titles[i] if len(image_titles) else "")
@@ -202,7 +176,7 @@ def filter_sheet(
     names: Sequence[str],
     titles: Sequence[Sequence[str]],
 ) -> "Figure":
-    """A table of signed filters, each on its own scale: blue below zero, white at zero, red above.
+    """Draw a table of signed filters, each on its own scale: blue below zero, white at zero, red above.
 
     Args:
         filters: (rows, columns, H, W).
@@ -215,14 +189,13 @@ def filter_sheet(
     Raises:
         ValueError: names or titles do not match the filters.
     """
-    from matplotlib.figure import Figure
-
     pictures = np.asarray(filters)
     rows, columns = pictures.shape[:2]
-    if len(names) != rows or [len(row) for row in titles] != [columns] * rows:
-        raise ValueError(f"names, titles: expected {rows} names and {rows} rows of {columns} titles")
+    lengths = [len(row) for row in titles]
+    require(len(names) == rows, "names", len(names), f"{rows}")
+    require(lengths == [columns] * rows, "titles", f"rows of {lengths}", f"{rows} of {columns}")
     drawn = contribution_map(pictures, None)
-    figure = Figure(figsize=(1.15 * columns + 0.6, 1.35 * rows), layout="constrained")
+    figure = blank(1.15 * columns + 0.6, 1.35 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for line, row, name, row_titles in zip(grid, drawn, names, titles, strict=True):
         for axes, one, title in zip(line, row, row_titles, strict=True):

@@ -1,7 +1,7 @@
-"""Architectures as data: one description that the ReLU twin, the gating and value networks and the kernels share.
+"""Architectures as data: one description shared by ReLU, gating and value networks and by the kernels.
 
-An architecture is a tuple of layers, read from the input to the output. `Gate` marks where a ReLU network rectifies,
-a gating network is read and a value network is masked; the l-th `Gate`, in order, takes the l-th gate.
+An architecture is a tuple of layers from the input to the output. `Gate` marks where a ReLU network rectifies, a
+gating network is read and a value network is masked; the l-th `Gate`, in order, takes the l-th gate.
 
 The named ones are those of Lakshminarayanan & Singh, "Neural Path Features and Neural Path Kernel" (NeurIPS 2020,
 arXiv 2006.10529, "NPF") and "Disentangling deep neural networks with rectified linear units using duality" (arXiv
@@ -10,17 +10,16 @@ arXiv 2006.10529, "NPF") and "Disentangling deep neural networks with rectified 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, Union, get_args
 
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from jaxinterp.checks import require, require_at_least, require_one_of
+
 Padding = Literal["zero", "circular", "none"]
-
-
-def _positive(name: str, *values: int) -> None:
-    if min(values) < 1:
-        raise ValueError(f"{name}: got {', '.join(map(str, values))}, expected at least 1")
+ValueInput = Literal["x", "ones"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,12 @@ class Dense:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _positive("features", self.features)
+        require_at_least("features", self.features, 1)
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution: k_y × k_x windows, padded by (k − 1) // 2 zeros or pixels from the other side, or not at all."""
+    """A convolution of k_y × k_x windows, padded with zeros or circularly to keep the size, or not padded."""
 
     features: int
     kernel_size: tuple[int, int] = (3, 3)
@@ -45,15 +44,13 @@ class Conv:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.padding not in get_args(Padding):
-            raise ValueError(f"padding: got {self.padding!r}, expected one of {', '.join(get_args(Padding))}")
-        _positive("features", self.features)
-        _positive("kernel_size", *self.kernel_size)
-        _positive("strides", *self.strides)
+        require_one_of("padding", self.padding, get_args(Padding))
+        for name in ("features", "kernel_size", "strides"):
+            require_at_least(name, getattr(self, name), 1)
 
     @property
     def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Pixels added on both sides of both axes: (k − 1) // 2 before, k // 2 after, so that the size stays."""
+        """Pixels added to both axes: (k − 1) // 2 before and k // 2 after, which keeps the size."""
         if self.padding == "none":
             return (0, 0), (0, 0)
         (ky, kx) = self.kernel_size
@@ -62,7 +59,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Gate:
-    """The place of a rectifier, of a gate's pre-activation, or of a mask."""
+    """A rectifier, the pre-activation of a gate, or a mask, depending on the network."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,12 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class AvgPool:
-    """The average of disjoint windows; rows and columns that do not fill one are dropped."""
+    """The average over disjoint windows; incomplete windows are dropped."""
 
     window: tuple[int, int] = (2, 2)
 
     def __post_init__(self) -> None:
-        _positive("window", *self.window)
+        require_at_least("window", self.window, 1)
 
 
 @dataclass(frozen=True)
@@ -87,12 +84,12 @@ class GlobalAvgPool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """All positions and channels side by side, in the order (y, x, channel)."""
+    """All positions and channels in one vector, in the order (y, x, channel)."""
 
 
 @dataclass(frozen=True)
 class Residual:
-    """The sum of two branches: `body(x) + shortcut(x)`, the shortcut being x itself where it is empty."""
+    """The sum `body(x) + shortcut(x)`; an empty shortcut is the identity."""
 
     body: tuple["Layer", ...]
     shortcut: tuple["Layer", ...] = ()
@@ -105,7 +102,7 @@ Gates = Sequence[Shaped[Array | np.ndarray, "..."]]
 
 
 def iter_layers(layers: Architecture) -> Iterator[Layer]:
-    """Every layer in order, those of a residual's body before those of its shortcut."""
+    """Iterate over all layers in order, a residual's body before its shortcut."""
     for layer in layers:
         yield layer
         if isinstance(layer, Residual):
@@ -114,7 +111,7 @@ def iter_layers(layers: Architecture) -> Iterator[Layer]:
 
 
 def gate_count(layers: Architecture) -> int:
-    """How many gates an architecture has.
+    """Count the gates of an architecture.
 
     Example:
         >>> gate_count(vgg16())
@@ -124,48 +121,46 @@ def gate_count(layers: Architecture) -> int:
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of one example after a layer, from its shape before it: (features,) or (height, width, channels).
+    """Return the shape of one example after a layer.
+
+    Args:
+        layer: the layer.
+        shape: of the example before it, (features,) or (height, width, channels).
 
     Raises:
-        ValueError: the layer does not fit the shape.
+        ConfigError: the layer does not fit the shape.
 
     Example:
         >>> output_shape(Conv(8, strides=(2, 2)), (32, 32, 3))
         (16, 16, 8)
     """
-    name = type(layer).__name__
-    if isinstance(layer, Conv | AvgPool | GlobalAvgPool) and len(shape) != 3:
-        raise ValueError(f"{name} expects (height, width, channels), got an example of shape {shape}")
+    name, got = type(layer).__name__, f"an example of shape {shape}"
     if isinstance(layer, Dense):
-        if len(shape) != 1:
-            raise ValueError(f"Dense expects (features,), got an example of shape {shape}; flatten or pool it first")
+        require(len(shape) == 1, name, got, "(features,); flatten or pool it first")
         return (layer.features,)
+    if isinstance(layer, Conv | AvgPool | GlobalAvgPool):
+        require(len(shape) == 3, name, got, "(height, width, channels)")
     if isinstance(layer, Conv):
         sides = [
             (size + sum(pad) - kernel) // stride + 1
             for size, pad, kernel, stride in zip(shape, layer.pads, layer.kernel_size, layer.strides, strict=False)
         ]
-        if min(sides) < 1:
-            raise ValueError(f"Conv with windows of {layer.kernel_size} does not fit an example of shape {shape}")
+        require(min(sides) >= 1, name, got, f"room for windows of {layer.kernel_size}")
         return (*sides, layer.features)
     if isinstance(layer, AvgPool):
         sides = [size // window for size, window in zip(shape, layer.window, strict=False)]
-        if min(sides) < 1:
-            raise ValueError(f"AvgPool of {layer.window} does not fit an example of shape {shape}")
+        require(min(sides) >= 1, name, got, f"room for windows of {layer.window}")
         return (*sides, shape[-1])
     if isinstance(layer, GlobalAvgPool):
         return shape[-1:]
     if isinstance(layer, Flatten):
         return (int(np.prod(shape)),)
     if isinstance(layer, Residual):
-        through, around = shape, shape
-        for inner in layer.body:
-            through = output_shape(inner, through)
-        for inner in layer.shortcut:
-            around = output_shape(inner, around)
-        if through != around:
-            raise ValueError(f"Residual: its body gives {through} and its shortcut {around}, expected equal shapes")
-        return through
+        body, shortcut = (
+            reduce(lambda s, inner: output_shape(inner, s), b, shape) for b in (layer.body, layer.shortcut)
+        )
+        require(body == shortcut, name, f"body {body} and shortcut {shortcut}", "equal shapes")
+        return body
     return shape
 
 
@@ -179,11 +174,11 @@ def _shapes(layers: Architecture, shape: tuple[int, ...]) -> Iterator[tuple[Laye
 
 
 def gate_shapes(layers: Architecture, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Shapes of all gates of an example, in order.
+    """Return the shapes of all gates of one example, in order.
 
     Args:
         layers: the architecture.
-        shape: shape of an example at the input, (features,) or (height, width, channels).
+        shape: of the example at the input, (features,) or (height, width, channels).
 
     Example:
         >>> gate_shapes(c4gap(8), (32, 32, 3))
@@ -193,7 +188,7 @@ def gate_shapes(layers: Architecture, shape: tuple[int, ...]) -> tuple[tuple[int
 
 
 def fan_ins(layers: Architecture, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Fan-in of every `Dense` and `Conv`, in order: inputs of one output unit.
+    """Return the fan-in of every `Dense` and `Conv`, in order.
 
     Example:
         >>> fan_ins(fc(128, 3), (784,))
@@ -207,18 +202,18 @@ def fan_ins(layers: Architecture, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def fc(width: int = 128, hidden: int = 5, classes: int = 10, bias: bool = False, flatten: bool = False) -> Architecture:
-    """`hidden` gated layers of one width and a linear head; `flatten` for images. NPF's code: 5 × 128, with biases."""
+    """Build `hidden` gated layers and a linear head (NPF's code: 5 × 128, with biases); `flatten` for images."""
     first: Architecture = (Flatten(),) if flatten else ()
     return (*first, *((Dense(width, bias), Gate()) * hidden), Dense(classes, bias))
 
 
 def c4gap(width: int = 128, classes: int = 10, depth: int = 4, padding: Padding = "zero") -> Architecture:
-    """DLGN's C4GAP (C1GAP with `depth` 1): gated 3×3 convolutions, global average pooling, a linear head."""
+    """Build DLGN's C4GAP: gated 3×3 convolutions, global average pooling, a linear head; C1GAP with `depth` 1."""
     return (*((Conv(width, padding=padding), Gate()) * depth), GlobalAvgPool(), Dense(classes))
 
 
 def vconv(classes: int = 10, pooled: bool = False) -> Architecture:
-    """NPF's VCONV: four gated 3×3 convolutions (64, 64, 128, 128), two gated layers of 256, biases; GCONV if pooled."""
+    """Build NPF's VCONV, or GCONV if `pooled`: four gated 3×3 convolutions, two gated layers of 256, biases."""
     convolutions = tuple(layer for width in (64, 64, 128, 128) for layer in (Conv(width, bias=True), Gate()))
     return (
         *convolutions,
@@ -229,7 +224,7 @@ def vconv(classes: int = 10, pooled: bool = False) -> Architecture:
 
 
 def vgg16(classes: int = 10, width: int = 64) -> Architecture:
-    """DLGN's VGG16: 13 convolutions with bias, BatchNorm and gate, 2×2 average pooling after each stage."""
+    """Build DLGN's VGG16: 13 convolutions with bias, BatchNorm and gate, 2×2 average pooling after each stage."""
     layers: list[Layer] = []
     for times, factor in ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)):
         stage: Architecture = (Conv(width * factor, bias=True), BatchNorm(), Gate())
@@ -238,14 +233,13 @@ def vgg16(classes: int = 10, width: int = 64) -> Architecture:
 
 
 def resnet(depth: int = 110, classes: int = 10, width: int = 16) -> Architecture:
-    """The pre-activation CIFAR ResNet of DLGN's code base: three groups of two-convolution blocks, option-B shortcuts.
+    """Build the pre-activation CIFAR ResNet of DLGN's code base: three groups of blocks, option-B shortcuts.
 
     Raises:
-        ValueError: `depth` is not 6n + 2.
+        ConfigError: `depth` is not 6n + 2.
     """
     blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth: got {depth}, expected 6n + 2: 8, 14, 20, ..., 110")
+    require(not rest and blocks >= 1, "depth", depth, "6n + 2: 8, 14, 20, ..., 110")
     layers: list[Layer] = [Conv(width)]
     for group in range(3):
         features = width * 2**group

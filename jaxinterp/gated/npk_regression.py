@@ -1,217 +1,266 @@
-"""Kernel ridge regression with the neural path kernel of a trained gated network, beside the network itself.
+"""Kernel ridge regression with the neural path kernel of a trained network, as a scikit-learn estimator.
 
-A kernel that fits in memory is solved by Cholesky. A larger one lies in tiles on disk, is solved by conjugate
-gradients with a Nyström preconditioner, and is gone on with after a kill; λ is then chosen on a part of the images.
+A kernel that fits in memory is solved by Cholesky. A larger one is kept in tiles on disk, resumed after a kill, and
+solved by conjugate gradients with a Nyström preconditioner; λ is then chosen on a part of the images.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 
-from jaxinterp.gated.kernels.path import PathKernel
-from jaxinterp.gated.kernels.regression import Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
+from jaxinterp.checks import require, require_labels
+from jaxinterp.errors import ConfigError
+from jaxinterp.gated.kernels.regression import RIDGES, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tiles import Tiles
+from jaxinterp.gated.path_network import PathNetwork
+from jaxinterp.gated.paths import class_overlap
 from jaxinterp.provenance import crc32
 
-Block = tuple[np.ndarray, tuple[np.ndarray, ...]]
-Log = Callable[[str], None]
-CHOSEN = 4_000  # images on which λ is chosen where the kernel is in tiles
+RIDGE_IMAGES = 4_000  # on which λ is chosen if the kernel is in tiles
 LANDMARKS = 1_000  # columns of the preconditioner
-TILE = 2_048  # most images along a side of a tile
-GATES = 1 << 28  # most bytes of float32 gates that one side of a tile may ask for
-TOLERANCE = 1e-5
-TOLD = 20  # products after which the solver says how far it is
+MAX_TILE_SIZE = 2_048
+MAX_GATE_BYTES = 1 << 28  # of the float32 gates of one side of a tile
+TOLERANCE = 1e-5  # of conjugate gradients
+LOG_EVERY = 20  # products with the kernel
+
+Side = tuple[np.ndarray, tuple[np.ndarray, ...]]  # value inputs and gates
 
 
-@dataclass(frozen=True)
-class Side:
-    """Images as a kernel sees them.
+class NPKRegressor(ClassifierMixin, BaseEstimator):
+    """Classify by kernel ridge regression of class indicators with a neural path kernel.
 
-    Attributes:
-        x: value inputs, (n, ...).
-        gates: one for each `Gate`, (n, ...); booleans where they are hard.
-        labels: classes, (n,).
-    """
-
-    x: Shaped[np.ndarray, "n ..."]
-    gates: tuple[Shaped[np.ndarray, "n ..."], ...]
-    labels: Int[np.ndarray, " n"]
-
-    @property
-    def tile(self) -> int:
-        """Images along a side of a tile: fewer where there are many gates."""
-        units = sum(int(np.prod(gate.shape[1:])) for gate in self.gates)
-        return max(1, min(TILE, GATES // (4 * units)))
-
-    def blocks(self) -> list[slice]:
-        """All images, tile by tile."""
-        return [slice(i, i + self.tile) for i in range(0, len(self.labels), self.tile)]
-
-    def __getitem__(self, index: Any) -> Block:
-        """Inputs and gates of some images."""
-        return self.x[index], tuple(gate[index] for gate in self.gates)
-
-    @classmethod
-    def of(
-        cls,
-        images: Float[np.ndarray, "n h w c"],
-        labels: Int[np.ndarray, " n"],
-        inputs: Callable[[Array], Array],
-        gates: Callable[[Array], tuple[Array, ...]],
-        batch: int,
-    ) -> "Side":
-        """Read inputs and gates of images, batch by batch (the last one enlarged, so that all are of one size)."""
-        parts = []
-        for i in range(0, len(images), batch):
-            rows = np.arange(i, i + batch) % len(images)
-            x = jnp.asarray(images[rows])
-            keep = slice(0, min(batch, len(images) - i))
-            parts.append([np.asarray(inputs(x))[keep], *(np.asarray(gate)[keep] for gate in gates(x))])
-        read = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
-        return cls(read[0], tuple(read[1:]), labels)
-
-
-def regress(
-    kernel: PathKernel,
-    train: Side,
-    test: Side,
-    classes: int,
-    folder: Path,
-    identity: Mapping[str, Any],
-    *,
-    memory: float,
-    seed: int,
-    shown: Int[np.ndarray, " shown"],
-    log: Log,
-) -> dict[str, Any]:
-    """Learn classes from training images by kernel ridge regression, and predict test images.
+    A prediction is a sum over training images, so the share of each of them is known exactly (`shares`).
 
     Args:
-        kernel: of the value network.
-        train: training images.
-        test: test images.
-        classes: how many classes.
-        folder: of the tiles.
-        identity: JSON values that tell this kernel from others.
-        memory: GiB that the kernel of the training images may take in memory, in float64; of a larger one so many
-            GiB of tiles are held.
-        seed: of the images on which λ is chosen, and of the preconditioner's.
-        shown: test images of which the training images that decided are found.
-        log: told what was measured.
+        network: kernel, and value inputs and gates of images; `PathNetwork.of` reads it off a trained network.
+        classes: number of classes 0, ..., classes − 1; None takes the distinct labels of `fit`.
+        ridges: λ to choose from, relative to the kernel's mean diagonal.
+        max_bytes: memory for the training images' kernel in float64. A larger kernel is kept in tiles, and as many
+            bytes of them in memory.
+        folder: of the tiles; needed for a larger kernel. Fitting the same images again resumes it.
+        seed: of the choice of images for λ and for the preconditioner of a larger kernel.
+        batch_size: images whose inputs and gates are computed at a time.
+        log: called with lines of progress.
 
-    Returns:
-        JSON values: `metrics` (name → number) and, for each of `shown`, its prediction and the signed shares of all
-        training images in it: the largest, and their sum.
+    Attributes:
+        classes_: labels, in the order of the columns of `decision_function`.
+        inputs_: value inputs of the training images.
+        gates_: gates of the training images.
+        solution_: the `Ridge` solution: coefficients, offset, λ and leave-one-out errors.
 
-    Raises:
-        ConfigError: the folder holds tiles of another kernel.
-        DataError: a tile could not be computed or written.
+    Example:
+        >>> import jax
+        >>> from jaxinterp.gated.architecture import fc
+        >>> from jaxinterp.gated.network import GatedNetwork
+        >>> x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+        >>> dlgn = GatedNetwork(fc(16, 2, classes=2), hard=True)
+        >>> network = PathNetwork.of(dlgn, dlgn.init(jax.random.key(0), x))
+        >>> regressor = NPKRegressor(network).fit(x[:40], x[:40, 0] > 0)
+        >>> shares = regressor.shares(x[40:])
+        >>> shares.shape, regressor.score(x[40:], x[40:, 0] > 0) > 0.7
+        ((20, 40, 2), True)
+        >>> bool(np.allclose(shares.sum(1) + regressor.solution_.offset, regressor.decision_function(x[40:])))
+        True
     """
-    start, n = time.perf_counter(), len(train.labels)
-    targets = one_hot(train.labels, classes)
-    if n * n * 8 <= memory * 2**30:
-        ridge, steps = kernel_ridge(np.asarray(kernel(*train[:])), targets), "kernel in memory"
-    else:
-        same = {**identity, "gates": [crc32(gate) for gate in train.gates]}
-        ridge, steps = _in_tiles(
-            kernel, train, targets, memory=memory, seed=seed, log=log, folder=folder, identity=same
+
+    def __init__(
+        self,
+        network: PathNetwork,
+        classes: int | None = None,
+        ridges: Sequence[float] = RIDGES,
+        max_bytes: int = 4 << 30,
+        folder: str | Path | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.network = network
+        self.classes = classes
+        self.ridges = ridges
+        self.max_bytes = max_bytes
+        self.folder = folder
+        self.seed = seed
+        self.batch_size = batch_size
+        self.log = log
+
+    def fit(self, x: Float[np.ndarray, "n ..."], y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
+        """Fit to training images.
+
+        Args:
+            x: images, (n, ...).
+            y: their labels, (n,).
+
+        Raises:
+            ConfigError: labels that do not match, a kernel larger than `max_bytes` without a `folder`, a folder with
+                tiles of another kernel, or a system that cannot be solved.
+            DataError: a tile cannot be computed, read or written.
+        """
+        start, y, n = time.perf_counter(), np.asarray(y), len(x)
+        if self.classes is None:
+            require(y.shape == (n,), "y", f"shape {y.shape}", f"({n},)")
+            self.classes_, labels = np.unique(y, return_inverse=True)
+        else:
+            require_labels("y", y, n, self.classes)
+            self.classes_, labels = np.arange(self.classes), y
+        self.inputs_, self.gates_ = self.network.read(x, self.batch_size)
+        targets = one_hot(labels, len(self.classes_))
+        if n * n * 8 <= self.max_bytes:
+            kernel = np.asarray(self.network.kernel(self.inputs_, self.gates_))
+            self.solution_, how = kernel_ridge(kernel, targets, self.ridges), "kernel in memory"
+        else:
+            self.solution_, how = self._fit_tiles(targets)
+        seconds = time.perf_counter() - start
+        self._log(f"NPK regression of {n} images: ridge {self.solution_.ridge:g}, {how} ({seconds:.1f} s)")
+        return self
+
+    def decision_function(self, x: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m classes"]:
+        """Predict the regression targets of images, one column per class of `classes_`."""
+        return self._decide(self._read(x))
+
+    def predict(self, x: Float[np.ndarray, "m ..."]) -> Shaped[np.ndarray, " m"]:
+        """Predict the labels of images."""
+        return self.classes_[self.decision_function(x).argmax(1)]
+
+    def shares(self, x: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m n classes"]:
+        """Compute the signed share of each training image in each output.
+
+        With the offset, `solution_.offset`, the shares of an image sum to its `decision_function`.
+        """
+        return self._shares(self._read(x))
+
+    def _fit_tiles(self, targets: Float[np.ndarray, "n classes"]) -> tuple[Ridge, str]:
+        n, start, kernel = len(targets), time.perf_counter(), self.network.kernel
+        folder = self.folder
+        if folder is None:
+            raise ConfigError(f"folder: got None, expected one for the kernel of {n} images, larger than max_bytes")
+        identity = {
+            "kernel": repr(replace(kernel, norms=())),
+            "norms": [crc32(array) for norm in kernel.norms for array in norm],
+            "inputs": crc32(self.inputs_),
+            "gates": [crc32(gate) for gate in self.gates_],
+        }
+        options: dict[str, Any] = {"identity": identity, "cache_bytes": self.max_bytes}
+        tiles = Tiles(folder, (n, n), tile_size=self._tile_size, symmetric=True, **options)
+        computed = tiles.compute(lambda rows, columns: self._between(self._train(rows), columns))
+        self._log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
+        draw = np.random.default_rng(self.seed).permutation(n)
+        some, landmarks = np.sort(draw[:RIDGE_IMAGES]), np.sort(draw[:LANDMARKS])
+        part = kernel_ridge(np.asarray(kernel(*self._train(some))), targets[some], self.ridges)
+        self._log(f"ridge {part.ridge:g} by leaving one out of {len(some)} images")
+        columns = np.concatenate([self._between(self._train(rows), landmarks) for rows in self._blocks(n)])
+        diagonal = float(np.concatenate([np.diagonal(tiles[i, i]) for i in range(tiles.counts[0])]).mean())
+        offset, products, start = targets.mean(0), 0, time.perf_counter()
+
+        def multiply(y: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+            nonlocal products
+            products += 1
+            if products % LOG_EVERY == 0:
+                self._log(f"{products} products with the kernel ({time.perf_counter() - start:.1f} s)")
+            return tiles.product(y.astype(np.float32))
+
+        approximation = nystrom(columns, landmarks)
+        alpha, products = conjugate_gradients(
+            multiply, targets - offset, part.ridge * diagonal, approximation, tolerance=TOLERANCE
         )
-    logits = np.concatenate([_predict(kernel, ridge, train, test[rows]) for rows in test.blocks()])
-    metrics = {
-        "npk_test_accuracy": float((logits.argmax(1) == test.labels).mean()),
-        "npk_ridge": ridge.ridge,
-        "npk_images": float(n),
-        "npk_test_images": float(len(test.labels)),
-    }
-    seconds = time.perf_counter() - start
-    log(
-        f"NPK regression, {n} x {len(test.labels)} images: accuracy {metrics['npk_test_accuracy']:.4f}, ridge "
-        f"{ridge.ridge:g}, {steps} ({seconds:.1f} s)"
-    )
-    deciding = [_deciding(kernel, ridge, train, test, int(i), logits[i]) for i in shown]
-    return {"metrics": metrics, "deciding": deciding}
+        return Ridge(alpha, offset, part.ridge, part.errors), f"{products} products with the kernel"
+
+    def _read(self, x: Float[np.ndarray, "m ..."]) -> Side:
+        check_is_fitted(self)
+        return self.network.read(x, self.batch_size)
+
+    def _train(self, rows: Any) -> Side:
+        return _rows((self.inputs_, self.gates_), rows)
+
+    def _between(self, side: Side, rows: Any) -> Float[Array, "m n"]:
+        """Compute the kernel between some images and rows of the training images."""
+        return self.network.kernel(*side, *self._train(rows))
+
+    @property
+    def _tile_size(self) -> int:
+        """Images along a side of a tile, fewer if there are many gates."""
+        units = sum(int(np.prod(gate.shape[1:])) for gate in self.gates_)
+        return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // (4 * units)))
+
+    def _blocks(self, count: int) -> list[slice]:
+        return [slice(start, start + self._tile_size) for start in range(0, count, self._tile_size)]
+
+    def _decide(self, side: Side) -> Float[np.ndarray, "m classes"]:
+        """Predict block by block, without holding the kernel."""
+        blocks = []
+        for rows in self._blocks(len(side[0])):
+            total = self.solution_.offset
+            for columns in self._blocks(len(self.inputs_)):
+                k = np.asarray(self._between(_rows(side, rows), columns), np.float64)
+                total = total + k @ self.solution_.alpha[columns]
+            blocks.append(total)
+        return np.concatenate(blocks)
+
+    def _shares(self, side: Side) -> Float[np.ndarray, "m n classes"]:
+        k = np.concatenate([self._between(side, rows) for rows in self._blocks(len(self.inputs_))], axis=1)
+        return self.solution_.shares(k)
+
+    def _log(self, line: str) -> None:
+        if self.log is not None:
+            self.log(line)
 
 
-def _in_tiles(
-    kernel: PathKernel,
-    train: Side,
-    targets: Float[np.ndarray, "n classes"],
-    *,
-    memory: float,
-    seed: int,
-    log: Log,
-    folder: Path,
-    identity: Mapping[str, Any],
-) -> tuple[Ridge, str]:
-    n, start = len(targets), time.perf_counter()
-    tiles = Tiles(folder, (n, n), tile=train.tile, symmetric=True, identity=identity, keep=int(memory * 2**30))
-    computed = tiles.compute(lambda rows, columns: _between(kernel, train[rows], train[columns]))
-    log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
-    draw = np.random.default_rng(seed).permutation(n)
-    some, landmarks = np.sort(draw[:CHOSEN]), np.sort(draw[:LANDMARKS])
-    chosen = kernel_ridge(np.asarray(kernel(*train[some])), targets[some])
-    log(f"ridge {chosen.ridge:g} by leaving one out of {len(some)} images")
-    columns = np.concatenate([_between(kernel, train[rows], train[landmarks]) for rows in train.blocks()])
-    diagonal = float(np.concatenate([np.diagonal(tiles[i, i]) for i in range(tiles.counts[0])]).mean())
-    offset, absolute = targets.mean(0), chosen.ridge * diagonal
-    done, begun = 0, time.perf_counter()
-
-    def multiplied(y: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
-        nonlocal done
-        done += 1
-        if done % TOLD == 0:
-            log(f"{done} products with the kernel ({time.perf_counter() - begun:.1f} s)")
-        return tiles.product(y.astype(np.float32))
-
-    alpha, products = conjugate_gradients(
-        multiplied,
-        targets - offset,
-        absolute,
-        nystrom(columns, landmarks),
-        tolerance=TOLERANCE,
-    )
-    return Ridge(alpha, offset, chosen.ridge, chosen.errors), f"{products} products with the kernel"
+def _rows(side: Side, rows: Any) -> Side:
+    return side[0][rows], tuple(gate[rows] for gate in side[1])
 
 
-def _between(kernel: PathKernel, block: Block, other: Block) -> Float[Array, "n m"]:
-    return kernel(block[0], block[1], other[0], other[1])
-
-
-def _predict(kernel: PathKernel, ridge: Ridge, train: Side, block: Block) -> Float[np.ndarray, "m classes"]:
-    """Predictions of a block of test images, the kernel made and forgotten piece by piece."""
-    total = ridge.offset
-    for rows in train.blocks():
-        total = total + np.asarray(_between(kernel, block, train[rows]), np.float64) @ ridge.alpha[rows]
-    return total
-
-
-def _deciding(
-    kernel: PathKernel,
-    ridge: Ridge,
-    train: Side,
-    test: Side,
-    index: int,
-    logits: Float[np.ndarray, " classes"],
+def evaluate(
+    regressor: NPKRegressor,
+    images: Float[np.ndarray, "m ..."],
+    labels: Int[np.ndarray, " m"],
+    shown: Int[np.ndarray, " shown"],
     count: int = 4,
 ) -> dict[str, Any]:
-    """The training images that decided a prediction: those with the largest shares in it, for and against."""
-    best, block = int(logits.argmax()), test[index : index + 1]
-    k = np.concatenate([_between(kernel, block, train[rows]) for rows in train.blocks()], axis=1)
-    shares = ridge.shares(k)[0, :, best]
-    order = np.argsort(-np.abs(shares), kind="stable")
-    speaking = [order[shares[order] > 0][:count], order[shares[order] < 0][:count]]
-    return {
-        "image": index,
-        "class": best,
-        "prediction": float(logits[best]),
-        "offset": float(ridge.offset[best]),
-        "sum": float(shares.sum()),
-        "for": [[int(i), float(shares[i])] for i in speaking[0]],
-        "against": [[int(i), float(shares[i])] for i in speaking[1]],
+    """Evaluate a fitted regressor on test images.
+
+    Args:
+        regressor: fitted, with labels 0, ..., classes − 1.
+        images: test images, (m, ...).
+        labels: their labels, (m,).
+        shown: indices of test images whose deciding training images are listed.
+        count: training images listed for and against each prediction.
+
+    Returns:
+        JSON values: `metrics` (name → number); `deciding`, for each of `shown` its prediction, the sum of the signed
+        shares of all training images, and the largest shares as [training image, share]; and `overlap`, how much
+        classes share open sub-networks, (gates, classes, classes).
+    """
+    start, side = time.perf_counter(), regressor._read(images)
+    logits, solution = regressor._decide(side), regressor.solution_
+    accuracy = float((logits.argmax(1) == labels).mean())
+    regressor._log(f"accuracy {accuracy:.4f} on {len(labels)} images ({time.perf_counter() - start:.1f} s)")
+    deciding = []
+    for index in shown.tolist():
+        best = int(logits[index].argmax())
+        shares = regressor._shares(_rows(side, slice(index, index + 1)))[0, :, best]
+        order = np.argsort(-np.abs(shares), kind="stable")
+        deciding.append(
+            {
+                "image": index,
+                "class": best,
+                "prediction": float(logits[index, best]),
+                "offset": float(solution.offset[best]),
+                "sum": float(shares.sum()),
+                "for": [[int(i), float(shares[i])] for i in order[shares[order] > 0][:count]],
+                "against": [[int(i), float(shares[i])] for i in order[shares[order] < 0][:count]],
+            }
+        )
+    metrics = {
+        "npk_test_accuracy": accuracy,
+        "npk_ridge": solution.ridge,
+        "npk_images": float(len(regressor.inputs_)),
+        "npk_test_images": float(len(labels)),
     }
+    overlap = class_overlap(side[1], labels, len(regressor.classes_)).round(6).tolist()
+    return {"metrics": metrics, "deciding": deciding, "overlap": overlap}

@@ -9,17 +9,18 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from jaxinterp.data import Dataset
+from jaxinterp.figures.curves import overlap_matrices
 from jaxinterp.figures.html import Section, Table, picture
-from jaxinterp.figures.maps import filter_sheet, overlap_matrices, panel
+from jaxinterp.figures.maps import filter_sheet, panel
 from jaxinterp.gated.paths import Filters, effective_filters
-from jaxinterp.recipe.page import Report
+from jaxinterp.recipe.family import Report
 
 DRAWN = 8  # filters of a layer
 
 
 def regression(report: Report, train: Dataset) -> Section:
     """Accuracy of the NPK regression beside its value network's, and the training images that decided."""
-    found, images, labels, classes = report.found, report.images, report.labels, report.classes
+    found, images, labels, classes = report.results, report.images, report.labels, report.classes
     metrics, deciding = found["metrics"], found["deciding"]
     rows, titles, names = [], [], []
     blank = np.ones((*images.shape[1:3], 3), np.float32)
@@ -42,7 +43,7 @@ def regression(report: Report, train: Dataset) -> Section:
         [
             f"Kernel ridge regression with this network's gates, on {metrics['npk_images']:.0f} training images, reads "
             f"{metrics['npk_test_accuracy']:.2%} of {metrics['npk_test_images']:.0f} test images right; the value "
-            f"network itself, of which {report.config.validation:.0%} of the training images were held back, "
+            f"network itself, of which {report.run.train.val_fraction:.0%} of the training images were held back, "
             f"{metrics['npk_value_network_accuracy']:.2%} of the same. A prediction of the regression is a sum over "
             "training images, so every image's share is known exactly: the four largest for the predicted class, then "
             "the four largest against it."
@@ -78,7 +79,7 @@ def filters(preactivations: Sequence[Callable[[Any], Any]], shape: Sequence[int]
 
 def overlaps(report: Report) -> Section:
     """Open sub-networks that classes share."""
-    found, classes = report.found, report.classes
+    found, classes = report.results, report.classes
     names = [f"gate {i}" for i in range(len(found["overlap"]))]
     figure = overlap_matrices(found["overlap"], names, classes)
     return Section(

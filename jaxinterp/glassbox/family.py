@@ -1,54 +1,47 @@
-"""The glass-box CNN: representation, dimension reduction and classifier in closed form, upright and rotated.
+"""The glass-box CNN as a family of runs: fitted in closed form, measured on upright and on rotated images.
 
 After "Analytical interpretation of the glass-box CNN" (arXiv 2101.10443), of which the abstracts could be read and the
-text could not: groups, templates, data and recipes are ours, no number of the paper is quoted, and no run reproduces
-one.
-
-    jaxinterp train RUN [key=value ...]        e.g. jaxinterp train glassbox/mnist-3-8 --seeds 0,1,2
-    jaxinterp evaluate runs/RUN                all classifiers and baselines, on upright and on rotated test images
-    jaxinterp report runs/RUN                  report.html
-
-Training is one closed form: templates among upright training images, then standardization, PCA and a linear
-discriminant. The single epoch that follows changes nothing; it measures. Rotated test images are the test images, each
-turned by an angle drawn uniformly from the whole circle.
+text could not: groups, templates, data and recipes are ours.
 """
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int
 
+from jaxinterp.checks import require
 from jaxinterp.data import Dataset
-from jaxinterp.data.images import turned
-from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Subject, plain_subject
+from jaxinterp.data.images import rotate_randomly
+from jaxinterp.data.stream import Stream
+from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
-from jaxinterp.glassbox import report as glassbox_page
+from jaxinterp.glassbox import report as glassbox_report
 from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
-from jaxinterp.recipe.config import Experiment, Run, Split, at_least, shown, small
-from jaxinterp.recipe.page import Reading, Report
+from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
+from jaxinterp.recipe.config import Count, Model, Positive, Run, small
+from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
 from jaxinterp.symmetry.groups import Group, dihedral, equivariance_error, rotations
 from jaxinterp.symmetry.invariants import Name
-from jaxinterp.train import ClassificationLoss, LossFn, softmax_cross_entropy
+from jaxinterp.train import FitResult, fit_closed_form
 
 Kinds = tuple[Literal["lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp"], ...]
 AUGMENTED = 4  # angles at which the baseline of augmented pixels sees every training image
 
 
 @dataclass(frozen=True)
-class GlassBoxRun(Run):
+class GlassBoxModel(Model):
     """A glass-box network and what it is compared with; the defaults are for pairs of MNIST's digits.
 
     Attributes:
+        classes: outputs.
         group: rotations (c4, c8, …) or rotations and mirrors (d4).
         templates: number of templates.
         invariants: of their responses.
@@ -61,279 +54,232 @@ class GlassBoxRun(Run):
         equivariance_images: test images on which the laws are measured.
     """
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"] = "mnist"
-    channels: int = 1
-    only: tuple[int, ...] = (3, 8)
-    classes: int = 2
+    classes: Count = 2
     group: Literal["c4", "c8", "c16", "c24", "c32", "d4"] = "c24"
-    templates: int = 384
+    templates: Count = 384
     invariants: tuple[Name, ...] = ("sorted",)
     equivariant: bool = False
-    equivariant_weight: float = 0.1
-    components: int = 120
-    per_class: int = 2500
+    equivariant_weight: Positive = 0.1
+    components: Count = 120
+    per_class: Count = 2500
     kinds: Kinds = ("lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp")
     baselines: tuple[Literal["pixels", "augmented", "scattering"], ...] = ("pixels", "augmented", "scattering")
-    equivariance_images: int = 200
-    flip: bool = False
-    crop: int = 0
-    validation: float = 0.0
-    epochs: int = 1
-    batch_size: int = 500  # every batch turns all templates anew
-    eval_batch: int = 500
-    grid_sizes: tuple[int, ...] = ()
-    removal_images: int = 40
-    occlusion: tuple[int, ...] = (5,)
-    occlusion_stride: int = 4
+    equivariance_images: Count = 200
 
-    def __post_init__(self) -> None:
-        """Refuse values that no run can have; those that do not fit one another are left to `build`.
+    def check(self) -> None:
+        """The network's own classifier is measured."""
+        require("lda" in self.kinds, "kinds", self.kinds, "lda among them, the network's own classifier")
+
+    @property
+    def elements(self) -> Group:
+        """The group."""
+        order = int(self.group[1:])
+        return dihedral(order) if self.group[0] == "d" else rotations(order)
+
+    @property
+    def representation(self) -> OrbitRepresentation:
+        """Templates and invariants."""
+        return OrbitRepresentation(self.elements, self.templates, self.invariants, self.equivariant)
+
+
+class GlassBoxFamily(Family[GlassBoxModel]):
+    """Glass-box CNNs: orbits of templates, PCA and a linear discriminant, in closed form."""
+
+    title = "glass box"
+    Model = GlassBoxModel
+
+    def smoke(self, run: Run[GlassBoxModel]) -> Run[GlassBoxModel]:
+        """Shrink a run to seconds: see `small`, with few templates and the first classes."""
+        return small(run).replace(
+            data={
+                "image_size": None,
+                "max_images": 160,
+                "class_subset": tuple(range(len(run.data.class_subset))),
+            },
+            model={
+                "templates": 2 * run.model.classes,
+                "components": 4,
+                "per_class": 4,
+                "kinds": ("lda", "svm_rbf"),
+                "baselines": ("pixels",),
+                "equivariance_images": 8,
+            },
+            train={"val_fraction": 0.0},
+            evaluate={"grid_sizes": ()},
+        )
+
+    def build(self, run: Run[GlassBoxModel], dtype: Literal["float32", "bfloat16"] = "float32") -> GlassBox:
+        """Return the network of a run."""
+        model, data, sizes = run.model, run.data, run.evaluate.grid_sizes
+        require(not sizes, "evaluate.grid_sizes", sizes, "none: templates have the image's size")
+        require(not data.rotated, "data.rotated", True, "False: it is fitted to upright images, and tested on both")
+        share = run.train.val_fraction
+        require(not share, "train.val_fraction", share, "0: a closed form chooses no epoch")
+        kept = len(data.class_subset)
+        require(
+            kept in (0, model.classes), "data.class_subset", f"{kept} classes", f"{model.classes}, as model.classes"
+        )
+        require(data.name != "imagenet2012", "data.name", data.name, "a data set that fits in memory")
+        return GlassBox(
+            model.elements, model.templates, model.invariants, model.equivariant, model.components, model.classes
+        )
+
+    def check(self, run: Run[GlassBoxModel], network: nn.Module, data: Dataset | Stream) -> None:
+        """Check the representation; there is nothing to train."""
+        _ = run.model.representation
+
+    def loss(self, run: Run[GlassBoxModel], network: nn.Module) -> LossFn:
+        """Return the cross-entropy, which is measured and not minimized."""
+        return ClassificationLoss(network, softmax_cross_entropy)
+
+    def init_from(
+        self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
+    ) -> Any:
+        """Return the closed form: templates, standardization, PCA and discriminant of the first images of each class.
 
         Raises:
-            ConfigError: in one line, which field, what came and what was expected.
+            ConfigError: too few images for the templates or components.
         """
-        super().__post_init__()
-        at_least(self, 1, "classes", "templates", "components", "per_class", "equivariance_images")
-        if not self.equivariant_weight > 0:
-            raise ConfigError(f"equivariant_weight: got {self.equivariant_weight}, expected a positive number")
-        if "lda" not in self.kinds:
-            raise ConfigError(f"kinds: got {shown(self.kinds)}, expected lda among them, the network's own classifier")
+        from jaxinterp.glassbox.classifier import GlassBoxClassifier
 
-
-PAIR = GlassBoxRun()
-MNIST = replace(
-    PAIR, only=(), classes=10, components=200, per_class=1000, kinds=("lda", "svm_rbf"), baselines=("pixels",)
-)
-DIGITS = replace(
-    MNIST,
-    dataset="digits",
-    group="c16",
-    templates=128,
-    invariants=("sorted", "bispectrum"),
-    components=60,
-    per_class=100,
-    kinds=PAIR.kinds,
-    batch_size=400,
-    removal_images=120,
-    occlusion=(3,),
-)
-
-TIME = "1 min on one CPU core, and 3 to evaluate"
-REFERENCE_NAME = "no configuration: the paper's numbers could not be had"
-REFERENCE: dict[str, float] = {}
-
-RUNS: dict[str, Experiment[GlassBoxRun]] = {
-    "glassbox/digits": Experiment(DIGITS, "ours", time="1 min on one CPU core", headline=False),
-    "glassbox/mnist-3-8": Experiment(PAIR, "ours: two classes, as in the abstract", time=TIME),
-    "glassbox/mnist-4-9": Experiment(replace(PAIR, only=(4, 9)), "ours: two classes that are hard to tell", time=TIME),
-    "glassbox/mnist-0-1": Experiment(replace(PAIR, only=(0, 1)), "ours: easy to tell", time=TIME, headline=False),
-    "glassbox/mnist": Experiment(MNIST, "ours: ten classes"),
-    "glassbox/cifar10-cat-dog": Experiment(
-        replace(PAIR, dataset="cifar10", channels=3, only=(3, 5), baselines=("pixels",)),
-        "ours: natural images",
-        headline=False,
-    ),
-}
-
-
-def smoke(config: GlassBoxRun) -> GlassBoxRun:
-    """The same run in seconds: see `small`, with few templates and the first classes."""
-    return replace(
-        small(config),
-        validation=0.0,
-        image_size=None,
-        images=160,
-        grid_sizes=(),
-        only=tuple(range(len(config.only))),
-        templates=2 * config.classes,
-        components=4,
-        per_class=4,
-        kinds=("lda", "svm_rbf"),
-        baselines=("pixels",),
-        equivariance_images=8,
-    )
-
-
-def group_of(config: GlassBoxRun) -> Group:
-    """The group of a run."""
-    order = int(config.group[1:])
-    return dihedral(order) if config.group[0] == "d" else rotations(order)
-
-
-def build(config: GlassBoxRun) -> GlassBox:
-    """The network of a run, on images of [0, 1].
-
-    Raises:
-        ConfigError: fields that do not fit one another.
-    """
-    if config.grid_sizes:
-        raise ConfigError(f"grid_sizes: got {shown(config.grid_sizes)}, expected none: templates have the image's size")
-    if config.rotated:
-        raise ConfigError(
-            "rotated: got True, expected False: a glass box is fitted to upright images, and tested on both"
+        model = run.model
+        images, labels = first_of_classes(run, data)
+        classifier = GlassBoxClassifier(
+            model.representation, "lda", model.components, model.equivariant_weight, run.train.seed
         )
-    if config.validation:
-        raise ConfigError(
-            f"validation: got {config.validation}, expected 0: nothing is chosen while a closed form trains"
+        return {**variables, **classifier.fit(images, labels).network()[1]}
+
+    def fit(self, job: Job[GlassBoxModel]) -> FitResult:
+        """Fit the closed form, and measure it on the training and the test images."""
+        assert isinstance(job.data, Dataset)
+        return fit_closed_form(
+            job.run_dir,
+            job.network,
+            job.init_from,
+            softmax_cross_entropy,
+            job.data,
+            job.test,
+            job.run.train,
+            fingerprint=job.fingerprint,
         )
-    if config.only and len(config.only) != config.classes:
-        raise ConfigError(f"only: got {len(config.only)} classes, expected {config.classes}, as classes")
-    network = GlassBox(
-        group_of(config),
-        config.templates,
-        config.invariants,
-        config.equivariant,
-        config.components,
-        config.classes,
-    )
-    try:
-        _representation(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return network
+
+    def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
+        """Explain a fitted network."""
+        evaluate = trained.run.evaluate
+        return softmax_explainable(
+            trained.network,
+            trained.variables,
+            occlusions=evaluate.occlusion,
+            stride=evaluate.occlusion_stride,
+            constant="a constant of the class",
+        )
+
+    def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
+        """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""
+        from sklearn.pipeline import Pipeline
+
+        from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
+
+        run, model, seed = trained.run, trained.run.model, trained.run.train.seed
+        images, labels = trained.test_data
+        labels = labels.astype(int)
+        rotated = rotate_randomly(images, seed)
+        train, wanted = first_of_classes(run, trained.train_data)
+        placed = trained.variables["params"]["representation"]["orbit"]
+        classifier = GlassBoxClassifier(
+            model.representation,
+            "lda",
+            model.components,
+            model.equivariant_weight,
+            seed,
+            templates=np.asarray(placed["templates"]),
+        )
+        metrics: dict[str, float] = {"parameters": float(trained.parameters)}
+        rows: list[dict[str, Any]] = []
+
+        def compare(name: str, kinds: Kinds, fit: Any, upright: Any, moved: Any, blocks: Mapping[str, slice]) -> None:
+            features, targets = fit
+            components = min(model.components, *features.shape)
+            spread = [separability(part, labels).ratio for part in (upright, moved)]
+            row = {"name": name, "features": features.shape[1], "J": spread, "accuracy": {}}
+            front = pipeline("lda", blocks, components, model.classes, model.equivariant_weight, seed)[:-1]
+            reduced, *seen = front.fit_transform(features), *(front.transform(part) for part in (upright, moved))
+            for kind in kinds:
+                last = estimator(kind, model.classes, components, seed).fit(reduced, targets)
+                predicted = [last.predict(part) for part in seen]
+                accuracy = [float((part == labels).mean()) for part in predicted]
+                row["accuracy"][kind] = accuracy
+                log(f"{name}, {kind}: upright {accuracy[0]:.2%}, rotated {accuracy[1]:.2%}")
+                if name == "orbit":
+                    metrics.update({f"upright_accuracy_{kind}": accuracy[0], f"rotated_accuracy_{kind}": accuracy[1]})
+                    metrics.update(_six_and_nine(run, kind, predicted[1], labels))
+                    steps = Pipeline([*front.steps, ("classifier", last)])
+                    replace(classifier, kind=kind, steps=steps).save(trained.run_dir / "classifiers" / kind)
+                else:
+                    metrics[f"rotated_accuracy_{name}_{kind}"] = accuracy[1]
+            rows.append(row)
+
+        known, upright, moved = (classifier.transform(part) for part in (train, images, rotated))
+        compare("orbit", model.kinds, (known, wanted), upright, moved, classifier.representation.blocks())
+        few: Kinds = tuple(kind for kind in model.kinds if kind in ("lda", "svm_rbf"))
+        for baseline in model.baselines:
+            made = _baseline(baseline, run, train, wanted, log)
+            if made is not None:
+                transform, fit = made
+                upright, moved = transform(images), transform(rotated)
+                compare(baseline, few, fit, upright, moved, {"features": slice(0, upright.shape[1])})
+        orbit = Orbit(model.elements, model.templates)
+        some = jnp.asarray(images[: model.equivariance_images])
+        # The templates are an argument: XLA would fold constants for minutes.
+        respond = partial(jax.jit(orbit.apply), {"params": placed})
+        law = equivariance_error(respond, model.elements, some, "orbit")[1:]
+        unmoved = equivariance_error(respond, model.elements, some, lambda g, y: y)[1:]
+        metrics |= {"equivariance_residual": float(law.max()), "equivariance_uncompensated": float(unmoved.mean())}
+        log(f"E(h x)[g] = E(x)[g h] to {law.max():.2e} (without the permutation {unmoved.mean():.2f})")
+        metrics["black_residual"] = black_residual(trained.explainable, images[: run.evaluate.removal_images])
+        log(f"logits are their contributions and the logits of black to {metrics['black_residual']:.2e}")
+        return {"metrics": metrics, "representations": rows}
+
+    def explain_image(
+        self, trained: TrainedRun[GlassBoxModel], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]
+    ) -> Reading:
+        """Return the templates with the largest contributions to the logits of the `top` classes."""
+        return glassbox_report.reading(trained.network, trained.explainable, image, top, trained.classes)
+
+    def report(self, report: Report) -> Sequence[Section]:
+        """Return the sections: classifiers and baselines, the orbit, its contributions."""
+        return glassbox_report.sections(report, report.trained.network)
 
 
-def _representation(config: GlassBoxRun) -> OrbitRepresentation:
-    return OrbitRepresentation(group_of(config), config.templates, config.invariants, config.equivariant)
+def first_of_classes(
+    run: Run[GlassBoxModel], data: Dataset
+) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    """Return the first images of each class, in [0, 1], and their labels."""
+    places = [np.flatnonzero(data.labels == k)[: run.model.per_class] for k in range(run.model.classes)]
+    chosen = np.sort(np.concatenate(places))
+    return data.images[chosen].astype(np.float32) / np.float32(data.maximum), data.labels[chosen]
 
 
-def fixed(config: GlassBoxRun) -> Callable[[str], bool]:
-    """Which parameters are not trained: none is."""
-    return lambda path: True
-
-
-class MeasuredLoss(ClassificationLoss):
-    """A loss without derivatives, which are then not computed."""
-
-    def __call__(self, params: Any, batch_stats: Any, batch: Mapping[str, Array], key: PRNGKeyArray) -> Any:
-        """The loss of a batch, and the metrics."""
-        return super().__call__(jax.lax.stop_gradient(params), batch_stats, batch, key)
-
-
-def loss_of(config: GlassBoxRun, model: nn.Module) -> LossFn:
-    """Cross-entropy, which is only measured."""
-    return MeasuredLoss(model, softmax_cross_entropy)
-
-
-def initial(config: GlassBoxRun, variables: Any, prior: Any | None, data: Dataset) -> Any:
-    """The closed form: templates, standardization, PCA and linear discriminant of the first images of each class.
-
-    Raises:
-        ConfigError: too few images for the templates or components.
-    """
-    from jaxinterp.glassbox.classifier import GlassBoxClassifier
-
-    images, labels = training(config, data)
-    own = GlassBoxClassifier(_representation(config), "lda", config.components, config.equivariant_weight, config.seed)
-    try:
-        return {**variables, **own.fit(images, labels).network()[1]}
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def training(config: GlassBoxRun, data: Dataset) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-    """The first images of each class, in [0, 1], and their labels."""
-    places = np.sort(
-        np.concatenate([np.flatnonzero(data.labels == k)[: config.per_class] for k in range(config.classes)])
-    )
-    return data.images[places].astype(np.float32) / np.float32(data.maximum), data.labels[places]
-
-
-def subject(config: GlassBoxRun, model: nn.Module, variables: Any) -> Subject:
-    """A fitted network as it is examined."""
-    return plain_subject(config, model, variables, constant="a constant of the class")
-
-
-def measure(
-    config: GlassBoxRun,
-    variables: Any,
-    run_dir: Path,
-    images: Float[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, " n"],
-    split: Split,
-    log: Callable[[str], None],
-) -> dict[str, Any]:
-    """Measure every classifier on the representation and its baselines, upright and rotated; separability; the law."""
-    from sklearn.pipeline import Pipeline
-
-    from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
-
-    labels = labels.astype(int)
-    rotated = turned(images, config.seed)
-    train, wanted = training(config, split(config, "train"))
-    templates = np.asarray(variables["params"]["representation"]["orbit"]["templates"])
-    own = GlassBoxClassifier(
-        _representation(config), "lda", config.components, config.equivariant_weight, config.seed, templates=templates
-    )
-    metrics: dict[str, float] = {"parameters": float(sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))}
-    rows: list[dict[str, Any]] = []
-
-    def compare(name: str, kinds: Kinds, fit: Any, upright: Any, moved: Any, blocks: Mapping[str, slice]) -> None:
-        features, targets = fit
-        components = min(config.components, *features.shape)
-        spread = [separability(part, labels).ratio for part in (upright, moved)]
-        row = {"name": name, "features": features.shape[1], "J": spread, "accuracy": {}}
-        front = pipeline("lda", blocks, components, config.classes, config.equivariant_weight, config.seed)[:-1]
-        reduced, *seen = front.fit_transform(features), *(front.transform(part) for part in (upright, moved))
-        for kind in kinds:
-            last = estimator(kind, config.classes, components, config.seed).fit(reduced, targets)
-            predicted = [last.predict(part) for part in seen]
-            found = [float((part == labels).mean()) for part in predicted]
-            row["accuracy"][kind] = found
-            log(f"{name}, {kind}: upright {found[0]:.2%}, rotated {found[1]:.2%}")
-            if name == "orbit":
-                metrics.update({f"upright_accuracy_{kind}": found[0], f"rotated_accuracy_{kind}": found[1]})
-                metrics.update(_six_and_nine(config, kind, predicted[1], labels))
-                steps = Pipeline([*front.steps, ("classifier", last)])
-                replace(own, kind=kind, steps=steps).save(run_dir / "classifiers" / kind)
-            else:
-                metrics[f"rotated_accuracy_{name}_{kind}"] = found[1]
-        rows.append(row)
-
-    known, upright, moved = (own.transform(part) for part in (train, images, rotated))
-    compare("orbit", config.kinds, (known, wanted), upright, moved, own.representation.blocks())
-    few: Kinds = tuple(kind for kind in config.kinds if kind in ("lda", "svm_rbf"))
-    for baseline in config.baselines:
-        made = _baseline(baseline, config, train, wanted, log)
-        if made is not None:
-            transform, fit = made
-            upright, moved = transform(images), transform(rotated)
-            compare(baseline, few, fit, upright, moved, {"features": slice(0, upright.shape[1])})
-    orbit = Orbit(group_of(config), config.templates)
-    some = jnp.asarray(images[: config.equivariance_images])
-    placed = {"params": variables["params"]["representation"]["orbit"]}
-    respond = partial(jax.jit(orbit.apply), placed)  # as an argument: XLA would fold constants for minutes
-    law = equivariance_error(respond, group_of(config), some, "orbit")[1:]
-    none = equivariance_error(respond, group_of(config), some, lambda g, y: y)[1:]
-    metrics |= {"equivariance_residual": float(law.max()), "equivariance_uncompensated": float(none.mean())}
-    log(f"E(h x)[g] = E(x)[g h] to {law.max():.2e} (without the permutation {none.mean():.2f})")
-    metrics["black_residual"] = black_residual(config, variables, images[: config.removal_images])
-    log(f"logits are their contributions and the logits of black to {metrics['black_residual']:.2e}")
-    return {"metrics": metrics, "representations": rows}
-
-
-def black_residual(config: GlassBoxRun, variables: Any, images: Float[np.ndarray, "n h w c"]) -> float:
-    """Largest |f(x) − f(0) − Σ contributions| over the largest |f(x)|: invariants are 0 where no template answers."""
-    model = build(config)
+def black_residual(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> float:
+    """Return the largest |f(x) − f(0) − Σ contributions| over the largest |f(x)|; invariants of black are 0."""
     x = jnp.asarray(images)
-    one = subject(config, model, variables)
-    found = one.decompose(images)
-    logits, black = (one.apply(variables, y) for y in (x, jnp.zeros_like(x[:1])))
-    return float(jnp.abs(logits - black - found.contributions.sum((2, 3, 4))).max() / jnp.abs(logits).max())
+    parts = net.decompose(images)
+    logits, black = (net.apply(net.variables, y) for y in (x, jnp.zeros_like(x[:1])))
+    return float(jnp.abs(logits - black - parts.contributions.sum((2, 3, 4))).max() / jnp.abs(logits).max())
 
 
 def _six_and_nine(
-    config: GlassBoxRun, kind: str, predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+    run: Run[GlassBoxModel], kind: str, predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
 ) -> dict[str, float]:
-    """Share of all turned digits that are a 6 taken for a 9 or a 9 for a 6, alike up to a turn."""
-    if config.classes < 10 or config.dataset not in ("digits", "mnist"):
+    """Return the share of all turned digits that are a 6 taken for a 9 or a 9 for a 6."""
+    if run.model.classes < 10 or run.data.name not in ("digits", "mnist"):
         return {}
     confused = ((predicted == 6) & (labels == 9)) | ((predicted == 9) & (labels == 6))
     return {f"rotated_6_9_confusion_{kind}": float(confused.mean())}
 
 
 def _baseline(
-    name: str, config: GlassBoxRun, train: np.ndarray, wanted: np.ndarray, log: Callable[[str], None]
+    name: str, run: Run[GlassBoxModel], train: np.ndarray, wanted: np.ndarray, log: Callable[[str], None]
 ) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
     """Features of a baseline, and those it is fitted to with their labels; None where it cannot be had."""
 
@@ -343,9 +289,11 @@ def _baseline(
     if name == "pixels":
         return pixels, (pixels(train), wanted)
     if name == "augmented":
-        seen = np.concatenate([turned(train, zlib.crc32(f"{config.seed} {i}".encode())) for i in range(AUGMENTED)])
+        seen = np.concatenate(
+            [rotate_randomly(train, zlib.crc32(f"{run.train.seed} {i}".encode())) for i in range(AUGMENTED)]
+        )
         return pixels, (pixels(seen), np.tile(wanted, AUGMENTED))
-    scattering = _scattering(config.image_shape[0])
+    scattering = _scattering(run.data.image_shape[0])
     if scattering is None:
         log("scattering: kymatio cannot be imported; left out")
         return None
@@ -353,11 +301,7 @@ def _baseline(
 
 
 def _scattering(side: int) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Scattering coefficients on their grid of positions, by kymatio where it is installed."""
-    import scipy.special
-
-    if not hasattr(scipy.special, "sph_harm"):  # which kymatio imports for three dimensions, and SciPy has renamed
-        scipy.special.sph_harm = lambda m, n, theta, phi: scipy.special.sph_harm_y(n, m, phi, theta)
+    """Return scattering coefficients on their grid of positions, by kymatio if it is installed (with SciPy < 1.17)."""
     try:
         from kymatio.jax import Scattering2D
     except ImportError:
@@ -371,19 +315,3 @@ def _scattering(side: int) -> Callable[[np.ndarray], np.ndarray] | None:
         return np.concatenate(parts).reshape(len(images), -1)
 
     return features
-
-
-def reading(
-    config: GlassBoxRun,
-    subject: Subject,
-    image: Float[np.ndarray, "h w c"],
-    top: Int[np.ndarray, " t"],
-    names: Sequence[str],
-) -> Reading:
-    """The templates with the largest contributions to the logits of the `top` classes."""
-    return glassbox_page.reading(build(config), subject, image, top, names)
-
-
-def sections(report: Report, split: Split) -> list[Section]:
-    """What the report of a glass box shows besides: classifiers and baselines, the orbit, its contributions."""
-    return glassbox_page.sections(report, build(report.config))

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from jaxinterp.explain.decompose import Decomposition, decompose
-from jaxinterp.explain.explainable import Subject
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.glassbox.figures import deciding_templates, orbit_rows
 from jaxinterp.glassbox.network import GlassBox, Orbit
-from jaxinterp.recipe.page import Reading, Report, first_of_each_class
+from jaxinterp.recipe.family import Reading, Report
+from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.symmetry.groups import transform
 
 SHOWN, BEST = 24, 7  # templates whose responses are drawn, and templates that are drawn themselves
@@ -26,7 +27,7 @@ def sections(report: Report, model: GlassBox) -> list[Section]:
 
 def _classifiers(report: Report) -> Section:
     rows = []
-    for found in report.found["representations"]:
+    for found in report.results["representations"]:
         for kind, (upright, moved) in found["accuracy"].items():
             spread = [f"{value:.2f}" for value in found["J"]]
             rows.append([found["name"], str(found["features"]), kind, f"{upright:.2%}", f"{moved:.2%}", *spread])
@@ -49,10 +50,10 @@ def _orbit(report: Report, model: GlassBox) -> Section:
     x = jnp.asarray(report.images[chosen])
     places = [0, len(model.group) // 8 or 1, len(model.group) // 2]
     moved = jnp.concatenate([transform(model.group, g, x) for g in places])
-    placed = report.subject.variables["params"]["representation"]["orbit"]
+    placed = report.explainable.variables["params"]["representation"]["orbit"]
     responses = np.asarray(Orbit(model.group, model.templates).apply({"params": placed}, moved))[:, :, :SHOWN]
     figure = orbit_rows(np.asarray(moved), responses, ["as it is", *(f"moved by element {g}" for g in places[1:])])
-    metrics = report.found["metrics"]
+    metrics = report.results["metrics"]
     return Section(
         "What turns with the image",
         [
@@ -77,20 +78,20 @@ class _Deciding(NamedTuple):
 
 def _deciding(
     model: GlassBox,
-    subject: Subject,
+    net: Explainable,
     images: Float[np.ndarray, "n h w c"],
     targets: Int[np.ndarray, "n t"],
     names: Sequence[str],
 ) -> _Deciding:
-    frozen: Any = subject.frozen
+    frozen: Any = net.frozen
     level = "representation/orbit"
-    parts = decompose(frozen, jnp.asarray(images), targets, level, variables=subject.variables, check=False)
+    parts = decompose(frozen, jnp.asarray(images), targets, level, variables=net.variables, check=False)
     each = np.asarray(parts.contributions).reshape(-1, *parts.contributions.shape[2:])
     sums = each.sum(1)
     best = np.argsort(-np.abs(sums), axis=1)[:, :BEST]
     strongest = np.take_along_axis(np.abs(each).argmax(1), best, 1)
     values = np.take_along_axis(sums, best, 1)
-    templates = jnp.asarray(subject.variables["params"]["representation"]["orbit"]["templates"])
+    templates = jnp.asarray(net.variables["params"]["representation"]["orbit"]["templates"])
     turned = np.stack(
         [
             np.concatenate(
@@ -106,7 +107,7 @@ def _deciding(
 
 def reading(
     model: GlassBox,
-    subject: Subject,
+    net: Explainable,
     image: Float[np.ndarray, "h w c"],
     top: Int[np.ndarray, " t"],
     names: Sequence[str],
@@ -114,7 +115,7 @@ def reading(
     """Of one image: the templates with the largest contributions to the `top` classes, as they matched most."""
     if len(names) == 2:  # the logits are one score and its negative
         top = top[:1]
-    found = _deciding(model, subject, image[None], top[None], names)
+    found = _deciding(model, net, image[None], top[None], names)
     numbers = [
         {
             "class": names[k],
@@ -139,7 +140,7 @@ def _templates(report: Report, model: GlassBox) -> Section:
     """The templates with the largest contributions to the predicted class, at their strongest element."""
     chosen = first_of_each_class(report.labels, 5)
     top = report.logits[chosen].argmax(1)[:, None]
-    found = _deciding(model, report.subject, report.images[chosen], top, report.classes)
+    found = _deciding(model, report.explainable, report.images[chosen], top, report.classes)
     missed = float(jnp.abs(found.parts.residual).max()) / float(jnp.abs(found.parts.logits).max())
     return Section(
         "The templates that decided",

@@ -4,16 +4,14 @@ He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, 
 "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, Table 1; Krizhevsky, "One weird
 trick for parallelizing convolutional neural networks", arXiv 1404.5997, as torchvision has it.
 
-Convolution, BatchNorm in evaluation statistics, pooling, addition and the classifier are affine, and a ReLU
-is linear where its gate does not switch: at each input such a network *is* an affine map already, f(x) = W(x)
-x + b(x). So freezing leaves nothing to hold but the BatchNorm statistics, and `frozen=True` only forces the
-evaluation ones, whatever `train` says. Unlike a CoDA net's, b(x) depends on the input.
+Convolution, BatchNorm in evaluation, pooling, addition and the classifier are affine, and a ReLU is linear where its
+gate does not switch: at each input such a network *is* an affine map, f(x) = W(x) x + b(x). So `frozen=True` only
+forces the evaluation statistics, whatever `train` is. Unlike a CoDA net's, b(x) depends on the input.
 
-A ResNet or VGG is a `trunk` (its sub-modules `stem`, `block_0`, … or `conv_0`, … are activations to be named),
-global average pooling and a linear `classifier`; the two commute, so the logits are the mean of per-position
-class maps. AlexNet has dense layers on a map with positions instead, and dropout for BatchNorm. Weights start
-from N(0, 2 / fan-in) (He et al., ICCV 2015), biases from 0; BatchNorm has ε = 1e-5 and keeps 0.9 of its running
-statistics per step, PyTorch's `momentum=0.1`.
+A ResNet or VGG is a `trunk` (with named activations `stem`, `block_0`, … or `conv_0`, …), global average pooling and a
+linear `classifier`; the two commute, so the logits are the mean of per-position class maps. AlexNet has dense layers
+on a map with positions, and dropout instead of BatchNorm. Weights start from N(0, 2 / fan-in) (He et al., ICCV 2015),
+biases from 0; BatchNorm follows PyTorch's conventions.
 """
 
 from typing import Any
@@ -24,6 +22,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinterp.checks import require, require_one_of
+from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import ConvNet, Layer, max_pool
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,7 +38,7 @@ class ConvNorm(Layer):
     Attributes:
         features: output channels.
         strides: step in pixels, in both directions; the padding is 1.
-        relu: whether the ReLU is there.
+        relu: whether to end with the ReLU.
     """
 
     features: int
@@ -61,21 +61,12 @@ class ConvNorm(Layer):
             param_dtype=self.param_dtype,
             name="conv",
         )(x)
-        wide = np.promote_types(np.float32, self.param_dtype)
-        z = nn.BatchNorm(
-            use_running_average=frozen or not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            param_dtype=wide,
-            axis_name=self.axis_name,
-            force_float32_reductions=False,
-            name="norm",
-        )(y.astype(np.promote_types(wide, y.dtype)))
-        return (nn.relu(z) if self.relu else z).astype(y.dtype)
+        z = BatchNorm(name="norm", **self.shared)(y, train and not frozen)
+        return nn.relu(z) if self.relu else z
 
 
 def option_a(x: Float[Array, "n h w c"], features: int, strides: int) -> Float[Array, "n h2 w2 features"]:
-    """The parameter-free shortcut: every `strides`-th pixel, zero channels on both sides.
+    """Apply the parameter-free shortcut: every `strides`-th pixel, zero channels on both sides.
 
     Args:
         x: (N, H, W, C).
@@ -108,7 +99,7 @@ class BasicBlock(Layer):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n h2 w2 features"]:
-        """Two convolutions, and the shortcut around them."""
+        """Apply two convolutions, and the shortcut around them."""
         y = ConvNorm(self.features, self.strides, name="conv_0", **self.shared)(x, train, frozen)
         y = ConvNorm(self.features, relu=False, name="conv_1", **self.shared)(y, train, frozen)
         return nn.relu(y + option_a(x, self.features, self.strides).astype(y.dtype))
@@ -134,13 +125,11 @@ class ResNetTrunk(ConvNet):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n h2 w2 features"]:
-        """Features of images in [0, 1]; ValueError if `depth` or `blocks` does not name a CIFAR ResNet."""
+        """Return the features of images in [0, 1]."""
         per_stage, rest = divmod(self.depth - 2, 6)
-        if rest or per_stage < 1:
-            raise ValueError(f"depth = {self.depth}, expected 6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, ...")
+        require(rest == 0 and per_stage > 0, "depth", self.depth, "6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, ...")
         blocks = 3 * per_stage if self.blocks is None else self.blocks
-        if not 0 <= blocks <= 3 * per_stage:
-            raise ValueError(f"blocks = {blocks}, expected 0 to {3 * per_stage} for depth {self.depth}")
+        require(0 <= blocks <= 3 * per_stage, "blocks", blocks, f"0 to {3 * per_stage} for depth {self.depth}")
         x = self.standardize(x)
         x = ConvNorm(self.width, name="stem", **self.shared)(x, train, frozen)
         for i in range(blocks):
@@ -171,11 +160,9 @@ class VGGTrunk(ConvNet):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n h2 w2 features"]:
-        """Features of images in [0, 1]; ValueError for an unknown depth or an image smaller than 32×32."""
-        if self.depth not in VGG_STAGES:
-            raise ValueError(f"depth = {self.depth}, expected one of {', '.join(map(str, VGG_STAGES))}")
-        if min(x.shape[1:3]) < 32:
-            raise ValueError(f"x has {x.shape[1]}x{x.shape[2]} pixels, expected at least 32x32: five poolings")
+        """Return the features of images in [0, 1], at least 32×32."""
+        require_one_of("depth", self.depth, VGG_STAGES)
+        require(min(x.shape[1:3]) >= 32, "x", f"{x.shape[1]}x{x.shape[2]} pixels", "at least 32x32: five poolings")
         x = self.standardize(x)
         first = 0
         for stage, convolutions in enumerate(VGG_STAGES[self.depth]):
@@ -209,9 +196,8 @@ class CifarResNet(ConvNet):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
-        own = {"mean": self.mean, "std": self.std, **self.shared}
-        trunk = ResNetTrunk(self.depth, width=self.width, name="trunk", **own)
+        """Return the logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
+        trunk = ResNetTrunk(self.depth, width=self.width, name="trunk", mean=self.mean, std=self.std, **self.shared)
         return self.classify(trunk(x, train, frozen), self.classes)
 
 
@@ -233,17 +219,16 @@ class VGG(ConvNet):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
-        own = {"mean": self.mean, "std": self.std, **self.shared}
-        trunk = VGGTrunk(self.depth, width=self.width, name="trunk", **own)
+        """Return the logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
+        trunk = VGGTrunk(self.depth, width=self.width, name="trunk", mean=self.mean, std=self.std, **self.shared)
         return self.classify(trunk(x, train, frozen), self.classes)
 
 
 def _max_pool_overlapping(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """3×3 maxima, stride 2, along rows and then along columns; windows that leave the image are dropped.
+    """Take 3×3 maxima with stride 2, along rows, then along columns; windows that leave the image are dropped.
 
-    Of equal values `maximum` hands each half of the derivative, and backwards is its transpose: one W(x). On CPU
-    the derivative takes a fifth of the time of `nn.max_pool`'s, which scatters.
+    `maximum` shares the derivative between equal values in both modes of differentiation: one W(x). On CPU its
+    derivative takes a fifth of the time of `nn.max_pool`'s, which scatters.
     """
 
     def along(axis: int, x: Array) -> Array:
@@ -285,22 +270,18 @@ class AlexNet(ConvNet):
 
     @classmethod
     def cifar(cls, classes: int = 10, scale: int | float = 1, **fields: Any) -> "AlexNet":
-        """The network for 32×32 images: 5×5 filters at every pixel first, then 128 hidden units on a 3×3 map.
+        """Build the network for 32×32 images: 5×5 filters at every pixel, 128 hidden units on a 3×3 map.
 
         Args:
             classes: number of classes.
             scale: factor of the five widths, > 0; at 1 there are 2,764,106 parameters (RGB, 10 classes).
-            **fields: any attribute, in place of these; images of 28×28 need `side=2` or `side=1`.
-
-        Raises:
-            ValueError: `scale` ≤ 0 or infinite.
+            **fields: further attributes; images of 28×28 need `side=2` or `side=1`.
 
         Example:
             >>> AlexNet.cifar(scale=0.25).widths
             (16, 48, 96, 64, 64)
         """
-        if not 0 < scale < np.inf:
-            raise ValueError(f"scale: got {scale}, expected a positive finite number")
+        require(0 < scale < np.inf, "scale", scale, "a positive finite number")
         widths = tuple(max(1, round(scale * width)) for width in AlexNet.widths)
         small: dict[str, Any] = {"widths": widths, "kernel": 5, "strides": 1, "padding": 2, "hidden": 128, "side": 3}
         return cls(classes, **(small | fields))
@@ -309,21 +290,13 @@ class AlexNet(ConvNet):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Logits of images in [0, 1]; `frozen` turns dropout off.
-
-        Raises:
-            ValueError: not five `widths`, `dropout` out of range, or images whose last map `side` does not divide.
-        """
-        if len(self.widths) != 5:
-            raise ValueError(f"widths has {len(self.widths)} numbers, expected 5, one for each convolution")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}, expected a rate in [0, 1)")
+        """Return the logits of images in [0, 1]; `frozen` turns dropout off."""
+        require(len(self.widths) == 5, "widths", self.widths, "5 numbers, one for each convolution")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a rate in [0, 1)")
         height, width = (self._pooled(pixels) for pixels in x.shape[1:3])
-        if min(height, width) < 1 or height % self.side or width % self.side:
-            raise ValueError(
-                f"x has {x.shape[1]}x{x.shape[2]} pixels, which make a last map of {max(height, 0)}x{max(width, 0)}, "
-                f"expected multiples of side = {self.side}"
-            )
+        fits = min(height, width) >= 1 and height % self.side == width % self.side == 0
+        got = f"{x.shape[1]}x{x.shape[2]} pixels, a last map of {max(height, 0)}x{max(width, 0)}"
+        require(fits, "x", got, f"a map of multiples of side = {self.side}")
         own: dict[str, Any] = {"kernel_init": nn.initializers.he_normal(), "param_dtype": self.param_dtype}
         x = self.standardize(x)
         for i, (features, kernel) in enumerate(zip(self.widths, (self.kernel, 5, 3, 3, 3), strict=True)):

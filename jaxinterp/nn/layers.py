@@ -8,9 +8,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxinterp.checks import require
+
 
 class Layer(nn.Module, kw_only=True):
-    """What every layer and network here can be told, by keyword.
+    """Base class: the types and mapped-axis name that all layers share, by keyword.
 
     Attributes:
         dtype: type of the convolutions, e.g. bfloat16; None keeps the input's. BatchNorm is float32 or wider.
@@ -24,42 +26,42 @@ class Layer(nn.Module, kw_only=True):
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The same, for the layers inside."""
+        """Return the same fields, for the layers inside."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "axis_name": self.axis_name}
 
 
 class ConvNet(Layer, kw_only=True):
-    """A network that may center and scale its images itself.
+    """A network that optionally standardizes its images.
 
     Attributes:
         mean: per-channel mean that is subtracted from images in [0, 1], or None for 0.
-        std: per-channel standard deviation by which they are divided, or None for 1.
+        std: per-channel standard deviation, or None for 1.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
     def standardize(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """(x − mean) / std."""
+        """Return (x − mean) / std, at least as wide as the parameters."""
         for name, value in (("mean", self.mean), ("std", self.std)):
-            if value is not None and len(value) != x.shape[-1]:
-                raise ValueError(f"{name} has {len(value)} numbers, expected {x.shape[-1]}, one for each channel")
+            require(value is None or len(value) == x.shape[-1], name, value, f"{x.shape[-1]} numbers, one per channel")
+        x = x.astype(np.promote_types(x.dtype, self.param_dtype))
         if self.mean is not None:
             x = x - jnp.asarray(self.mean, x.dtype).reshape(1, 1, 1, -1)
         return x if self.std is None else x / jnp.asarray(self.std, x.dtype).reshape(1, 1, 1, -1)
 
     def classify(self, x: Float[Array, "n h w c"], classes: int) -> Float[Array, "n classes"]:
-        """Global average pooling and the linear classifier, in float32 or wider."""
+        """Apply global average pooling and the linear classifier, in float32 or wider."""
         pooled = x.astype(np.promote_types(np.float32, x.dtype)).mean((1, 2))
         init, dtype = nn.initializers.he_normal(), self.param_dtype
         return nn.Dense(classes, kernel_init=init, param_dtype=dtype, name="classifier")(pooled)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """2×2 maxima, stride 2; an odd last row or column is dropped.
+    """Take 2×2 maxima with stride 2; an odd last row or column is dropped.
 
-    By `maximum` of two at a time: the derivative of a reduction asks which values equal the maximum, and XLA may
-    compute them twice with different rounding and find none.
+    By `maximum` of two at a time: the derivative of a reduction compares values with the maximum, and XLA may compute
+    them twice with different rounding and find none equal.
     """
     height, width = (side // 2 * 2 for side in x.shape[1:3])
     rows = jnp.maximum(x[:, :height:2], x[:, 1:height:2])

@@ -1,4 +1,4 @@
-"""Losses of logits, and the loss of a classifier as the training step wants it."""
+"""Losses of logits, and of a classifier in a training step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LossFn = Callable[[Any, Any, Batch, PRNGKeyArray], tuple[Float[Array, ""], tuple
 
 
 def sigmoid_bce(logits: Float[Array, "batch classes"], labels: Int32[Array, " batch"]) -> Float[Array, ""]:
-    """Binary cross-entropy of every class on its own, the mean over batch and classes.
+    """Return the binary cross-entropy of every class, averaged over batch and classes.
 
         loss = mean_{i,k} [ -y_ik log s(l_ik) - (1 - y_ik) log(1 - s(l_ik)) ],   y one-hot, s the sigmoid
 
@@ -37,7 +37,7 @@ def sigmoid_bce(logits: Float[Array, "batch classes"], labels: Int32[Array, " ba
 
 
 def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Int32[Array, " batch"]) -> Float[Array, ""]:
-    """Cross-entropy of the softmax, the mean over the batch: `mean_i [-log softmax(l_i)[y_i]]`.
+    """Return the softmax cross-entropy averaged over the batch, `mean_i [-log softmax(l_i)[y_i]]`.
 
     Args:
         logits: Logits.
@@ -62,7 +62,7 @@ class ClassificationLoss:
     def __call__(
         self, params: Any, batch_stats: Any, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[Any, dict[str, Array]]]:
-        """The loss of a batch, with the new batch statistics and the metrics."""
+        """Return the loss of a batch, with the new batch statistics and the metrics."""
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updates = self.model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}

@@ -1,315 +1,329 @@
-"""What the files of all papers share: a named run, typed overrides, and the folder in which a run lives."""
+"""The configuration of a run, composed of parts; typed overrides; and the JSON files of a run's folder."""
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 
+from jaxinterp.checks import Checked, expected, require, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
+from jaxinterp.train.config import TrainConfig
 
-if TYPE_CHECKING:
-    from jaxinterp.data import Dataset
-
-Config = TypeVar("Config")
-AnyRun = TypeVar("AnyRun", bound="Run")
-Split = Callable[["Run", Literal["train", "test"]], "Dataset"]
-"""What gives a run's data set to what is measured of one paper's runs only."""
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
 Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine", "cosine_by_epoch", "onecycle"]
+Natural = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
+Share = Annotated[float, Ge(0), Lt(1)]
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
 @dataclass(frozen=True)
-class Experiment(Generic[Config]):
-    """A named run: its place in the paper, how long it took, metric → the paper's number, and `Results.headline`."""
+class Model(Checked):
+    """Base of a run's `model` part: what a family's network is made of.
 
-    config: Config
-    source: str
-    time: str = "not measured"
-    paper: Mapping[str, float] = field(default_factory=dict)
-    headline: bool = True
+    Attributes:
+        CLASSES: name of the field that gives the number of outputs, as an error names it.
+    """
+
+    CLASSES: ClassVar[str] = "model.classes"
+
+    @property
+    def classes(self) -> int:
+        """Number of outputs; a field or a property of every subclass."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the runs of all papers have: data, optimizer, evaluation; the defaults are for CIFAR-10.
+class Data(Checked):
+    """Which images a run is trained and measured on.
 
     Attributes:
-        dataset: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
-        distilled: file of distilled images to train on, in the place of the data set's; none where empty. What is
-            held out, and what is measured on training images, are the data set's.
-        image_size: side of the square images in pixels; the data set's own where None.
+        name: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
+        distilled: file of distilled images to train on, in place of the data set's training images; none if empty.
+            What is held out, and what is measured on training images, are the data set's.
+        image_size: side of the square images in pixels; the data set's own if None.
         channels: channels of the images, 1 or 3.
-        only: classes that are kept, in the order of the outputs; all where empty.
-        images: use only so many images of each split; all where None.
+        class_subset: classes to keep, in the order of the outputs; all if empty.
+        max_images: use only the first images of each split; all if None.
         rotated: turn every image of both splits by an angle of its own, always the same.
-        flip: mirror training images with probability 1/2.
-        crop: random crop of the training images after zero padding of so many pixels.
-        rand_augment: (n, m) of RandAugment; none where empty.
-        rand_augment_kind: its table of operations, that of UDA or timm's.
-        rand_augment_first: before flip and crop instead of after them.
-        dtype: type of the large products in training; what is measured and explained runs in float32.
-        optimizer: adam, adamw or sgd.
-        learning_rate: peak rate.
-        epsilon: Adam's ε.
-        momentum: SGD's.
-        nesterov: Nesterov's form of it.
-        weight_decay: λ, which adds λ w to the gradient of every kernel; adamw takes λ w off, times the rate.
-        decay_all: of every parameter instead, those of BatchNorm too.
-        clip: largest norm of the gradient of all parameters together, to which it is scaled down; none where 0.
-        schedule: constant, staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet), ramp (of DLGN) or
-            cosine, or cosine_by_epoch (of Coded ResNeXt; it changes once per epoch and ends at `floor`), or onecycle
-            (up for three tenths of the run, then down to nothing).
-        floor: last rate of cosine_by_epoch.
-        warmup_epochs: epochs in which cosine_by_epoch rises from 1e-4.
-        epochs: passes over the training images.
-        batch_size: images of one optimizer step.
-        accumulate: micro-batches in which they are computed.
-        validation: share of the training images held out to choose the best epoch.
-        watch_test: look at the test images after every epoch, for papers that print the highest of these accuracies;
-            nothing is chosen by it.
-        seed: seed of initialization, order and augmentation.
-        grid_sizes: images along one side of the grids on which localization is measured.
-        grids: most grids of each size; fewer where images are not enough.
-        eligible: images of the grids: those predicted right with p > 0.5, or all (for tests).
-        removal_images: first so many test images are used for pixel removal and completeness.
-        occlusion: window sizes of the occlusion baselines in pixels.
-        occlusion_stride: step of their windows in pixels.
-        eval_batch: images of one evaluation batch.
     """
 
-    OUTPUTS: ClassVar[str] = "classes: got"  # how an error names the field that says how many outputs there are
-
-    dataset: DataSet = "cifar10"
+    name: DataSet = "cifar10"
     distilled: str = ""
-    image_size: int | None = None
-    channels: int = 3
-    only: tuple[int, ...] = ()
-    images: int | None = None
+    image_size: Count | None = None
+    channels: Literal[1, 3] = 3
+    class_subset: tuple[Natural, ...] = ()
+    max_images: Count | None = None
     rotated: bool = False
-    flip: bool = True
-    crop: int = 4
-    rand_augment: tuple[int, ...] = ()
-    rand_augment_kind: Literal["uda", "timm"] = "uda"
-    rand_augment_first: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 1e-3
-    epsilon: float = 1e-8
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay_all: bool = False
-    clip: float = 0.0
-    schedule: Schedule = "cosine"
-    floor: float = 0.0
-    warmup_epochs: int = 0
-    epochs: int = 100
-    batch_size: int = 64
-    accumulate: int = 1
-    validation: float = 0.02
-    watch_test: bool = False
-    seed: int = 0
-    grid_sizes: tuple[int, ...] = (3, 2)
-    grids: int = 500
-    eligible: Literal["right", "all"] = "right"
-    removal_images: int = 1024
-    occlusion: tuple[int, ...] = (5, 9)
-    occlusion_stride: int = 2
-    eval_batch: int = 256
-
-    def __post_init__(self) -> None:
-        """Refuse values that no run can have.
-
-        Raises:
-            ConfigError: in one line, which field, what came and what was expected.
-        """
-        at_least(self, 0, "crop", "seed", "floor", "warmup_epochs", "clip")
-        at_least(self, 1, "image_size", "images", "epochs", "batch_size", "accumulate", "eval_batch")
-        at_least(self, 1, "grid_sizes", "grids", "removal_images", "occlusion", "occlusion_stride")
-        if self.channels not in (1, 3):
-            raise ConfigError(f"channels: got {self.channels}, expected 1 or 3")
-        if self.seed >= 2**32:  # JAX keeps 32 bits: a larger seed would be another one's double
-            raise ConfigError(f"seed: got {self.seed}, expected less than 2**32")
-        if not 0 <= self.validation < 1:
-            raise ConfigError(f"validation: got {self.validation}, expected a share in [0, 1)")
-        for name in ("learning_rate", "epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a positive finite number")
-        for name in ("momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number in [0, 1)")
-        if self.warmup_epochs >= self.epochs:
-            raise ConfigError(f"warmup_epochs: got {self.warmup_epochs}, expected less than epochs={self.epochs}")
-        if not self.floor <= self.learning_rate:
-            raise ConfigError(f"floor: got {self.floor}, expected at most learning_rate={self.learning_rate}")
-        if len(self.rand_augment) not in (0, 2):
-            raise ConfigError(f"rand_augment: got {shown(self.rand_augment)}, expected n,m or nothing")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image, (H, W, C)."""
-        side = self.image_size or SIDES[self.dataset]
+        side = self.image_size or SIDES[self.name]
         return side, side, self.channels
 
 
-def at_least(config: Run, bound: int, *names: str) -> None:
-    """Refuse fields below a bound: numbers (None is none), or any entry of tuples.
+@dataclass(frozen=True)
+class Augment(Checked):
+    """How training images are augmented.
 
-    Raises:
-        ConfigError: in one line, which field, what came and what was expected.
+    Attributes:
+        flip: mirror with probability 1/2.
+        crop_padding: random crop after zero padding by this many pixels.
+        rand_augment: (n, m) of RandAugment; none if empty.
+        rand_augment_kind: its table of operations, UDA's or timm's.
+        rand_augment_first: before flip and crop instead of after them.
     """
-    for name in names:
-        value = getattr(config, name)
-        if any(x is not None and x < bound for x in (value if isinstance(value, tuple) else (value,))):
-            raise ConfigError(f"{name}: got {shown(value)}, expected at least {bound}")
+
+    flip: bool = True
+    crop_padding: Natural = 4
+    rand_augment: tuple[int, ...] = ()
+    rand_augment_kind: Literal["uda", "timm"] = "uda"
+    rand_augment_first: bool = False
+
+    def check(self) -> None:
+        """RandAugment has two numbers."""
+        require(len(self.rand_augment) in (0, 2), "rand_augment", self.rand_augment, "n,m or nothing")
 
 
-def small(config: AnyRun) -> AnyRun:
-    """The same run in seconds: one epoch on 64 embedded digits, enlarged to the run's images, and least evaluation."""
+@dataclass(frozen=True)
+class Optim(Checked):
+    """Optimizer and learning rate.
+
+    Attributes:
+        optimizer: adam, adamw or sgd.
+        learning_rate: peak rate.
+        epsilon: Adam's ε.
+        momentum: of SGD.
+        nesterov: Nesterov's form of it.
+        weight_decay: λ, which adds λ w to the gradient of every kernel; adamw takes λ w off, times the rate.
+        decay_all: decay every parameter, BatchNorm's too.
+        clip: largest norm of the gradient of all parameters together; no clipping if 0.
+        schedule: constant, staircase (÷1.5 every 30 epochs), warmup (of CoDA Nets on ImageNet), ramp (of DLGN),
+            cosine, cosine_by_epoch (of Coded ResNeXt; changes once per epoch and ends at `end_lr`), or onecycle
+            (up for three tenths of the run, then down to 0).
+        end_lr: last rate of cosine_by_epoch.
+        warmup_epochs: epochs in which cosine_by_epoch rises from 1e-4.
+    """
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    epsilon: Positive = 1e-8
+    momentum: Share = 0.0
+    nesterov: bool = False
+    weight_decay: Share = 0.0
+    decay_all: bool = False
+    clip: NonNegative = 0.0
+    schedule: Schedule = "cosine"
+    end_lr: NonNegative = 0.0
+    warmup_epochs: Natural = 0
+
+    def check(self) -> None:
+        """The schedule falls."""
+        highest = f"at most learning_rate={self.learning_rate}"
+        require(self.end_lr <= self.learning_rate, "end_lr", self.end_lr, highest)
+
+
+@dataclass(frozen=True)
+class Evaluate(Checked):
+    """How explanations are measured.
+
+    Attributes:
+        grid_sizes: images along one side of the grids of the grid pointing game; not played if empty.
+        grids: most grids of each size; fewer if images are not enough.
+        eligible: images of the grids: those predicted right with p > 0.5, or all (for tests).
+        removal_images: the first test images, used for pixel deletion and completeness.
+        occlusion: window sizes of the occlusion baselines in pixels.
+        occlusion_stride: step of their windows in pixels.
+    """
+
+    grid_sizes: tuple[Count, ...] = (3, 2)
+    grids: Count = 500
+    eligible: Literal["right", "all"] = "right"
+    removal_images: Count = 1024
+    occlusion: tuple[Count, ...] = (5, 9)
+    occlusion_stride: Count = 2
+
+
+TRAIN = TrainConfig(epochs=100, batch_size=64, val_fraction=0.02)
+M = TypeVar("M", bound=Model)
+AnyRun = TypeVar("AnyRun", bound="Run[Any]")
+
+
+@dataclass(frozen=True)
+class Run(Generic[M]):
+    """A run: a family's network, its data, how it is trained and how it is measured.
+
+    Attributes:
+        model: the network; its type tells the family.
+        data: images.
+        augment: augmentation of the training images.
+        optim: optimizer and learning rate.
+        train: epochs, batches, seed, held-out share, precision.
+        evaluate: what explanations are measured on.
+    """
+
+    model: M
+    data: Data = Data()
+    augment: Augment = Augment()
+    optim: Optim = Optim()
+    train: TrainConfig = TRAIN
+    evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self) -> None:
+        """Check what depends on several parts; every part has checked itself."""
+        warmup, epochs = self.optim.warmup_epochs, self.train.epochs
+        require(warmup < epochs or not warmup, "optim.warmup_epochs", warmup, f"less than train.epochs={epochs}")
+
+    def replace(self: AnyRun, **parts: Mapping[str, Any]) -> AnyRun:
+        """Return the run with fields of its parts replaced.
+
+        Example:
+            >>> run = Run(Model())
+            >>> run.replace(data={"name": "mnist", "channels": 1}, train={"epochs": 4}).train.epochs
+            4
+        """
+        merged = {name: dataclasses.replace(getattr(self, name), **fields) for name, fields in parts.items()}
+        return dataclasses.replace(self, **merged)
+
+    def with_seed(self: AnyRun, seed: int) -> AnyRun:
+        """Return the run with another seed."""
+        return self.replace(train={"seed": seed})
+
+    def fields(self) -> dict[str, Any]:
+        """Return every field by its key, such as "train.epochs"."""
+        parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[M]):
+    """A named run of a paper.
+
+    Attributes:
+        run: the configuration.
+        source: where it stands in the paper.
+        time: how long training takes, and on what.
+        paper: metric → the paper's number for this configuration.
+        headline: whether the README's table shows it.
+        reference: metric → the paper's numbers for `reference_name`, for orientation.
+        reference_name: the configuration that `reference` is about.
+    """
+
+    run: Run[M]
+    source: str
+    time: str = "not measured"
+    paper: Mapping[str, float] = field(default_factory=dict)
+    headline: bool = True
+    reference: Mapping[str, float] = field(default_factory=dict)
+    reference_name: str = ""
+
+
+def small(run: AnyRun) -> AnyRun:
+    """Shrink a run to seconds: one epoch on 64 embedded digits at the run's image size, and the least evaluation."""
     sides = {**SIDES, "digits": None, "imagenet2012": 48}
-    return dataclasses.replace(
-        config,
-        dataset="digits",
-        image_size=sides[config.dataset],
-        images=64,
-        rand_augment=(),
-        epochs=1,
-        warmup_epochs=0,
-        batch_size=16,
-        accumulate=min(config.accumulate, 2),
-        validation=0.25,
-        grid_sizes=(2,),
-        grids=1,
-        eligible="all",
-        removal_images=4,
-        occlusion=config.occlusion[:1],
-        occlusion_stride=8,
-        eval_batch=16,
+    return run.replace(
+        data={"name": "digits", "image_size": sides[run.data.name], "max_images": 64},
+        augment={"rand_augment": ()},
+        optim={"warmup_epochs": 0},
+        train={
+            "epochs": 1,
+            "batch_size": 16,
+            "grad_accum_steps": min(run.train.grad_accum_steps, 2),
+            "val_fraction": 0.25,
+            "eval_batch": 16,
+        },
+        evaluate={
+            "grid_sizes": (2,),
+            "grids": 1,
+            "eligible": "all",
+            "removal_images": 4,
+            "occlusion": run.evaluate.occlusion[:1],
+            "occlusion_stride": 8,
+        },
     )
 
 
-def nearest(kind: str, wrong: str, known: Iterable[str]) -> ConfigError:
-    """The error for an unknown name, with the known names closest to it.
-
-    Example:
-        >>> print(nearest("key", "temprature", ["temperature", "features"]))
-        unknown key 'temprature'; did you mean temperature?
-    """
-    names = list(known)
-    close = " or ".join(difflib.get_close_matches(wrong, names, n=3, cutoff=0.7))
-    hint = f"did you mean {close}?" if close else f"known: {', '.join(names)}"
-    return ConfigError(f"unknown {kind} {wrong!r}; {hint}")
-
-
-def shown(value: Any) -> str:
-    """A field's value as an override writes it: the entries of a tuple separated by commas."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def override(config: Config, assignments: Sequence[str]) -> Config:
-    """A run's configuration with fields replaced by typed key=value assignments.
-
-    Args:
-        config: a frozen dataclass.
-        assignments: "key=value" each; the entries of a tuple are separated by commas, "key=" is an empty one.
-
-    Returns:
-        The new configuration; `config` is left as it is.
+def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
+    """Replace fields of a run by typed assignments, "part.field=value"; entries of a tuple are separated by commas.
 
     Raises:
-        ConfigError: not of the form key=value, an unknown key, or a value that is not of the field's type.
+        ConfigError: an unknown key (the line gives near ones), or a value of another type or out of range.
 
     Example:
-        >>> from dataclasses import make_dataclass
-        >>> Net = make_dataclass("Net", [("width", int, 8), ("ranks", tuple[int, ...], (4,))], frozen=True)
-        >>> override(Net(), ["ranks=2,3", "width=16"])
-        Net(width=16, ranks=(2, 3))
+        >>> run = override(Run(Model()), ["train.epochs=4", "evaluate.grid_sizes="])
+        >>> run.train.epochs, run.evaluate.grid_sizes
+        (4, ())
     """
     import tyro
 
-    hints, values = get_type_hints(type(config)), dict[str, Any]()
+    if not assignments:
+        return run
+    arguments, known = list[str](), run.fields()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"expected key=value, got {assignment!r}")
-        if key not in hints or not hasattr(config, key):
-            raise nearest("key", key, [f.name for f in dataclasses.fields(config)])
-        old = getattr(config, key)
-        words = (text.split(",") if text else []) if isinstance(old, tuple) else [text]
-        alone = dataclasses.make_dataclass("Alone", [(key, hints[key], old)], frozen=True)
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # tyro says it in a box of many lines
-                found: Any = tyro.cli(alone, args=[f"--{key}", *words], config=(tyro.conf.FlagConversionOff,))
-        except SystemExit:
-            kind, such = in_words(hints[key]), shown(old)
-            raise ConfigError(f"{key}: expected {kind} (such as {such}), got {text!r}") from None
-        values[key] = getattr(found, key)
-    return dataclasses.replace(config, **values)  # at once: what a field may be can depend on others
+        require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
+        bare = [name for name in known if name.endswith(f".{key}")]
+        require(not bare, "KEY", key, " or ".join(bare))
+        words = text.split(",") if text and isinstance(known.get(key), tuple) else [text][: bool(text)]
+        arguments += [f"--{key}", *words]
+    kind: Any = Run[type(run.model)]  # type: ignore[misc]
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            changed: AnyRun = tyro.cli(kind, default=run, args=arguments, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit:
+        raise ConfigError(in_one_line(box.getvalue())) from None
+    return changed
 
 
-def in_words(hint: Any) -> str:
-    """A field's type as an error names it."""
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    return hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-
-
-def is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type: a plain one, a Literal, a union or tuple[X, ...]; an int is a float too.
+def in_one_line(box: str) -> str:
+    r"""Join what tyro prints in a framed box: its first paragraph and its hint, without title and frame.
 
     Example:
-        >>> [is_of(value, tuple[int, ...]) for value in ((1, 2), (1, "2"), 1)]
-        [True, False, False]
+        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps b │\n╰───────╯")
+        'a is wrong; Perhaps b'
     """
-    parts = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in parts
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(is_of(entry, parts[0]) for entry in value)
-    if parts:
-        return any(is_of(value, part) for part in parts)
-    return type(value) is hint or (hint is float and type(value) is int)
+    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
+    _, *paragraphs = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
+    hints = ("Perhaps", "Available")
+    return "; ".join(text for i, text in enumerate(paragraphs) if i == 0 or text.startswith(hints))
 
 
-def write_config(run_dir: Path, name: str, config: Any) -> None:
-    """Write the run's name and resolved configuration to `run_dir`/config.json.
+def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
+    """Write a run's name and configuration to `run_dir`/config.json.
 
     Raises:
         ConfigError: the folder holds a run of another name or configuration; the line names what differs.
     """
     path = run_dir / "config.json"
-    values = dataclasses.asdict(config)
-    if path.exists():
-        old_name, old = read_config(run_dir, type(config))
-        if old_name != name:
-            raise ConfigError(f"{run_dir} holds the run {old_name}, not {name}; choose another --run-dir")
-        differing = [k for k, v in values.items() if getattr(old, k) != v]
-        if differing:
-            had, asked = (", ".join(f"{k}={shown(getattr(c, k))}" for k in differing) for c in (old, config))
-            raise ConfigError(f"{run_dir} holds the run with {had}, not {asked}; choose another --run-dir")
+    if not path.exists():
+        write_text(path, json.dumps({"run": name, "config": dataclasses.asdict(run)}, indent=2) + "\n")
         return
-    write_text(path, json.dumps({"run": name, "config": values}, indent=2) + "\n")
+    holds, hint = read_name(run_dir), "choose another --run-dir"
+    require(holds == name, "RUN", name, f"{holds}, which {run_dir} holds; {hint}")
+    old, new = read_config(run_dir, type(run.model)).fields(), run.fields()
+    differing = [key for key in new if old.get(key) != new[key]]
+    had, asked = (", ".join(f"{key}={shown(values.get(key))}" for key in differing) for values in (old, new))
+    require(not differing, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
 
 
 @contextlib.contextmanager
 def naming_config(run_dir: Path) -> Iterator[None]:
-    """Let a configuration's errors name the file that it was read from.
-
-    Raises:
-        ConfigError: what was raised, after the path of the folder's config.json.
-    """
+    """Let a configuration's errors name the file it was read from."""
     try:
         yield
     except ConfigError as error:
@@ -317,7 +331,7 @@ def naming_config(run_dir: Path) -> Iterator[None]:
 
 
 def read_name(run_dir: Path) -> str:
-    """The name of the run that a folder holds.
+    """Return the name of the run that a folder holds.
 
     Raises:
         ConfigError: there is no config.json, or it is damaged.
@@ -331,31 +345,32 @@ def read_name(run_dir: Path) -> str:
         raise ConfigError(f"{path}: not a run's configuration ({error})") from None
 
 
-def read_config(run_dir: Path, kind: type[Config]) -> tuple[str, Config]:
-    """The name and configuration that `write_config` wrote.
+def read_config(run_dir: Path, model: type[M]) -> Run[M]:
+    """Return the configuration that `write_config` wrote.
 
     Args:
         run_dir: a run folder.
-        kind: the run's dataclass.
+        model: the class of the run's `model` part.
 
     Raises:
-        ConfigError: there is no config.json, it is damaged, or its fields are not those of `kind` or have wrong values.
+        ConfigError: there is no config.json, it is damaged, or a field is unknown, missing or has a wrong value.
     """
-    name = read_name(run_dir)
-    path = run_dir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))["config"]
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for key, hint in get_type_hints(kind).items():
-            if key in values and not is_of(values[key], hint):
-                raise ConfigError(f"{key}: got {values[key]!r}, expected {in_words(hint)}")
-        return name, kind(**values)
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise ConfigError(f"{path}: not a configuration of {kind.__name__} ({error})") from None
+    from pydantic import TypeAdapter, ValidationError
+
+    read_name(run_dir)
+    kind: Any = Run[model]  # type: ignore[valid-type]
+    with naming_config(run_dir):
+        content = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("config")
+        try:
+            run: Run[M] = TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            require(False, ".".join(map(str, first["loc"])) or "config", first["input"], expected(error))
+    return run
 
 
 def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
-    """A JSON object of a run folder, with at least these keys.
+    """Return a JSON object of a run folder that has at least these keys.
 
     Raises:
         ConfigError: it is missing or damaged; the line says which command makes it.
@@ -368,7 +383,7 @@ def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
-    """The JSON objects of a run folder's file that has one in every line.
+    """Return the JSON objects of a run folder's file that has one in every line.
 
     Raises:
         ConfigError: it is missing or damaged; the line says which command makes it.
@@ -377,7 +392,7 @@ def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
 
 
 def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
-    """The named arrays of a run folder's .npz file.
+    """Return the named arrays of a run folder's .npz file.
 
     Raises:
         ConfigError: it is missing or damaged; the line says which command makes it.

@@ -1,55 +1,36 @@
-"""What is measured of every trained network: accuracy, localization, pixel removal and completeness."""
+"""Measures of every trained network: accuracy, grid pointing game, pixel deletion and completeness."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import Targets
-from jaxinterp.explain.explainable import OURS, Images, Method, Subject
+from jaxinterp.explain.explainable import OURS, Explainable, Images, Method
 from jaxinterp.explain.metrics import completeness, grid_pointing_game, pixel_deletion, sample_grids
+from jaxinterp.recipe.family import Log, TrainedRun
 
-Log = Callable[[str], None]
 Maps = Float[np.ndarray, "classes height width"]
 
 
 def measure(
-    subject: Subject,
-    images: Float[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, " n"],
-    logits: Mapping[str, Float[np.ndarray, "n classes"]],
-    *,
-    sizes: Sequence[int],
-    grids: int,
-    eligible: str,
-    removal_images: int,
-    batch: int,
-    seed: int,
-    log: Log,
+    trained: TrainedRun[Any], logits: Mapping[str, Float[np.ndarray, "n classes"]], log: Log
 ) -> tuple[dict[str, Any], dict[str, Maps]]:
     """Measure a trained network and all explanations of it on test images.
 
     Args:
-        subject: the network of the last epoch.
-        images: test images, float32 in [0, 1].
-        labels: their classes.
-        logits: of all images, with the variables of the epochs to compare: "last", and "best" where there is one.
-        sizes: images along one side of the grids, such as 3 and 2.
-        grids: most grids of each size.
-        eligible: "right" or "all" images enter the grids.
-        removal_images: how many images, in file order, pixel removal and completeness look at.
-        batch: images of one pass of these.
-        seed: seed of the grids.
+        trained: the run, with the variables of the last epoch.
+        logits: of all test images, with the variables of the epochs to compare: "last", and "best" if there is one.
         log: called with a line about each measurement.
 
     Returns:
-        JSON values: `metrics` (name → number), and what they come from: `grid_pointing_game` (size → method → scores),
+        JSON values: `metrics` (name → number), and what they come from: `localization` (size → method → scores),
         `removal` (method → curve) at `fractions`, `residuals`. And every method's maps of the first grid of the first
         size, to be drawn: those of the classes in its first column, (n, n·H, n·W).
 
@@ -58,87 +39,82 @@ def measure(
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2.
     """
+    options, batch, net = trained.run.evaluate, trained.run.train.eval_batch, trained.explainable
+    images, labels = trained.test_data
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
-    found: dict[str, Any] = {"metrics": metrics, "localization": {}, "grids": {}}
+    results: dict[str, Any] = {"metrics": metrics, "localization": {}, "grids": {}}
     first_maps: dict[str, Maps] = {}
-    sure = subject.odds(logits["last"]) if eligible == "right" else 10 * np.eye(logits["last"].shape[1])[labels]
-    for n in sizes:
+    confident = options.eligible == "right"
+    odds = net.log_odds(logits["last"]) if confident else 10 * np.eye(logits["last"].shape[1])[labels]
+    for n in options.grid_sizes:
         size = f"{n}x{n}"
         try:
-            drawn = sample_grids(sure, labels, n=n, count=grids, key=jax.random.key(seed))
+            grids = sample_grids(odds, labels, n=n, count=options.grids, key=jax.random.key(trained.run.train.seed))
         except ValueError as error:
             raise ConfigError(f"localization {size}: {error}") from error
-        found["grids"][size] = {
-            "grids": len(drawn.images),
-            "eligible_images": drawn.eligible,
-            "first_images": drawn.images[0].tolist(),
-            "first_classes": drawn.classes[0].tolist(),
+        results["grids"][size] = {
+            "grids": len(grids.images),
+            "eligible_images": grids.eligible,
+            "first_images": grids.images[0].tolist(),
+            "first_classes": grids.classes[0].tolist(),
         }
-        found["localization"][size] = {}
-        for name, method in subject.methods().items():
+        results["localization"][size] = {}
+        for name, method in net.methods().items():
             start = time.perf_counter()
-            watched = partial(_watched, method, partial(first_maps.setdefault, name), n) if n == sizes[0] else method
-            scores = grid_pointing_game(watched, jnp.asarray(images), drawn)
+            record = partial(first_maps.setdefault, name)
+            played = partial(_recording, method, record, n) if n == options.grid_sizes[0] else method
+            scores = grid_pointing_game(played, jnp.asarray(images), grids)
             metrics[f"localization_{size}_median{_suffix(name)}"] = scores.quartiles[1]
-            found["localization"][size][name] = scores.scores.ravel().round(6).tolist()
-            spent = time.perf_counter() - start
-            log(f"localization {size}, {len(drawn.images)} grids, {name}: {scores.quartiles[1]:.3f} ({spent:.1f} s)")
+            results["localization"][size][name] = scores.scores.ravel().round(6).tolist()
+            seconds = time.perf_counter() - start
+            log(f"localization {size}, {len(grids.images)} grids, {name}: {scores.quartiles[1]:.3f} ({seconds:.1f} s)")
 
-    images, labels = images[:removal_images], labels[:removal_images]
-    found["removal"] = {}
-    for name, method in subject.methods().items():
+    images, labels = images[: options.removal_images], labels[: options.removal_images]
+    slices = [slice(i, i + batch) for i in range(0, len(images), batch)]
+    results["removal"] = {}
+    for name, method in net.methods().items():
         start = time.perf_counter()
         parts = []
-        for i in range(0, len(images), batch):
-            x, y = jnp.asarray(images[i : i + batch]), jnp.asarray(labels[i : i + batch])
+        for rows in slices:
+            x, y = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
             maps = method(x, y)[:, 0]
             parts.append(
                 pixel_deletion(
-                    subject.predict,
-                    subject.encode(x),
-                    maps,
-                    y,
-                    probability=subject.probability,
-                    variables=subject.variables,
+                    net.predict, net.encode(x), maps, y, probability=net.probability, variables=net.variables
                 )
             )
         curve = np.concatenate([part.curves for part in parts]).mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
-        found["removal"][name] = curve.round(6).tolist()
-        found["fractions"] = parts[0].fractions.tolist()
-        spent = time.perf_counter() - start
-        log(f"pixel removal, {len(images)} images, {name}: {curve.mean():.3f} ({spent:.1f} s)")
+        results["removal"][name] = curve.round(6).tolist()
+        results["fractions"] = parts[0].fractions.tolist()
+        seconds = time.perf_counter() - start
+        log(f"pixel deletion, {len(images)} images, {name}: {curve.mean():.3f} ({seconds:.1f} s)")
 
-    residuals = np.concatenate(
-        [relative_residuals(subject, images[i : i + batch]) for i in range(0, len(images), batch)]
-    )
+    residuals = np.concatenate([relative_residuals(net, images[rows]) for rows in slices])
     metrics["completeness_residual"] = float(np.abs(residuals).max())
-    found["residuals"] = residuals.ravel().tolist()
+    results["residuals"] = residuals.ravel().tolist()
     log(f"completeness, {len(images)} images, all classes: largest residual {metrics['completeness_residual']:.1e}")
-    return found, first_maps
+    return results, first_maps
 
 
-def _watched(method: Method, see: Callable[[Maps], Any], count: int, images: Images, targets: Targets) -> Array:
-    """What a method answers; the first classes' maps of the first image are seen."""
+def _recording(method: Method, record: Callable[[Maps], Any], count: int, images: Images, targets: Targets) -> Array:
+    """Call a method and record the first `count` maps of the first image."""
     maps = method(images, targets)
-    see(np.asarray(maps[0, :count]))
+    record(np.asarray(maps[0, :count]))
     return maps
 
 
-def relative_residuals(subject: Subject, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
-    """Signed residuals logit − bias − Σ contributions of all classes, over the largest |logit − bias| of the image.
+def relative_residuals(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
+    """Return signed residuals logit − bias − Σ contributions, over the image's largest |logit − bias|.
 
-    Where contributions and bias depend on the image alike, over the largest |logit|.
+    Where the bias depends on the image, over its largest |logit|.
     """
-    parts = subject.decompose(images)
-    if subject.bias is None:
-        residual, size = completeness(parts.contributions, parts.logits, parts.bias).residual, jnp.abs(parts.logits)
-    else:
-        residual = completeness(parts.contributions, parts.logits, subject.bias).residual
-        size = jnp.abs(parts.logits - subject.bias)
-    return np.asarray(residual / size.max(1, keepdims=True))
+    parts = net.decompose(images)
+    bias, constant = (parts.bias, 0.0) if net.bias is None else (net.bias, net.bias)
+    residual = completeness(parts.contributions, parts.logits, bias).residual
+    return np.asarray(residual / jnp.abs(parts.logits - constant).max(1, keepdims=True))
 
 
 def _suffix(name: str) -> str:
-    """The metrics of the last epoch and of the decomposition carry no suffix."""
+    """Return the suffix of a metric's name: none for the last epoch and for the decomposition."""
     return "" if name in ("last", OURS) else f"_{name}"

@@ -1,17 +1,14 @@
 """The report of a trained run: what it learned, its maps, and its explanations measured against their baselines."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
-from jaxinterp.explain.explainable import Subject, summed
+from jaxinterp.checks import shown
+from jaxinterp.explain.explainable import Explainable, summed
 from jaxinterp.explain.metrics import tile_grid
 from jaxinterp.figures.curves import (
     localization_boxes,
@@ -22,67 +19,7 @@ from jaxinterp.figures.curves import (
 )
 from jaxinterp.figures.html import Page, Picture, Section, Table, picture
 from jaxinterp.figures.maps import color_weights, panel
-from jaxinterp.recipe.config import shown
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a page is made of.
-
-    Attributes:
-        run_dir: the run's folder.
-        name: the run's name.
-        source: where in the paper it stands.
-        config: its configuration, a dataclass.
-        subject: the trained network.
-        images: test images, (N, H, W, C) in [0, 1].
-        labels: their classes, (N,).
-        logits: of all of them, (N, classes).
-        classes: the classes' names.
-        found: what `jaxinterp.recipe.evaluation.measure` returned.
-        first_maps: method → maps of the first grid, as `jaxinterp.recipe.evaluation.measure` returned them.
-        history: the records of metrics.jsonl.
-        info: run.json.
-        sources: data.json, where the data came from and which checksums were verified.
-        paper: metric → the paper's number for this configuration.
-        reference: metric → the paper's numbers for `reference_name`, for orientation.
-        reference_name: the configuration that `reference` is about.
-        further: sections that only runs of this paper have.
-    """
-
-    run_dir: Path
-    name: str
-    source: str
-    config: Any
-    subject: Subject
-    images: Float[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
-    logits: Float[np.ndarray, "n classes"]
-    classes: Sequence[str]
-    found: Mapping[str, Any]
-    first_maps: Mapping[str, Float[np.ndarray, "classes height width"]]
-    history: Sequence[Mapping[str, Any]]
-    info: Mapping[str, Any]
-    sources: Mapping[str, Mapping[str, str]]
-    paper: Mapping[str, float]
-    reference: Mapping[str, float]
-    reference_name: str
-    further: Sequence[Section] = ()
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a family says of one image besides its contribution maps.
-
-    Attributes:
-        name: of the reading, in a word; the JSON file's key and the end of the figure's file name.
-        numbers: for the JSON file.
-        figure: of them.
-    """
-
-    name: str
-    numbers: Any
-    figure: Figure
+from jaxinterp.recipe.family import Report
 
 
 def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
@@ -106,7 +43,7 @@ def likeliest(logits: Float[np.ndarray, "n classes"], count: int = 3) -> Int[np.
 
 
 def top_maps(
-    subject: Subject,
+    net: Explainable,
     images: Float[np.ndarray, "n h w c"],
     names: Sequence[str],
     logits: Float[np.ndarray, "n classes"],
@@ -115,7 +52,7 @@ def top_maps(
 ) -> Figure:
     """Images under their names, and beside each the contribution maps of its `likeliest` classes."""
     top = likeliest(logits, maps.shape[1])
-    chance = 1 / (1 + np.exp(-np.take_along_axis(subject.odds(logits), top, 1).astype(float)))
+    chance = 1 / (1 + np.exp(-np.take_along_axis(net.log_odds(logits), top, 1).astype(float)))
     titles = [
         [f"{classes[k]}: p {p:.3f}" for k, p in zip(row, ps, strict=True)] for row, ps in zip(top, chance, strict=True)
     ]
@@ -123,22 +60,23 @@ def top_maps(
 
 
 def compose_page(report: Report) -> Page:
-    """The page."""
-    metrics, last = report.found["metrics"], report.history[-1] if report.history else {}
+    """Compose the page of a run."""
+    experiment = report.trained.experiment
+    metrics, last = report.results["metrics"], report.history[-1] if report.history else {}
     residual = metrics["completeness_residual"]
     tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
-    for size in list(report.found["localization"])[:1]:
+    for size in list(report.results["localization"])[:1]:
         key = f"localization_{size}_median"
         baseline = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
         tiles[f"localization {size}, median"] = f"{metrics[key]:.3f}"
         tiles[f"best baseline: {method_style(baseline.removeprefix(f'{key}_'))[0]}"] = f"{metrics[baseline]:.3f}"
-    constant = report.subject.constant
-    if report.subject.bias is not None:
-        constant = f"the constant {report.subject.bias:.3f}"
+    constant = report.explainable.constant
+    if report.explainable.bias is not None:
+        constant = f"the constant {report.explainable.bias:.3f}"
     return Page(
-        title=report.name,
-        subtitle=f"{report.source} · data set {report.config.dataset} · {len(report.labels)} test images · "
-        f"seed {report.config.seed} · {last.get('epoch', '?')} epochs",
+        title=report.trained.name,
+        subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
+        f"seed {report.run.train.seed} · {last.get('epoch', '?')} epochs",
         exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the "
         f" largest relative residual measured is {residual:.1e}, which is float32 rounding. Accuracy, localization "
         "and removal are measurements on test images, and post-hoc maps are approximations.",
@@ -149,9 +87,9 @@ def compose_page(report: Report) -> Page:
         },
         sections=[
             _explanations(report),
-            *([_levels(report)] if report.subject.layers else []),
-            *([_localization(report)] if report.found["localization"] else []),
-            *report.further,
+            *([_levels(report)] if report.explainable.layers else []),
+            *([_localization(report)] if report.results["localization"] else []),
+            *report.trained.family.report(report),
             _removal(report),
             _completeness(report),
             _training(report),
@@ -166,13 +104,15 @@ def _explanations(report: Report) -> Section:
     chosen = first_of_each_class(report.labels, 5)
     wrong = np.flatnonzero(report.logits.argmax(1) != report.labels)[:5]
     both = np.concatenate([chosen, wrong])
-    parts = report.subject.decompose(report.images[both], likeliest(report.logits[both]))
+    parts = report.explainable.decompose(report.images[both], likeliest(report.logits[both]))
     maps = np.asarray(summed(parts, report.images))
 
     def drawn(rows: slice, caption: str, alt: str) -> Picture:
         index = both[rows]
         names = [f"label {report.classes[label]}" for label in report.labels[index]]
-        figure = top_maps(report.subject, report.images[index], names, report.logits[index], report.classes, maps[rows])
+        figure = top_maps(
+            report.explainable, report.images[index], names, report.logits[index], report.classes, maps[rows]
+        )
         return picture(figure, caption, alt, 495)
 
     pictures = [
@@ -185,14 +125,14 @@ def _explanations(report: Report) -> Section:
     if len(wrong):
         caption = f"The first of {np.sum(report.logits.argmax(1) != report.labels)} test images that are misread."
         pictures.append(drawn(slice(len(chosen), None), caption, "Misread test images and their contribution maps"))
-    if report.subject.layer is None and parts.weights.shape[-1] == 6:
+    if report.explainable.layer is None and parts.weights.shape[-1] == 6:
         shown = slice(len(chosen))
         pictures.append(_colors(report, chosen, parts.weights[shown, :1], parts.contributions[shown, :1]))
     return Section(
         "What speaks for and against each class",
         [
             "Each map splits a logit, without remainder, into contributions of the pixels: red adds to the class, blue "
-            f"takes away. Maps in a row share their scale; p is the {report.subject.probability} of the logits."
+            f"takes away. Maps in a row share their scale; p is the {report.explainable.probability} of the logits."
         ],
         pictures,
     )
@@ -214,8 +154,8 @@ def _levels(report: Report) -> Section:
     """The predicted class' contributions at the network's own level and at every layer above it."""
     chosen = first_of_each_class(report.labels, 4)
     images, top = report.images[chosen], report.logits[chosen].argmax(1)
-    maps = np.concatenate([np.asarray(level) for level in report.subject.levels(images, top)], axis=1)
-    names = [report.subject.layer or "input", *report.subject.layers]
+    maps = np.concatenate([np.asarray(level) for level in report.explainable.levels(images, top)], axis=1)
+    names = [report.explainable.layer or "input", *report.explainable.layers]
     titles = [[name.replace("layer_", "after layer ") for name in names]] * len(chosen)
     predicted = [f"as {report.classes[k]}" for k in top]
     figure = panel(images, maps, titles, predicted, scale="map")
@@ -225,7 +165,7 @@ def _levels(report: Report) -> Section:
             "The logit of the predicted class, split over the input and over each layer's output: "
             + (
                 "the sums are equal."
-                if report.subject.bias is not None
+                if report.explainable.bias is not None
                 else "what biases above a layer add is left out."
             )
         ],
@@ -235,8 +175,8 @@ def _levels(report: Report) -> Section:
 
 def _localization(report: Report) -> Section:
     pictures = []
-    for size, scores in report.found["localization"].items():
-        grids = report.found["grids"][size]
+    for size, scores in report.results["localization"].items():
+        grids = report.results["grids"][size]
         caption = (
             f"{size}: {grids['grids']} grids, {int(size[0]) ** 2} scores each, from {grids['eligible_images']} "
             "eligible images. Diamonds are means."
@@ -255,7 +195,7 @@ def _localization(report: Report) -> Section:
 
 def _one_grid(report: Report) -> Picture:
     """The first grid, and every method's map of three of its classes."""
-    size, grids = next(iter(report.found["grids"].items()))
+    size, grids = next(iter(report.results["grids"].items()))
     members, classes = np.array(grids["first_images"]), np.array(grids["first_classes"])
     cells = np.arange(len(classes))[: int(size[0])]
     mosaic = np.asarray(tile_grid(jnp.asarray(report.images[members])[None]))
@@ -269,8 +209,8 @@ def _one_grid(report: Report) -> Picture:
 
 
 def _removal(report: Report) -> Section:
-    figure = removal_curves(report.found["removal"], report.found["fractions"])
-    count = min(report.config.removal_images, len(report.labels))
+    figure = removal_curves(report.results["removal"], report.results["fractions"])
+    count = min(report.run.evaluate.removal_images, len(report.labels))
     return Section(
         "Pixel removal: do unimportant pixels matter?",
         [
@@ -283,19 +223,19 @@ def _removal(report: Report) -> Section:
 
 
 def _completeness(report: Report) -> Section:
-    figure = residual_histogram(report.found["residuals"])
+    figure = residual_histogram(report.results["residuals"])
     return Section(
         "Completeness: what the contributions miss",
         [
             "For every class of every image: logit minus bias minus the sum of all contributions, relative to the "
-            f"image's largest {'|logit minus bias|' if report.subject.bias is not None else '|logit|'}."
+            f"image's largest {'|logit minus bias|' if report.explainable.bias is not None else '|logit|'}."
         ],
         [picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)],
     )
 
 
 def _training(report: Report) -> Section:
-    metrics = report.found["metrics"]
+    metrics = report.results["metrics"]
     text = f"Test accuracy {metrics['test_accuracy']:.2%} with the last epoch"
     if "test_accuracy_best" in metrics:
         text += f", {metrics['test_accuracy_best']:.2%} with the epoch best on a held-out part of the training data"
@@ -309,8 +249,8 @@ def _training(report: Report) -> Section:
 
 
 def _beside_the_paper(report: Report) -> Section:
-    metrics = report.found["metrics"]
-    paper = report.paper or report.reference
+    metrics = report.results["metrics"]
+    paper = report.paper or report.trained.experiment.reference
     if not paper:
         return Section(
             "What was measured",
@@ -324,12 +264,13 @@ def _beside_the_paper(report: Report) -> Section:
     ]
     text = "The paper's numbers for this configuration."
     if not report.paper:
-        text = f"The paper reports nothing for this run. For orientation only, its numbers for {report.reference_name}."
+        reference = report.trained.experiment.reference_name
+        text = f"The paper reports nothing for this run. For orientation only, its numbers for {reference}."
     return Section("Ours beside the paper's", [text], [], [Table(["metric", "ours", "paper"], rows)])
 
 
 def _provenance(report: Report) -> Section:
-    config = [[f.name, shown(getattr(report.config, f.name))] for f in dataclasses.fields(report.config)]
+    config = [[key, shown(value)] for key, value in report.run.fields().items()]
     device = report.info.get("device", {})
     facts = [["device", f"{device.get('count', '?')} x {device.get('kind', '?')}"]]
     facts += [[key, str(report.info.get(key))] for key in ("started", "commit")]

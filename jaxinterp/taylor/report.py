@@ -15,7 +15,8 @@ from jaxinterp.explain.series import contributions, orders, pairs
 from jaxinterp.figures.curves import order_curves
 from jaxinterp.figures.html import Picture, Section, Table, picture
 from jaxinterp.figures.maps import panel
-from jaxinterp.recipe.page import Reading, Report, first_of_each_class
+from jaxinterp.recipe.family import Reading, Report
+from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.taylor.network import Expansion, TaylorNet
 
 MAPS = 5  # orders that are drawn
@@ -23,7 +24,7 @@ MAPS = 5  # orders that are drawn
 
 def sections(report: Report, model: Expansion) -> list[Section]:
     """All of them."""
-    counted = [_counts(report)] if report.found["counts"] else []
+    counted = [_counts(report)] if report.results["counts"] else []
     return [_orders(report, model), _maps(report, model), _pairs(report, model), *counted]
 
 
@@ -34,7 +35,7 @@ def _apply(model: Expansion) -> Any:
 
 
 def _orders(report: Report, model: Expansion) -> Section:
-    found = report.found["orders"]
+    found = report.results["orders"]
     accuracy = np.array(found["accuracy"])
     figure = order_curves(found["energy"], accuracy, 1 / len(report.classes))
     read = [m for m in (1, 2, 3, 5) if m < len(accuracy)]
@@ -64,7 +65,7 @@ def _maps(report: Report, model: Expansion) -> Section:
     """What pixels, and blocks of the middle level, contribute to each of the lowest orders."""
     chosen = first_of_each_class(report.labels, 4)
     images, top = jnp.asarray(report.images[chosen]), report.logits[chosen].argmax(1)
-    variables, apply = report.subject.variables, _apply(model)
+    variables, apply = report.explainable.variables, _apply(model)
     x0 = variables["batch_stats"]["expansion_point"]
     degrees: dict[str | None, int] = {None: model.degree}
     if isinstance(model, TaylorNet) and len(model.levels) > 1:
@@ -133,7 +134,7 @@ def reading(
 def _pairs(report: Report, model: Expansion) -> Section:
     """Pairs that the pixel with the largest contribution of order 2 forms."""
     chosen = first_of_each_class(report.labels, 3)
-    variables, apply = report.subject.variables, _apply(model)
+    variables, apply = report.explainable.variables, _apply(model)
     x0, top = variables["batch_stats"]["expansion_point"], report.logits[chosen].argmax(1)
     if model.degree < 2:
         return Section("Pairs of pixels", ["A polynomial of degree 1 has none."])
@@ -169,7 +170,7 @@ def _pairs(report: Report, model: Expansion) -> Section:
 
 def _counts(report: Report) -> Section:
     header = ["part", "blocks", "inputs", "outputs", "degree", "parameters", "coefficients of its full expansion"]
-    rows = [[*row[:-1], row[-1] if len(row[-1]) < 8 else f"{Decimal(row[-1]):.2e}"] for row in report.found["counts"]]
+    rows = [[*row[:-1], row[-1] if len(row[-1]) < 8 else f"{Decimal(row[-1]):.2e}"] for row in report.results["counts"]]
     return Section(
         "Coefficients and parameters",
         ["What coarse-graining saves: a polynomial of that degree in all inputs would have the last column's numbers."],

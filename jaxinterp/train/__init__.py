@@ -1,5 +1,6 @@
 """Training: one pure step on any number of devices, checkpoints that survive a kill, logs without gaps."""
 
+from jaxinterp.data.stream import Stream
 from jaxinterp.nn.losses import (
     ClassificationLoss,
     LogitsLoss,
@@ -9,13 +10,22 @@ from jaxinterp.nn.losses import (
     softmax_cross_entropy,
 )
 from jaxinterp.train.checkpoint import Checkpoints, load_variables
-from jaxinterp.train.config import FitResult, TrainConfig
+from jaxinterp.train.closed_form import fit_closed_form
+from jaxinterp.train.config import TrainConfig
 from jaxinterp.train.distributed import initialize
 from jaxinterp.train.evaluate import Evaluation, predict
-from jaxinterp.train.feed import InMemoryLoader, Loader, Stream, StreamLoader
+from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
 from jaxinterp.train.loop import fit
+from jaxinterp.train.optimizer import (
+    coda_imagenet,
+    cosine_by_epoch,
+    make_optimizer,
+    make_schedule,
+    staircase_decay,
+    warmup_cosine,
+)
 from jaxinterp.train.progress import ProgressMeter
-from jaxinterp.train.schedules import coda_imagenet, cosine_by_epoch, staircase_decay, warmup_cosine
+from jaxinterp.train.result import FitResult
 from jaxinterp.train.state import TrainState, init_state
 from jaxinterp.train.step import compile_step, device_mesh, train_step
 
@@ -39,9 +49,12 @@ __all__ = [
     "cosine_by_epoch",
     "device_mesh",
     "fit",
+    "fit_closed_form",
     "init_state",
     "initialize",
     "load_variables",
+    "make_optimizer",
+    "make_schedule",
     "predict",
     "sigmoid_bce",
     "softmax_cross_entropy",

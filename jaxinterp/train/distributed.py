@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 
 
@@ -20,10 +21,10 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
         ConfigError: Some of the three are missing, or the process cannot join.
     """
     given = (coordinator, processes, process_id)
-    if None in given and given != (None, None, None):
-        raise ConfigError(f"coordinator, processes and process_id go together, got {given}")
-    if processes is not None and process_id is not None and not 0 <= process_id < processes:
-        raise ConfigError(f"process_id must be in [0, {processes}), got {process_id}")
+    together = None not in given or given == (None, None, None)
+    require(together, "coordinator, processes, process_id", given, "all three or none")
+    if processes is not None and process_id is not None:
+        require(0 <= process_id < processes, "process_id", process_id, f"a number in [0, {processes})")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator, processes, process_id)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxinterp.checks import require
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import to_device
@@ -48,12 +49,14 @@ class Evaluation:
         rows = -(-size // batch_size)
         index = np.arange(rows * batch_size, dtype=np.int32).reshape(rows, batch_size)
         replicated = NamedSharding(mesh, P())
-        self._rows, self._size, self._names = rows, size, ["accuracy"] if loss is None else ["loss", "accuracy"]
+        self._rows, self._size = rows, size
+        names = ["accuracy"] if loss is None else ["loss", "accuracy"]
         self._inputs = {
             "data": to_device(dataset, replicated),
             "index": jax.device_put(index, NamedSharding(mesh, P(None, AXIS))),
         }
-        self._zero = jax.device_put(np.float32(0), replicated), jax.device_put(np.int32(0), replicated)
+        totals = {"row": np.int32(0), **dict.fromkeys(names, np.float32(0))}
+        self._totals = jax.device_put(totals, replicated)
 
         def add(totals: dict[str, Array], variables: Any, inputs: Any) -> dict[str, Array]:
             index = jnp.take(inputs["index"], totals["row"], axis=0)
@@ -72,22 +75,27 @@ class Evaluation:
 
         self._add: Any = jax.jit(add, out_shardings=replicated)
 
-    def _totals(self) -> dict[str, Array]:
-        zero, row = self._zero
-        return {"row": row, **dict.fromkeys(self._names, zero)}
-
     def compile(self, variables: Any) -> "Evaluation":
         """Compile for variables, or for their shapes, dtypes and shardings (`jax.ShapeDtypeStruct`)."""
-        self._add = self._add.lower(self._totals(), variables, self._inputs).compile()
+        self._add = self._add.lower(self._totals, variables, self._inputs).compile()
         return self
 
     def __call__(self, variables: Any) -> dict[str, float]:
-        """Mean loss (if one was given) and accuracy, in [0, 1], of the given variables."""
-        totals = self._totals()
+        """Return mean loss (if one was given) and accuracy, in [0, 1], of the given variables."""
+        totals = self._totals
         for _ in range(self._rows):
             totals = self._add(totals, variables, self._inputs)
         host = jax.device_get(totals)
-        return {name: float(host[name]) / self._size for name in self._names}
+        return {name: float(total) / self._size for name, total in host.items() if name != "row"}
+
+
+Evaluations = Mapping[str, Evaluation | None]
+
+
+def measure(evaluations: Evaluations, variables: Any) -> dict[str, float]:
+    """Return `{"<part>_loss": ..., "<part>_accuracy": ...}` of every part that there is."""
+    present = {part: evaluation(variables) for part, evaluation in evaluations.items() if evaluation is not None}
+    return {f"{part}_{name}": value for part, metrics in present.items() for name, value in metrics.items()}
 
 
 def predict(
@@ -96,7 +104,7 @@ def predict(
     images: np.ndarray | Array,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Logits of images, batch by batch; the last batch is padded, so that one compilation serves them all.
+    """Compute logits of images, batch by batch; the last batch is padded, so that one compilation serves them all.
 
     Args:
         model: Called as `model.apply(variables, images)`; or a function, called as `model(variables, images)`.
@@ -108,9 +116,9 @@ def predict(
         Logits (N, classes), in the model's dtype.
 
     Raises:
-        ValueError: Images are not floats of four axes, there are none, or `batch_size` is less than 1.
+        ConfigError: Images are not floats of four axes, there are none, or `batch_size` is less than 1.
     """
-    if images.ndim != 4 or len(images) == 0 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be float (N > 0, H, W, C) in [0, 1], got {images.dtype} {images.shape}")
+    fits = images.ndim == 4 and len(images) and jnp.issubdtype(images.dtype, jnp.floating)
+    require(fits, "images", f"{images.dtype} {images.shape}", "floats (N > 0, H, W, C) in [0, 1]")
     batches = padded_batches(batch_size, images)
     return np.concatenate([np.asarray(_apply(model, dict(variables), x))[:real] for _, real, (x,) in batches])

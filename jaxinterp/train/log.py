@@ -1,11 +1,10 @@
-"""What a run leaves to read: run.json, metrics.jsonl and TensorBoard events."""
+"""The logs of a run: run.json, metrics.jsonl and TensorBoard events."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -15,26 +14,32 @@ from jaxinterp.files import write_text
 from jaxinterp.provenance import commit, machine, versions
 
 
-def _began(path: Path) -> dict[str, Any]:
-    """What run.json holds of a run that goes on: all but the summary, which it has when it has ended again."""
+def count_epochs(run_dir: Path) -> int:
+    """Return the number of epochs in metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    return path.read_text(errors="replace").count("\n") if path.exists() else 0
+
+
+def _resumed_info(path: Path) -> dict[str, Any]:
+    """Read run.json of a resumed run, without its summary."""
     try:
         info = json.loads(path.read_text())
         return {name: value for name, value in info.items() if name != "summary"} | {"resumed": list(info["resumed"])}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it to go on without it") from error
+        raise ConfigError(f"{path}: got damaged JSON ({error}); remove it to go on") from error
 
 
 class RunLog:
     """Writes the logs of a run; every process but the first writes nothing."""
 
     def __init__(self, run_dir: Path, history: Sequence[Mapping[str, Any]], *, seed: int, step: int) -> None:
-        """Open the logs at a step: what was logged after it is dropped, what is missing is written again.
+        """Open the logs at a step: drop what was logged after it, write again what is missing.
 
         Args:
             run_dir: The run folder.
             history: The records of the epochs finished so far.
             seed: Seed of the run.
-            step: Step at which the run goes on.
+            step: Step at which the run resumes.
 
         Raises:
             ConfigError: run.json is damaged.
@@ -44,7 +49,7 @@ class RunLog:
             return
         from tensorboardX import SummaryWriter
 
-        began = _began(self._info) if step and self._info.exists() else None
+        earlier = _resumed_info(self._info) if step and self._info.exists() else None
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in history))
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -57,7 +62,7 @@ class RunLog:
             "commit": commit(),
             "versions": versions(),
         }
-        info = {"started": now, "seed": seed, **here, "resumed": []} if began is None else began
+        info = {"started": now, "seed": seed, **here, "resumed": []} if earlier is None else earlier
         if step:
             changed = {name: value for name, value in here.items() if info.get(name) != value}
             info["resumed"].append({"step": step, "at": now, **changed})
@@ -84,8 +89,6 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._board is not None:
             self._board.close()

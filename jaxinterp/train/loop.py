@@ -1,8 +1,9 @@
 """The training loop: resume, train, evaluate, save; a killed run that is started again ends with the same bits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,86 +11,83 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
+from jaxinterp.checks import require
 from jaxinterp.data.augment import Augment
 from jaxinterp.data.datasets import Dataset, hold_out
-from jaxinterp.errors import ConfigError, DataError, NonFiniteError
+from jaxinterp.data.stream import Stream
+from jaxinterp.errors import DataError, NonFiniteError
 from jaxinterp.nn.losses import ClassificationLoss, LogitsLoss, LossFn
 from jaxinterp.train.checkpoint import Checkpoints
-from jaxinterp.train.config import FitResult, TrainConfig, best_record, check, describe
-from jaxinterp.train.evaluate import Evaluation
-from jaxinterp.train.feed import InMemoryLoader, Loader, Stream, StreamLoader
-from jaxinterp.train.log import RunLog
+from jaxinterp.train.config import TrainConfig, check_batches, describe
+from jaxinterp.train.evaluate import Evaluation, Evaluations, measure
+from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
+from jaxinterp.train.log import RunLog, count_epochs
 from jaxinterp.train.progress import ProgressMeter
+from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
 from jaxinterp.train.signals import Interruption
 from jaxinterp.train.state import TrainState, init_state, start_epoch
 from jaxinterp.train.step import compile_step, device_mesh
 
-Evaluations = Mapping[str, Evaluation]
 
-
+@dataclass
 class _Run:
     """The moving parts of one call of `fit`."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        feed: Loader,
-        mesh: Mesh,
-        clock: ProgressMeter,
-        checkpoints: Checkpoints,
-        identity: Mapping[str, Any],
-        schedule: optax.Schedule | None,
-    ) -> None:
-        self.config, self.feed, self.clock, self.checkpoints = config, feed, clock, checkpoints
-        self.identity, self.schedule = identity, schedule
-        self.total = config.epochs * feed.steps
-        self.step, self.history = 0, list[dict[str, Any]]()
-        self.reset = jax.jit(start_epoch, out_shardings=NamedSharding(mesh, P()), donate_argnums=0)
+    config: TrainConfig
+    loader: Loader
+    progress: ProgressMeter
+    checkpoints: Checkpoints
+    fingerprint: Mapping[str, Any]
+    schedule: optax.Schedule | None
+    reset: Callable[[TrainState], TrainState]
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def look(self, state: TrainState) -> dict[str, float]:
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.config.epochs * self.loader.steps
+
+    def sync(self, state: TrainState) -> dict[str, float]:
         """Wait for the devices, check the state, and return the means of the epoch so far."""
         sums, bad = jax.device_get((state.sums, state.bad_step))
         if bad >= 0:
-            epoch, batch = divmod(int(bad) - 1, self.feed.steps)
-            self.checkpoints.wait("last")
+            epoch, batch = divmod(int(bad) - 1, self.loader.steps)
+            self.checkpoints.wait()
             saved = self.checkpoints.steps()
             raise NonFiniteError(
                 f"loss, gradient norm or parameter norm is not finite at step {bad} (epoch {epoch + 1}, batch "
-                f"{batch + 1} of {self.feed.steps}); last checkpoint: {f'step {saved[0]}' if saved else 'none'}; "
+                f"{batch + 1} of {self.loader.steps}); last checkpoint: {f'step {saved[0]}' if saved else 'none'}; "
                 "try a lower learning rate, or clipped gradients"
             )
         means = {name: float(total / max(sums["count"], 1)) for name, total in sums.items() if name != "count"}
-        self.clock.tick(means)
+        self.progress.update(means)
         return means
 
-    def save(self, state: TrainState, *, best: bool = False) -> None:
-        """Save a state that `look` has found finite, unless it is there already or on its way there."""
-        which: Literal["last", "best"] = "best" if best else "last"
-        self.checkpoints.wait(which)
-        if self.step not in self.checkpoints.steps(which):
-            meta = {"config": self.identity, "history": self.history, "seconds": self.clock.seconds}
-            self.checkpoints.save(state, meta, best=best)
+    def save(self, state: TrainState) -> None:
+        """Save a state that `sync` has found finite, unless it is there already."""
+        self.checkpoints.wait()
+        if self.step not in self.checkpoints.steps():
+            meta = {"fingerprint": self.fingerprint, "history": self.history, "seconds": self.progress.seconds}
+            self.checkpoints.save(state, meta)
 
     def resume(self, target: TrainState, allow_older: bool) -> TrainState | None:
-        """Go back to the newest checkpoint, forgetting whatever is newer."""
-        found = self.checkpoints.restore(target, config=self.identity, allow_older=allow_older)
+        """Go back to the newest checkpoint, deleting damaged ones that are newer."""
+        results = self.checkpoints.restore(target, fingerprint=self.fingerprint, allow_older=allow_older)
         state = None
-        if found is not None:
-            state, meta, passed = found
-            for line in passed:
-                self.clock.log(f"{line}: passed over")
+        if results is not None:
+            state, meta, errors = results
+            for error in errors:
+                self.progress.log(f"{error}: passed over")
             self.step, self.history = meta["step"], meta["history"]
-            self.clock.start(self.step, meta["seconds"])
-        self.checkpoints.forget_after(self.step)
+            self.progress.start(self.step, meta["seconds"])
+        self.checkpoints.delete_after(self.step)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("jaxinterp.train.resume")
-        best = best_record(self.history)
-        if state is not None and best is not None and best["step"] == self.step:
-            self.save(state, best=True)
         return state
 
     def train(
@@ -99,61 +97,58 @@ class _Run:
         compiled, stop = None, None
         with Interruption(enabled=jax.process_count() == 1) as interruption:
             while self.step < self.total and stop is None:
-                epoch, begin = divmod(self.step, self.feed.steps)
-                for inputs in self.feed.epoch(epoch, begin):
+                epoch, begin = divmod(self.step, self.loader.steps)
+                for inputs in self.loader.epoch(epoch, begin):
                     if compiled is None:
-                        with self.clock.compiling("the training step"):
+                        with self.progress.compiling("the training step"):
                             compiled = step_fn.lower(state, inputs, key).compile()
-                        self.clock.start(self.step, self.clock.seconds)
+                        self.progress.start(self.step, self.progress.seconds)
                     with jax.transfer_guard("disallow"):
                         state = compiled(state, inputs, key)
                     self.step += 1
-                    if self.step % self.feed.steps == 0:
+                    if self.step % self.loader.steps == 0:
                         state = self.end_epoch(state, evaluations, log)
-                    elif self.clock.due():
-                        self.look(state)
+                    elif self.progress.should_report():
+                        self.sync(state)
                     stop = interruption.requested
                     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self.step):
                         stop = "SIGTERM"
                     if stop is not None:
                         break
                 else:
-                    if self.step != (epoch + 1) * self.feed.steps:
-                        count = self.step - epoch * self.feed.steps
-                        raise DataError(f"epoch {epoch + 1} ended after {count} of {self.feed.steps} batches")
+                    if self.step != (epoch + 1) * self.loader.steps:
+                        count = self.step - epoch * self.loader.steps
+                        raise DataError(f"epoch {epoch + 1} ended after {count} of {self.loader.steps} batches")
             if stop is not None and self.step < self.total:
-                self.look(state)
+                self.sync(state)
                 self.save(state)
-                self.checkpoints.wait("last")
-                self.clock.log(f"{stop}: stopped after step {self.step}; the same command resumes there")
+                self.checkpoints.wait()
+                self.progress.log(f"{stop}: stopped after step {self.step}; the same command resumes there")
                 return state, stop
         return state, None
 
     def end_epoch(self, state: TrainState, evaluations: Evaluations, log: RunLog) -> TrainState:
         """Evaluate, log and save after the last step of an epoch."""
-        self.clock.due()
-        means = self.look(state)
-        epoch = self.step // self.feed.steps
+        self.progress.should_report()
+        means = self.sync(state)
+        epoch = self.step // self.loader.steps
         last = epoch == self.config.epochs
         record: dict[str, Any] = {"step": self.step, "epoch": epoch}
         record |= {f"train_{name}": value for name, value in means.items()}
         if last or epoch % self.config.eval_every == 0:
-            for part, evaluation in evaluations.items():
-                record |= {f"{part}_{name}": value for name, value in evaluation(state.variables).items()}
+            record |= measure(evaluations, state.variables)
         if self.schedule is not None:
             record["lr"] = float(self.schedule(np.int32(self.step - 1)))
-        images = self.feed.steps * self.config.batch_size
-        record["seconds"] = round(self.clock.seconds, 3)
-        record["images_per_second"] = round(images / max(self.clock.seconds, 1e-9), 1)
+        images = self.loader.steps * self.config.batch_size
+        record["seconds"] = round(self.progress.seconds, 3)
+        record["images_per_second"] = round(images / max(self.progress.seconds, 1e-9), 1)
         self.history.append(record)
         log.epoch(record)
-        self.clock.epoch(record)
+        self.progress.epoch(record)
         state = self.reset(state)
-        if best_record(self.history) is record:
-            self.save(state, best=True)
-        if last or epoch % self.config.checkpoint_every == 0:
+        if last or epoch % self.config.checkpoint_every == 0 or best_record(self.history) is record:
             self.save(state)
-        self.clock.start(self.step)
+        self.progress.start(self.step)
         return state
 
 
@@ -171,8 +166,8 @@ def fit(
     devices: Sequence[jax.Device] | None = None,
     validation: Dataset | None = None,
     schedule: optax.Schedule | None = None,
-    identity: Mapping[str, Any] | None = None,
-    initial: Callable[[Any], Any] | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
+    init_from: Callable[[Any], Any] | None = None,
 ) -> FitResult:
     """Train a classifier, or go on with the run that lies in the folder.
 
@@ -192,11 +187,11 @@ def fit(
         config: How to train.
         allow_older: If the newest checkpoint is damaged, go on from the newest intact one.
         devices: Devices to train on; default all.
-        validation: Data to choose the best epoch; default `config.validation` of the training data, held out.
+        validation: Data to choose the best epoch; default `config.val_fraction` of the training data, held out.
         schedule: Learning rate by step, only to be logged.
-        identity: JSON values that a continuation must share, beside the model, the data and the `TrainConfig`.
-        initial: `variables -> variables`, what training starts from, made of the model's random ones; such as trained
-            parameters in the place of some.
+        fingerprint: JSON values that a continuation must share, beside the model, the data and the `TrainConfig`.
+        init_from: `variables -> variables`, what training starts from, made of the model's random ones; such as
+            trained parameters in the place of some.
 
     Returns:
         Final state, best variables, history and summary.
@@ -209,18 +204,18 @@ def fit(
     """
     run_dir, mesh = Path(run_dir), device_mesh(devices)
     replicated = NamedSharding(mesh, P())
-    check(config, None, mesh.size)
-    if isinstance(train, Dataset) and validation is None and config.validation > 0:
-        train, validation = hold_out(train, config.validation, config.seed)
-    check(config, len(train.labels) if isinstance(train, Dataset) else None, mesh.size)
+    if isinstance(train, Dataset) and validation is None and config.val_fraction > 0:
+        train, validation = hold_out(train, config.val_fraction, config.seed)
+    steps = len(train) // config.batch_size if isinstance(train, Dataset) else train.steps
+    check_batches(config, mesh.size, steps)
 
     key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
-    feed: Loader
+    loader: Loader
     if isinstance(train, Dataset):
-        feed = InMemoryLoader(train, augment, config.batch_size, key, mesh, config.mode)
+        loader = InMemoryLoader(train, augment, config.batch_size, key, mesh, config.mode)
         image_shape = train.images.shape[1:]
     else:
-        feed = StreamLoader(train, augment, mesh, config.mode)
+        loader = StreamLoader(train, augment, mesh, config.mode)
         image_shape = train.image_shape
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32),
@@ -235,81 +230,67 @@ def fit(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(init, key)
     )
     step_fn = compile_step(
-        loss_fn, tx, mode=config.mode, mesh=mesh, accumulate=config.accumulate, draw=feed.draw, axes=feed.axes
+        loss_fn,
+        tx,
+        mode=config.mode,
+        mesh=mesh,
+        grad_accum_steps=config.grad_accum_steps,
+        sample_batch=loader.sample_batch,
+        axes=loader.axes,
     )
     logits_loss: LogitsLoss | None = loss_fn.per_logits_loss if isinstance(loss_fn, ClassificationLoss) else None
 
-    def evaluation(dataset: Dataset | None) -> Evaluation | None:
+    def compile_evaluation(dataset: Dataset | None) -> Evaluation | None:
         if dataset is None:
             return None
-        with clock.compiling(f"the evaluation on {dataset.split}"):
+        with progress.compiling(f"the evaluation on {dataset.split}"):
             return Evaluation(model, logits_loss, dataset, config.eval_batch, mesh).compile(target.variables)
 
-    clock = ProgressMeter(feed.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
-    with Checkpoints(run_dir, config.keep) as checkpoints, clock:
-        same = {**describe(train, model, config), **(identity or {})}
-        run = _Run(config, feed, mesh, clock, checkpoints, same, schedule)
+    progress = ProgressMeter(loader.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
+    with Checkpoints(run_dir, config.keep) as checkpoints, progress:
+        fingerprint = {**describe(train, model, config), **(fingerprint or {})}
+        reset = jax.jit(start_epoch, out_shardings=replicated, donate_argnums=0)
+        run = _Run(config, loader, progress, checkpoints, fingerprint, schedule, reset)
         state = run.resume(target, allow_older)
+        logged, saved = count_epochs(run_dir), len(run.history)
+        if logged > saved:
+            progress.log(f"{logged} epochs were logged, but the newest checkpoint holds {saved}; the rest is repeated")
         if state is None:
-            with clock.compiling("the initial state"):
+            with progress.compiling("the initial state"):
                 state = jax.jit(init, out_shardings=replicated)(key)
-            if initial is not None:
-                state = state.replace(**_started(initial, state.variables))  # type: ignore[attr-defined]
+            if init_from is not None:
+                state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
-                clock.log(f"resuming at step {run.step} of {run.total}")
-            watched = evaluation(test) if config.watch_test else None
-            parts = {"val": evaluation(validation), "test": watched}
-            each = {name: part for name, part in parts.items() if part is not None}
-            state, stopped = run.train(state, step_fn, key, each, log)
-            checkpoints.wait("last")
-            checkpoints.wait("best")
-            record, best = best_record(run.history), None
-            if record is not None:
-                found = checkpoints.restore(target, config=same, which="best", allow_older=allow_older)
-                best = None if found is None else found[0].variables
+                progress.log(f"resuming at step {run.step} of {run.total}")
+            tested = compile_evaluation(test) if config.eval_test_each_epoch else None
+            parts = {"val": compile_evaluation(validation), "test": tested}
+            state, stopped = run.train(state, step_fn, key, parts, log)
+            checkpoints.wait()
+            best = None
+            if best_record(run.history) is not None:
+                results = checkpoints.restore(target, fingerprint=fingerprint, which="best", allow_older=allow_older)
+                best = None if results is None else results[0].variables
             summary: dict[str, dict[str, Any]] = {}
             if stopped is None:
-                summary = _summary(run.history, record, state.variables, best, watched or evaluation(test))
+                summary = summarize(run.history, state.variables, best, tested or compile_evaluation(test))
                 log.finish(summary)
-                for name, values in summary.items():
-                    shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy"))
-                    clock.log(f"{name} epoch ({values['epoch']}): {shown}")
+                for line in accuracies(summary):
+                    progress.log(line)
     return FitResult(state, best, run.history, summary, stopped)
 
 
-def _started(initial: Callable[[Any], Any], variables: Any) -> Any:
-    """Initial variables where the random ones lie, each in a buffer of its own, for the step donates them.
+def start_from(name: str, init_from: Callable[[Any], Any], variables: Any) -> Any:
+    """Return initial variables, placed like the random ones and copied, because the step donates its input.
 
     Raises:
-        ConfigError: they have another structure, other shapes or types.
+        ConfigError: They have another structure, other shapes or types.
     """
-    started = initial(variables)
+    start = init_from(variables)
 
-    def described(tree: Any) -> Any:
+    def specs(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
 
-    if described(started) != described(variables):
-        raise ConfigError("initial: expected variables of the structure, shapes and types of the model's own")
-    return jax.tree.map(lambda leaf, own: jnp.copy(jax.device_put(leaf, own.sharding)), started, variables)
-
-
-def _summary(
-    history: Sequence[Mapping[str, Any]],
-    record: Mapping[str, Any] | None,
-    last: Any,
-    best: Any,
-    evaluation: Evaluation | None,
-) -> dict[str, dict[str, Any]]:
-    """Last and best epoch apart: their place, and their metrics on the validation and the test part."""
-    summary = {}
-    for name, entry, variables in (("last", history[-1], last), ("best", record, best)):
-        if entry is not None and variables is not None:
-            kept = {key: value for key, value in entry.items() if key in ("epoch", "step") or key.startswith("val_")}
-            test = {} if evaluation is None else evaluation(variables)
-            summary[name] = kept | {f"test_{key}": value for key, value in test.items()}
-    watched = [entry for entry in history if "test_accuracy" in entry]
-    if watched:
-        highest = max(watched, key=lambda entry: entry["test_accuracy"])
-        summary["highest"] = {key: highest[key] for key in ("epoch", "step", "test_accuracy")}
-    return summary
+    same = specs(start) == specs(variables)
+    require(same, name, "other variables", "the structure, shapes and types of the model's own")
+    return jax.tree.map(lambda new, old: jnp.copy(jax.device_put(new, old.sharding)), start, variables)

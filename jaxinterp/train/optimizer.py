@@ -1,4 +1,4 @@
-"""How the runs of all papers step: the learning rate over time, and the optimizer."""
+"""Learning-rate schedules of the papers, as functions of the step (counted from 0), and optimizers, from optax."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxinterp.recipe.config import Run
-from jaxinterp.train import coda_imagenet, cosine_by_epoch, staircase_decay, warmup_cosine
+from jaxinterp.checks import require, require_one_of
 
-RAMP = ((400, 0.1), (32_000, 1.0), (48_000, 0.1), (64_000, 0.01))  # of 64,000 steps: until when, share of the peak
+RAMP = ((400, 0.1), (32_000, 1.0), (48_000, 0.1), (64_000, 0.01))  # (until step, share of the peak), of 64,000 steps
 
 
 def ramp(peak: float, total: int) -> optax.Schedule:
-    """A tenth of the peak for 1/160 of the steps, the peak until half, a tenth until three quarters, a hundredth.
+    """Ramp up from a tenth of the peak after 1/160 of the steps, then down to a tenth at 1/2 and a hundredth at 3/4.
 
     Source: "ResNets in TensorFlow 2", the training code that DLGN names (0.01, 0.1, 0.01, 0.001 of 64,000 steps).
     """
@@ -24,19 +23,137 @@ def ramp(peak: float, total: int) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(peak * share) for _, share in RAMP], boundaries)
 
 
-def schedule_of(config: Run, steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, with so many steps in an epoch."""
-    schedule = {
-        "constant": partial(optax.constant_schedule, config.learning_rate),
-        "cosine_by_epoch": partial(
-            cosine_by_epoch, config.learning_rate, config.epochs, steps, config.floor, config.warmup_epochs
-        ),
-        "onecycle": partial(optax.cosine_onecycle_schedule, config.epochs * steps, config.learning_rate),
-        "cosine": partial(warmup_cosine, config.learning_rate, config.epochs, steps),
-        "ramp": partial(ramp, config.learning_rate, config.epochs * steps),
-        "warmup": partial(coda_imagenet, steps, config.learning_rate / 4, config.learning_rate),
-        "staircase": partial(staircase_decay, config.learning_rate, 1.5, 30, steps),
-    }[config.schedule]()
+def staircase_decay(init_value: float, factor: float, every_epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    """Divide the rate by a factor every few epochs: `init_value * factor ** -floor(epoch / every_epochs)`.
+
+    CoDA Nets on CIFAR-10: `staircase_decay(2.5e-4, 1.5, 30, steps)` (Böhle et al., CVPR 2021, training code).
+
+    Args:
+        init_value: Rate of the first epochs.
+        factor: > 1 to decay.
+        every_epochs: Length of a stair, in epochs.
+        steps_per_epoch: Steps per epoch.
+
+    >>> schedule = staircase_decay(2.5e-4, 1.5, 30, steps_per_epoch=10)
+    >>> [f"{schedule(step):.3e}" for step in (0, 299, 300, 1999)]
+    ['2.500e-04', '2.500e-04', '1.667e-04', '2.195e-05']
+    """
+    return optax.exponential_decay(init_value, every_epochs * steps_per_epoch, 1 / factor, staircase=True)
+
+
+def coda_imagenet(
+    steps_per_epoch: int, start: float = 2.5e-4, peak: float = 1e-3, warmup_epochs: int = 15, halve_epochs: int = 20
+) -> optax.Schedule:
+    """Warm up by epochs, then halve every 20 epochs: CoDA Nets on 100 ImageNet classes.
+
+    The rate of epoch e is `start + (peak - start) e / 14` for e < 15, then `peak / 2 ** floor(e / 20)`; it changes
+    once per epoch. (Böhle et al., CVPR 2021, training code: 2.5e-4 to 1e-3, 1e-3 up to epoch 19, 5e-4 up to 39, ...)
+
+    Args:
+        steps_per_epoch: Steps per epoch.
+        start: Rate of the first epoch.
+        peak: Rate of the last epoch of the warm-up.
+        warmup_epochs: Epochs of the warm-up, at least 2.
+        halve_epochs: The rate is halved at each multiple of this epoch.
+
+    >>> schedule = coda_imagenet(steps_per_epoch=10)
+    >>> [f"{schedule(epoch * 10 + 9):.3e}" for epoch in (0, 14, 19, 20, 40)]
+    ['2.500e-04', '1.000e-03', '1.000e-03', '5.000e-04', '2.500e-04']
+    """
+    warmup = optax.linear_schedule(start, peak, warmup_epochs - 1)
+    halving = optax.exponential_decay(peak, halve_epochs, 0.5, staircase=True)
+    by_epoch = optax.join_schedules([warmup, lambda epoch: halving(epoch + warmup_epochs)], [warmup_epochs])
+    return lambda step: by_epoch(step // steps_per_epoch)
+
+
+def cosine_by_epoch(
+    peak: float,
+    epochs: int,
+    steps_per_epoch: int,
+    end_lr: float = 1e-5,
+    warmup_epochs: int = 0,
+    start: float = 1e-4,
+) -> optax.Schedule:
+    """Follow half a cosine by epochs: in epoch e, `end_lr + (peak - end_lr) (1 + cos(pi e / epochs)) / 2`.
+
+    In the first `warmup_epochs` it is `start + (peak - start) e / warmup_epochs` instead (timm's schedule, as Coded
+    ResNeXt uses it on ImageNet; arXiv 2202.05343, App. B and training code).
+
+    Args:
+        peak: Rate of the first epoch without warm-up.
+        epochs: Epochs of the run.
+        steps_per_epoch: Steps per epoch.
+        end_lr: Rate that the cosine falls to.
+        warmup_epochs: Epochs of the warm-up, less than `epochs`.
+        start: Rate of the first epoch of the warm-up.
+
+    >>> schedule = cosine_by_epoch(0.1, epochs=300, steps_per_epoch=10)
+    >>> [f"{schedule(step):.3e}" for step in (0, 9, 1500, 2999)]
+    ['1.000e-01', '1.000e-01', '5.000e-02', '1.274e-05']
+    """
+    require(0 <= warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"a number in [0, {epochs}), the epochs")
+    cosine = optax.cosine_decay_schedule(peak, epochs, end_lr / peak)
+    rising = optax.linear_schedule(start, peak, max(1, warmup_epochs))
+
+    def by_epoch(step: Any) -> Any:
+        epoch = step // steps_per_epoch
+        return jnp.where(epoch < warmup_epochs, rising(epoch), cosine(epoch))
+
+    return by_epoch
+
+
+def warmup_cosine(peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0) -> optax.Schedule:
+    """Warm up linearly from 0, then follow half a cosine down to 0 at the end of the run.
+
+    Args:
+        peak: Rate at the end of the warm-up.
+        epochs: Epochs of the run.
+        steps_per_epoch: Steps per epoch.
+        warmup_epochs: Epochs of the warm-up, less than `epochs`.
+
+    >>> schedule = warmup_cosine(1.0, epochs=5, steps_per_epoch=10, warmup_epochs=1.0)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 30, 50)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    require(0 <= warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"a number in [0, {epochs}), the epochs")
+    total, warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total)
+
+
+def make_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    epochs: int,
+    steps_per_epoch: int,
+    end_lr: float = 0.0,
+    warmup_epochs: int = 0,
+) -> optax.Schedule:
+    """Make a learning-rate schedule by its name.
+
+    Args:
+        name: `constant`, `staircase` (÷ 1.5 every 30 epochs), `warmup` (`coda_imagenet` from a quarter of the peak),
+            `ramp` (of DLGN), `cosine`, `cosine_by_epoch`, or `onecycle` (up for three tenths of the run, then down).
+        learning_rate: Peak rate.
+        epochs: Epochs of the run.
+        steps_per_epoch: Steps per epoch.
+        end_lr: Last rate of `cosine_by_epoch`.
+        warmup_epochs: Epochs in which `cosine_by_epoch` rises from 1e-4.
+
+    Returns:
+        A schedule that computes in float32, under strict type promotion too.
+    """
+    schedules = {
+        "constant": partial(optax.constant_schedule, learning_rate),
+        "cosine_by_epoch": partial(cosine_by_epoch, learning_rate, epochs, steps_per_epoch, end_lr, warmup_epochs),
+        "onecycle": partial(optax.cosine_onecycle_schedule, epochs * steps_per_epoch, learning_rate),
+        "cosine": partial(warmup_cosine, learning_rate, epochs, steps_per_epoch),
+        "ramp": partial(ramp, learning_rate, epochs * steps_per_epoch),
+        "warmup": partial(coda_imagenet, steps_per_epoch, learning_rate / 4, learning_rate),
+        "staircase": partial(staircase_decay, learning_rate, 1.5, 30, steps_per_epoch),
+    }
+    require_one_of("schedule", name, schedules)
+    schedule = schedules[name]()
 
     def rate(step: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes booleans and integers with floats
@@ -45,47 +162,55 @@ def schedule_of(config: Run, steps: int) -> optax.Schedule:
     return rate
 
 
-def optimizer_of(
-    config: Run, schedule: Callable[[Any], Any], fixed: Callable[[str], bool] | None = None
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    epsilon: float = 1e-8,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay_all: bool = False,
+    clip: float = 0.0,
+    frozen: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformation:
-    """Adam, AdamW or SGD, on gradients that are clipped first where the run says so.
+    """Make Adam, AdamW or SGD, with weight decay and clipped gradients.
 
-    Weight decay (of kernels, or all) is added to gradients, as an L2 penalty of λ/2 ||w||² would; AdamW's is not.
+    Weight decay is added to gradients, as an L2 penalty of λ/2 ||w||² would; AdamW's is decoupled from them.
 
     Args:
-        config: with the optimizer and its numbers.
-        schedule: the learning rate of a step.
-        fixed: tells by a parameter's path, such as body/gating_network/linear_0/kernel, whether it is not trained.
+        name: `adam`, `adamw` or `sgd`.
+        schedule: The learning rate of a step.
+        epsilon: Adam's ε.
+        momentum: SGD's momentum; 0 for none.
+        nesterov: Use Nesterov's form of it.
+        weight_decay: λ; 0 for none.
+        decay_all: Decay all parameters, not only those of two axes or more that are no biases.
+        clip: Largest norm of the gradient of all parameters together; 0 for none.
+        frozen: Whether a parameter is not trained, by its path, such as body/gating_network/linear_0/kernel.
     """
-    mask = None if config.decay_all else _matrices
-    steps = {
-        "adam": partial(optax.adam, schedule, eps=config.epsilon),
-        "adamw": partial(optax.adamw, schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask),
-        "sgd": partial(optax.sgd, schedule, momentum=config.momentum or None, nesterov=config.nesterov),
-    }[config.optimizer]()
-    if config.weight_decay and config.optimizer != "adamw":
-        steps = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), steps)
-    if config.clip:
-        steps = optax.chain(optax.clip_by_global_norm(config.clip), steps)
-    if fixed is None:
-        return steps
-    trained = _by_path(lambda path: "fixed" if fixed(path) else "trained")
-    return optax.multi_transform({"trained": steps, "fixed": optax.set_to_zero()}, trained)
+    mask = None if decay_all else _kernels
+    optimizers = {
+        "adam": partial(optax.adam, schedule, eps=epsilon),
+        "adamw": partial(optax.adamw, schedule, eps=epsilon, weight_decay=weight_decay, mask=mask),
+        "sgd": partial(optax.sgd, schedule, momentum=momentum or None, nesterov=nesterov),
+    }
+    require_one_of("optimizer", name, optimizers)
+    tx = optimizers[name]()
+    if weight_decay and name != "adamw":
+        tx = optax.chain(optax.add_decayed_weights(weight_decay, mask=mask), tx)
+    if clip:
+        tx = optax.chain(optax.clip_by_global_norm(clip), tx)
+    if frozen is None:
+        return tx
+
+    def labels(tree: Any) -> Any:
+        paths = jax.tree.map_with_path(lambda keys, _: "/".join(str(key.key) for key in keys), tree)
+        return jax.tree.map(lambda path: "frozen" if frozen(path) else "trained", paths)
+
+    return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, labels)
 
 
-def _matrices(tree: Any) -> Any:
-    """Which parameters multiply values: kernels and factors, not biases, scales or single numbers."""
-
-    def told(keys: Any, leaf: Any) -> bool:
-        return leaf.ndim >= 2 and keys[-1].key not in ("b", "bias")
-
-    return jax.tree.map_with_path(told, tree)
-
-
-def _by_path(tell: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """A function of trees that puts at every leaf what its path tells."""
-
-    def told(tree: Any) -> Any:
-        return jax.tree.map_with_path(lambda keys, _: tell("/".join(str(key.key) for key in keys)), tree)
-
-    return told
+def _kernels(tree: Any) -> Any:
+    """Mark the parameters that multiply values: kernels and factors, not biases, scales or single numbers."""
+    return jax.tree.map_with_path(lambda keys, leaf: leaf.ndim >= 2 and keys[-1].key not in ("b", "bias"), tree)

@@ -2,21 +2,20 @@
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
 class Interruption:
     """While entered, SIGTERM and SIGINT only set `requested`; a second SIGINT raises KeyboardInterrupt.
 
-    The handlers found are put back on leaving. Outside the main thread, where Python allows no handlers, and where
-    `enabled` is false, nothing is installed.
+    Outside the main thread, where Python allows no handlers, and if `enabled` is false, nothing is installed.
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        """Prepare; handlers are installed on entering."""
+        """Prepare; handlers are installed on entering, and the previous ones put back on leaving."""
         self.requested: str | None = None
-        self._enabled = enabled
+        self._enabled = enabled and threading.current_thread() is threading.main_thread()
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -25,14 +24,10 @@ class Interruption:
         self.requested = signal.Signals(number).name
 
     def __enter__(self) -> "Interruption":
-        if self._enabled and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+        if self._enabled:
+            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()

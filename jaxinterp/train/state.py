@@ -18,7 +18,7 @@ AXIS = "batch"
 
 @flax.struct.dataclass
 class TrainState:
-    """What a training step takes and returns; a pytree, so that it can be donated, sharded and saved.
+    """State of a training run, a pytree, so that it can be donated, sharded and saved.
 
     The leaves are arrays, or what JAX puts in their place (shapes, shardings), so their types are not annotated.
 
@@ -42,14 +42,14 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections that `model.apply` takes."""
+        """Collections that `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(
     model: nn.Module, loss_fn: LossFn, tx: optax.GradientTransformation, key: PRNGKeyArray, batch: Batch
 ) -> TrainState:
-    """The state before the first step.
+    """Make the state before the first step.
 
     Args:
         model: A Flax model called as `model.apply(variables, image, train=bool)`.
@@ -78,5 +78,5 @@ def init_state(
 
 
 def start_epoch(state: TrainState) -> TrainState:
-    """The same state with the sums of the epoch set to zero."""
+    """Return the state with the sums of the epoch set to zero."""
     return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The one training step, pure, and its two compilations: `jit` over a mesh of devices, and `pmap`."""
+"""The training step, pure, and its two compilations: `jit` over a mesh of devices, and `pmap`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 from jaxinterp.nn.losses import Batch, LossFn
 from jaxinterp.train.state import AXIS, TrainState
 
-Draw = Callable[[Any, Int32[Array, ""], PRNGKeyArray], Batch]
+SampleBatch = Callable[[Any, Int32[Array, ""], PRNGKeyArray], Batch]
 Mode = Literal["jit", "pmap"]
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (of all processes), or those given, in a mesh with one axis, over which batches are split.
+    """Make a mesh of all devices (of all processes), or of those given, with one axis, over which batches are split.
 
     Args:
         devices: Devices; default all.
@@ -42,12 +42,12 @@ def train_step(
     batch: Batch,
     key: PRNGKeyArray,
     *,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     axis_name: str | None = None,
 ) -> TrainState:
-    """One step of training: gradients of the mean loss, one update of the optimizer.
+    """Take one step of training: gradients of the mean loss, one update of the optimizer.
 
-        g = mean_m grad L(params; every accumulate-th example, from the m-th)
+        g = mean_m grad L(params; every grad_accum_steps-th example, from the m-th)
 
     The micro-batches are strided, so that each lies evenly on the devices that share the batch, and are the
     same under `jit`, under `pmap` and on one device. They are unrolled, because XLA on CPU runs convolutions in a
@@ -57,9 +57,9 @@ def train_step(
         loss_fn: `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`, a mean over the batch.
         tx: The optimizer.
         state: The state before.
-        batch: Leaves `(batch, ...)`; a multiple of `accumulate` examples.
+        batch: Leaves `(batch, ...)`; a multiple of `grad_accum_steps` examples.
         key: Key of this step; micro-batch m gets `fold_in(key, m)`.
-        accumulate: Number of micro-batches whose gradients are averaged before the one update.
+        grad_accum_steps: Number of micro-batches whose gradients are averaged before the one update.
         axis_name: Under `pmap`, the mapped axis, over which gradients, statistics and metrics are averaged;
             the model's key is then folded with the device's index, so that dropout masks differ.
 
@@ -70,16 +70,16 @@ def train_step(
     if axis_name is not None:
         key = jax.random.fold_in(key, lax.axis_index(axis_name))
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    strided = jax.tree.map(lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]), batch)
+    strided = jax.tree.map(lambda leaf: leaf.reshape(-1, grad_accum_steps, *leaf.shape[1:]), batch)
     batch_stats = state.batch_stats
     mean: Any = None
-    for part in range(accumulate):
+    for part in range(grad_accum_steps):
         mean, strided = lax.optimization_barrier((mean, strided))  # one micro-batch after another, not all at once
         micro = jax.tree.map(lambda leaf: leaf[:, part], strided)  # noqa: B023
         (loss, (batch_stats, metrics)), grads = value_and_grad(
             state.params, batch_stats, micro, jax.random.fold_in(key, part)
         )
-        parts = jax.tree.map(lambda leaf: leaf / accumulate, (loss.astype(jnp.float32), grads, metrics))
+        parts = jax.tree.map(lambda leaf: leaf / grad_accum_steps, (loss.astype(jnp.float32), grads, metrics))
         mean = parts if mean is None else jax.tree.map(jnp.add, mean, parts)
     loss, grads, metrics = mean
     if axis_name is not None:
@@ -109,11 +109,11 @@ def compile_step(
     *,
     mode: Mode = "jit",
     mesh: Mesh | None = None,
-    accumulate: int = 1,
-    draw: Draw | None = None,
+    grad_accum_steps: int = 1,
+    sample_batch: SampleBatch | None = None,
     axes: Any = 0,
 ) -> Any:
-    """The training step, ready to be called on many devices: `step(state, inputs, key) -> state`.
+    """Compile the training step for many devices: `step(state, inputs, key) -> state`.
 
     The state is replicated over the mesh, and donated: its buffers are used again for the new state. The key is
     that of the run: the step folds in the number of the step. Both modes keep the state in the same layout.
@@ -123,8 +123,8 @@ def compile_step(
         tx: The optimizer.
         mode: `jit`, which splits the batch over the mesh and lets the compiler place the rest, or `pmap`.
         mesh: The devices; default `device_mesh()`.
-        accumulate: See `train_step`.
-        draw: `(inputs, step, key) -> batch`, traced into the step; by default the inputs are the batch.
+        grad_accum_steps: See `train_step`.
+        sample_batch: `(inputs, step, key) -> batch`, traced into the step; by default the inputs are the batch.
         axes: Only for `pmap`: its `in_axes` of the inputs, whose mapped axis is as long as the mesh. Under `jit`
             the inputs lie as they were put.
 
@@ -135,13 +135,13 @@ def compile_step(
 
     def step(state: TrainState, inputs: Any, key: PRNGKeyArray) -> TrainState:
         data_key, model_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        batch = inputs if draw is None else draw(inputs, state.step, data_key)
+        batch = inputs if sample_batch is None else sample_batch(inputs, state.step, data_key)
         axis_name: str | None = AXIS
         if mode == "jit":
             axis_name = None
             batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, P(AXIS)))
         model_key = jax.random.fold_in(model_key, state.step)
-        return train_step(loss_fn, tx, state, batch, model_key, accumulate=accumulate, axis_name=axis_name)
+        return train_step(loss_fn, tx, state, batch, model_key, grad_accum_steps=grad_accum_steps, axis_name=axis_name)
 
     if mode == "pmap":
         return jax.pmap(

@@ -1,4 +1,4 @@
-"""Reading a checkpoint back: every leaf is compared with what was written, or there is an error of one line."""
+"""Read checkpoints back: every leaf is compared with what was written, or there is an error of one line."""
 
 import gc
 import json
@@ -16,46 +16,41 @@ import jax
 
 from jaxinterp.errors import CheckpointError
 from jaxinterp.provenance import crc32
+from jaxinterp.train.result import Which, best_record
 
 
 def flatten_with_paths(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their paths."""
+    """Return the leaves of a tree with their paths."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def leaf_specs(items: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Shape and dtype of every leaf, by path."""
+    """Return shape and dtype of every leaf, by path."""
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in flatten_with_paths(items)}
 
 
 def checksum(meta: Mapping[str, Any]) -> int:
-    """Checksum of JSON values, whatever their order."""
+    """Return the CRC32 of JSON values, whatever their order."""
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints of a folder, newest first; orbax renames a folder when it is complete."""
+    """Return the steps of the complete checkpoints, newest first; orbax renames a folder when it is complete."""
     if not folder.is_dir():
         return []
     return sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
-
-
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep to the one line of the error: the reads that a failed one leaves behind would complain when they end."""
+    """Silence the reads that a failed one leaves behind: they complain, in other threads, after the error."""
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    was, sys.unraisablehook, log.disabled = log.disabled, lambda _: None, True
+    disabled, sys.unraisablehook, log.disabled = log.disabled, lambda _: None, True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             yield
     finally:
-        sys.unraisablehook, log.disabled = hook, was
+        sys.unraisablehook, log.disabled = hook, disabled
 
 
 def _read_item(path: Path, name: str, args: Any) -> Any:
@@ -66,8 +61,8 @@ def _read_item(path: Path, name: str, args: Any) -> Any:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 return reader.restore(path, args=ocp.args.Composite(**{name: args}))[name]
         except Exception as error:  # whatever damage makes orbax and its storage raise
-            reason = _first_line(error)
-        time.sleep(0.05)  # time for them to end
+            reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:140]
+        time.sleep(0.05)  # until they end
         gc.collect()
     raise CheckpointError(f"checkpoint {path} is damaged ({name}: {reason})")
 
@@ -81,23 +76,23 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_table(path: Path, written: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+def _check_leaves(path: Path, written: Mapping[str, Any], items: Mapping[str, Any]) -> None:
     """Compare names, shapes and dtypes of the leaves wanted with those written, before anything is read."""
     wanted = leaf_specs(items)
-    written = {leaf: entry for leaf, entry in written.items() if any(leaf.startswith(f"['{item}']") for item in items)}
+    written = {leaf: spec for leaf, spec in written.items() if any(leaf.startswith(f"['{item}']") for item in items)}
     for leaf in sorted(wanted.keys() | written.keys()):
         if wanted.get(leaf) != written.get(leaf):
             here, there = (
-                "no such leaf" if entry is None else f"{entry[1]} {tuple(entry[0])}"
-                for entry in (wanted.get(leaf), written.get(leaf))
+                "no such leaf" if spec is None else f"{spec[1]} {tuple(spec[0])}"
+                for spec in (wanted.get(leaf), written.get(leaf))
             )
             raise CheckpointError(f"checkpoint {path} is of another model: {leaf} is {there} in it, expected {here}")
 
 
-def check_config(path: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that was written with other values than these, and name the first."""
-    for name in sorted(written.keys() | config.keys()):
-        there, here = (" ".join(str(values.get(name)).split()) for values in (written, config))
+def check_fingerprint(path: Path, written: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    """Raise for a checkpoint that was written with other values than these, and name the first."""
+    for name in sorted(written.keys() | fingerprint.keys()):
+        there, here = (" ".join(str(values.get(name)).split()) for values in (written, fingerprint))
         if there != here:
             split = next((i for i, (a, b) in enumerate(zip(there, here, strict=False)) if a != b), 0)
             split = max(0, min(split, min(len(there), len(here))) - 30)
@@ -107,42 +102,64 @@ def check_config(path: Path, written: Mapping[str, Any], config: Mapping[str, An
             )
 
 
-def _read(path: Path, items: Mapping[str, Any], config: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-    """Read and verify some of a checkpoint's trees, given as trees of `jax.ShapeDtypeStruct`."""
+def _best_path(folder: Path, meta: Mapping[str, Any]) -> Path:
+    """Return the checkpoint of the best epoch of a history."""
+    record = best_record(meta["history"])
+    if record is None:
+        raise CheckpointError(f"no best checkpoint in {folder}: no epoch was evaluated on validation data")
+    path = folder / str(record["step"])
+    if not path.is_dir():
+        raise CheckpointError(f"no best checkpoint in {folder}: step {path.name} is missing")
+    return path
+
+
+def _read(
+    path: Path, items: Mapping[str, Any], fingerprint: Mapping[str, Any] | None, which: Which
+) -> tuple[Any, dict[str, Any]]:
     import orbax.checkpoint as ocp
 
     meta = _read_meta(path)
-    if config is not None:
-        check_config(path, meta["config"], config)
-    _check_table(path, meta["leaves"], items)
+    if which == "best":
+        path = _best_path(path.parent, meta)
+        meta = _read_meta(path)
+    if fingerprint is not None:
+        check_fingerprint(path, meta["fingerprint"], fingerprint)
+    _check_leaves(path, meta["leaves"], items)
     trees = {name: _read_item(path, name, ocp.args.StandardRestore(tree)) for name, tree in items.items()}
     if leaf_specs(trees) != leaf_specs(items):
-        raise CheckpointError(
-            f"checkpoint {path} is damaged (its leaves have other shapes or types than its meta says)"
-        )
+        raise CheckpointError(f"checkpoint {path} is damaged (shapes or types of its leaves differ from its meta)")
     for leaf, value in flatten_with_paths(trees):
         if crc32(value) != meta["crc32"][leaf]:
             raise CheckpointError(f"checkpoint {path} is damaged (the checksum of {leaf} does not match)")
     return trees, meta
 
 
-def read_newest(
-    folder: Path, items: Mapping[str, Any], config: Mapping[str, Any] | None, allow_older: bool
+def read_checkpoint(
+    folder: Path,
+    items: Mapping[str, Any],
+    fingerprint: Mapping[str, Any] | None = None,
+    which: Which = "last",
+    allow_older: bool = False,
 ) -> tuple[Any, dict[str, Any], list[str]] | None:
-    """The newest checkpoint; or, if allowed, the newest intact one, with the errors of those passed over."""
-    passed: list[str] = []
+    """Read and verify some trees, given as trees of `jax.ShapeDtypeStruct`, of the last or the best checkpoint.
+
+    Returns:
+        The trees, the meta, and the errors of damaged checkpoints passed over, as far as `allow_older` permits; None
+        if there is no checkpoint.
+    """
+    errors: list[str] = []
     for step in complete_steps(folder):
         try:
-            return *_read(folder / str(step), items, config), passed
+            return *_read(folder / str(step), items, fingerprint, which), errors
         except CheckpointError as error:
-            passed.append(str(error))
+            errors.append(str(error))
             if not allow_older or "damaged" not in str(error):
                 break
-    if not passed:
+    if not errors:
         return None
     hint = (
         " No older one is intact."
         if allow_older
         else " `jaxinterp train --allow-older` (allow_older=True) uses the last intact one, if any."
     )
-    raise CheckpointError(passed[0] + ("." + hint if "damaged" in passed[0] else ""))
+    raise CheckpointError(errors[0] + ("." + hint if "damaged" in errors[0] else ""))

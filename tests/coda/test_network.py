@@ -242,16 +242,8 @@ def test_parameter_structure_is_frozen():
     assert len(shapes) == 9
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"strides": (1, 1)}, "one entry per layer"),
-        ({"temperature": 0.0}, "temperature: got 0.0"),
-        ({"temperature": float("inf")}, "temperature: got inf, expected a positive finite number"),
-    ],
-)
-def test_bad_configurations_are_refused_in_one_line(fields, message):
+@pytest.mark.parametrize(("field", "value"), [("strides", (1, 1)), ("temperature", 0.0), ("temperature", float("inf"))])
+def test_bad_configurations_are_one_line(field, value):
     good = {"features": (4, 5, 3), "ranks": (3, 2, 2), "kernel_sizes": (3, 3, 1), "strides": (1, 2, 1)}
-    with pytest.raises(ValueError, match=message) as error:
-        CoDANet(**{**good, **fields})
-    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=rf"\A.*{field}.*: got .*\Z"):
+        CoDANet(**{**good, field: value})

@@ -14,7 +14,6 @@ from PIL import Image
 
 from jaxinterp.app import stages
 from jaxinterp.coded import family as coded_resnext
-from jaxinterp.coded import measures as coded_measures
 from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.export import export_network, load_network
 from jaxinterp.coded.family import CIFAR10, CIFAR100, DIGITS, IMAGENET, RUNS, CodedLoss, SmoothedCrossEntropy
@@ -81,9 +80,9 @@ def test_foreign_images_have_the_runs_size_or_are_left_out():
     def missing(other, which):
         raise DataError("fashion_mnist is not there")
 
-    np.testing.assert_allclose(coded_measures._foreign(config, split, said.append), np.full((2, 28, 28, 1), 0.2))
+    np.testing.assert_allclose(coded_resnext.foreign_images(config, split, said.append), np.full((2, 28, 28, 1), 0.2))
     assert asked == [("fashion_mnist", "test", 28)]
-    assert coded_measures._foreign(config, missing, said.append) is None
+    assert coded_resnext.foreign_images(config, missing, said.append) is None
     assert said == ["foreign images: fashion_mnist is not there; left out"]
     with pytest.raises(ConfigError, match="foreign: got imagenet2012, expected a small data set"):
         replace(config, foreign="imagenet2012")
@@ -91,7 +90,7 @@ def test_foreign_images_have_the_runs_size_or_are_left_out():
 
 @pytest.mark.slow
 def test_a_network_trained_with_other_words_is_not_examined(folder, monkeypatch):
-    monkeypatch.setattr(coded_resnext, "named", lambda name: Code(load_code(name).words[::-1]))
+    monkeypatch.setattr(coded_resnext, "load_code", lambda name: Code(load_code(name).words[::-1]))
     with pytest.raises(CheckpointError, match=r"another configuration: words was .* now it is"):
         stages.trained(folder)
 
@@ -172,7 +171,7 @@ def test_a_run_with_another_code_is_refused(tmp_path):
     ("changes", "says"),
     [
         ({"depths": (1, 1)}, "depths, features, widths, codes: got 2, 3, 3, 3 entries"),
-        ({"codes": ("", "", "cifar")}, "codes: got 'cifar', expected one of"),
+        ({"codes": ("", "", "cifar")}, "codes: got cifar, expected one of"),
         ({"paths": 12}, "paths: got 12, expected 10 as in the code cifar10-5-of-10"),
         ({"classifiers": 11}, "classifiers: got 11, expected at most classes=10"),
         ({"classes": 11}, "code: got 10 words, expected one for each of 11 classes"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxinterp.data import official as raw
+from jaxinterp.data.official import FILES
 
 
 def _encode(image: np.ndarray) -> bytes:
@@ -86,7 +86,7 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path, bytes], Pat
     def write(name: str, path: Path, content: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        monkeypatch.setitem(raw.MD5[name], path.name, hashlib.md5(content).hexdigest())
+        monkeypatch.setitem(FILES.registry, f"{name}/{path.name}", f"md5:{hashlib.md5(content).hexdigest()}")
         return path
 
     return write

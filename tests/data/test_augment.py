@@ -50,7 +50,7 @@ def test_compose_gives_each_operation_its_own_key_in_order():
 
 
 def test_arguments_out_of_range_are_named():
-    with pytest.raises(ValueError, match=r"probability must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match="probability"):
         flip(1.5)
-    with pytest.raises(ValueError, match="padding must not be negative, got -1"):
+    with pytest.raises(ValueError, match="padding"):
         crop(-1)

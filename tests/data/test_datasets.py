@@ -1,13 +1,17 @@
-"""The embedded digits, the stratified hold-out, and the answers to wrong names."""
+"""The embedded digits, the stratified hold-out, checks of a data set, and the answers to wrong names."""
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from sklearn.datasets import load_digits
 
-from jaxinterp.data import NAMES, Dataset, hold_out, load
+from jaxinterp.data import NAMES, Dataset, draw_batch, hold_out, identity, load, to_device
 from jaxinterp.data.class_names import CLASSES
+from jaxinterp.errors import ConfigError
 
 
 def _rows(dataset):
@@ -62,17 +66,56 @@ def test_hold_out_draws_uniformly_within_a_class():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 0.001, 0.999])
 def test_hold_out_refuses_empty_parts(fraction):
-    with pytest.raises(ValueError, match="fraction must leave both parts of the 10 examples non-empty, got"):
+    with pytest.raises(ValueError, match="fraction"):
         hold_out(_toy([10]), fraction)
 
 
 def test_wrong_names_are_answered_with_the_right_ones():
-    with pytest.raises(ValueError, match="unknown data set 'svhn', expected one of digits, mnist"):
+    with pytest.raises(ConfigError, match="name: got svhn, expected one of digits, mnist"):
         load("svhn", "train")
-    with pytest.raises(ValueError, match="unknown split 'validation', expected 'train' or 'test'"):
+    with pytest.raises(ConfigError, match="split"):
         load("mnist", "validation")
-    with pytest.raises(ValueError, match=r"use jaxinterp\.data\.stream"):
+    with pytest.raises(ConfigError, match=r"use jaxinterp\.data\.stream"):
         load("imagenet2012", "train")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "maximum"),
+    [(np.uint8, 255), (np.uint16, 65535), (np.float16, 1), (np.float32, 1), (np.float64, 1), (bool, 1)],
+)
+def test_the_type_of_the_images_decides_their_maximum(dtype, maximum):
+    images = (np.arange(16).reshape(4, 2, 2, 1) % 2).astype(dtype) * np.dtype(dtype).type(maximum)
+    dataset = Dataset("dots", "train", images, np.arange(4), tuple("abcd"))
+    assert dataset.maximum == maximum
+    assert dataset.images is images
+    assert dataset.labels.dtype == np.int32
+    batch = draw_batch(to_device(dataset), jnp.arange(4)[None], 0, jax.random.key(0), 0, identity, dataset.maximum)
+    assert batch["image"].dtype == jnp.float32
+    np.testing.assert_array_equal(batch["image"].ravel(), np.arange(16) % 2)
+    assert Dataset("dots", "train", images, np.arange(4), tuple("abcd"), 70000).maximum == 70000
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [1, 2], [0.0, 1.0], ["a", "b"], np.eye(2, dtype=int), [0], [0, 1, 1]])
+def test_labels_are_one_class_for_each_image(labels):
+    with pytest.raises((ConfigError, TypeCheckError), match="labels"):
+        Dataset("dots", "train", np.zeros((2, 4, 4, 1), np.uint8), np.asarray(labels), ("a", "b"))
+
+
+@pytest.mark.parametrize("levels", [(-0.1, 1.0), (0.0, 255.0), (0.0, np.nan), (0.0, np.inf)])
+def test_float_images_end_at_the_maximum(levels):
+    images = np.array(levels, np.float32).reshape(2, 1, 1, 1)
+    with pytest.raises(ConfigError, match=r"^images: got .+, expected values in \[0, 1\]$"):
+        Dataset("dots", "train", images, np.arange(2), ("a", "b"))
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4, 1), np.int64)])
+def test_images_of_another_shape_or_type_are_named(images):
+    with pytest.raises((ConfigError, TypeCheckError), match="images"):
+        Dataset("dots", "train", images, np.arange(2), ("a", "b"))
+
+
+def test_a_dataset_prints_as_one_line():
+    assert repr(_toy([2, 1])) == "Dataset(toy, train: 3 images uint8 1x1x1, 2 classes, maximum 255)"
 
 
 def test_class_names_are_complete_and_different():

@@ -1,17 +1,21 @@
-"""Official raw files: decoding, checksums, and what is refused."""
+"""Official files: decoding, checksums, downloads, and damage."""
 
 import gzip
+import hashlib
 import io
 import re
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
-from jaxinterp.data import load
-from jaxinterp.data import official as raw
-from jaxinterp.errors import DataError
+from jaxinterp.data import download, load
+from jaxinterp.data.official import FILES
+from jaxinterp.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
 DIGITS = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
@@ -39,11 +43,11 @@ def archive(members):
     return buffer.getvalue()
 
 
-def test_the_table_of_sums_is_complete_and_without_repeats():
-    sums = [value for table in raw.MD5.values() for value in table.values()]
-    assert len(set(sums)) == len(sums) == 26
-    assert all(re.fullmatch("[0-9a-f]{32}", value) for value in sums)
-    assert set(raw.MD5) == set(raw.FOLDERS) == set(raw.ARCHIVES)
+def test_registry_has_a_sum_for_each_file_and_addresses_for_the_downloads():
+    assert len(set(FILES.registry.values())) == len(FILES.registry) == 26
+    assert all(re.fullmatch("md5:[0-9a-f]{32}", md5) for md5 in FILES.registry.values())
+    assert set(FILES.urls) == {file for file in FILES.registry if file.endswith(".gz")}
+    assert all(url.endswith("/" + file.split("/")[1]) for file, url in FILES.urls.items())
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -61,7 +65,7 @@ def test_idx_files_are_read_and_their_sums_reported(tmp_path, publish, name, fol
     assert dataset.maximum == 255
     assert dataset.provenance["path"] == str(images.parent)
     for path in (images, labels):
-        assert f"{path.name}={raw.MD5[name][path.name]}" in dataset.provenance["md5"]
+        assert f"{path.name}={hashlib.md5(path.read_bytes()).hexdigest()}" in dataset.provenance["md5"]
 
 
 def test_cifar10_batches_are_joined_in_order(tmp_path, publish):
@@ -85,58 +89,86 @@ def test_cifar100_takes_the_fine_label_also_from_the_archive(tmp_path, publish):
     np.testing.assert_array_equal(dataset.images, PHOTOS)
     np.testing.assert_array_equal(dataset.labels, np.arange(80, 90))
     assert dataset.provenance["md5"].startswith("cifar-100-binary.tar.gz=")
-    with pytest.raises(DataError, match=r"train\.bin: 1 bytes are no whole number of CIFAR records of 3074"):
-        load("cifar100", "train", tmp_path)
 
 
-def test_an_archive_without_the_batch_is_refused(tmp_path, publish):
-    publish("cifar10", tmp_path / "cifar-10-binary.tar.gz", archive({"data_batch_1.bin": b"x"}))
-    with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: holds no test_batch\.bin"):
-        load("cifar10", "test", tmp_path)
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:]])
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_damaged_files_are_named_with_both_sums(tmp_path, publish, damage, end):
+    pack = gzip.compress if end else bytes
+    path = publish("mnist", tmp_path / f"t10k-images-idx3-ubyte{end}", pack(idx(DIGITS)))
+    publish("mnist", tmp_path / f"t10k-labels-idx1-ubyte{end}", pack(idx(LABELS)))
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    actual, published = (hashlib.md5(content).hexdigest() for content in (damage(good), good))
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: got md5 {actual}, expected mnist's {published}"):
+        load("mnist", "test", tmp_path)
 
 
-def test_wrong_sums_are_refused_and_foreign_files_recognized(tmp_path, publish, monkeypatch):
-    publish("cifar10", tmp_path / "test_batch.bin", batch(PHOTOS, LABELS[:10]))
-    (tmp_path / "test_batch.bin").write_bytes(batch(PHOTOS, LABELS[:10])[:-1])
-    with pytest.raises(DataError, match=r"test_batch\.bin: md5 \w{32}, but .*truncated, altered or foreign"):
-        load("cifar10", "test", tmp_path)
-    content = idx(DIGITS)
-    fashion = publish("fashion_mnist", tmp_path / "t10k-images-idx3-ubyte", content)
+def test_a_file_of_another_data_set_and_missing_labels_are_named(tmp_path, publish):
+    fashion = publish("fashion_mnist", tmp_path / "t10k-images-idx3-ubyte", idx(DIGITS))
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz is missing beside t10k-images"):
+        load("mnist", "test", tmp_path)
     publish("mnist", tmp_path / "t10k-labels-idx1-ubyte", idx(LABELS))
-    with pytest.raises(DataError, match=f"{fashion}: .*: it is a file of fashion_mnist$"):
+    with pytest.raises(DataError, match=f"^{fashion}: .*: it is a file of fashion_mnist$"):
         load("mnist", "test", tmp_path)
 
 
-def test_images_without_labels_are_refused(tmp_path, publish):
-    publish("mnist", tmp_path / "mnist" / "train-images-idx3-ubyte.gz", gzip.compress(idx(DIGITS), mtime=0))
-    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz is missing beside train-images"):
-        load("mnist", "train", tmp_path)
+class Handler(SimpleHTTPRequestHandler):
+    """Serve a folder in silence; a file called `cut` ends after half of the announced bytes."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def copyfile(self, source, outputfile):
+        content = source.read()
+        outputfile.write(content[: len(content) // 2] if Path(self.directory, "cut").exists() else content)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (idx(LABELS)[:-1], r"19 bytes of data, but its header \(20,\) needs 20"),
-        (idx(LABELS) + b"\0", "21 bytes of data"),
-        (b"", "not an idx file of bytes .it starts with nothing"),
-        (b"\x89PNG....", "not an idx file of bytes .it starts with 89 50 4e 47"),
-        (bytes([0, 0, 8, 3, 0, 0]), "not an idx file"),
-        (gzip.compress(idx(LABELS), mtime=0)[:-4], "truncated or damaged gzip file"),
-    ],
-)
-def test_damaged_idx_files_are_named(content, message):
-    with pytest.raises(DataError, match=f"^labels: {message}"):
-        raw.read_idx(content, Path("labels"))
+@pytest.fixture
+def server(tmp_path, publish, monkeypatch):
+    """A publisher of CIFAR-10 on this machine: its folder."""
+    content = archive({"cifar-10-batches-bin/test_batch.bin": batch(PHOTOS, LABELS[:10])})
+    path = publish("cifar10", tmp_path / "published" / "cifar-10-binary.tar.gz", content)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=path.parent))
+    url = f"http://127.0.0.1:{http.server_port}/{path.name}"
+    monkeypatch.setitem(FILES.urls, "cifar10/cifar-10-binary.tar.gz", url)
+    thread = Thread(target=http.serve_forever)
+    thread.start()
+    yield path.parent
+    http.shutdown()
+    thread.join()
+    http.server_close()
 
 
-def test_labels_and_shapes_out_of_range_are_refused(tmp_path, publish):
-    publish("mnist", tmp_path / "t10k-images-idx3-ubyte", idx(DIGITS))
-    publish("mnist", tmp_path / "t10k-labels-idx1-ubyte", idx(LABELS[:7]))
-    with pytest.raises(DataError, match=r"images \(20, 28, 28\) do not fit the labels \(7,\)"):
-        load("mnist", "test", tmp_path)
-    publish("mnist", tmp_path / "t10k-labels-idx1-ubyte", idx(LABELS + 1))
-    with pytest.raises(DataError, match="labels from 1 to 10, mnist has 0 to 9"):
-        load("mnist", "test", tmp_path)
-    publish("mnist", tmp_path / "t10k-images-idx3-ubyte", idx(DIGITS[:, :8, :8]))
-    with pytest.raises(DataError, match=r"images of shape \(8, 8, 1\), mnist has \(28, 28, 1\)"):
-        load("mnist", "test", tmp_path)
+def test_download_fetches_what_load_reads(server, tmp_path):
+    with pytest.raises(DataError, match=re.escape(f'jaxinterp.data.download("cifar10", "{tmp_path}")')):
+        load("cifar10", "test", tmp_path)
+    (path,) = download("cifar10", tmp_path)
+    assert path == tmp_path / "cifar10" / "cifar-10-binary.tar.gz"
+    np.testing.assert_array_equal(load("cifar10", "test", tmp_path).images, PHOTOS)
+    (server / "cifar-10-binary.tar.gz").unlink()
+    assert download("cifar10", tmp_path) == [path]  # not fetched again
+
+
+@pytest.mark.parametrize("fault", ["altered", "cut", "missing"])
+def test_a_failed_download_is_one_line_and_leaves_nothing(server, tmp_path, fault):
+    path = server / "cifar-10-binary.tar.gz"
+    if fault == "altered":
+        path.write_bytes(path.read_bytes() + b"x")
+    if fault == "cut":
+        (server / "cut").touch()
+    if fault == "missing":
+        path.unlink()
+    with pytest.raises(DataError, match=r"^http://127\.0\.0\.1:\d+/cifar-10-binary\.tar\.gz: download failed \(.+\)$"):
+        download("cifar10", tmp_path)
+    assert not list((tmp_path / "cifar10").glob("*"))
+
+
+def test_no_server_is_one_line_and_the_digits_have_no_files(tmp_path, monkeypatch):
+    for file in [file for file in FILES.urls if file.startswith("mnist/")]:
+        monkeypatch.setitem(FILES.urls, file, "http://127.0.0.1:9/images.gz")
+    with pytest.raises(DataError, match=r"^http://127\.0\.0\.1:9/images\.gz: download failed .*refused.*$"):
+        download("mnist", tmp_path)
+    assert not list(tmp_path.glob("*/*"))
+    with pytest.raises(ConfigError, match="name"):
+        download("digits")

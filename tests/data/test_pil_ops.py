@@ -121,17 +121,18 @@ def test_degenerate_images_are_exact(name):
     np.testing.assert_array_equal(ops.smooth(levels), _array(_pillow(image).filter(ImageFilter.SMOOTH)))
 
 
-AFFINE = {
-    "shear": (ops.shear_matrix(jnp.float32(0.1), jnp.float32(0.0)), (1, 0.1, 0, 0, 1, 0)),
-    "shear_y": (ops.shear_matrix(jnp.float32(0.0), jnp.float32(-0.27)), (1, 0, 0, -0.27, 1, 0)),
-    "translate": (ops.translate_matrix(jnp.float32(3.3), jnp.float32(-2.6)), (1, 0, 3.3, 0, 1, -2.6)),
-    "translate_out": (ops.translate_matrix(jnp.float32(33.3), jnp.float32(0.0)), (1, 0, 33.3, 0, 1, 0)),
-    "identity": (ops.translate_matrix(jnp.float32(0.0), jnp.float32(0.0)), (1, 0, 0, 0, 1, 0)),
+AFFINE = {  # an operation's place among `affine_matrices`, its argument, and Pillow's coefficients
+    "shear_x": (1, 0.1, (1, 0.1, 0, 0, 1, 0)),
+    "shear_y": (2, -0.27, (1, 0, 0, -0.27, 1, 0)),
+    "translate_x": (3, 3.3, (1, 0, 3.3, 0, 1, 0)),
+    "translate_out": (3, 33.3, (1, 0, 33.3, 0, 1, 0)),
+    "translate_y": (4, -2.6, (1, 0, 0, 0, 1, -2.6)),
+    "identity": (4, 0.0, (1, 0, 0, 0, 1, 0)),
 }
 METHODS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
+    None: Image.Resampling.NEAREST,
+    False: Image.Resampling.BILINEAR,
+    True: Image.Resampling.BICUBIC,
 }
 
 
@@ -142,37 +143,29 @@ def _close(found, expected):
     assert (difference == 0).mean() > 0.9
 
 
+def _resampled(name, operation, argument, cubic):
+    height, width, _ = IMAGES[name].shape
+    matrix = ops.affine_matrices(jnp.float32(argument), height, width)[operation]
+    cubic = None if cubic is None else jnp.array(cubic)
+    return ops.resample(_levels(name), matrix, jnp.array([10, 20, 30]), cubic)
+
+
 @pytest.mark.parametrize("name", COLORED)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cubic", METHODS)
 @pytest.mark.parametrize("operation", AFFINE)
-def test_affine_against_pillow(name, method, operation):
-    matrix, coefficients = AFFINE[operation]
+def test_affine_against_pillow(name, cubic, operation):
+    index, argument, coefficients = AFFINE[operation]
     image = _pillow(IMAGES[name])
-    expected = image.transform(
-        image.size, Image.Transform.AFFINE, coefficients, METHODS[method], fillcolor=(10, 20, 30)
-    )
-    found = ops.resample(_levels(name), matrix, jnp.array([10, 20, 30]), method, jnp.array(False))
-    _close(found, _array(expected))
+    expected = image.transform(image.size, Image.Transform.AFFINE, coefficients, METHODS[cubic], fillcolor=(10, 20, 30))
+    _close(_resampled(name, index, argument, cubic), _array(expected))
 
 
 @pytest.mark.parametrize("name", COLORED)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cubic", METHODS)
 @pytest.mark.parametrize("degrees", [-30.0, 10.0])
-def test_rotation_against_pillow(name, method, degrees):
-    image = _pillow(IMAGES[name])
-    expected = _array(image.rotate(degrees, METHODS[method], fillcolor=(10, 20, 30)))
-    matrix = ops.rotate_matrix(jnp.float32(degrees), image.height, image.width)
-    found = ops.resample(_levels(name), matrix, jnp.array([10, 20, 30]), method, jnp.array(False))
-    _close(found, expected)
-
-
-def test_random_interpolation_is_one_of_the_two():
-    matrix = ops.rotate_matrix(jnp.float32(20), 24, 20)
-    fill = jnp.array([0, 0, 0])
-    for cubic, method in ((True, "bicubic"), (False, "bilinear")):
-        found = ops.resample(_levels("natural"), matrix, fill, "random", jnp.array(cubic))
-        alone = ops.resample(_levels("natural"), matrix, fill, method, jnp.array(False))
-        np.testing.assert_array_equal(found, alone)
+def test_rotation_against_pillow(name, cubic, degrees):
+    expected = _pillow(IMAGES[name]).rotate(degrees, METHODS[cubic], fillcolor=(10, 20, 30))
+    _close(_resampled(name, 0, degrees, cubic), _array(expected))
 
 
 @pytest.mark.parametrize(("left", "top", "side"), [(3, 5, 6.6), (0, 0, 40.0), (19, 23, 4.0)])

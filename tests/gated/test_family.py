@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from experiments import npk_theorem
@@ -21,9 +20,7 @@ from jaxinterp.gated.architecture import fc
 from jaxinterp.gated.kernels.path import PathKernel
 from jaxinterp.gated.network import GatingNetwork
 from jaxinterp.gated.npk_regression import Side, regress
-from jaxinterp.recipe.config import Run
 from jaxinterp.train import load_variables
-from jaxinterp.train.optimizer import optimizer_of, ramp, schedule_of
 
 
 def quiet(line: str) -> None:
@@ -50,25 +47,6 @@ def test_every_row_of_the_papers_tables_is_a_run_with_its_recipe() -> None:
     staged = gated.RUNS["gated/cifar10-gconv-staged-10"].config
     relu = gated.prior("gated/cifar10-gconv-staged-10", staged)
     assert (staged.epochs, relu and relu[1].epochs) == (80, 10)
-
-
-def test_the_ramp_is_a_tenth_then_full_then_a_tenth_then_a_hundredth() -> None:
-    rates = [float(ramp(0.1, 640)(step)) for step in (0, 3, 4, 319, 320, 479, 480, 639)]
-    np.testing.assert_allclose(rates, [0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
-    config = replace(Run(), schedule="constant", learning_rate=0.3)
-    assert schedule_of(config, 10)(5) == pytest.approx(0.3)
-
-
-def test_fixed_parameters_stay_and_kernels_decay() -> None:
-    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones(2)}}
-    gradients = jax.tree.map(jnp.zeros_like, params)
-    config = replace(Run(), optimizer="sgd", weight_decay=0.5, learning_rate=0.1)
-    tx = optimizer_of(config, lambda step: jnp.float32(0.1), lambda path: path.startswith("b/"))
-    updates, _ = tx.update(gradients, tx.init(params), params)
-    moved = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(moved["a"]["kernel"], 0.95)
-    np.testing.assert_allclose(moved["a"]["bias"], 1.0)
-    np.testing.assert_allclose(moved["b"]["kernel"], 1.0)
 
 
 def test_copied_and_learnt_gates_start_where_they_should() -> None:
@@ -186,8 +164,8 @@ def test_odds_of_softmax_are_those_of_its_probabilities() -> None:
     subject = gated.subject(config, model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
     logits = np.random.default_rng(0).normal(size=(4, 5))
     chance = np.asarray(jax.nn.softmax(logits, axis=1))
-    np.testing.assert_allclose(subject.odds(logits), np.log(chance / (1 - chance)), rtol=1e-6)
-    np.testing.assert_array_equal(replace(subject, probability="sigmoid").odds(logits), logits)
+    np.testing.assert_allclose(subject.log_odds(logits), np.log(chance / (1 - chance)), rtol=1e-6)
+    np.testing.assert_array_equal(replace(subject, probability="sigmoid").log_odds(logits), logits)
 
 
 def sides(train: int, test: int) -> tuple[PathKernel, Side, Side]:

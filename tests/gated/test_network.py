@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.gated.architecture import (
     AvgPool,
@@ -32,9 +33,9 @@ from jaxinterp.gated.network import (
     GatingNetwork,
     Network,
     open_gates,
-    permuted,
-    tiled_and_rolled,
-    weights_of,
+    permute_gates,
+    tile_and_roll,
+    weight_initializer,
 )
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -108,8 +109,8 @@ def test_frozen_is_affine_and_decomposes_at_every_gate(name, gating):
     net, variables, x = built(name, gating=gating)
     apply = partial(net.apply, frozen=True)
     logits = net.apply(variables, x)
-    levels = [None, *(f"value_network/gate_{i}" for i in range(len(gate_shapes(*SMALL[name]))))]
-    for level in (None, levels[-1]):
+    last = len(gate_shapes(*SMALL[name])) - 1
+    for level in (None, f"value_network/gate_{last}"):
         parts = decompose(apply, x, layer=level, variables=variables)
         np.testing.assert_allclose(parts.logits, logits, rtol=1e-5, atol=1e-6)
         total = parts.contributions.reshape(*logits.shape, -1).sum(-1)
@@ -160,11 +161,11 @@ def test_permutation_and_scrambling():
     both = [np.sort(np.concatenate(g, -1).reshape(2, -1), 1) for g in (gates, rolled)]
     np.testing.assert_array_equal(*both)
     assert any(bool((a != b).any()) for a, b in zip(gates, rolled, strict=True))
-    np.testing.assert_array_equal(np.stack(rolled), np.stack(tiled_and_rolled(gates, jax.random.key(5))))
-    with pytest.raises(ValueError, match=r"order: got \(0, 0, 1\), expected a permutation of 0 to 2"):
-        permuted(gates, (0, 0, 1))
-    with pytest.raises(ValueError, match="expected equal"):
-        tiled_and_rolled((gates[0], gates[1][..., :1]), jax.random.key(0))
+    np.testing.assert_array_equal(np.stack(rolled), np.stack(tile_and_roll(gates, jax.random.key(5))))
+    with pytest.raises(ValueError, match="order"):
+        permute_gates(gates, (0, 0, 1))
+    with pytest.raises(ValueError, match="gates"):
+        tile_and_roll((gates[0], gates[1][..., :1]), jax.random.key(0))
 
 
 def test_published_architectures():
@@ -180,8 +181,6 @@ def test_published_architectures():
     assert len(gate_shapes(deep, (32, 32, 3))) == 109
     assert gate_shapes(deep, (32, 32, 3))[-1] == (8, 8, 64)
     assert sum(isinstance(layer, Conv) and layer.kernel_size == (1, 1) for layer in iter_layers(deep)) == 2
-    with pytest.raises(ValueError, match=r"depth: got 9, expected 6n \+ 2"):
-        resnet(9)
 
 
 def test_shallow_gates_see_the_image_at_the_resolution_of_the_values():
@@ -192,54 +191,45 @@ def test_shallow_gates_see_the_image_at_the_resolution_of_the_values():
 
 
 def test_initial_weights():
-    signs = weights_of("rademacher", 0.25)(KEYS[0], (50, 40))
+    signs = weight_initializer("rademacher", 0.25)(KEYS[0], (50, 40))
     assert set(np.unique(signs)) == {-0.5, 0.5}
-    normal = weights_of()(KEYS[0], (3, 3, 8, 64))
+    normal = weight_initializer()(KEYS[0], (3, 3, 8, 64))
     np.testing.assert_allclose(normal.std(), np.sqrt(2 / 72), rtol=0.03)
-    with pytest.raises(ValueError, match=r"variance: got -1\.0, expected a positive finite number"):
-        weights_of("normal", -1.0)
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("name", "make"),
     [
-        (lambda: Dense(0), "features: got 0, expected at least 1"),
-        (lambda: Conv(3, (0, 3)), "kernel_size: got 0, 3, expected at least 1"),
-        (lambda: Conv(3, strides=(1, -1)), "strides: got 1, -1, expected at least 1"),
-        (lambda: AvgPool((0, 2)), "window: got 0, 2, expected at least 1"),
+        ("features", lambda: Dense(0)),
+        ("kernel_size", lambda: Conv(3, (0, 3))),
+        ("strides", lambda: Conv(3, strides=(1, -1))),
+        ("window", lambda: AvgPool((0, 2))),
+        ("depth", lambda: resnet(9)),
+        ("variance", lambda: weight_initializer("normal", -1.0)),
+        ("Dense", lambda: output_shape(Dense(3), (4, 4, 2))),
+        ("Conv", lambda: output_shape(Conv(3), (4,))),
+        ("Conv", lambda: output_shape(Conv(3, (5, 5), padding="none"), (4, 4, 2))),
+        ("AvgPool", lambda: output_shape(AvgPool((8, 8)), (4, 4, 2))),
+        ("Residual", lambda: output_shape(Residual((Dense(3),)), (4,))),
     ],
 )
-def test_layers_that_cannot_be_are_refused(make, says):
-    with pytest.raises(ValueError, match=says):
+def test_impossible_layers_raise(name, make):
+    with pytest.raises(ConfigError, match=name):
         make()
 
 
-@pytest.mark.parametrize(
-    ("layers", "shape", "says"),
-    [
-        ((Dense(3),), (4, 4, 2), "Dense expects"),
-        ((Conv(3),), (4,), "Conv expects"),
-        ((Conv(3, (5, 5), padding="none"),), (4, 4, 2), "does not fit"),
-        ((AvgPool((8, 8)),), (4, 4, 2), "does not fit"),
-        ((Residual((Dense(3),)),), (4,), r"its body gives \(3,\) and its shortcut \(4,\)"),
-    ],
-)
-def test_layers_that_do_not_fit_are_refused(layers, shape, says):
-    with pytest.raises(ValueError, match=says):
-        output_shape(layers[0], shape)
-
-
-def test_gates_that_do_not_fit_are_refused():
+def test_gates_that_do_not_fit_raise():
     layers, x = fc(4, 2), jnp.ones((3, 2))
     net = Network(layers)
     variables = net.init(KEYS[0], x)
-    for gates, says in (
-        ((jnp.ones((3, 4)),), "gates: got 1, expected 2"),
-        ((jnp.ones((3, 4)), jnp.ones((3, 5))), r"gate_1 has shape \(3, 5\), expected \(3, 4\)"),
-        ((jnp.ones((2, 4)), jnp.ones((3, 4))), r"gate_0 has shape \(2, 4\), expected \(3, 4\)"),
-        ((jnp.ones((3, 4)), jnp.full((3, 4), jnp.nan)), "gate 1 has NaN or infinity"),
+    fitting = jnp.ones((3, 4))
+    for gates in (
+        (fitting,),
+        (fitting, jnp.ones((3, 5))),
+        (jnp.ones((2, 4)), fitting),
+        (fitting, jnp.full((3, 4), jnp.nan)),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ConfigError, match="gates: "):
             net.apply(variables, x, gates)
 
 
@@ -261,7 +251,7 @@ def test_a_network_is_decomposed_with_gates_of_ones_own():
     np.testing.assert_allclose(small.contributions, parts.contributions, rtol=1e-4, atol=1e-6)
     inner = decompose(masked, x, variables=variables, given=gates, layer="gate_1")
     np.testing.assert_allclose(inner.weights, jnp.broadcast_to(w[2].T, (5, 3, 4)), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"given: array 1 has shape \(4, 4\), expected \(5, ...\)"):
+    with pytest.raises(ValueError, match="given"):
         decompose(masked, x, variables=variables, given=(gates[0], gates[1][1:]))
 
 

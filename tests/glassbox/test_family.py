@@ -8,7 +8,7 @@ from PIL import Image
 
 from jaxinterp.app import stages
 from jaxinterp.data import load
-from jaxinterp.data.images import kept
+from jaxinterp.data.images import select_classes
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.glassbox import family as glassbox
@@ -53,7 +53,7 @@ def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folde
     again = GlassBoxClassifier.load(folder / "classifiers/svm_rbf", glassbox.group_of(TINY))
     images, labels = stages.test_images(TINY, None)
     assert again.accuracy(images, labels) == pytest.approx(metrics["upright_accuracy_svm_rbf"])
-    turned = glassbox.turned(images, TINY.seed)
+    turned = glassbox.rotate_randomly(images, TINY.seed)
     assert again.accuracy(turned, labels) == pytest.approx(metrics["rotated_accuracy_svm_rbf"])
     page = stages.report(folder).read_text()
     assert all(f"<h2>{title}" in page for title in ("What turns with the image", "The templates that decided"))
@@ -61,13 +61,13 @@ def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folde
 
 def test_a_run_may_keep_some_classes():
     data = load("digits", "test")
-    pair = kept(data, (8, 3))
+    pair = select_classes(data, (8, 3))
     assert pair.classes == (data.classes[8], data.classes[3])
     places = np.flatnonzero(np.isin(data.labels, (3, 8)))
     np.testing.assert_array_equal(pair.labels, np.where(data.labels[places] == 8, 0, 1))
     assert stages.class_names(replace(TINY, only=(8, 3), classes=2)) == pair.classes
     with pytest.raises(ConfigError, match=r"only: got 3,3, expected different classes in \[0, 10\) of digits"):
-        kept(data, (3, 3))
+        select_classes(data, (3, 3))
 
 
 @pytest.mark.parametrize(

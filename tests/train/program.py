@@ -39,16 +39,16 @@ def watch(folder, count):
     """Kill the program as soon as the count-th checkpoint is being written."""
     seen = set()
     while len(seen) < count:
-        seen |= {path.name for path in folder.glob("checkpoints/*/*tmp*")}
+        seen |= {path.name for path in folder.glob("checkpoints/*tmp*")}
     die()
 
 
 def arm(kill, folder):
     kind, count = kill.split(":")
     if kind == "step":
-        call_before(ProgressMeter, "due", int(count), die)
+        call_before(ProgressMeter, "should_report", int(count), die)
     elif kind == "term":
-        call_before(ProgressMeter, "due", int(count), lambda: die(signal.SIGTERM))
+        call_before(ProgressMeter, "should_report", int(count), lambda: die(signal.SIGTERM))
     elif kind == "log":
         call_before(ProgressMeter, "epoch", int(count), die)  # the line is written, the checkpoint not begun
     elif kind == "open":
@@ -62,7 +62,7 @@ def arm(kill, folder):
 def run(folder, devices):
     model = Tiny()
     loss = classification_loss(model, softmax_cross_entropy)
-    config = TrainConfig(epochs=4, batch_size=16, accumulate=2, eval_batch=10)
+    config = TrainConfig(epochs=4, batch_size=16, grad_accum_steps=2, eval_batch=10)
     test = make_quadrants(40, seed=1, split="test")
     return fit(folder, model, loss, optax.adam(1e-2), make_quadrants(150), test, flip(), config, devices=devices)
 

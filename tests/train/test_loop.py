@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 
 import chex
@@ -8,16 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-import jaxinterp.train.loop as loop
 from jaxinterp.data.augment import flip, identity
 from jaxinterp.data.pipeline import epoch_order
-from jaxinterp.errors import ConfigError, DataError, NonFiniteError
+from jaxinterp.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from jaxinterp.train import (
     ProgressMeter,
     Stream,
     TrainConfig,
     classification_loss,
     fit,
+    fit_closed_form,
     load_variables,
     predict,
     softmax_cross_entropy,
@@ -27,7 +28,7 @@ TX = optax.adam(1e-2)
 
 
 def train(folder, model, data, test=None, tx=TX, augment=identity, **settings):
-    names = ("devices", "validation_set", "schedule", "identity", "allow_older")
+    names = ("devices", "validation_set", "schedule", "fingerprint", "allow_older")
     extra = {name: settings.pop(name) for name in names if name in settings}
     extra["validation"] = extra.pop("validation_set", None)
     config = TrainConfig(**{"epochs": 3, "batch_size": 16, "eval_batch": 10} | settings)
@@ -57,6 +58,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, tiny, quadrants, cap
     assert not result.interrupted
     assert [(record["epoch"], record["step"]) for record in result.history] == [(e, 8 * e) for e in range(1, 7)]
     assert result.history == lines(tmp_path)
+    assert len(repr(result)) < 500
     assert result.history[-1]["train_loss"] < 0.7 * result.history[0]["train_loss"]
     np.testing.assert_allclose(result.history[2]["lr"], schedule(23), rtol=1e-6)
 
@@ -73,7 +75,12 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, tiny, quadrants, cap
     assert info["versions"]["jax"] == jax.__version__
     assert (info["seed"], info["device"]["platform"], info["summary"]) == (0, "cpu", result.summary)
     assert list((tmp_path / "tensorboard").glob("events*"))
-    assert sorted(path.name for path in (tmp_path / "checkpoints/last").iterdir()) == ["32", "48"]
+    saved, highest = [], -1.0
+    for record in result.history:
+        if record["epoch"] % 2 == 0 or record["val_accuracy"] > highest:
+            saved.append(record["step"])
+        highest = max(highest, record["val_accuracy"])
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {*saved[-2:], best["step"]}
     printed = capsys.readouterr().out
     assert printed.count("compiled the training step in") == 1
     assert printed.count("\nepoch ") == 6
@@ -94,14 +101,17 @@ def test_best_is_the_first_of_the_best_epochs_and_not_the_last(tmp_path, tiny, q
 
 
 def test_without_validation_there_is_no_best(tmp_path, tiny, quadrants):
-    result = train(tmp_path, tiny(), quadrants(64), quadrants(20), validation=0.0, epochs=1)
+    result = train(tmp_path, tiny(), quadrants(64), quadrants(20), val_fraction=0.0, epochs=1)
     assert result.best is None
     assert set(result.summary) == {"last"}
     assert "val_accuracy" not in result.history[0]
 
 
 def test_pmap_and_jit_on_eight_devices_train_like_one_device(tmp_path, tiny, quadrants):
-    data, settings = quadrants(64), {"tx": optax.sgd(0.05), "augment": flip(), "accumulate": 2, "validation": 0.0}
+    data, settings = (
+        quadrants(64),
+        {"tx": optax.sgd(0.05), "augment": flip(), "grad_accum_steps": 2, "val_fraction": 0.0},
+    )
     one = train(tmp_path / "one", tiny(), data, **settings)
     jit = train(tmp_path / "jit", tiny(), data, devices=jax.devices(), **settings)
     pmap = train(tmp_path / "pmap", tiny(axis_name="batch"), data, devices=jax.devices(), mode="pmap", **settings)
@@ -121,7 +131,7 @@ def test_a_stream_in_the_same_order_trains_to_the_same_bits(tmp_path, tiny, quad
             yield {"image": data.images[row], "label": data.labels[row], "index": row}
 
     stream = Stream("quadrants", 4, (4, 4, 1), batches)
-    settings = {"devices": devices, "mode": mode, "augment": flip(), "validation": 0.0, "epochs": 2}
+    settings = {"devices": devices, "mode": mode, "augment": flip(), "val_fraction": 0.0, "epochs": 2}
     model = tiny(axis_name="batch" if mode == "pmap" else None)
     resident = train(tmp_path / "resident", model, data, **settings)
     streamed = train(tmp_path / "stream", model, stream, **settings)
@@ -142,17 +152,17 @@ def test_bfloat16_trains(tmp_path, tiny, quadrants):
 
 
 def test_nothing_compiles_after_the_first_epoch_and_nothing_is_copied(tmp_path, tiny, quadrants, monkeypatch):
-    compiled, at_epoch, looks = [], [], []
+    compiled, at_epoch, updates = [], [], []
 
     def listen(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    show, tick = ProgressMeter.epoch, ProgressMeter.tick
+    show, update = ProgressMeter.epoch, ProgressMeter.update
     monkeypatch.setattr(
         ProgressMeter, "epoch", lambda clock, record: (at_epoch.append(len(compiled)), show(clock, record))
     )
-    monkeypatch.setattr(ProgressMeter, "tick", lambda clock, means: (looks.append(means), tick(clock, means)))
+    monkeypatch.setattr(ProgressMeter, "update", lambda clock, means: (updates.append(means), update(clock, means)))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed"):
@@ -162,7 +172,7 @@ def test_nothing_compiles_after_the_first_epoch_and_nothing_is_copied(tmp_path, 
         jax.monitoring.unregister_event_duration_listener(listen)
     assert at_epoch[0] > 0
     assert len(set(at_epoch[1:])) == 1
-    assert len(looks) >= 5
+    assert len(updates) >= 5
 
 
 def test_a_non_finite_step_stops_the_run_and_is_not_saved(tmp_path, tiny, quadrants):
@@ -176,21 +186,20 @@ def test_a_non_finite_step_stops_the_run_and_is_not_saved(tmp_path, tiny, quadra
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "name"),
     [
-        ({"batch_size": 12, "devices": 8}, "batch_size=12 does not divide evenly by 8 devices x accumulate=1"),
-        ({"batch_size": 16, "accumulate": 3}, "batch_size=16 does not divide evenly by 1 devices x accumulate=3"),
-        ({"batch_size": 200}, "batch_size=200 is more than the"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"epochs": 2**31}, "expected fewer than 2\\*\\*31 steps in all"),
-        ({"validation": 1.0}, "validation must be in"),
+        ({"batch_size": 12, "devices": 8}, "batch_size"),
+        ({"batch_size": 16, "grad_accum_steps": 3}, "batch_size"),
+        ({"batch_size": 200}, "batch_size"),
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 2**31}, "epochs"),
+        ({"val_fraction": 1.0}, "val_fraction"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, tiny, quadrants, settings, message):
+def test_what_cannot_be_trained_raises_before_anything_is_written(tmp_path, tiny, quadrants, settings, name):
     settings["devices"] = jax.devices()[: settings.get("devices", 1)]
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=f"^{name}: got"):
         train(tmp_path / "run", tiny(), quadrants(150), **settings)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -201,15 +210,15 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
     data, settings = quadrants(150), {"epochs": 3, "augment": flip()}
     whole = train(tmp_path / "whole", tiny(), data, **settings)
     before = signal.getsignal(number)
-    due, count = ProgressMeter.due, []
+    should_report, count = ProgressMeter.should_report, []
 
     def kick(clock):
         count.append(1)
         if len(count) == 12:
             signal.raise_signal(number)
-        return due(clock)
+        return should_report(clock)
 
-    monkeypatch.setattr(ProgressMeter, "due", kick)
+    monkeypatch.setattr(ProgressMeter, "should_report", kick)
     stopped = train(tmp_path / "run", tiny(), data, **settings)
     monkeypatch.undo()
     assert stopped.interrupted == number.name
@@ -235,15 +244,60 @@ def test_a_log_with_newer_or_torn_lines_is_mended(tmp_path, tiny, quadrants):
     assert lines(tmp_path) == whole.history == again.history
 
 
-def test_best_is_saved_again_if_the_kill_came_between_the_two_saves(tmp_path, tiny, quadrants):
-    data = quadrants(150)
-    whole = train(tmp_path, tiny(), data, epochs=1)
-    (folder,) = (tmp_path / "checkpoints/best").iterdir()
-    loop.Checkpoints(tmp_path).forget_after(0)
-    train(tmp_path / "other", tiny(), data, epochs=1)
-    (tmp_path / "other/checkpoints/best" / folder.name).rename(tmp_path / "gone")
-    again = train(tmp_path / "other", tiny(), data, epochs=1)
-    jax.tree.map(np.testing.assert_array_equal, whole.best, again.best)
+def test_without_the_newest_checkpoints_training_goes_on_from_the_best_and_says_so(tmp_path, tiny, quadrants, capsys):
+    wrecking, held_out = optax.sgd(lambda step: jnp.where(step < 16, 0.05, 5.0)), quadrants(40, seed=3)
+    settings = {"tx": wrecking, "epochs": 5, "validation_set": held_out}
+    unbroken = train(tmp_path, tiny(), quadrants(128), **settings)
+    best, *newest = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert best == unbroken.summary["best"]["step"]
+    for step in newest:
+        shutil.rmtree(tmp_path / f"checkpoints/{step}")
+    capsys.readouterr()
+    again = train(tmp_path, tiny(), quadrants(128), **settings)
+    assert f"5 epochs were logged, but the newest checkpoint holds {best // 8}" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, (unbroken.state, unbroken.best), (again.state, again.best))
+
+
+def test_a_closed_form_leaves_a_run_and_is_solved_once(tmp_path, tiny, quadrants, capsys):
+    model, data, test, solved = tiny(), quadrants(60), quadrants(20, seed=1, split="test"), []
+
+    def solve(variables):
+        solved.append(1)
+        return jax.tree.map(lambda leaf: leaf + 0.5, variables)
+
+    config = TrainConfig(1, 16, val_fraction=0.2, eval_batch=10)
+    given = (tmp_path, model, solve, softmax_cross_entropy, data, test, config)
+    result = fit_closed_form(*given, fingerprint={"power": 2})
+    variables = load_variables(tmp_path, model, (4, 4, 1), "best", fingerprint={"power": 2})
+    jax.tree.map(np.testing.assert_array_equal, result.state.variables, variables)
+    assert result.summary["last"]["test_accuracy"] == pytest.approx(accuracy(model, variables, test))
+    (record,) = result.history
+    assert {"step", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"} < set(record)
+    assert lines(tmp_path) == result.history
+    assert json.loads((tmp_path / "run.json").read_text())["summary"] == result.summary
+
+    again = fit_closed_form(*given, fingerprint={"power": 2})
+    assert solved == [1]
+    assert (again.history, again.summary) == (result.history, result.summary)
+    jax.tree.map(np.testing.assert_array_equal, again.state, result.state)
+    with pytest.raises(CheckpointError, match="power was 2, now it is 3"):
+        fit_closed_form(*given, fingerprint={"power": 3})
+
+
+def test_a_closed_form_that_is_not_finite_or_of_another_shape_raises(tmp_path, tiny, quadrants):
+    config = TrainConfig(1, 16)
+    for wrong in (lambda leaf: leaf * jnp.nan, lambda leaf: leaf[None]):
+        with pytest.raises(ConfigError, match="solve"):
+            fit_closed_form(
+                tmp_path / "run",
+                tiny(),
+                lambda variables, wrong=wrong: jax.tree.map(wrong, variables),
+                softmax_cross_entropy,
+                quadrants(40),
+                None,
+                config,
+            )
+    assert not (tmp_path / "run").exists()
 
 
 def test_predict_pads_compiles_once_and_checks_its_images(tiny):
@@ -253,5 +307,5 @@ def test_predict_pads_compiles_once_and_checks_its_images(tiny):
     np.testing.assert_allclose(predict(model, variables, images, batch_size=4), whole, atol=1e-6)
     np.testing.assert_allclose(predict(model, variables, jnp.asarray(images)), whole, atol=1e-6)
     for wrong in (images[0], images[:0], (255 * images).astype(np.uint8)):
-        with pytest.raises(ValueError, match="images must be float"):
+        with pytest.raises(ConfigError, match="images"):
             predict(model, variables, wrong)

@@ -90,7 +90,7 @@ def test_sigterm_exits_cleanly_and_says_how_to_go_on(tmp_path, unbroken):
     code, output = finish(start(tmp_path, "term:5"))
     assert (code, output.splitlines()[-1]) == (0, "interrupted"), output
     assert "SIGTERM: stopped after step 5; the same command resumes there" in output
-    assert [path.name for path in (tmp_path / "checkpoints/last").iterdir()] == ["5"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
     assert finish(start(tmp_path))[0] == 0
     assert_like_unbroken(tmp_path, unbroken)
 

@@ -19,7 +19,7 @@ from jaxinterp.train import (
 )
 
 TX = optax.sgd(0.1, momentum=0.9)
-jitted_step = jax.jit(train_step, static_argnums=(0, 1), static_argnames="accumulate")
+jitted_step = jax.jit(train_step, static_argnums=(0, 1), static_argnames="grad_accum_steps")
 
 
 def batches(count=4, size=32):
@@ -38,10 +38,10 @@ def start(model, tx=TX):
     return loss, init_state(model, loss, tx, jax.random.key(0), batches(1)[0])
 
 
-def run(model, state, *, mode, devices, accumulate=1, tx=TX):
+def run(model, state, *, mode, devices, grad_accum_steps=1, tx=TX):
     mesh = device_mesh(jax.devices()[:devices])
     step = compile_step(
-        classification_loss(model, softmax_cross_entropy), tx, mode=mode, mesh=mesh, accumulate=accumulate
+        classification_loss(model, softmax_cross_entropy), tx, mode=mode, mesh=mesh, grad_accum_steps=grad_accum_steps
     )
     state, key = replicate(state, mesh), jax.device_put(jax.random.key(5), NamedSharding(mesh, P()))
     for batch in batches():
@@ -51,12 +51,12 @@ def run(model, state, *, mode, devices, accumulate=1, tx=TX):
     return jax.device_get(state)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_jit_pmap_and_one_device_agree_with_batch_norm(tiny, accumulate):
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_jit_pmap_and_one_device_agree_with_batch_norm(tiny, grad_accum_steps):
     _, state = start(tiny())
-    one = run(tiny(), state, mode="jit", devices=1, accumulate=accumulate)
-    jit = run(tiny(), state, mode="jit", devices=8, accumulate=accumulate)
-    pmap = run(tiny(axis_name="batch"), state, mode="pmap", devices=8, accumulate=accumulate)
+    one = run(tiny(), state, mode="jit", devices=1, grad_accum_steps=grad_accum_steps)
+    jit = run(tiny(), state, mode="jit", devices=8, grad_accum_steps=grad_accum_steps)
+    pmap = run(tiny(axis_name="batch"), state, mode="pmap", devices=8, grad_accum_steps=grad_accum_steps)
     assert one.step == 4
     assert one.sums["count"] == 4
     assert not np.array_equal(one.params["Conv_0"]["kernel"], state.params["Conv_0"]["kernel"])
@@ -65,14 +65,14 @@ def test_jit_pmap_and_one_device_agree_with_batch_norm(tiny, accumulate):
     chex.assert_trees_all_close(pmap, one, atol=2e-6)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
+def test_grad_accum_stepsd_gradients_are_those_of_the_whole_batch(tiny):
     loss, state = start(tiny(norm=False))
     batch, key = batches(1)[0], jax.random.key(1)
     grads = jax.jit(jax.grad(lambda params: loss(params, {}, batch, key)[0]))(state.params)
     plain = optax.sgd(1.0)
     state = state.replace(opt_state=plain.init(state.params))
-    for accumulate in (1, 4):
-        new = jitted_step(loss, plain, state, batch, key, accumulate=accumulate)
+    for grad_accum_steps in (1, 4):
+        new = jitted_step(loss, plain, state, batch, key, grad_accum_steps=grad_accum_steps)
         moved = jax.tree.map(jnp.subtract, state.params, new.params)
         chex.assert_trees_all_close(moved, grads, atol=1e-6)
 
@@ -84,7 +84,7 @@ def test_micro_batches_are_strided_and_keep_their_statistics_in_turn(tiny):
     for part in range(2):
         micro = {name: leaf[part::2] for name, leaf in batch.items()}
         _, (stats, _) = jax.jit(loss.__call__)(state.params, stats, micro, key)
-    new = jitted_step(loss, TX, state, batch, key, accumulate=2)
+    new = jitted_step(loss, TX, state, batch, key, grad_accum_steps=2)
     chex.assert_trees_all_close(new.batch_stats, stats, atol=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_keys_differ_by_step_micro_batch_and_pmapped_device():
     mesh, key = device_mesh(), jax.random.key(5)
     state = init_state(Weights(), draw_loss, TX, key, batches(1)[0])
     data = jax.tree.map(lambda leaf: leaf.reshape(8, -1, *leaf.shape[1:]), batches(1)[0])
-    step = compile_step(draw_loss, TX, mode="pmap", mesh=mesh, accumulate=2)
+    step = compile_step(draw_loss, TX, mode="pmap", mesh=mesh, grad_accum_steps=2)
     for number in range(2):
         expected = []
         for device in range(8):
@@ -149,7 +149,7 @@ def test_parameters_that_overflow_are_noticed_though_loss_and_gradients_are_fini
 
 def test_accumulation_leaves_no_loop_around_convolutions(tiny):
     loss, state = start(tiny())
-    text = compile_step(loss, TX, accumulate=4).lower(state, batches(1)[0], jax.random.key(0)).as_text()
+    text = compile_step(loss, TX, grad_accum_steps=4).lower(state, batches(1)[0], jax.random.key(0)).as_text()
     assert text.count("stablehlo.convolution") >= 4 * 2
     assert "stablehlo.while" not in text
 

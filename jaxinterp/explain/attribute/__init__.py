@@ -1,4 +1,4 @@
-"""Post-hoc methods, the baselines of the exact decomposition: `method(apply, x, targets=None, ...) -> Attribution`."""
+"""Post-hoc methods, the baselines of the exact decomposition: `method(model, x, targets=None, ...) -> Attribution`."""
 
 from jaxinterp.explain.attribute.attribution import Attribution
 from jaxinterp.explain.attribute.gradcam import grad_cam

@@ -8,37 +8,38 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.attribute.attribution import MEMORY, Attribution, bind, pull_targets
-from jaxinterp.explain.decompose import Targets
-from jaxinterp.explain.tracing import footprint, in_chunks, require_levels, split_at
+from jaxinterp.checks import require, require_one_of
+from jaxinterp.explain.attribute.attribution import MAX_BYTES, Attribution, pull_targets
+from jaxinterp.explain.decompose import Targets, bind
+from jaxinterp.explain.tracing import in_chunks, split_at, unjitted
 
 Split = tuple[Callable[..., Array], Callable[..., Array]]
 
 
 def grad_cam(
-    apply: Callable[..., Float[Array, "batch classes"]] | Split,
+    model: Callable[..., Float[Array, "batch classes"]] | Split,
     x: Array,
     targets: Targets = None,
     *,
     layer: str | None = None,
     upsample: Literal["nearest", "linear"] = "nearest",
     variables: Any = None,
-    max_bytes: int = MEMORY,
+    max_bytes: int = MAX_BYTES,
 ) -> Attribution:
-    """Grad-CAM on the feature maps A of one layer, usually the last before pooling.
+    """Compute Grad-CAM on the feature maps A of one layer, usually the last before pooling.
 
         contributions_k(p) = ReLU(Σ_j α_kj A_j(p))          α_kj = mean over positions q of ∂f_k/∂A_j(q)
 
-    On a CoDA Net's last layer, whose maps are the classes' own and are only summed, this is the positive part of the
-    class' own map, divided by the temperature.
+    On a CoDA Net's last layer, which has one map for each class, this is the positive part of the class' map divided
+    by the temperature.
 
     Args:
-        apply: x ↦ logits calling a Flax model, with `layer`; or a pair (x ↦ feature maps, feature maps ↦ logits).
+        model: x ↦ logits calling a Flax model, with `layer`; or a pair (x ↦ feature maps, feature maps ↦ logits).
             Where `variables` is given, each takes it as first argument; see `gradient`.
         x: images, (batch, H, W, C), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         layer: path of the Flax submodule whose output (batch, H', W', J) is A, such as "layer_8".
-        upsample: how the H'×W' map is brought to H×W, "nearest" or "linear" (bilinear).
+        upsample: interpolation from H'×W' to H×W, "nearest" or "linear" (bilinear).
         variables: the model's variables, any pytree.
         max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
@@ -46,7 +47,7 @@ def grad_cam(
         An `Attribution` (batch, T, H, W, 1), never negative, without a gap.
 
     Raises:
-        ValueError: both or neither of `layer` and a pair given, an unknown `layer`, activations that are not
+        ConfigError: both or neither of `layer` and a pair given, an unknown `layer`, activations that are not
             (batch, H', W', J), or as `gradient`.
 
     Example:
@@ -57,27 +58,22 @@ def grad_cam(
 
     Source: Selvaraju et al., arXiv 1610.02391, Eq. 1 and 2.
     """
-    if isinstance(apply, tuple) == (layer is not None):
-        raise ValueError("layer: expected either a layer's path with x ↦ logits, or a pair of functions without it")
-    if upsample not in ("nearest", "linear"):
-        raise ValueError(f"upsample: got {upsample!r}, expected 'nearest' or 'linear'")
-    if layer is not None and hasattr(apply, "lower"):
-        apply = getattr(apply, "__wrapped__", apply)  # modules are addressed while tracing, not through a jitted cache
-    whole = partial(_compose, *apply) if isinstance(apply, tuple) else apply
+    pair = isinstance(model, tuple)
+    require(pair == (layer is None), "layer", layer, "a layer's path with x ↦ logits, or None with a pair of functions")
+    require_one_of("upsample", upsample, ("nearest", "linear"))
+    parts = model if isinstance(model, tuple) else (unjitted(model),)
     with jax.default_matmul_precision("highest"):
-        bound, rows = bind(whole, x, targets, variables)
-        if layer is not None:
-            require_levels(bound, x, (layer,))
-        given = () if variables is None else (variables,)
-        parts = [jax.tree_util.Partial(f, *given) for f in (apply if isinstance(apply, tuple) else (apply,))]
+        _, rows, size = bind(partial(_compose, *parts) if pair else parts[0], x, targets, variables, (layer,))
         compiled = variables is not None
+        given = (variables,) if compiled else ()
+        partials = [jax.tree_util.Partial(part, *given) for part in parts]
 
         def explain(x: Array, rows: Array) -> Attribution:
-            maps, logits, pullback = (_split_compiled if compiled else _split)(layer, parts, x)
+            maps, logits, pullback = (_split if compiled else unjitted(_split))(layer, partials, x)
             slopes = pull_targets(logits, pullback, rows, compiled)
             return Attribution(_combine(maps, slopes, x.shape[1:3], upsample))
 
-        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), max_bytes)
+        return in_chunks(explain, (x, rows), size.bytes_each(rows.shape[1]), max_bytes)
 
 
 def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: Any) -> Array:
@@ -85,29 +81,25 @@ def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: 
     return head(*variables, features(*variables, x))
 
 
+@partial(jax.jit, static_argnums=0)
 def _split(
     layer: str | None, parts: Sequence[Callable[[Array], Array]], x: Float[Array, "batch height width channels"]
 ) -> tuple[Array, Array, Callable[[Array], tuple[Array]]]:
-    """The feature maps, the logits, and the pullback from these to those."""
+    """Return the feature maps, the logits, and the pullback from the logits to the maps."""
     if layer is None:
         maps = parts[0](x)
         logits, pullback = jax.vjp(parts[1], maps)
     else:
         (zeros,), added = split_at(parts[0], x, (layer,))
-        logits, pullback, found = jax.vjp(added, zeros, has_aux=True)
-        maps = found[0]
-    if maps.ndim != 4:
-        raise ValueError(f"layer: got activations {maps.shape}, expected (batch, height, width, features)")
+        logits, pullback, (maps,) = jax.vjp(added, zeros, has_aux=True)
+    require(maps.ndim == 4, "layer", f"activations {maps.shape}", "(batch, height, width, features)")
     return maps, logits, pullback
-
-
-_split_compiled = jax.jit(_split, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _combine(
     maps: Float[Array, "batch h w j"], slopes: Float[Array, "batch t h w j"], size: tuple[int, int], upsample: str
 ) -> Float[Array, "batch t height width 1"]:
-    """Eq. 1 and 2: mean slopes, weighted sum of the maps, positive part."""
+    """Compute Eq. 1 and 2: mean slopes, weighted sum of the maps, positive part."""
     cam = jax.nn.relu(jnp.einsum("btj,bhwj->bthw", slopes.mean((2, 3)), maps))
     return jax.image.resize(cam, (*cam.shape[:2], *size), upsample)[..., None]

@@ -6,25 +6,25 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.attribute.attribution import MEMORY, Attribution, bind, target_gradients
-from jaxinterp.explain.decompose import Targets
-from jaxinterp.explain.tracing import footprint, in_chunks
+from jaxinterp.explain.attribute.attribution import MAX_BYTES, Attribution, target_gradients
+from jaxinterp.explain.decompose import Targets, bind
+from jaxinterp.explain.tracing import in_chunks
 
 
 def gradient(
-    apply: Callable[..., Float[Array, "batch classes"]],
+    model: Callable[..., Float[Array, "batch classes"]],
     x: Array,
     targets: Targets = None,
     *,
     variables: Any = None,
-    max_bytes: int = MEMORY,
+    max_bytes: int = MAX_BYTES,
 ) -> Attribution:
-    """Signed gradient ∂f_k/∂x of each target's logit, for all targets in one pass.
+    """Compute the signed gradient ∂f_k/∂x of each target's logit, for all targets in one pass.
 
-    No absolute value is taken: what raises the logit stays apart from what lowers it.
+    No absolute value is taken: the sign tells whether an entry raises or lowers the logit.
 
     Args:
-        apply: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits where
+        model: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits where
             `variables` is given. With `variables` the computation is compiled once and reused for as long as the
             same function object is passed; a closure runs operation by operation, or inside the caller's own jit.
         x: input, (batch, ...), floating.
@@ -36,7 +36,7 @@ def gradient(
         An `Attribution` on the shape of `x`, without a gap.
 
     Raises:
-        ValueError: `x`, `targets` or the output of `apply` has an unfit shape or type.
+        ConfigError: `x`, `targets` or the output of `model` has a wrong shape or type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,24 +45,24 @@ def gradient(
 
     Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3 (there with the absolute value).
     """
-    return _in_one_pass(False, apply, x, targets, variables, max_bytes)
+    return _in_one_pass(False, model, x, targets, variables, max_bytes)
 
 
 def input_x_gradient(
-    apply: Callable[..., Float[Array, "batch classes"]],
+    model: Callable[..., Float[Array, "batch classes"]],
     x: Array,
     targets: Targets = None,
     *,
     variables: Any = None,
-    max_bytes: int = MEMORY,
+    max_bytes: int = MAX_BYTES,
 ) -> Attribution:
-    """Input times gradient, x ⊙ ∂f_k/∂x.
+    """Compute input times gradient, x ⊙ ∂f_k/∂x.
 
-    It is the exact decomposition of a network that is linear around `x`, and only of such a one: on a CoDA Net the
-    gradient also runs through the dynamic weights, and the products no longer sum to the logit.
+    The exact decomposition of a network that is linear around `x`, and of no other: on a CoDA Net the gradient also
+    runs through the dynamic weights, and the products do not sum to the logit.
 
     Args:
-        apply: see `gradient`.
+        model: see `gradient`.
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         variables: the model's variables, any pytree.
@@ -71,9 +71,6 @@ def input_x_gradient(
     Returns:
         An `Attribution` on the shape of `x`, without a gap.
 
-    Raises:
-        ValueError: `x`, `targets` or the output of `apply` has an unfit shape or type.
-
     Example:
         >>> import jax.numpy as jnp
         >>> input_x_gradient(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
@@ -81,18 +78,18 @@ def input_x_gradient(
 
     Source: Shrikumar, Greenside, Shcherbina, Kundaje, arXiv 1605.01713, Sec. 2.
     """
-    return _in_one_pass(True, apply, x, targets, variables, max_bytes)
+    return _in_one_pass(True, model, x, targets, variables, max_bytes)
 
 
 def _in_one_pass(
-    times_input: bool, apply: Callable[..., Array], x: Array, targets: Targets, variables: Any, max_bytes: int
+    times_input: bool, model: Callable[..., Array], x: Array, targets: Targets, variables: Any, max_bytes: int
 ) -> Attribution:
-    """Both methods, in chunks, compiled where the variables are given apart."""
+    """Run either method in chunks, compiled where the variables are given."""
     with jax.default_matmul_precision("highest"):
-        bound, rows = bind(apply, x, targets, variables)
+        bound, rows, size = bind(model, x, targets, variables)
 
         def explain(x: Array, rows: Array) -> Attribution:
             slopes = target_gradients(bound, x, rows, variables is not None)
             return Attribution(slopes * x[:, None] if times_input else slopes)
 
-        return in_chunks(explain, (x, rows), footprint(bound, x).bytes_each(rows.shape[1]), max_bytes)
+        return in_chunks(explain, (x, rows), size.bytes_each(rows.shape[1]), max_bytes)

@@ -1,23 +1,24 @@
-"""Integrated gradients: the gradient averaged on the way from a baseline to the input."""
+"""Integrated gradients: the gradient averaged along the path from a baseline to the input."""
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxinterp.explain.attribute.attribution import MEMORY, Attribution, bind, target_gradients
-from jaxinterp.explain.decompose import Targets
-from jaxinterp.explain.tracing import footprint, in_chunks
+from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.explain.attribute.attribution import MAX_BYTES, Attribution, target_gradients
+from jaxinterp.explain.decompose import Targets, bind
+from jaxinterp.explain.tracing import in_chunks, unjitted
 
 Nodes = Literal["gauss-legendre", "riemann", "riemann-left"]
 
 
 def quadrature(nodes: Nodes, steps: int) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """Nodes and weights of a quadrature rule on [0, 1], in float64.
+    """Return nodes and weights of a quadrature rule on [0, 1], in float64.
 
     Args:
         nodes: "gauss-legendre", exact on polynomials up to degree 2·steps − 1; "riemann", the right sum k/steps for
@@ -28,25 +29,23 @@ def quadrature(nodes: Nodes, steps: int) -> tuple[Float[np.ndarray, " steps"], F
         Nodes in [0, 1] and their weights, which sum to 1.
 
     Raises:
-        ValueError: `nodes` is unknown or `steps` < 1.
+        ConfigError: `nodes` is unknown or `steps` < 1.
 
     Example:
         >>> at, weight = quadrature("gauss-legendre", 2)
         >>> round(float((weight * at**3).sum()), 12)
         0.25
     """
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}, expected at least 1")
+    require_at_least("steps", steps, 1)
+    require_one_of("nodes", nodes, get_args(Nodes))
     if nodes == "gauss-legendre":
         at, weight = np.polynomial.legendre.leggauss(steps)
         return (at + 1) / 2, weight / 2
-    if nodes not in ("riemann", "riemann-left"):
-        raise ValueError(f"nodes: got {nodes!r}, expected 'gauss-legendre', 'riemann' or 'riemann-left'")
     return (np.arange(steps) + (nodes == "riemann")) / steps, np.full(steps, 1 / steps)
 
 
 def integrated_gradients(
-    apply: Callable[..., Float[Array, "batch classes"]],
+    model: Callable[..., Float[Array, "batch classes"]],
     x: Array,
     targets: Targets = None,
     *,
@@ -54,17 +53,17 @@ def integrated_gradients(
     nodes: Nodes = "gauss-legendre",
     baseline: ArrayLike = 0.0,
     variables: Any = None,
-    max_bytes: int = MEMORY,
+    max_bytes: int = MAX_BYTES,
 ) -> Attribution:
-    """Integrated gradients of each target's logit, with the gap that the quadrature leaves.
+    """Compute integrated gradients of each target's logit, with the gap of the quadrature.
 
         contributions_k = (x − x') ⊙ ∫₀¹ ∂f_k/∂x (x' + α (x − x')) dα          Σ contributions_k = f_k(x) − f_k(x')
 
     Exact for polynomials of degree d with ⌈d/2⌉ Gauss–Legendre nodes; on a network with kinks no number of nodes
-    makes it exact, and the gap says how far off it is.
+    makes it exact, and the gap measures the error.
 
     Args:
-        apply: x ↦ logits (batch, classes), or (variables, x) ↦ logits where `variables` is given; see `gradient`.
+        model: x ↦ logits (batch, classes), or (variables, x) ↦ logits where `variables` is given; see `gradient`.
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         steps: number of nodes, ≥ 1.
@@ -77,7 +76,7 @@ def integrated_gradients(
         An `Attribution` on the shape of `x`, with gap f_k(x) − f_k(x') − Σ contributions_k.
 
     Raises:
-        ValueError: an unknown rule, `steps` < 1, a baseline that does not broadcast, or as `gradient`.
+        ConfigError: an unknown rule, `steps` < 1, a baseline that does not broadcast, or as `gradient`.
 
     Example:
         >>> cube = integrated_gradients(lambda x: x**3, jnp.array([[2.0, 1.0]]), 0, steps=2)
@@ -88,35 +87,34 @@ def integrated_gradients(
     """
     at, weight = quadrature(nodes, steps)
     base = jnp.asarray(baseline, x.dtype)
-    if base.ndim > x.ndim or any(b not in (1, n) for b, n in zip(base.shape[::-1], x.shape[::-1], strict=False)):
-        raise ValueError(f"baseline: got shape {base.shape}, expected one that broadcasts to {x.shape}")
+    fits = base.ndim <= x.ndim and all(b in (1, n) for b, n in zip(base.shape[::-1], x.shape[::-1], strict=False))
+    require(fits, "baseline", f"shape {base.shape}", f"one that broadcasts to {x.shape}")
     base = jnp.broadcast_to(base, x.shape)
     with jax.default_matmul_precision("highest"):
-        bound, rows = bind(apply, x, targets, variables)
-        bytes_each = footprint(bound, x).bytes_each(rows.shape[1])
+        bound, rows, size = bind(model, x, targets, variables)
+        bytes_each = size.bytes_each(rows.shape[1])
         passes = math.ceil(steps / max(1, max_bytes // max(1, bytes_each)))
-        size = math.ceil(steps / passes)
-        # The last node again, with weight zero, fills the last pass up, so that one compiled program serves all.
-        fill = (0, size * passes - steps)
+        count = math.ceil(steps / passes)
+        # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.
+        fill = (0, count * passes - steps)
         table = jnp.asarray(np.stack([np.pad(at, fill, mode="edge"), np.pad(weight, fill)], 1), x.dtype)
-        blocks = tuple(table.reshape(passes, size, 2))
+        blocks = tuple(table.reshape(passes, count, 2))
         compiled = variables is not None
-        finish = _finish_compiled if compiled else _finish
 
         def explain(x: Array, base: Array, rows: Array) -> Attribution:
             mean = jnp.zeros((*rows.shape, *x.shape[1:]), x.dtype)
             for block in blocks:
-                repeated = jnp.tile(rows, (size, 1))
+                repeated = jnp.tile(rows, (count, 1))
                 slopes = target_gradients(bound, _points(x, base, block), repeated, compiled)
                 mean = _add_weighted(mean, slopes, block)
-            return finish(bound, x, base, rows, mean)
+            return (_finish if compiled else unjitted(_finish))(bound, x, base, rows, mean)
 
-        return in_chunks(explain, (x, base, rows), bytes_each * size, max_bytes)
+        return in_chunks(explain, (x, base, rows), bytes_each * count, max_bytes)
 
 
 @jax.jit
 def _points(x: Array, base: Array, block: Float[Array, "nodes 2"]) -> Float[Array, "nodes_batch *shape"]:
-    """Points of the straight path from the baseline to the input, at some nodes α, as one batch."""
+    """Return the points of the straight path from the baseline to the input at some nodes α, as one batch."""
     alpha = block[:, 0].reshape(-1, *(1,) * x.ndim)
     return (base[None] + alpha * (x - base)[None]).reshape(-1, *x.shape[1:])
 
@@ -127,11 +125,9 @@ def _add_weighted(mean: Array, slopes: Array, block: Float[Array, "nodes 2"]) ->
     return mean + jnp.tensordot(block[:, 1], slopes.reshape(len(block), *mean.shape), axes=1)
 
 
-def _finish(apply: Callable[[Array], Array], x: Array, base: Array, rows: Array, mean: Array) -> Attribution:
-    """Multiply the mean gradient by the way gone, and compare the sum with the change of the logit."""
+@jax.jit
+def _finish(model: Callable[[Array], Array], x: Array, base: Array, rows: Array, mean: Array) -> Attribution:
+    """Multiply the mean gradient by x − x', and compare the sum with the change of the logit."""
     contributions = mean * (x - base)[:, None]
-    change = jnp.take_along_axis(apply(x) - apply(base), rows, axis=1)
+    change = jnp.take_along_axis(model(x) - model(base), rows, axis=1)
     return Attribution(contributions, change - contributions.reshape(*rows.shape, -1).sum(-1))
-
-
-_finish_compiled = jax.jit(_finish)

@@ -1,4 +1,4 @@
-"""Metrics: of attributions, completeness, grid localization and pixel removal; of one class' scores, detection."""
+"""Metrics of attributions (completeness, grid pointing game, pixel deletion) and of one class' scores (detection)."""
 
 from jaxinterp.explain.metrics.completeness import Completeness, completeness
 from jaxinterp.explain.metrics.detection import Detection, best_threshold, detect

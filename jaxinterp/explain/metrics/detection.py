@@ -1,19 +1,21 @@
-"""How well a score tells one class from the rest: the threshold of best F1, precision, recall, balanced accuracy."""
+"""Detection of one class by a score: the threshold of best F1, precision, recall, balanced accuracy."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxinterp.checks import require, require_finite
+
 
 class Detection(NamedTuple):
-    """What `detect` returns; all in [0, 1].
+    """Result of `detect`; all in [0, 1].
 
     Attributes:
-        precision: share of positives among those that are called so; 0 where none is.
-        recall: share of the positives that are called so.
+        precision: share of positives among the called ones; 0 where none is called.
+        recall: share of the positives that are called.
         f1: harmonic mean of the two.
-        balanced_accuracy: mean of the recall and of the share of negatives that are called so.
+        balanced_accuracy: mean of the recall and of the share of negatives that are not called.
     """
 
     precision: float
@@ -23,16 +25,12 @@ class Detection(NamedTuple):
 
 
 def _weights(scores: np.ndarray, positive: np.ndarray, negatives: int | float | None) -> np.ndarray:
-    """1 for every positive, and such a weight for the negatives that there are so many for each positive."""
-    if scores.shape != positive.shape or scores.ndim != 1:
-        raise ValueError(f"positive: got shape {positive.shape}, expected that of scores, {scores.shape}")
-    if not (positive.any() and not positive.all()):
-        raise ValueError(f"positive: got {positive.sum()} of {len(positive)}, expected some of both kinds")
-    wrong = int((~np.isfinite(scores)).sum())
-    if wrong:
-        raise ValueError(f"scores: got {wrong} NaN or infinite values, expected finite ones")
-    if negatives is not None and not 0 < negatives < np.inf:
-        raise ValueError(f"negatives: got {negatives}, expected a positive finite number")
+    """Return 1 for every positive, and a weight for the negatives that makes them `negatives` per positive."""
+    require(scores.ndim == 1 and scores.shape == positive.shape, "positive", positive.shape, f"shape {scores.shape}")
+    mixed = positive.any() and not positive.all()
+    require(mixed, "positive", f"{positive.sum()} of {len(positive)}", "examples of both kinds")
+    require_finite("scores", scores)
+    require(negatives is None or 0 < negatives < np.inf, "negatives", negatives, "a positive finite number")
     weight = 1.0 if negatives is None else negatives * positive.sum() / (~positive).sum()
     return np.where(positive, 1.0, weight)
 
@@ -40,26 +38,25 @@ def _weights(scores: np.ndarray, positive: np.ndarray, negatives: int | float | 
 def best_threshold(
     scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], negatives: int | float | None = None
 ) -> float:
-    """The threshold above which calling a score positive has the largest F1 on these examples.
+    """Find the threshold above which calling a score positive has the largest F1 on these examples.
 
     Args:
         scores: finite, (n,).
-        positive: what they are, (n,).
-        negatives: how many there are to be for each positive: those that are there are weighted so; None for as they
-            are.
+        positive: the truth, (n,).
+        negatives: number of negatives per positive to which the examples are weighted; None for no weights.
 
     Returns:
-        A number between the two scores that it parts; one below all where all are called positive.
+        A number between two neighboring scores, or below all of them where all are called positive.
 
     Raises:
-        ValueError: shapes that differ, scores that are not finite, or examples of one kind only.
+        ConfigError: shapes that differ, scores that are not finite, or examples of one kind only.
 
     Example:
         >>> best_threshold(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, False, True, True]))
         1.5
 
-    Source: arXiv 2202.05343, Sec. 4.3 (which looks at 100 thresholds between the medians of both kinds, and where
-    classes are many draws nine negatives for each positive, ten times, instead of weighting them).
+    Source: arXiv 2202.05343, Sec. 4.3 (there over 100 thresholds between the medians of both kinds; with many classes,
+    nine negatives are drawn for each positive, ten times, instead of weights).
     """
     from sklearn.metrics import precision_recall_curve
 
@@ -67,12 +64,12 @@ def best_threshold(
     precision, recall, thresholds = precision_recall_curve(positive, scores, sample_weight=weights)
     total = precision[:-1] + recall[:-1]
     f1 = np.divide(2 * precision[:-1] * recall[:-1], total, out=np.zeros_like(total), where=total > 0)
-    lowest = float(thresholds[int(f1.argmax())])  # a score that is called positive
+    lowest = float(thresholds[int(f1.argmax())])
     below = scores[scores < lowest]
     if not len(below):
         return lowest - 1
     middle = (lowest + float(below.max())) / 2
-    return middle if middle < lowest else float(below.max())  # neighboring numbers have none between them
+    return middle if middle < lowest else float(below.max())  # neighboring floats
 
 
 def detect(
@@ -81,19 +78,13 @@ def detect(
     threshold: float,
     negatives: int | float | None = None,
 ) -> Detection:
-    """Precision, recall, F1 and balanced accuracy of calling scores above a threshold positive.
+    """Measure precision, recall, F1 and balanced accuracy of calling scores above a threshold positive.
 
     Args:
         scores: finite, (n,).
-        positive: what they are, (n,).
+        positive: the truth, (n,).
         threshold: a score equal to it is negative.
         negatives: as in `best_threshold`.
-
-    Returns:
-        The four numbers.
-
-    Raises:
-        ValueError: as `best_threshold`.
 
     Example:
         >>> detect(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True]), 0.5).precision.__round__(3)

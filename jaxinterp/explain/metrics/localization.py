@@ -1,4 +1,4 @@
-"""Localization: how much of a class' positive evidence lies on its own image in a grid of images.
+"""Localization: the share of a class' positive evidence on its own image in a grid of images.
 
 The grid pointing game of the CoDA Nets paper: n × n images of distinct classes are tiled at full resolution, the
 network runs on the whole, and the score of cell i is the part of the positive attribution of its class that it holds,
@@ -9,6 +9,7 @@ network runs on the whole, and the score of cell i is the part of the positive a
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -16,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from jaxinterp.checks import require_finite
-from jaxinterp.explain.attribute.attribution import MEMORY
+from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.explain.attribute.attribution import MAX_BYTES
 from jaxinterp.explain.tracing import in_chunks
 
 
 class Grids(NamedTuple):
-    """Which images make up each grid; cell k of a grid lies in row k mod n, column k div n.
+    """Images that make up each grid; cell k of a grid lies in row k mod n, column k div n.
 
     Attributes:
         images: indices into the images, (grids, n²) int32.
         classes: their labels, distinct in each grid, (grids, n²) int32.
-        eligible: number of images that were predicted right and with enough confidence.
+        eligible: number of images predicted correctly and with enough confidence.
     """
 
     images: Int[np.ndarray, "grids cells"]
@@ -36,7 +37,7 @@ class Grids(NamedTuple):
 
 
 class Localization(NamedTuple):
-    """What `grid_pointing_game` answers; the scores count positive attribution only.
+    """Result of `grid_pointing_game`; the scores count positive attribution only.
 
     Attributes:
         scores: in [0, 1], (grids, n²).
@@ -61,7 +62,7 @@ def sample_grids(
     key: PRNGKeyArray | None = None,
     confidence: float = 0.5,
 ) -> Grids:
-    """Draw grids of the most confident right predictions, each image at most once.
+    """Draw grids of the most confident correct predictions, each image at most once.
 
     Eligible are images whose label has the largest logit and sigmoid(logit) > `confidence`. For each grid n² classes
     are drawn without replacement among those with images left, and each gives its most confident unused image.
@@ -81,8 +82,8 @@ def sample_grids(
         `Grids`, the most confident first.
 
     Raises:
-        ValueError: a key missing or too many, shapes or labels that do not fit, logits that are not finite, or too
-            few eligible images for one grid.
+        ConfigError: a key missing or not wanted, shapes or labels that do not fit, logits that are not finite, or
+            too few eligible images for one grid.
 
     Example:
         >>> grids = sample_grids(5 * np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1]), n=2, key=jax.random.key(0))
@@ -92,15 +93,12 @@ def sample_grids(
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, and the released evaluation code for "compat".
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels: got {labels.shape} for logits {logits.shape}, expected (images,)")
-    if labels.size and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
-        raise ValueError(f"labels: got {labels.min()}..{labels.max()}, expected classes in [0, {logits.shape[1]})")
+    require(logits.ndim == 2, "logits", f"shape {logits.shape}", "(images, classes)")
+    require_labels("labels", labels, *logits.shape)
     require_finite("logits", logits)
-    if n < 1 or count < 1:
-        raise ValueError(f"n, count: got {n} and {count}, expected at least 1 each")
-    if sampler not in ("aligned", "compat") or (sampler == "aligned") != (key is not None):
-        raise ValueError(f"sampler, key: got {sampler!r} and {key}, expected 'aligned' with a key, or 'compat' without")
+    require_at_least("n, count", (n, count), 1)
+    require_one_of("sampler", sampler, ("aligned", "compat"))
+    require((sampler == "aligned") == (key is not None), "key", key, "one with 'aligned', None with 'compat'")
     queues = _queues(logits, labels, confidence)
     if key is None:
         drawn = _draws(queues, n * n, np.random.RandomState(42), spare=1)
@@ -109,18 +107,15 @@ def sample_grids(
         rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
         chosen = _draws(queues, n * n, rng, spare=0)[:count]
     eligible = sum(map(len, queues))
-    if not chosen:
-        sure = sum(len(queue) > 0 for queue in queues)
-        raise ValueError(
-            f"logits: {eligible} images of {sure} classes are predicted right with p > {confidence}, "
-            f"too few for one {n}x{n} grid by the {sampler!r} sampler"
-        )
+    sure = sum(len(queue) > 0 for queue in queues)
+    got = f"{eligible} images of {sure} classes predicted correctly with p > {confidence}"
+    require(chosen, "logits", got, f"enough for one {n}x{n} grid by the {sampler!r} sampler")
     images = np.array(chosen, np.int32)
     return Grids(images, labels[images].astype(np.int32), eligible)
 
 
 def _queues(logits: np.ndarray, labels: np.ndarray, confidence: float) -> list[np.ndarray]:
-    """Each class' eligible images, the most confident first, ties in file order."""
+    """Return each class' eligible images, the most confident first, ties in file order."""
     right = logits.argmax(1) == labels
     own = logits[np.arange(len(labels)), labels]
     sure = right & (np.asarray(jax.nn.sigmoid(own)) > confidence)
@@ -179,7 +174,7 @@ def tile_grid(images: Float[Array, "grids cells height width channels"]) -> Floa
 
 
 def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Array, "grids cells"]:
-    """Score each cell's own map: the part of its positive attribution that falls into the cell, Eq. 11.
+    """Score each cell's own map: the share of its positive attribution inside the cell, Eq. 11.
 
     Args:
         maps: channel-summed signed attribution of cell k's class over the whole grid, (grids, n², n·H, n·W).
@@ -188,7 +183,7 @@ def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[A
         (grids, n²), in [0, 1]; 0 where a map has no positive part.
 
     Raises:
-        ValueError: the maps do not divide into n × n cells.
+        ConfigError: the maps do not divide into n × n cells.
 
     Example:
         >>> grid_pointing_scores(jnp.ones((1, 4, 2, 2))).tolist()
@@ -196,8 +191,7 @@ def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[A
     """
     grids, cells, tall, wide = maps.shape
     n = _side(cells)
-    if tall % n or wide % n:
-        raise ValueError(f"maps: got {tall}x{wide} pixels, expected multiples of {n} for {n}x{n} cells")
+    require(tall % n == wide % n == 0, "maps", f"{tall}x{wide} pixels", f"multiples of {n} for {n}x{n} cells")
     positive = jax.nn.relu(maps).reshape(grids, cells, n, tall // n, n, wide // n).sum((3, 5))
     held = positive.transpose(0, 1, 3, 2).reshape(grids, cells, cells)
     own, total = jnp.diagonal(held, axis1=1, axis2=2), held.sum(-1)
@@ -210,23 +204,23 @@ def grid_pointing_game(
     grids: Grids,
     *,
     upsample: Literal["nearest", "linear"] = "nearest",
-    max_bytes: int = MEMORY,
+    max_bytes: int = MAX_BYTES,
 ) -> Localization:
     """Score an attribution method on grids of images, all n² classes of a grid in one pass.
 
     Args:
         attribute: (grid images (g, n·H, n·W, C), classes (g, n²)) ↦ channel-summed signed maps (g, n², H', W'); any
-            resolution, for example `lambda x, t: gradient(apply, x, t, variables=v).contributions.sum(-1)`.
-        images: (images, H, W, C), in the unit that `attribute` takes.
+            resolution, for example `lambda x, t: gradient(model, x, t, variables=v).contributions.sum(-1)`.
+        images: (images, H, W, C), in the unit of `attribute`.
         grids: from `sample_grids`, drawn once and used for every method.
-        upsample: how maps of another resolution are brought to the grid's, "nearest" or "linear" (bilinear).
+        upsample: interpolation of maps of another resolution to the grid's, "nearest" or "linear" (bilinear).
         max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal chunks.
 
     Returns:
         A `Localization`, on the host.
 
     Raises:
-        ValueError: `attribute` does not answer (g, n², H', W').
+        ConfigError: `attribute` does not return (g, n², H', W').
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
     """
@@ -235,8 +229,8 @@ def grid_pointing_game(
     def score(members: Array, classes: Array) -> Array:
         mosaic = _gather(pool, members)
         maps = attribute(mosaic, classes)
-        if maps.ndim != 4 or maps.shape[:2] != classes.shape:
-            raise ValueError(f"attribute: got maps {maps.shape}, expected {(*classes.shape, 'height', 'width')}")
+        fits = maps.ndim == 4 and maps.shape[:2] == classes.shape
+        require(fits, "attribute", f"maps {maps.shape}", f"{(*classes.shape, 'height', 'width')}")
         return _score(maps, mosaic.shape[1:3], upsample)
 
     cells = grids.images.shape[1]
@@ -253,15 +247,12 @@ def _gather(pool: Array, members: Int[Array, "grids cells"]) -> Array:
     return tile_grid(pool[members])
 
 
-def _resize_and_score(maps: Array, shape: tuple[int, int], upsample: str) -> Array:
+@partial(jax.jit, static_argnums=(1, 2))
+def _score(maps: Array, shape: tuple[int, int], upsample: str) -> Array:
     return grid_pointing_scores(jax.image.resize(maps, (*maps.shape[:2], *shape), upsample))
-
-
-_score = jax.jit(_resize_and_score, static_argnums=(1, 2))
 
 
 def _side(cells: int) -> int:
     n = int(np.sqrt(cells))
-    if n * n != cells:
-        raise ValueError(f"cells: got {cells}, expected a square number of images")
+    require(n * n == cells, "cells", cells, "a square number of images")
     return n

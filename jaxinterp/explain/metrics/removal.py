@@ -1,23 +1,24 @@
-"""Pixel removal: how the label's probability moves while pixels are taken out in the order of their importance."""
+"""Pixel deletion: the label's probability while pixels are removed in the order of their importance."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require_finite
-from jaxinterp.explain.attribute.attribution import MEMORY, bind
-from jaxinterp.explain.tracing import footprint, in_chunks
+from jaxinterp.checks import require, require_at_least, require_finite, require_one_of
+from jaxinterp.explain.attribute.attribution import MAX_BYTES
+from jaxinterp.explain.decompose import bind
+from jaxinterp.explain.tracing import in_chunks, unjitted
 
 Order = Literal["least", "most"]
 
 
 class Removal(NamedTuple):
-    """What `pixel_deletion` answers.
+    """Result of `pixel_deletion`.
 
     Attributes:
         fractions: part of the pixels that is removed, in [0, 1], (points,).
@@ -33,33 +34,32 @@ class Removal(NamedTuple):
 
 
 def removal_counts(pixels: int, fraction: float = 0.25, points: int = 128) -> Int[np.ndarray, " points"]:
-    """Numbers of removed pixels at which the curve is read: every (max // points)-th up to max = ⌊fraction · pixels⌋.
+    """List the numbers of removed pixels at which the curve is read, up to max = ⌊fraction · pixels⌋.
 
     Args:
         pixels: pixels of one image.
         fraction: largest part removed, in (0, 1].
-        points: intervals aimed at; 32×32 pixels give 129 points, two pixels apart.
+        points: intervals aimed at, of max // points pixels; 32×32 pixels give 129 points, two pixels apart.
 
     Returns:
         Increasing counts from 0.
 
     Raises:
-        ValueError: `fraction` or `points` out of range, or no pixel would be removed.
+        ConfigError: `fraction` or `points` out of range, or no pixel would be removed.
 
     Example:
         >>> removal_counts(8 * 8).tolist()[-3:], len(removal_counts(32 * 32))
         ([14, 15, 16], 129)
     """
-    if not 0 < fraction <= 1 or points < 1:
-        raise ValueError(f"fraction, points: got {fraction} and {points}, expected (0, 1] and at least 1")
+    require(0 < fraction <= 1, "fraction", fraction, "a number in (0, 1]")
+    require_at_least("points", points, 1)
     largest = int(fraction * pixels)
-    if largest == 0:
-        raise ValueError(f"fraction: got {fraction} of {pixels} pixels, expected at least one pixel to remove")
+    require(largest > 0, "fraction", f"{fraction} of {pixels} pixels", "at least one pixel to remove")
     return np.arange(0, largest + 1, max(1, largest // points), dtype=np.int32)
 
 
 def removal_ranks(maps: Float[Array, "batch height width"], order: Order = "least") -> Int[Array, "batch height width"]:
-    """The turn at which each pixel is removed, counted from 0; equal pixels go in reading order.
+    """Rank the pixels by the turn at which each is removed, from 0; equal pixels go in reading order.
 
     Args:
         maps: signed importance of each pixel, (batch, H, W).
@@ -68,22 +68,18 @@ def removal_ranks(maps: Float[Array, "batch height width"], order: Order = "leas
     Returns:
         (batch, H, W) int32, each image a permutation of 0..H·W − 1.
 
-    Raises:
-        ValueError: `order` is unknown.
-
     Example:
         >>> removal_ranks(jnp.array([[[0.5, -1.0], [0.5, 2.0]]])).tolist()
         [[[1, 0], [2, 3]]]
     """
-    if order not in ("least", "most"):
-        raise ValueError(f"order: got {order!r}, expected 'least' or 'most'")
+    require_one_of("order", order, get_args(Order))
     flat = maps.reshape(len(maps), -1)
     turns = jnp.argsort(flat if order == "least" else -flat, axis=1, stable=True)
     return jnp.argsort(turns, axis=1).astype(jnp.int32).reshape(maps.shape)
 
 
 def pixel_deletion(
-    predict: Callable[..., Float[Array, "batch classes"]],
+    model: Callable[..., Float[Array, "batch classes"]],
     encoded: Float[Array, "batch height width channels"],
     maps: Array,
     labels: Array,
@@ -93,19 +89,19 @@ def pixel_deletion(
     points: int = 128,
     probability: Literal["sigmoid", "softmax"] = "sigmoid",
     variables: Any = None,
-    max_bytes: int = MEMORY,
+    max_bytes: int = MAX_BYTES,
 ) -> Removal:
     """Remove pixels in the order of a map and read the label's probability on the way.
 
-    A removed pixel is the zero vector of the *encoded* input, which of a CoDA Net is not black. Signed importance
-    orders the pixels, so with "least" those that speak against the label go first and a good map's curve rises.
+    A removed pixel is the zero vector of the *encoded* input, which for a CoDA Net is not black. Pixels are ordered by
+    signed importance, so with "least" those against the label go first and a good map's curve rises.
 
     Args:
-        predict: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits where `variables` is given; see
+        model: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits where `variables` is given; see
             `jaxinterp.explain.attribute.gradient` on when the computation is compiled.
         encoded: the network's input after any encoding, (batch, H, W, C), floating.
         maps: channel-summed attribution of the label's logit, (batch, H, W), finite.
-        labels: (batch,) integers, right or wrong as the network may be.
+        labels: (batch,) integers.
         order: "least" important first (the published curves) or "most" important first.
         fraction: largest part removed, in (0, 1].
         points: intervals aimed at, see `removal_counts`.
@@ -117,7 +113,7 @@ def pixel_deletion(
         A `Removal`, on the host.
 
     Raises:
-        ValueError: an argument has an unfit shape or value.
+        ConfigError: an argument has a wrong shape or value.
 
     Example:
         >>> brightness = lambda x: x.sum((1, 2))
@@ -128,16 +124,15 @@ def pixel_deletion(
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2; Srinivas, Fleuret, arXiv 1905.00780, Sec. 5.1 (least important first).
     """
-    if encoded.ndim != 4 or maps.shape != encoded.shape[:3]:
-        raise ValueError(f"maps: got {maps.shape} for input {encoded.shape}, expected (batch, height, width)")
-    if probability not in ("sigmoid", "softmax"):
-        raise ValueError(f"probability: got {probability!r}, expected 'sigmoid' or 'softmax'")
+    fits = encoded.ndim == 4 and maps.shape == encoded.shape[:3]
+    require(fits, "maps", f"shape {maps.shape} for input {encoded.shape}", "(batch, height, width)")
+    require_one_of("probability", probability, ("sigmoid", "softmax"))
     require_finite("maps", maps)
     counts = removal_counts(maps.shape[1] * maps.shape[2], fraction, points)
     with jax.default_matmul_precision("highest"):
-        bound, rows = bind(predict, encoded, labels, variables)
-        bytes_each = footprint(bound, encoded).bytes_each(1)
-        look = partial(_look if variables is None else _look_compiled, probability == "sigmoid", bound)
+        bound, rows, size = bind(model, encoded, labels, variables)
+        bytes_each = size.bytes_each(1)
+        look = partial(unjitted(_look) if variables is None else _look, probability == "sigmoid", bound)
         levels = (jnp.asarray(counts),)
 
         def read(x: Array, ranks: Array, rows: Array) -> Array:
@@ -148,19 +143,17 @@ def pixel_deletion(
     return Removal(counts / (maps.shape[1] * maps.shape[2]), curve, curves, float(curve.mean()))
 
 
+@partial(jax.jit, static_argnums=0)
 def _look(
     sigmoid: bool,
-    predict: Callable[[Array], Array],
+    model: Callable[[Array], Array],
     x: Float[Array, "batch height width channels"],
     ranks: Int[Array, "batch height width"],
     rows: Int[Array, "batch 1"],
     counts: Int[Array, " points"],
 ) -> Float[Array, "points batch"]:
-    """Probabilities of the labels at some points of the curve, all points in one batch."""
+    """Return the labels' probabilities at some points of the curve, all points in one batch."""
     kept = ranks[None] >= counts[:, None, None, None]
-    logits = predict(jnp.where(kept[..., None], x[None], 0).reshape(-1, *x.shape[1:]))
-    chances = jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
-    return jnp.take_along_axis(chances, jnp.tile(rows, (len(counts), 1)), axis=1).reshape(len(counts), len(x))
-
-
-_look_compiled = jax.jit(_look, static_argnums=0)
+    logits = model(jnp.where(kept[..., None], x[None], 0).reshape(-1, *x.shape[1:]))
+    probabilities = jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
+    return jnp.take_along_axis(probabilities, jnp.tile(rows, (len(counts), 1)), axis=1).reshape(len(counts), len(x))

@@ -1,18 +1,20 @@
-"""How far apart a representation puts classes, beside how wide it lets them be."""
+"""Separability of classes in a representation: distances between class means over distances within classes."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxinterp.checks import require, require_finite
+
 
 class Separability(NamedTuple):
-    """What `separability` answers.
+    """Result of `separability`.
 
     Attributes:
         between: mean distance of two classes' means.
         within: mean over the classes of the mean distance of an example from its class' mean.
-        ratio: J = between / within. A larger J need not mean better classification: say the accuracy with it.
+        ratio: J = between / within. A larger J need not mean better classification; report the accuracy with it.
     """
 
     between: float
@@ -21,7 +23,7 @@ class Separability(NamedTuple):
 
 
 def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"]) -> Separability:
-    """J = mean_{a<b} ‖μ_a − μ_b‖ / mean_c mean_{x in c} ‖Φ(x) − μ_c‖.
+    """Compute J = mean_{a<b} ‖μ_a − μ_b‖ / mean_c mean_{x in c} ‖Φ(x) − μ_c‖.
 
     Args:
         features: Φ(x), (N, F).
@@ -31,19 +33,16 @@ def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n
         A `Separability`; the ratio is infinite where every class is one point.
 
     Raises:
-        ValueError: one class only, other numbers of features and labels, or values that are not finite.
+        ConfigError: one class only, different numbers of features and labels, or values that are not finite.
 
     Example:
         >>> separability(np.array([[0.0], [2.0], [10.0], [12.0]]), np.array([0, 0, 1, 1]))
         Separability(between=10.0, within=1.0, ratio=10.0)
     """
     classes = np.unique(labels)
-    if len(features) != len(labels) or len(classes) < 2:
-        raise ValueError(
-            f"labels: got {len(labels)} of {len(classes)} classes, expected {len(features)} of at least two classes"
-        )
-    if not np.isfinite(features).all():
-        raise ValueError("features: got values NaN or infinite, expected finite ones")
+    got = f"{len(labels)} of {len(classes)} classes"
+    require(len(features) == len(labels) and len(classes) > 1, "labels", got, f"{len(features)} of at least 2 classes")
+    require_finite("features", features)
     means = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
     apart = np.linalg.norm(means[:, None] - means, axis=-1)
     between = float(apart[np.triu_indices(len(classes), 1)].mean())

@@ -1,15 +1,13 @@
-"""Kernels of given gates, and prediction with them.
+"""Kernels of given gates, and regression with them.
 
-Gates read off a network, or any of one's own; the kernel of the open paths; regression with it; which training images
-decided; and the same gates' value network taken apart.
+Gates, read off a network or your own; the kernel of the open paths; regression with it; the training images that
+decided; and the contributions of the value network with the same gates.
 
 Example:
     >>> import jax, jax.numpy as jnp, numpy as np
-    >>> from jaxinterp.explain.decompose import decompose
-    >>> from jaxinterp.gated.kernels.path import PathKernel
-    >>> from jaxinterp.gated.kernels.regression import kernel_ridge, one_hot
-    >>> from jaxinterp.gated.architecture import fc
-    >>> from jaxinterp.gated.network import GatedNetwork, Network
+    >>> from jaxinterp import decompose
+    >>> from jaxinterp.gated import GatedNetwork, Network, fc
+    >>> from jaxinterp.gated.kernels import PathKernel, kernel_ridge, one_hot
     >>> layers, x = fc(16, 3, classes=2), jax.random.normal(jax.random.key(0), (40, 5))
     >>> dlgn = GatedNetwork(layers, gating="linear", hard=True)
     >>> gates = dlgn.apply(dlgn.init(jax.random.key(1), x), x, method="gates")
@@ -26,3 +24,21 @@ Example:
     >>> bool(jnp.allclose(parts.contributions.sum(-1) + parts.bias, parts.logits, atol=1e-5))
     True
 """
+
+from jaxinterp.gated.kernels.path import Norm, PathKernel
+from jaxinterp.gated.kernels.regression import Nystrom, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
+from jaxinterp.gated.kernels.tangent import tangent_kernel
+from jaxinterp.gated.kernels.tiles import Tiles
+
+__all__ = [
+    "Norm",
+    "Nystrom",
+    "PathKernel",
+    "Ridge",
+    "Tiles",
+    "conjugate_gradients",
+    "kernel_ridge",
+    "nystrom",
+    "one_hot",
+    "tangent_kernel",
+]

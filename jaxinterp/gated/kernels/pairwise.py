@@ -1,4 +1,4 @@
-"""All pairs of two sets of examples, in blocks that stay in the cache, and half of them where the sets are the same."""
+"""Functions of all pairs of two sets of examples, in blocks that fit the cache."""
 
 import math
 from collections.abc import Callable
@@ -12,36 +12,36 @@ from jaxtyping import Array, Float
 
 Pairs = Callable[[Any, Any], Float[Array, "rows columns"]]
 
-BLOCK = {"cpu": 16 << 20}  # bytes of the largest array of a block of pairs: what stays in the cache
-LARGE_BLOCK = 1 << 30  # on accelerators: what keeps them busy
+BLOCK_BYTES = {"cpu": 16 << 20}  # of the largest array of a block of pairs, by backend
+ACCELERATOR_BLOCK_BYTES = 1 << 30
 PANELS = 8  # of a symmetric matrix
 
 
 def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[Array, "n m"]:
-    """A function of every pair.
+    """Evaluate a function of every pair.
 
     Args:
         pairs: (rows, columns) ↦ values of their pairs; both are pytrees of arrays with a common first axis.
         left: n examples.
         right: m examples.
-        bytes_each: of the largest array that one pair asks for.
+        bytes_each: bytes that one pair takes in the largest array.
     """
     n, m = (len(jax.tree.leaves(side)[0]) for side in (left, right))
-    most = max(1, BLOCK.get(jax.default_backend(), LARGE_BLOCK) // bytes_each)
-    columns = min(m, most)
-    rows = min(n, max(1, most // columns))
+    block = max(1, BLOCK_BYTES.get(jax.default_backend(), ACCELERATOR_BLOCK_BYTES) // bytes_each)
+    columns = min(m, block)
+    rows = min(n, max(1, block // columns))
 
-    def row(block: Any) -> Array:
+    def row(part: Any) -> Array:
         if columns == m:
-            return pairs(block, right)
-        found = lax.map(partial(pairs, block), _cut(right, m, columns))
-        return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :m]
+            return pairs(part, right)
+        values = lax.map(partial(pairs, part), _split(right, m, columns))
+        return jnp.moveaxis(values, 0, 1).reshape(rows, -1)[:, :m]
 
-    return lax.map(row, _cut(left, n, rows)).reshape(-1, m)[:n]
+    return lax.map(row, _split(left, n, rows)).reshape(-1, m)[:n]
 
 
-def _cut(tree: Any, count: int, size: int) -> Any:
-    """Blocks of one size along a new first axis, the last one filled with zeros."""
+def _split(tree: Any, count: int, size: int) -> Any:
+    """Split into blocks of one size along a new first axis, the last one padded with zeros."""
     parts = math.ceil(count / size)
     pad = parts * size - count
     return jax.tree.map(
@@ -50,12 +50,12 @@ def _cut(tree: Any, count: int, size: int) -> Any:
 
 
 def symmetric(pairs: Pairs, examples: Any, bytes_each: int | None = None) -> Float[Array, "n n"]:
-    """A symmetric function of every pair of one set: panels of rows from the diagonal on, and their mirror images.
+    """Evaluate a symmetric function of every pair of one set, about half of them by symmetry.
 
     Args:
         pairs: as in `rectangular`.
         examples: n examples.
-        bytes_each: as there; None computes each panel as a whole, where pairs ask for no more than their value.
+        bytes_each: as in `rectangular`; None evaluates each panel of rows at once.
     """
     first = jax.tree.leaves(examples)[0]
     n = len(first)
@@ -64,11 +64,11 @@ def symmetric(pairs: Pairs, examples: Any, bytes_each: int | None = None) -> Flo
     for start in range(0, n, panel):
         rows = jax.tree.map(lambda a, s=start: a[s : s + panel], examples)
         rest = jax.tree.map(lambda a, s=start: a[s:], examples)
-        found = pairs(rows, rest) if bytes_each is None else rectangular(pairs, rows, rest, bytes_each)
-        size = len(found)
-        corner = jnp.triu(found[:, :size])
+        values = pairs(rows, rest) if bytes_each is None else rectangular(pairs, rows, rest, bytes_each)
+        size = len(values)
+        corner = jnp.triu(values[:, :size])
         if start + size < n:
-            k = lax.dynamic_update_slice(k, found[:, size:].T, (start + size, start))
-        k = lax.dynamic_update_slice(k, found, (start, start))
+            k = lax.dynamic_update_slice(k, values[:, size:].T, (start + size, start))
+        k = lax.dynamic_update_slice(k, values, (start, start))
         k = lax.dynamic_update_slice(k, corner + jnp.triu(corner, 1).T, (start, start))
     return k

@@ -1,4 +1,4 @@
-"""Kernels of given gates: the neural path kernel, and NTK and NNGP of infinitely wide value networks.
+"""Kernels of given gates: neural path kernel (NPK), and NTK and NNGP of infinitely wide value networks.
 
 Lakshminarayanan & Singh, NeurIPS 2020 (arXiv 2006.10529, "NPF") and arXiv 2110.03403 ("DLGN"). Let φ_x(p) be the
 feature of a path p, the input at its start times the gates along it. Then
@@ -9,9 +9,9 @@ feature of a path p, the input at its start times the gates along it. Then
     value weights of variance σ²,   E[NTK] = d σ^{2(d−1)} NPK at every width, NTK → E[NTK]     (NPF, Thm 5.1)
     independent of the gates:       NNGP = σ^{2d} NPK
 
-For any architecture, with biases, poolings, residual blocks and a variance s² per layer, the same follows from a
-recursion over the layers. Its state is, for each pair of examples and of positions, the covariance Q of an activation
-over the draws of the weights, and the tangent kernel T of the layers so far:
+For any architecture, with biases, poolings, residual blocks and a variance s² per layer, a recursion over the layers
+gives the same. For each pair of examples and of positions it carries the covariance Q of an activation over draws of
+the weights, and the tangent kernel T of the layers so far:
 
     input          Q = Σ_c x_c x'_c                               T = 0
     dense, conv    T ← C(Q) + s² C(T)    Q ← s² C(Q)              C sums over the window's common offsets
@@ -20,7 +20,7 @@ over the draws of the weights, and the tangent kernel T of the layers so far:
     pooling        Q, T ← average over windows at either position
     residual       Q ← Q + Q_body        T ← T + T_body           the body's fresh weights have mean zero
 
-NPK is Q with all variances one, no biases, and sums in the place of averages.
+NPK is Q with all variances one, no biases, and sums in place of averages.
 """
 
 import math
@@ -35,6 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinterp.checks import require, require_finite, require_one_of
 from jaxinterp.gated.architecture import (
     Architecture,
     AvgPool,
@@ -46,6 +47,7 @@ from jaxinterp.gated.architecture import (
     Gates,
     GlobalAvgPool,
     Residual,
+    ValueInput,
     fan_ins,
     gate_shapes,
     iter_layers,
@@ -57,7 +59,7 @@ Normalize = Literal["none", "width", "unit_diag"]
 
 
 class Norm(NamedTuple):
-    """Evaluation batch normalization of a value network as an affine map of each channel, x ↦ scale · x + shift."""
+    """Evaluation BatchNorm of a value network as an affine map of each channel, x ↦ scale · x + shift."""
 
     scale: Float[Array, " channels"]
     shift: Float[Array, " channels"]
@@ -65,18 +67,21 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True)
 class PathKernel:
-    """A kernel of given gates for one architecture; a function of (x, gates, x', gates') and nothing else.
+    """A kernel of given gates for one architecture, a function of (x, gates, x', gates').
 
     Attributes:
         layers: the architecture of the value network.
         get: "npk", or "ntk" and "nngp" of the infinitely wide value network.
-        normalize: of the NPK: "none", path counts; "width", every sum over units, offsets and pooled positions is an
-            average, so that hard gates give values of at most <x, x'>; "unit_diag", K(x, x') / √(K(x, x) K(x', x')).
+        normalize: of the NPK: "none", path counts; "width", averages in place of all sums over units, offsets and
+            pooled positions, so hard gates give at most <x, x'>; "unit_diag", K(x, x') / √(K(x, x) K(x', x')).
         value_input: "x", or "ones" for a value network on the all-ones input.
-        weight_variances: s² of NTK and NNGP, one for all layers or one each; He's 2 / fan-in where None.
+        weight_variances: s² of NTK and NNGP, one for all layers or one each; He's 2 / fan-in if None.
         bias_variance: s_b² of the layers that have a bias.
-        norms: the value network's `BatchNorm` layers in order; the identity where empty.
-        exact: refuse gates other than 0 and 1.
+        norms: the value network's `BatchNorm` layers in order; identities if empty.
+        exact: raise for gates other than 0 and 1.
+
+    Raises:
+        ConfigError: an unknown option, or a number of norms or variances that does not match the layers.
 
     Example:
         >>> from jaxinterp.gated.architecture import fc
@@ -90,22 +95,22 @@ class PathKernel:
     layers: Architecture
     get: Kernel = "npk"
     normalize: Normalize = "none"
-    value_input: Literal["x", "ones"] = "x"
+    value_input: ValueInput = "x"
     weight_variances: float | tuple[float, ...] | None = None
     bias_variance: float = 0.0
     norms: tuple[Norm, ...] = ()
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse options that do not exist."""
-        for name, kind in (("get", Kernel), ("normalize", Normalize)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
-        if self.value_input not in ("x", "ones"):
-            raise ValueError(f"value_input: got {self.value_input!r}, expected x or ones")
-        norms = sum(isinstance(layer, BatchNorm) for layer in iter_layers(self.layers))
-        if self.norms and len(self.norms) != norms:
-            raise ValueError(f"norms: got {len(self.norms)}, expected {norms}, one for each BatchNorm")
+        """Check the options."""
+        for name, options in (("get", Kernel), ("normalize", Normalize), ("value_input", ValueInput)):
+            require_one_of(name, getattr(self, name), get_args(options))
+        every = list(iter_layers(self.layers))
+        norms = sum(isinstance(layer, BatchNorm) for layer in every)
+        require(len(self.norms) in (0, norms), "norms", len(self.norms), f"{norms}, one for each BatchNorm")
+        weights, s = sum(isinstance(layer, Dense | Conv) for layer in every), self.weight_variances
+        fits = not isinstance(s, tuple) or len(s) == weights
+        require(fits, "weight_variances", s, f"{weights}, one for each Dense and Conv")
 
     def __call__(
         self,
@@ -114,90 +119,78 @@ class PathKernel:
         x2: Float[Array | np.ndarray, "m ..."] | None = None,
         gates2: Gates | None = None,
     ) -> Float[Array, "n m"]:
-        """The kernel of every pair.
+        """Compute the kernel of every pair.
 
         Args:
             x: inputs, (N, features) or (N, H, W, C).
-            gates: one for each `Gate`, (N, ...) as the activation there; the overlaps <G, G'> of booleans and integers
-                are counted exactly, their products are of the inputs' type.
-            x2: other inputs, (M, ...); `x` itself where None, and then only half of the pairs are computed.
+            gates: one for each `Gate`, (N, ...) as the activation there; overlaps <G, G'> of booleans and integers
+                are counted exactly, their products have the inputs' type.
+            x2: other inputs, (M, ...); `x` if None, which computes half of the pairs only.
             gates2: their gates.
 
         Returns:
             (N, M), in the inputs' type.
 
         Raises:
-            ValueError: in one line: inputs that are not floating or of two shapes; gates of another count, shape or
-                batch, not finite, or not 0 and 1 where `exact`; or path counts or products of inputs that the type
-                cannot hold.
+            ConfigError: inputs that are not floating, gates that do not match the architecture and inputs, values
+                that are not finite, gates other than 0 and 1 if `exact`, or path counts or products beyond the type.
         """
-        if (x2 is None) != (gates2 is None):
-            raise ValueError("x2, gates2: expected both or neither")
+        require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
         x = jnp.asarray(x)
-        self.check(x, gates)
+        self._check(x, gates)
         gates = _countable(gates, x.dtype)
-        kernel = replace(self, norms=())  # arrays are arguments of the compiled program, not part of what it is for
+        kernel = replace(self, norms=())  # static argument: must be hashable
         if x2 is None or gates2 is None:
             return _symmetric(kernel, self.norms, x, gates)
         x2 = jnp.asarray(x2)
-        self.check(x2, gates2)
-        if x2.shape[1:] != x.shape[1:]:
-            raise ValueError(f"x2: got inputs of shape {tuple(x2.shape[1:])}, expected {tuple(x.shape[1:])}, as of x")
+        self._check(x2, gates2)
+        require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, {', '.join(map(str, x.shape[1:]))})")
         return _rectangular(kernel, self.norms, x, gates, x2, _countable(gates2, x.dtype))
 
-    def check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
-        """See `__call__`; values are looked at only where they are known, that is outside of `jax.jit`."""
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"x: got {x.dtype}, expected floating values")
+    def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
+        """Check what `__call__` promises; traced values are not known and pass."""
+        require(jnp.issubdtype(x.dtype, jnp.floating), "x", x.dtype, "floating values")
         shapes = gate_shapes(self.layers, x.shape[1:])
-        if len(gates) != len(shapes):
-            raise ValueError(f"gates: got {len(gates)}, expected {len(shapes)}, one for each Gate of the architecture")
+        require(len(gates) == len(shapes), "gates", len(gates), f"{len(shapes)}, one for each Gate")
         for i, (gate, shape) in enumerate(zip(gates, shapes, strict=True)):
-            if gate.shape != (len(x), *shape):
-                raise ValueError(f"gates: gate {i} has shape {tuple(gate.shape)}, expected {(len(x), *shape)}")
-        largest = 0.0  # log10 of what values can multiply a path's share by
-        for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
-            if isinstance(array, jax.core.Tracer) or array.size == 0:
-                continue
-            with jax.ensure_compile_time_eval():
-                if jnp.issubdtype(array.dtype, jnp.floating) and not bool(jnp.isfinite(array).all()):
-                    raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-                if self.exact and name != "x" and array.dtype != bool and not bool(((array == 0) | (array == 1)).all()):
-                    raise ValueError(f"{name}: expected 0 and 1 for exact counts, got values between; use exact=False")
-                if array.dtype != bool and not (name == "x" and self.value_input == "ones"):
-                    largest += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
-        most = math.log10(float(jnp.finfo(x.dtype).max))
+            require(gate.shape == (len(x), *shape), f"gates: gate {i}", f"shape {gate.shape}", f"{(len(x), *shape)}")
+        products = 0.0  # log10 of the largest factor of a path's share
+        with jax.ensure_compile_time_eval():
+            for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
+                if isinstance(array, jax.core.Tracer) or array.size == 0 or array.dtype == bool:
+                    continue
+                if jnp.issubdtype(array.dtype, jnp.floating):
+                    require_finite(name, array)
+                if self.exact and name != "x":
+                    require(((array == 0) | (array == 1)).all(), name, "other values", "0 and 1, as exact=True needs")
+                if name != "x" or self.value_input == "x":
+                    products += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
+        limit = math.log10(float(jnp.finfo(x.dtype).max))
         counted = self.get == "npk" and self.normalize == "none"
-        size = sum(math.log10(float(count)) for count in self._counts(x.shape[1:])) if counted else 0.0
-        if size > most:
-            raise ValueError(
-                f"normalize: got 'none' with up to 10^{size:.0f} paths, more than {x.dtype} holds; expected "
-                "'width' or 'unit_diag'"
-            )
-        if size + largest > most:
-            raise ValueError(
-                f"x, gates: got values whose products may be up to 10^{size + largest:.0f}, more than {x.dtype} holds"
-            )
+        paths = sum(math.log10(float(count)) for count in self._counts(x.shape[1:])) if counted else 0.0
+        require(paths <= limit, "normalize", f"none with up to 10^{paths:.0f} paths", "width or unit_diag")
+        largest = f"products up to 10^{paths + products:.0f}"
+        require(paths + products <= limit, "x, gates", largest, f"values whose products fit {x.dtype}")
 
     def _counts(self, shape: tuple[int, ...]) -> list[int]:
-        """Bounds of the factors by which path counts grow: widths of the gates, windows, and the input's size."""
+        """Bound the factors by which path counts grow: widths of the gates, windows, and the input's size."""
         windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
         positions = int(np.prod(shape[:-1])) ** 2
         return [shape[-1], positions, *(gate[-1] for gate in gate_shapes(self.layers, shape)), *windows]
 
 
 class _State(NamedTuple):
-    """Q and T of all pairs: (n, m), (n, H, W, m, H', W'), or (n, m, H, W) where positions stay equal."""
+    """Q and T of all pairs: (n, m), (n, H, W, m, H', W'), or (n, m, H, W) if positions stay equal."""
 
     q: Array
     t: Array | None
     channels: int
-    summed: bool  # over channels; otherwise the covariance of one of `channels` units alike
-    norm: Norm | None = None  # to be applied with the next gate
+    summed: bool  # over channels; otherwise the covariance of a single one of `channels` i.i.d. units
+    norm: Norm | None = None  # applied with the next gate
 
 
 def _apart(a: Array) -> Array:
-    """Compute this array before what uses it: XLA would pad inside the sums, whose loops on CPU are slow then."""
+    """Keep XLA from padding inside the sums, which makes their loops slow on CPU."""
     return lax.optimization_barrier(a) if jax.default_backend() == "cpu" else a
 
 
@@ -206,19 +199,17 @@ class _Recursion:
 
     def __init__(self, kernel: PathKernel, norms: Sequence[Norm], shape: tuple[int, ...]) -> None:
         self.kernel, self.counts = kernel, kernel.get == "npk" and kernel.normalize == "none"
-        # Where no pooling mixes positions, a pair of different positions never meets again.
+        # Without pooling, pairs of different positions never contribute.
         mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in iter_layers(kernel.layers))
         self.axes = 4 if mixed else 2
         fans = fan_ins(kernel.layers, shape)
         s = kernel.weight_variances
-        if isinstance(s, tuple) and len(s) != len(fans):
-            raise ValueError(f"weight_variances: got {len(s)}, expected {len(fans)}, one for each Dense and Conv")
         given = s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans]
         self.variances = iter([1.0] * len(fans) if kernel.get == "npk" else given)
         self.norms = iter(norms)
 
     def share(self, count: int, typical: float = 1.0) -> float:
-        """What a sum of so many terms is multiplied by: 1, or its inverse where NPK is normalized."""
+        """Return the factor of a sum of `count` terms: 1, or 1 / count in a normalized NPK."""
         if self.counts or self.kernel.get != "npk":
             return 1.0
         return (typical if self.kernel.normalize == "unit_diag" else 1.0) / count
@@ -229,12 +220,12 @@ class _Recursion:
         q = self.overlap(x, x2)
         state = _State(q, None if self.kernel.get == "npk" else jnp.zeros_like(q), x.shape[-1], True)
         state = self.run(self.kernel.layers, state, iter(zip(gates, gates2, strict=True)))
-        found = state.t if self.kernel.get == "ntk" else state.q
-        assert found is not None
-        return found
+        result = state.t if self.kernel.get == "ntk" else state.q
+        assert result is not None
+        return result
 
     def overlap(self, g: Array, g2: Array) -> Array:
-        """Inner products over channels, exact where both hold integers."""
+        """Compute inner products over channels, exact for integers."""
         wide = jnp.int32 if g.dtype == jnp.int8 else None
         dot = partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
         if g.ndim == 2:
@@ -243,8 +234,8 @@ class _Recursion:
 
     def run(self, layers: Architecture, state: _State, gates: Any) -> _State:
         for layer in layers:
-            if state.norm is not None and not isinstance(layer, Gate):
-                raise ValueError(f"BatchNorm: expected a Gate after it, got {type(layer).__name__}")
+            follows = state.norm is None or isinstance(layer, Gate)
+            require(follows, "layers", f"{type(layer).__name__} after BatchNorm", "a Gate")
             if isinstance(layer, Dense | Conv):
                 state = self.linear(layer, self.over_channels(state))
             elif isinstance(layer, BatchNorm):
@@ -260,11 +251,11 @@ class _Recursion:
         return state
 
     def each(self, function: Any, state: _State) -> _State:
-        """The same linear map of Q and of T."""
+        """Apply one linear map to Q and to T."""
         return state._replace(q=function(state.q), t=None if state.t is None else function(state.t))
 
     def over_channels(self, state: _State) -> _State:
-        """The covariance summed over channels."""
+        """Sum the covariance over channels."""
         if state.summed:
             return state
         factor = state.channels * self.share(state.channels)
@@ -284,7 +275,7 @@ class _Recursion:
         return _State(q, t, layer.features, False)
 
     def window(self, layer: Conv, a: Array) -> Array:
-        """Sum over the offsets that both windows share, first along y, then along x."""
+        """Sum over the common offsets of both windows, first along y, then along x."""
         mode = "wrap" if layer.padding == "circular" else "constant"
         for axis in (0, 1):
             kernel, stride, pads = layer.kernel_size[axis], layer.strides[axis], layer.pads[axis]
@@ -299,8 +290,7 @@ class _Recursion:
         return a * jnp.asarray(self.share(int(np.prod(layer.kernel_size))), a.dtype)
 
     def gate(self, state: _State, g: Array, g2: Array) -> _State:
-        if state.summed:
-            raise ValueError("Gate: expected a Dense or Conv before it; the units of a masked activation are not alike")
+        require(not state.summed, "layers", "a Gate on a masked activation", "a Dense or Conv before it")
         share, kind = self.share(state.channels, 2.0), state.q.dtype
         if state.norm is None:
             o = self.overlap(g, g2).astype(kind) * share
@@ -328,7 +318,7 @@ class _Recursion:
         return self.each(lambda a: jnp.einsum(equal, a) * share, state)._replace(channels=state.channels * positions)
 
     def pool(self, layer: AvgPool | GlobalAvgPool, state: _State) -> _State:
-        """Averages over windows at either position; sums where paths are counted."""
+        """Average over windows at either position; sum if paths are counted."""
         reduce = jnp.sum if self.counts else jnp.mean
         if isinstance(layer, GlobalAvgPool):
             return self.each(lambda a: reduce(a, axis=(1, 2, 4, 5)), state)
@@ -344,23 +334,23 @@ class _Recursion:
 
 
 def _pairs(kernel: PathKernel, norms: Any, x: Array) -> tuple[Pairs, int]:
-    """The recursion as a function of two blocks of (inputs, gates), and the bytes of its state for one pair."""
+    """Return the recursion as a function of two blocks of (inputs, gates), and the bytes of its state per pair."""
     recursion = partial(_Recursion, kernel, norms, x.shape[1:])
     positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
     return lambda block, other: recursion()(*block, *other), positions * x.dtype.itemsize
 
 
 def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
-    """Gates in the inputs' type; whole numbers as int8 where there are units that count them.
+    """Convert gates to the inputs' type, integers on accelerators to int8.
 
-    Before the kernel is compiled: within, the conversion is fused into the products and slows them down.
+    Outside of the compiled kernel, where the conversion would be fused into the products and slow them down.
     """
     counted = kind if jax.default_backend() == "cpu" else jnp.int8
     return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
 
 
 def _self_kernel(kernel: PathKernel, norms: Any, x: Array, gates: Any) -> Array:
-    """K(x, x) of every example, (n,)."""
+    """Compute K(x, x) of every example, (n,)."""
 
     def one(example: Any) -> Array:
         x, gates = jax.tree.map(lambda a: a[None], example)

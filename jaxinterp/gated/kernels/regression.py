@@ -1,62 +1,32 @@
-"""Prediction with a kernel: ridge regression, Gaussian processes, support vectors, and conjugate gradients.
+"""Regression with a kernel matrix: ridge regression, and conjugate gradients for matrices larger than memory.
 
-Everything here takes kernel matrices, of whatever kernel. Solutions are in float64, on the host: kernels of deep
-networks have condition numbers that float32 does not stand.
+Solutions are in float64 on the host: kernels of deep networks are too ill-conditioned for float32.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-if TYPE_CHECKING:
-    from sklearn.svm import SVC
+from jaxinterp.checks import require, require_finite, require_labels
+from jaxinterp.errors import ConfigError
 
 RIDGES = tuple(10.0**k for k in range(-6, 1))
 
-Matrix = Float[np.ndarray, "n n"]
-
 
 def one_hot(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "n classes"]:
-    """Targets for regression on classes: 1 − 1/classes for the label, −1/classes for the others.
+    """Encode classes as regression targets: 1 − 1/classes for the label, −1/classes for the others.
 
     Raises:
-        ValueError: a label is not in [0, classes).
+        ConfigError: a label is not in [0, classes).
 
     Example:
         >>> one_hot(np.array([1]), 4).tolist()
         [[-0.25, 0.75, -0.25, -0.25]]
     """
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"labels: got {labels.min()} to {labels.max()}, expected classes in [0, {classes})")
+    require_labels("labels", labels, len(labels), classes)
     return np.eye(classes)[labels] - 1 / classes
-
-
-def _checked(k: Any, targets: Any) -> tuple[Matrix, Float[np.ndarray, "n classes"]]:
-    k, targets = np.asarray(k, np.float64), np.asarray(targets, np.float64)
-    if k.ndim != 2 or k.shape[0] != k.shape[1] or len(k) == 0:
-        raise ValueError(f"k: got shape {k.shape}, expected a square kernel matrix")
-    if targets.ndim != 2 or len(targets) != len(k):
-        raise ValueError(f"targets: got shape {targets.shape}, expected ({len(k)}, classes)")
-    for name, array in (("k", k), ("targets", targets)):
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    largest, skew = np.abs(k).max(), np.abs(k - k.T).max()
-    if not skew <= 1e-3 * largest or largest == 0:
-        raise ValueError(f"k: expected a symmetric matrix other than 0, got entries up to {largest:g}, skew {skew:g}")
-    return k, targets
-
-
-def _cholesky(k: Matrix, ridge: float) -> tuple[np.ndarray, Any]:
-    """The factor of K + λ I, for `scipy.linalg.cho_solve`."""
-    import scipy.linalg
-
-    try:
-        return scipy.linalg.cho_factor(k + ridge * np.eye(len(k)), lower=True)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"k: not positive semidefinite, expected one (with {ridge:g} on its diagonal)") from error
 
 
 @dataclass(frozen=True)
@@ -66,8 +36,8 @@ class Ridge:
     Attributes:
         alpha: (n, classes).
         offset: mean of the targets, (classes,).
-        ridge: λ, as a share of the kernel's mean diagonal.
-        errors: mean squared leave-one-out error of every λ that was tried.
+        ridge: λ, relative to the kernel's mean diagonal.
+        errors: mean squared leave-one-out error for every λ that was tried.
     """
 
     alpha: Float[np.ndarray, "n classes"]
@@ -76,21 +46,21 @@ class Ridge:
     errors: dict[float, float]
 
     def predict(self, k: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m classes"]:
-        """Predictions from the kernel between new and training examples."""
+        """Predict from the kernel between new and training examples."""
         return np.asarray(k, np.float64) @ self.alpha + self.offset
 
     def shares(self, k: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n classes"]:
-        """Which training examples decided: α_i K(x, x_i), signed; their sum and the offset are the prediction."""
+        """Return α_i K(x, x_i), the signed share of each training example; with the offset they sum to `predict`."""
         return np.asarray(k, np.float64)[:, :, None] * self.alpha[None]
 
 
 def kernel_ridge(
     k: Float[np.ndarray, "..."], targets: Float[np.ndarray, "..."], ridges: Sequence[float] = RIDGES
 ) -> Ridge:
-    """Kernel ridge regression, α = (K + λ d I)⁻¹ (Y − mean), d the mean diagonal; λ by leave-one-out.
+    """Solve kernel ridge regression, α = (K + λ d I)⁻¹ (Y − mean), d the mean diagonal; λ by leave-one-out.
 
-    The error of leaving example i out, the mean of the targets kept, is (Y − Ŷ)_i / (1 − H_ii) with
-    H = K (K + λ d I)⁻¹, for all λ from one eigendecomposition; the solution is then a Cholesky one.
+    With the mean of the targets held fixed, the error of leaving example i out is (Y − Ŷ)_i / (1 − H_ii),
+    H = K (K + λ d I)⁻¹, for all λ from one eigendecomposition. The solution itself is by Cholesky.
 
     Args:
         k: kernel of the training examples, (n, n), symmetric positive semidefinite.
@@ -98,90 +68,43 @@ def kernel_ridge(
         ridges: λ to choose from, > 0.
 
     Returns:
-        The solution with the least leave-one-out error.
+        The solution of least leave-one-out error.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, a λ that is not positive and finite, or a
-            kernel that is zero, not symmetric or not positive semidefinite.
+        ConfigError: a kernel that is not symmetric positive semidefinite and nonzero, values that are not finite,
+            shapes that do not match, or a λ that is not positive.
     """
     import scipy.linalg
 
-    k, targets = _checked(k, targets)
-    if not ridges or not all(0 < ridge < np.inf for ridge in ridges):
-        raise ValueError(f"ridges: got {tuple(ridges)}, expected positive finite numbers")
+    k, targets = np.asarray(k, np.float64), np.asarray(targets, np.float64)
+    require(k.ndim == 2 and k.shape[0] == k.shape[1] and len(k), "k", f"shape {k.shape}", "a square kernel matrix")
+    require(targets.ndim == 2 and len(targets) == len(k), "targets", f"shape {targets.shape}", f"({len(k)}, classes)")
+    require_finite("k", k)
+    require_finite("targets", targets)
+    largest, skew = np.abs(k).max(), np.abs(k - k.T).max()
+    symmetric = skew <= 1e-3 * largest and largest > 0
+    require(symmetric, "k", f"entries up to {largest:g}, skew {skew:g}", "a symmetric matrix other than 0")
+    require(ridges and all(0 < r < np.inf for r in ridges), "ridges", tuple(ridges), "positive finite numbers")
     size, offset = float(np.diagonal(k).mean()), targets.mean(0)
     y, errors = targets - offset, {}
     if len(ridges) == 1:
         best = ridges[0]
     else:
         values, vectors = np.linalg.eigh(k)
-        turned = vectors.T @ y
+        projected = vectors.T @ y
         for ridge in ridges:
-            kept = values / (values + ridge * size)
-            leverage = (vectors**2) @ kept
-            left_out = (y - vectors @ (kept[:, None] * turned)) / (1 - leverage)[:, None]
+            shrinkage = values / (values + ridge * size)
+            leverage = (vectors**2) @ shrinkage
+            left_out = (y - vectors @ (shrinkage[:, None] * projected)) / (1 - leverage)[:, None]
             errors[ridge] = float((left_out**2).mean())
         best = min(errors, key=errors.__getitem__)
-    factor = _cholesky(k, best * size)
+    try:
+        factor = scipy.linalg.cho_factor(k + best * size * np.eye(len(k)), lower=True)
+    except np.linalg.LinAlgError as error:
+        raise ConfigError(
+            f"k: got an indefinite matrix at ridge {best:g}, expected a positive semidefinite one"
+        ) from error
     return Ridge(scipy.linalg.cho_solve(factor, y), offset, best, errors)
-
-
-def gaussian_process(
-    k: Float[np.ndarray, "..."],
-    targets: Float[np.ndarray, "..."],
-    k_new: Float[np.ndarray, "m n"],
-    k_diagonal: Float[np.ndarray, " m"],
-    noise: float,
-) -> tuple[Float[np.ndarray, "m classes"], Float[np.ndarray, " m"]]:
-    """Posterior mean and variance of a Gaussian process with this kernel.
-
-        mean = K_* (K + s² I)⁻¹ Y,   variance = K_** − K_* (K + s² I)⁻¹ K_*ᵀ   (of the function, without the noise)
-
-    Args:
-        k: prior covariance of the training examples, (n, n).
-        targets: (n, classes), each class a process of its own with mean zero.
-        k_new: between new and training examples, (m, n).
-        k_diagonal: K(x, x) of the new ones, (m,).
-        noise: variance s² > 0 of the observations.
-
-    Returns:
-        (m, classes) and (m,).
-
-    Raises:
-        ValueError: as `kernel_ridge`.
-
-    Source: Rasmussen, Williams, "Gaussian Processes for Machine Learning" (2006), Eq. 2.25–2.26.
-    """
-    import scipy.linalg
-
-    k, targets = _checked(k, targets)
-    if not 0 < noise < np.inf:
-        raise ValueError(f"noise: got {noise}, expected a positive finite variance")
-    k_new, k_diagonal = np.asarray(k_new, np.float64), np.asarray(k_diagonal, np.float64)
-    if k_new.ndim != 2 or k_new.shape[1] != len(k) or k_diagonal.shape != k_new.shape[:1]:
-        raise ValueError(
-            f"k_new, k_diagonal: got shapes {k_new.shape} and {k_diagonal.shape}, expected (m, {len(k)}) and (m,)"
-        )
-    factor = _cholesky(k, noise)
-    explained = scipy.linalg.solve_triangular(factor[0], k_new.T, lower=True)
-    variance = k_diagonal - (explained**2).sum(0)
-    return k_new @ scipy.linalg.cho_solve(factor, targets), np.maximum(variance, 0)
-
-
-def support_vectors(k: Float[np.ndarray, "n n"], labels: Int[np.ndarray, " n"], cost: float = 1.0) -> "SVC":
-    """A support vector classifier (scikit-learn's, one against one) on a precomputed kernel.
-
-    Args:
-        k: (n, n).
-        labels: (n,).
-        cost: C > 0.
-
-    Returns:
-        The fitted classifier; `predict` takes the kernel between new and training examples.
-    """
-    from sklearn.svm import SVC
-
-    return SVC(C=cost, kernel="precomputed").fit(np.asarray(k, np.float64), labels)
 
 
 @dataclass(frozen=True)
@@ -197,28 +120,28 @@ class Nystrom:
     values: Float[np.ndarray, " m"]
 
     def precondition(self, y: Float[np.ndarray, "n classes"], ridge: float) -> Float[np.ndarray, "n classes"]:
-        """(v_m + λ) U (V + λ)⁻¹ Uᵀ y + (1 − U Uᵀ) y."""
-        turned = self.vectors.T @ y
-        return y + self.vectors @ ((((self.values[-1] + ridge) / (self.values + ridge)) - 1)[:, None] * turned)
+        """Compute (v_m + λ) U (V + λ)⁻¹ Uᵀ y + (1 − U Uᵀ) y."""
+        projected = self.vectors.T @ y
+        return y + self.vectors @ ((((self.values[-1] + ridge) / (self.values + ridge)) - 1)[:, None] * projected)
 
 
-def nystrom(columns: Float[np.ndarray, "n m"], chosen: Int[np.ndarray, " m"]) -> Nystrom:
-    """The Nyström approximation K_nm K_mm⁻¹ K_mn, by its eigenvectors.
+def nystrom(columns: Float[np.ndarray, "n m"], indices: Int[np.ndarray, " m"]) -> Nystrom:
+    """Compute the Nyström approximation K_nm K_mm⁻¹ K_mn by its eigenvectors.
 
     Args:
         columns: columns of K, (n, m).
-        chosen: their indices, (m,).
+        indices: their indices, (m,).
 
-    Source: Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2021), Alg. 2.1, on
-        columns instead of random vectors.
+    Source: Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2021), Alg. 2.1, with columns instead of
+        random vectors.
     """
     import scipy.linalg
 
     columns = np.asarray(columns, np.float64)
     shift = np.finfo(np.float64).eps * np.sqrt(len(columns)) * np.linalg.norm(columns, 2)
     shifted = columns.copy()
-    shifted[chosen, np.arange(len(chosen))] += shift
-    core = (shifted[chosen] + shifted[chosen].T) / 2
+    shifted[indices, np.arange(len(indices))] += shift
+    core = (shifted[indices] + shifted[indices].T) / 2
     root = scipy.linalg.cholesky(core, lower=True)
     half = scipy.linalg.solve_triangular(root, shifted.T, lower=True).T
     vectors, singular, _ = np.linalg.svd(half, full_matrices=False)
@@ -234,32 +157,32 @@ def conjugate_gradients(
     tolerance: float = 1e-6,
     steps: int = 200,
 ) -> tuple[Float[np.ndarray, "n classes"], int]:
-    """Solve (K + λ I) α = Y for a kernel that is only known by its products.
+    """Solve (K + λ I) α = Y from products with K alone.
 
-    All classes share their steps: it is one system of n · classes unknowns, so that each step asks for one product.
+    All classes form one system of n · classes unknowns, so each step takes a single product.
 
     Args:
         product: α ↦ K α, for instance tile by tile.
         targets: Y, (n, classes).
         ridge: λ > 0, absolute.
-        approximation: of K, to precondition with.
-        tolerance: least relative residual.
-        steps: most products.
+        approximation: of K, as preconditioner.
+        tolerance: relative residual to reach.
+        steps: maximum number of products.
 
     Returns:
-        α, (n, classes), and how many products it took.
+        α, (n, classes), and the number of products.
 
     Raises:
-        ValueError: the residual did not fall below `tolerance` in so many steps, targets are not finite (n, classes),
-            or `ridge`, `tolerance` or `steps` is not positive.
+        ConfigError: the residual did not reach `tolerance`, targets that are not finite (n, classes), or a `ridge`,
+            `tolerance` or `steps` that is not positive.
     """
     from scipy.sparse.linalg import LinearOperator, cg
 
     targets = np.asarray(targets, np.float64)
-    if targets.ndim != 2 or not np.isfinite(targets).all():
-        raise ValueError(f"targets: got {targets.shape}, expected finite values (n, classes)")
-    if not (0 < ridge < np.inf and tolerance > 0 and steps >= 1):
-        raise ValueError(f"ridge, tolerance, steps: got {ridge}, {tolerance}, {steps}, expected positive numbers")
+    require(targets.ndim == 2, "targets", f"shape {targets.shape}", "(n, classes)")
+    require_finite("targets", targets)
+    options = (ridge, tolerance, steps)
+    require(0 < ridge < np.inf and min(options) > 0, "ridge, tolerance, steps", options, "positive numbers")
     shape, count = targets.shape, 0
 
     def shifted(flat: np.ndarray) -> np.ndarray:
@@ -272,15 +195,12 @@ def conjugate_gradients(
         return flat if approximation is None else approximation.precondition(flat.reshape(shape), ridge).ravel()
 
     size = (targets.size, targets.size)
-    found, failed = cg(
+    solution, failed = cg(
         LinearOperator(size, shifted, dtype=np.float64),
         targets.ravel(),
         rtol=tolerance,
         maxiter=steps,
         M=LinearOperator(size, preconditioned, dtype=np.float64),
     )
-    if failed:
-        raise ValueError(
-            f"steps: {steps} did not reach a relative residual of {tolerance:g}; allow more, or raise ridge"
-        )
-    return found.reshape(shape), count
+    require(not failed, "steps", steps, f"enough for a relative residual of {tolerance:g}; a larger ridge needs fewer")
+    return solution.reshape(shape), count

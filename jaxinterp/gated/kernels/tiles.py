@@ -1,8 +1,8 @@
-"""Kernel matrices larger than memory: tiles on disk, computed on all devices and hosts, and gone on with after a kill.
+"""Kernel matrices larger than memory: tiles on disk, computed on all devices and hosts, resumed after a kill.
 
-A folder holds `config.json` (what the kernel is of) and two zarr arrays: `kernel`, one chunk per tile with its
-checksum, and `finished`, one entry per tile, set when the tile is on disk. Of a symmetric kernel only the tiles on and
-above the diagonal are computed and stored.
+A folder contains `config.json` (shape and identity of the kernel) and two zarr arrays: `kernel`, one chunk per tile
+with its checksum, and `finished`, one entry per tile, set once the tile is on disk. Of a symmetric kernel only the
+tiles on and above the diagonal are computed and stored.
 """
 
 import json
@@ -22,11 +22,12 @@ from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
+from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.files import write_text
 
 Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
-Shares = Future[list[tuple[slice, np.ndarray]]]  # rows of a product, and what a tile adds to them
+Terms = Future[list[tuple[slice, np.ndarray]]]  # rows of a product, and a tile's contribution to them
 FORMAT = 2  # of the folder
 
 
@@ -38,68 +39,69 @@ class Tiles:
         folder: str | Path,
         shape: tuple[int, int],
         *,
-        tile: int = 2048,
+        tile_size: int = 2048,
         symmetric: bool = False,
         identity: Mapping[str, Any] | None = None,
-        keep: int = 0,
+        cache_bytes: int = 0,
     ) -> None:
-        """Open the tiles of a folder, or make an empty one.
+        """Open the tiles of a folder, or create it.
 
         Args:
-            folder: where they are.
-            shape: rows and columns of the matrix, Python integers.
-            tile: rows and columns of a tile.
-            symmetric: the matrix is; only half of it is computed and stored.
-            identity: JSON values that tell this kernel from others, such as architecture, data set and seeds; a
-                folder of another one is refused.
-            keep: bytes of tiles that products leave in memory once they have read them; reading and checking a tile
-                takes longer than multiplying with it.
+            folder: path.
+            shape: rows and columns of the matrix.
+            tile_size: rows and columns of a tile.
+            symmetric: compute and store only half of a symmetric matrix.
+            identity: JSON values that distinguish this kernel from others, such as architecture, data set and seeds.
+            cache_bytes: memory for tiles that `product` has read; reading and checking a tile takes longer than
+                multiplying with it.
 
         Raises:
-            ConfigError: a size that is not a positive integer, a symmetric matrix that is not square, or a folder that
-                holds another kernel, or tiles and nothing that says of what.
-            DataError: the folder's arrays are damaged, or cannot be made.
+            ConfigError: a size that is not a positive integer, a symmetric matrix that is not square, or a folder of
+                another or of an unknown kernel.
+            DataError: the folder's arrays are damaged, or cannot be created.
         """
-        if not all(isinstance(size, int) and size > 0 for size in (*shape, tile)):
-            raise ConfigError(f"shape, tile: got {shape}, {tile}, expected positive integers")
-        if symmetric and shape[0] != shape[1]:
-            raise ConfigError(f"shape: got {shape}, expected a square for a symmetric kernel")
-        self.folder, self.shape, self.tile, self.symmetric = Path(folder), shape, tile, symmetric
-        self._whole = False  # once seen
-        self._room, self._held = keep // (4 * tile**2), dict[tuple[int, int], np.ndarray]()
-        self.counts = tuple(math.ceil(size / tile) for size in shape)
+        sizes = (*shape, tile_size)
+        require(
+            all(isinstance(size, int) and size > 0 for size in sizes), "shape, tile_size", sizes, "positive integers"
+        )
+        require(not symmetric or shape[0] == shape[1], "shape", shape, "a square for a symmetric kernel")
+        self.folder, self.shape, self.tile_size, self.symmetric = Path(folder), shape, tile_size, symmetric
+        self.counts = tuple(math.ceil(size / tile_size) for size in shape)
+        self._complete = False  # once seen to be
+        self._cache_tiles, self._cache = cache_bytes // (4 * tile_size**2), dict[tuple[int, int], np.ndarray]()
         config = {
             "format": FORMAT,
             "shape": list(shape),
-            "tile": tile,
+            "tile": tile_size,
             "symmetric": symmetric,
             "identity": dict(identity or {}),
         }
-        config = json.loads(json.dumps(config))
+        self._check_config(json.loads(json.dumps(config)))
+        # Entries never written, or lost, read as the fill value.
+        self._kernel = self._open("kernel", "float32", shape, (tile_size, tile_size), "NaN")
+        self._finished = self._open("finished", "uint8", self.counts, (1, 1), 0)
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        """Write config.json to a new folder; raise if the folder's differs."""
         path = self.folder / "config.json"
-        begun = (self.folder / "kernel").exists()  # looked at first: another host may be writing both
+        begun = (self.folder / "kernel").exists()  # first, because another host may be writing both
         if path.exists():
             try:
-                held = json.loads(path.read_text(encoding="utf-8"))
-                differing = _differences(held, config)
-                if differing and differing[0][0] == "identity":
-                    differing = _differences(held["identity"], config["identity"])
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                differences = _differences(stored, config)
+                if differences and differences[0][0] == "identity":
+                    differences = _differences(stored["identity"], config["identity"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{path}: not the description of a kernel ({error})") from error
-            if differing:
-                name, had, asked = differing[0]
-                raise ConfigError(
-                    f"{self.folder} holds another kernel: {name} is {had}, expected {asked}; remove it, or use another"
-                )
-        elif begun:
-            raise ConfigError(f"{self.folder} holds tiles, but no config.json that says of what; use another folder")
-        elif jax.process_index() == 0:
-            write_text(path, json.dumps(config, indent=2) + "\n")
-        if jax.process_count() > 1:  # no tiles before what says of what they are
+            for name, value, expected in differences[:1]:
+                other = f"another kernel in {self.folder}: {name} is {value}"
+                require(False, "folder", other, f"{expected}; remove it, or choose another folder")
+        else:
+            require(not begun, "folder", f"{self.folder} with tiles but no config.json", "another folder")
+            if jax.process_index() == 0:
+                write_text(path, json.dumps(config, indent=2) + "\n")
+        if jax.process_count() > 1:  # config.json precedes all tiles
             multihost_utils.sync_global_devices("jaxinterp.gated.kernels.tiles.config")
-        # What was never written, or was lost, reads as the fill value.
-        self._kernel = self._open("kernel", "float32", shape, (tile, tile), "NaN")
-        self._finished = self._open("finished", "uint8", self.counts, (1, 1), 0)
 
     def _open(self, name: str, dtype: str, shape: tuple[int, ...], chunks: tuple[int, int], fill: Any) -> Any:
         import tensorstore as ts
@@ -116,84 +118,86 @@ class Tiles:
         try:
             return ts.open(spec, open=True, create=True).result()
         except (ValueError, OSError) as error:
-            raise DataError(f"{path} cannot be opened as tiles: {_first_words(error)}") from error
+            raise DataError(f"{path} cannot be opened as tiles: {_first_line(error)}") from error
 
     def _slices(self, i: int, j: int) -> tuple[slice, slice]:
         return tuple(  # type: ignore[return-value]
-            slice(k * self.tile, min((k + 1) * self.tile, size)) for k, size in zip((i, j), self.shape, strict=True)
+            slice(k * self.tile_size, min((k + 1) * self.tile_size, size))
+            for k, size in zip((i, j), self.shape, strict=True)
         )
 
-    def wanted(self) -> Iterator[tuple[int, int]]:
-        """Indices of all tiles; of a symmetric matrix those on and above the diagonal."""
+    def indices(self) -> Iterator[tuple[int, int]]:
+        """Iterate over the indices of all tiles, of a symmetric matrix those on and above the diagonal."""
         for i in range(self.counts[0]):
             yield from ((i, j) for j in range(i if self.symmetric else 0, self.counts[1]))
 
-    def open_tiles(self) -> list[tuple[int, int]]:
-        """Indices of the tiles that are not finished.
+    def unfinished(self) -> list[tuple[int, int]]:
+        """Return the indices of the tiles that are not finished.
 
         Raises:
             DataError: the list of finished tiles is damaged.
         """
         finished = self._read(self._finished, "the list of finished tiles")
-        return [(i, j) for i, j in self.wanted() if not finished[i, j]]
+        return [(i, j) for i, j in self.indices() if not finished[i, j]]
 
-    def compute(self, block: Block, *, show: bool = True) -> int:
-        """Compute what is not there yet; a run that was killed loses no more than its open tiles.
+    def compute(self, block: Block, *, progress: bool = True) -> int:
+        """Compute the unfinished tiles.
 
-        Tiles are dealt out to hosts, and on each host to its devices, one tile ahead of each; every tile is on disk
-        before it counts as finished. Hosts share the folder, and wait for one another at the end.
+        Tiles are distributed over hosts, and on each host over its devices, one tile ahead of each. A tile is on disk
+        before it counts as finished, so a killed run loses only the tiles in progress. Hosts share the folder, and
+        wait for one another at the end.
 
         Args:
             block: (rows, columns) ↦ that part of the matrix, float32; called on the tile's device.
-            show: progress and remaining time on the terminal.
+            progress: show a progress bar on the terminal.
 
         Returns:
-            How many tiles this process computed.
+            The number of tiles that this process computed.
 
         Raises:
-            DataError: a tile is not finite or has another shape, or it could not be written, for a full disk say;
-                finished tiles are kept.
+            DataError: a tile is not finite, has another shape, or cannot be written (a full disk, say); finished tiles
+                are kept.
         """
-        # Dealt out of all tiles, not of the open ones: those may change while another host looks at them.
-        dealt, unfinished = list(self.wanted())[jax.process_index() :: jax.process_count()], set(self.open_tiles())
-        mine = [tile for tile in dealt if tile in unfinished]
-        devices, under_way = jax.local_devices(), deque[tuple[int, int, Any]]()
+        # Distribute all tiles, since the unfinished ones may change while another host looks at them.
+        assigned, unfinished = list(self.indices())[jax.process_index() :: jax.process_count()], set(self.unfinished())
+        mine = [tile for tile in assigned if tile in unfinished]
+        devices, pending = jax.local_devices(), deque[tuple[int, int, Any]]()
         columns = TextColumn("tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, disable=not show) as bar:
+        with Progress(*columns, disable=not progress) as bar:
             task = bar.add_task("", total=len(mine))
             for count, (i, j) in enumerate(mine):
                 with jax.default_device(devices[count % len(devices)]):
-                    under_way.append((i, j, block(*self._slices(i, j))))
-                if len(under_way) > len(devices):
-                    self._keep(*under_way.popleft())
+                    pending.append((i, j, block(*self._slices(i, j))))
+                if len(pending) > len(devices):
+                    self._write(*pending.popleft())
                     bar.advance(task)
-            for open_tile in under_way:
-                self._keep(*open_tile)
+            for tile in pending:
+                self._write(*tile)
                 bar.advance(task)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("jaxinterp.gated.kernels.tiles")
         return len(mine)
 
-    def _keep(self, i: int, j: int, values: Any) -> None:
+    def _write(self, i: int, j: int, values: Any) -> None:
         rows, columns = self._slices(i, j)
-        found, shape = np.asarray(values), (rows.stop - rows.start, columns.stop - columns.start)
-        if found.shape != shape or not jnp.issubdtype(found.dtype, jnp.floating):
-            raise DataError(f"tile ({i}, {j}): got {found.dtype}{found.shape}, expected floating {shape}")
+        wide, shape = np.asarray(values), (rows.stop - rows.start, columns.stop - columns.start)
+        if wide.shape != shape or not jnp.issubdtype(wide.dtype, jnp.floating):
+            raise DataError(f"tile ({i}, {j}): got {wide.dtype}{wide.shape}, expected floating {shape}")
         with np.errstate(over="ignore"):
-            tile = found.astype(np.float32)
+            tile = wide.astype(np.float32)
         if not np.isfinite(tile).all():
             raise DataError(f"tile ({i}, {j}): expected finite float32 values, got NaN or infinity")
         try:
             self._kernel[rows, columns].write(tile).result()
             self._finished[i, j].write(np.uint8(1)).result()
         except (ValueError, OSError) as error:
-            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {_first_words(error)}") from error
+            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {_first_line(error)}") from error
 
     def _read(self, stored: Any, name: str) -> np.ndarray:
         try:
             return np.asarray(stored.read().result())
         except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}: {name} is damaged: {_first_words(error)}") from error
+            raise DataError(f"{self.folder}: {name} is damaged: {_first_line(error)}") from error
 
     def _tile(self, i: int, j: int) -> Float[np.ndarray, "_ _"]:
         tile = self._read(self._kernel[self._slices(i, j)], f"tile ({i}, {j})")
@@ -202,71 +206,70 @@ class Tiles:
         return tile
 
     def __getitem__(self, index: tuple[int, int]) -> Float[np.ndarray, "_ _"]:
-        """The finished tile (i, j), also below the diagonal of a symmetric matrix.
+        """Read the finished tile (i, j), also below the diagonal of a symmetric matrix.
 
         Raises:
             DataError: it is not finished, damaged or lost.
-            IndexError: there is no such tile.
+            IndexError: it does not exist.
         """
         i, j = index
         if not (0 <= i < self.counts[0] and 0 <= j < self.counts[1]):
             raise IndexError(f"index: got {index}, expected less than {self.counts}")
         mirrored = self.symmetric and i > j
-        if mirrored:
-            i, j = j, i
+        i, j = (j, i) if mirrored else (i, j)
         if not self._read(self._finished[i, j], "the list of finished tiles"):
             raise DataError(f"{self.folder}: tile ({i}, {j}) is not finished")
         tile = self._tile(i, j)
         return tile.T if mirrored else tile
 
     def read(self) -> Float[np.ndarray, "rows columns"]:
-        """The whole matrix, in memory."""
+        """Read the matrix into memory."""
         return np.block([[self[i, j] for j in range(self.counts[1])] for i in range(self.counts[0])])
 
     def product(self, y: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
-        """K y, with every stored tile used once, as many at a time as there are cores; sums are in y's type.
+        """Compute K y in y's type, reading every stored tile once, as many at a time as there are cores.
 
         Raises:
             DataError: a tile is not finished, damaged or lost.
-            ValueError: y is not (columns, k) of a floating type.
+            ConfigError: y is not (columns, k) of a floating type.
         """
-        if y.shape[:1] != self.shape[1:] or y.ndim != 2 or not np.issubdtype(y.dtype, np.floating):
-            raise ValueError(f"y: got {y.dtype}{y.shape}, expected floating ({self.shape[1]}, k)")
-        if not self._whole and (missing := self.open_tiles()):
+        fits = y.ndim == 2 and len(y) == self.shape[1] and np.issubdtype(y.dtype, np.floating)
+        require(fits, "y", f"{y.dtype}{y.shape}", f"floating ({self.shape[1]}, k)")
+        if not self._complete and (missing := self.unfinished()):
             raise DataError(f"{self.folder}: tile {missing[0]} is not finished")
-        self._whole = True
-        found = np.zeros((self.shape[0], y.shape[1]), y.dtype)
+        self._complete = True
+        total = np.zeros((self.shape[0], y.shape[1]), y.dtype)
 
-        def share(i: int, j: int, held: bool) -> list[tuple[slice, np.ndarray]]:
+        def multiply(i: int, j: int, cached: bool) -> list[tuple[slice, np.ndarray]]:
             rows, columns = self._slices(i, j)
-            tile = self._held[i, j] if (i, j) in self._held else self._tile(i, j)
-            if held:
-                self._held[i, j] = tile
-            parts = [(rows, tile @ y[columns])]
-            return parts + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
+            tile = self._cache[i, j] if (i, j) in self._cache else self._tile(i, j)
+            if cached:
+                self._cache[i, j] = tile
+            terms = [(rows, tile @ y[columns])]
+            return terms + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
-        def add(shares: Shares) -> None:
-            for rows, part in shares.result():
-                found[rows] += part
+        def add(terms: Terms) -> None:
+            for rows, term in terms.result():
+                total[rows] += term
 
-        # One core a tile: a product with few columns is too short to be worth sharing.
-        cores, under_way = os.cpu_count() or 1, deque[Shares]()
+        # One core per tile: a product with few columns is too short to share.
+        cores, pending = os.cpu_count() or 1, deque[Terms]()
         with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
-            for number, index in enumerate(self.wanted()):
-                under_way.append(pool.submit(share, *index, number < self._room))
-                if len(under_way) > 2 * cores:
-                    add(under_way.popleft())
-            for shares in under_way:
-                add(shares)
-        return found
+            for number, index in enumerate(self.indices()):
+                pending.append(pool.submit(multiply, *index, number < self._cache_tiles))
+                if len(pending) > 2 * cores:
+                    add(pending.popleft())
+            for terms in pending:
+                add(terms)
+        return total
 
 
-def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name, value held and value asked for, wherever two descriptions differ."""
-    pairs = [(name, held.get(name, "absent"), asked.get(name, "absent")) for name in {**asked, **held}]
-    return [(name, had, wanted) for name, had, wanted in pairs if had != wanted]
+def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """List name, stored and expected value wherever two descriptions differ."""
+    pairs = [(name, stored.get(name, "absent"), expected.get(name, "absent")) for name in {**expected, **stored}]
+    return [(name, value, wanted) for name, value, wanted in pairs if value != wanted]
 
 
-def _first_words(error: Exception) -> str:
-    """What a library says, without the description of its arrays that follows."""
+def _first_line(error: Exception) -> str:
+    """Return a library's message without the description of its arrays that follows."""
     return str(error).splitlines()[0].split(" [tensorstore_spec=")[0].split(" [source locations=")[0]

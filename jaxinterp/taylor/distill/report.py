@@ -2,7 +2,7 @@
 
 from jaxinterp.figures.curves import level_curves
 from jaxinterp.figures.html import Section, Table, picture
-from jaxinterp.recipe.page import Report
+from jaxinterp.recipe.family import Report
 from jaxinterp.taylor.distill import Distiller, contact_sheet, read_set
 
 FOLDER = "distilled"  # within a run's
@@ -28,11 +28,13 @@ def sections(report: Report, model: Distiller) -> list[Section]:
 
 
 def _levels(report: Report, model: Distiller) -> Section:
-    levels = [read_set(report.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.found["levels"]]
-    rows, metrics = report.found["levels"], report.found["metrics"]
+    levels = [
+        read_set(report.trained.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.results["levels"]
+    ]
+    rows, metrics = report.results["levels"], report.results["metrics"]
     text = (
         f"One learned map merges {model.group} images of a class into one, and the same map what came out, until "
-        f"one image is left of {model.group**report.config.levels}. A test image is given the class of the reference "
+        f"one image is left of {model.group**report.run.model.levels}. A test image is given the class of the reference "
         f"whose embedding is most like its own: with one reference per class {metrics['one_reference_accuracy']:.2%}, "
         f"with one random real image per class {metrics['one_real_image_accuracy']:.2%}. Merging copies of a reference "
         f"changes it by {metrics['fixed_point_distance']:.3f} (root mean square; pixels run from 0 to 1). The last "
@@ -57,12 +59,12 @@ def _levels(report: Report, model: Distiller) -> Section:
 
 
 def _baselines(report: Report) -> Section:
-    keys, config = ("images", "pixels", "embedding", "trained"), report.config
-    rows = [[row["set"].replace("_", " "), *(f"{row[key]:.4g}" for key in keys)] for row in report.found["baselines"]]
+    keys, config = ("images", "pixels", "embedding", "trained"), report.run.model
+    rows = [[row["set"].replace("_", " "), *(f"{row[key]:.4g}" for key in keys)] for row in report.results["baselines"]]
     tables = [Table(["set", "images per class", "nearest in pixels", "nearest in the embedding", "ConvNet"], rows)]
-    if config.dataset in PUBLISHED:
+    if report.run.data.name in PUBLISHED:
         printed = [
-            [name, *(f"{value:.1f} %" for value in values)] for name, values in PUBLISHED[config.dataset].items()
+            [name, *(f"{value:.1f} %" for value in values)] for name, values in PUBLISHED[report.run.data.name].items()
         ]
         tables.append(Table(["published, ConvNet of width 128", "1 image per class", "10"], printed))
     return Section(

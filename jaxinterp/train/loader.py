@@ -1,7 +1,6 @@
-"""What a step trains on: a data set that lies on the devices, or a stream that is sent to them one batch ahead."""
+"""Loaders: a data set in the devices' memory, or a stream that is sent to them one batch ahead."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Int32, PRNGKeyArray
 from jaxinterp.data.augment import Augment
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
+from jaxinterp.data.stream import Stream
 from jaxinterp.nn.losses import Batch
 from jaxinterp.train.state import AXIS
 from jaxinterp.train.step import Mode
@@ -43,42 +43,22 @@ class InMemoryLoader:
         self._data, self._key = to_device(dataset, self._replicated), key
 
         def order(key: PRNGKeyArray, number: Int32[Array, ""]) -> Int32[Array, "steps ..."]:
-            key = jax.random.fold_in(key, 0)  # the key that compile_step hands to draw
+            key = jax.random.fold_in(key, 0)  # the key that compile_step hands to sample_batch
             rows = epoch_order(key, number, len(dataset.labels), batch_size)
             return rows.reshape(self.steps, mesh.size, -1) if mode == "pmap" else rows
 
         self._order = jax.jit(order, out_shardings=NamedSharding(mesh, P(None, AXIS)))
 
-    def draw(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
+    def sample_batch(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
         """Gather and augment the batch of a step."""
         epoch, row = jnp.divmod(step, jnp.int32(self.steps))
         return draw_batch(inputs["data"], inputs["order"], row, key, epoch, self._augment, self._maximum)
 
     def epoch(self, number: int, start: int) -> Iterator[Any]:
-        """The same inputs for every step of an epoch: the data, and the order of the epoch."""
+        """Yield the inputs of every step of an epoch, always the same: the data, and the order of the epoch."""
         order = self._order(self._key, jax.device_put(np.int32(number), self._replicated))
         for _ in range(start, self.steps):
             yield {"data": self._data, "order": order}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Training data too large for the devices: host batches of this process, epoch by epoch.
-
-    Attributes:
-        name: Name of the data set.
-        steps: Steps per epoch.
-        image_shape: (H, W, C).
-        batches: `epoch -> iterator of {"image": uint8 (b, H, W, C), "label": int32 (b,), "index": int32 (b,)}`, a
-            function of the epoch alone; b is the global batch divided by the number of processes.
-        maximum: A float image is `image / maximum`.
-    """
-
-    name: str
-    steps: int
-    image_shape: tuple[int, int, int]
-    batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
-    maximum: int = 255
 
 
 class StreamLoader:
@@ -99,7 +79,7 @@ class StreamLoader:
         if mode == "pmap":
             self._local = len([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
 
-    def draw(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
+    def sample_batch(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
         """Scale and augment a batch of bytes."""
         key = jax.random.fold_in(key, step // jnp.int32(self.steps))
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(inputs["index"])
@@ -116,17 +96,15 @@ class StreamLoader:
         return sent
 
     def epoch(self, number: int, start: int) -> Iterator[Any]:
-        """The batches of an epoch, the next one always under way."""
-        batches = islice(self._stream.batches(number), start, self.steps)
+        """Yield the batches of an epoch, the next one always under way."""
         ahead = None
-        for batch in batches:
-            sent = self._send(batch)
-            if ahead is not None:
-                yield ahead
-            ahead = sent
+        for batch in islice(self._stream.batches(number), start, self.steps):
+            present, ahead = ahead, self._send(batch)
+            if present is not None:
+                yield present
         if ahead is not None:
             yield ahead
 
 
 Loader = InMemoryLoader | StreamLoader
-"""A source of a step's inputs: `steps` per epoch, `axes` of the inputs under `pmap`, `draw` and `epoch`."""
+"""A source of a step's inputs: `steps` per epoch, `axes` of the inputs under `pmap`, `sample_batch` and `epoch`."""

@@ -1,0 +1,111 @@
+"""A trained network as its neural path kernel sees it: the kernel, and value inputs and gates of images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jaxinterp.gated.architecture import BatchNorm, Flatten, ValueInput, iter_layers
+from jaxinterp.gated.kernels.path import Norm, Normalize, PathKernel
+from jaxinterp.gated.network import GatedNetwork, Gates, GatingNetwork, Network
+
+EPSILON = 1e-5  # of `jaxinterp.nn.batchnorm.BatchNorm`
+
+
+@dataclass(frozen=True, eq=False)
+class PathNetwork:
+    """A path kernel with the functions that give its arguments at images.
+
+    Attributes:
+        kernel: of the value network.
+        inputs: images, (n, ...) ↦ value inputs, (n, ...).
+        gates: images, (n, ...) ↦ one gate for each `Gate` of the kernel's architecture, (n, ...).
+
+    Example:
+        >>> from jaxinterp.gated.architecture import fc
+        >>> layers, x = fc(4, 2, classes=3, flatten=True), jnp.ones((2, 5, 5, 1))
+        >>> dlgn = GatedNetwork(layers, hard=True)
+        >>> network = PathNetwork.of(dlgn, dlgn.init(jax.random.key(0), x))
+        >>> network.inputs(x).shape, [gate.shape for gate in network.gates(x)], network.kernel.exact
+        ((2, 25), [(2, 4), (2, 4)], True)
+    """
+
+    kernel: PathKernel
+    inputs: Callable[[Array], Array]
+    gates: Callable[[Array], Gates]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PathNetwork":
+        """Return the same object, which is immutable, so that `sklearn.base.clone` shares it."""
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        network: Network | GatedNetwork,
+        variables: Any,
+        encode: Callable[[Array], Array] = lambda x: x,
+        normalize: Normalize = "width",
+    ) -> "PathNetwork":
+        """Read kernel, inputs and gates off a ReLU or gated network.
+
+        Args:
+            network: the network; a ReLU network's gates are its own.
+            variables: its Flax variables.
+            encode: images ↦ what the network reads, such as standardized images.
+            normalize: of the kernel.
+        """
+        read: Any = partial(GatingNetwork(network.layers, gating="relu").apply, variables)
+        hard, value_input, value = True, cast(ValueInput, "x"), variables
+        if isinstance(network, GatedNetwork):
+            read = partial(network.apply, variables, method="gates")
+            hard, value_input = network.hard, network.value_input
+            value = {kind: parts["value_network"] for kind, parts in variables.items() if "value_network" in parts}
+        flat = isinstance(network.layers[0], Flatten)
+        layers = network.layers[1:] if flat else network.layers
+        norms = _norms(value, sum(isinstance(layer, BatchNorm) for layer in iter_layers(layers)))
+        kernel = PathKernel(layers, normalize=normalize, value_input=value_input, norms=norms, exact=hard)
+
+        def gates(x: Array) -> Gates:
+            opened = read(encode(x))
+            return tuple(gate > 0 for gate in opened) if hard else opened
+
+        def inputs(x: Array) -> Array:
+            encoded = encode(x)
+            return encoded.reshape(len(encoded), -1) if flat else encoded
+
+        return cls(kernel, jax.jit(inputs), jax.jit(gates))
+
+    def read(
+        self, images: Float[np.ndarray, "n ..."], batch_size: int = 256
+    ) -> tuple[Shaped[np.ndarray, "n ..."], tuple[Shaped[np.ndarray, "n ..."], ...]]:
+        """Compute value inputs and gates of images, in batches of one size.
+
+        Args:
+            images: (n, ...).
+            batch_size: images per batch; the last one is filled up by repeating images.
+
+        Returns:
+            Value inputs and gates on the host.
+        """
+        batches = []
+        for start in range(0, len(images), batch_size):
+            x = jnp.asarray(images[np.arange(start, start + batch_size) % len(images)])
+            count = min(batch_size, len(images) - start)
+            batches.append([np.asarray(part)[:count] for part in (self.inputs(x), *self.gates(x))])
+        inputs, *gates = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return inputs, tuple(gates)
+
+
+def _norms(variables: Any, count: int) -> tuple[Norm, ...]:
+    """Read evaluation BatchNorm off a network as affine maps."""
+    norms = []
+    for i in range(count):
+        params, statistics = variables["params"][f"norm_{i}"], variables["batch_stats"][f"norm_{i}"]
+        scale = params["scale"] * jax.lax.rsqrt(statistics["var"] + EPSILON)
+        norms.append(Norm(scale, params["bias"] - statistics["mean"] * scale))
+    return tuple(norms)

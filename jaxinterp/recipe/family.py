@@ -1,0 +1,282 @@
+"""A paper's networks as the application sees them: how a run is built, fitted, explained, measured and reported."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+
+from jaxinterp.data import Dataset
+from jaxinterp.data.class_names import CLASSES
+from jaxinterp.data.stream import Stream
+from jaxinterp.explain.explainable import Explainable
+from jaxinterp.figures.html import Section
+from jaxinterp.nn.losses import LossFn
+from jaxinterp.recipe.config import Experiment, Model, Run
+from jaxinterp.recipe.data import augmentation, split
+from jaxinterp.train import FitResult, fit
+from jaxinterp.train.config import check_batches
+from jaxinterp.train.optimizer import make_optimizer, make_schedule
+
+M = TypeVar("M", bound=Model)
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job(Generic[M]):
+    """Everything that fitting a run needs.
+
+    Attributes:
+        run_dir: the run's folder.
+        run: its configuration.
+        network: the network that is trained.
+        data: training images, in memory or streamed.
+        validation: held-out training images; None if no epoch is chosen.
+        test: test images.
+        init_from: variables → the variables that training starts from.
+        fingerprint: JSON values that a continuation must share.
+        allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
+    """
+
+    run_dir: Path
+    run: Run[M]
+    network: nn.Module
+    data: Dataset | Stream
+    validation: Dataset | None
+    test: Dataset
+    init_from: Callable[[Any], Any]
+    fingerprint: Mapping[str, Any]
+    allow_older: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedRun(Generic[M]):
+    """A trained run with all that is known of it, each built once.
+
+    Attributes:
+        run_dir: the run's folder.
+        name: its name.
+        experiment: the named run that it is, perhaps with overrides.
+        run: its configuration.
+        family: its family.
+        network: the network, in float32.
+        variables: of the checkpoint that was read.
+        data_dir: the data folder.
+    """
+
+    run_dir: Path
+    name: str
+    experiment: Experiment[M]
+    run: Run[M]
+    family: "Family[M]"
+    network: Any
+    variables: Any
+    data_dir: Path | None = None
+
+    @cached_property
+    def explainable(self) -> Explainable:
+        """The network seen from outside."""
+        return self.family.explainable(self)
+
+    @cached_property
+    def train_data(self) -> Dataset:
+        """Training images, the held-out ones included; of a streamed data set, a sample."""
+        return split(self.run, "train", self.data_dir)
+
+    @cached_property
+    def test_data(self) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+        """Test images, float32 in [0, 1], and their labels."""
+        test = split(self.run, "test", self.data_dir)
+        return test.images.astype(np.float32) / np.float32(test.maximum), test.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for every output of the network: the data set's, then numbers."""
+        names = CLASSES.get(self.run.data.name, ())
+        names = tuple(names[k] for k in self.run.data.class_subset) or names
+        return (*names, *map(str, range(len(names), self.run.model.classes)))
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a family says of one image besides its contribution maps.
+
+    Attributes:
+        name: of the reading, in a word; the JSON file's key and the end of the figure's file name.
+        numbers: for the JSON file.
+        figure: of them.
+    """
+
+    name: str
+    numbers: Any
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page of a run is made of.
+
+    Attributes:
+        trained: the run.
+        images: test images, (N, H, W, C) in [0, 1].
+        labels: their classes, (N,).
+        logits: of all of them, (N, classes).
+        results: evaluation.json.
+        first_maps: method → maps of the first grid.
+        history: the records of metrics.jsonl.
+        info: run.json.
+        sources: data.json, where the data came from and which checksums were verified.
+    """
+
+    trained: TrainedRun[Any]
+    images: Float[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"]
+    results: Mapping[str, Any]
+    first_maps: Mapping[str, Float[np.ndarray, "classes height width"]]
+    history: Sequence[Mapping[str, Any]]
+    info: Mapping[str, Any]
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Run[Any]:
+        """The run's configuration."""
+        return self.trained.run
+
+    @property
+    def explainable(self) -> Explainable:
+        """The network seen from outside."""
+        return self.trained.explainable
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names."""
+        return self.trained.classes
+
+    @property
+    def paper(self) -> Mapping[str, float]:
+        """The paper's numbers, if it reports this very configuration, seed aside."""
+        experiment = self.trained.experiment
+        return experiment.paper if experiment.run == self.run.with_seed(experiment.run.train.seed) else {}
+
+
+def steps_per_epoch(run: Run[Any], data: Dataset | Stream) -> int:
+    """Return the training steps of an epoch."""
+    return data.steps if isinstance(data, Stream) else len(data) // run.train.batch_size
+
+
+class Family(Generic[M]):
+    """What a paper fulfils. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
+
+    Attributes:
+        title: name of the family, for people.
+        Model: the class of a run's `model` part, by which a run finds its family.
+    """
+
+    title: ClassVar[str]
+    Model: ClassVar[type[Model]]
+
+    def build(self, run: Run[M], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
+        """Return the network of a run, which takes images in [0, 1].
+
+        Raises:
+            ConfigError: fields that do not fit one another.
+        """
+        raise NotImplementedError
+
+    def smoke(self, run: Run[M]) -> Run[M]:
+        """Shrink a run to seconds: see `recipe.config.small`."""
+        raise NotImplementedError
+
+    def loss(self, run: Run[M], network: nn.Module) -> LossFn:
+        """Return the loss that training minimizes."""
+        raise NotImplementedError
+
+    def explainable(self, trained: TrainedRun[M]) -> Explainable:
+        """Return a trained network seen from outside."""
+        raise NotImplementedError
+
+    def check(self, run: Run[M], network: nn.Module, data: Dataset | Stream) -> None:
+        """Raise ConfigError for what could not be trained, before anything is written."""
+        self.loss(run, network)
+        augmentation(run.augment)
+        check_batches(run.train, jax.device_count(), steps_per_epoch(run, data))
+
+    def pretrain(self, run: Run[M]) -> Run[M] | None:
+        """Return the run that is trained first, if any."""
+        return None
+
+    def init_from(self, run: Run[M], network: nn.Module, variables: Any, pretrained: Any, data: Dataset | Stream) -> Any:
+        """Return what training starts from: random `variables`, and those of the pretrained run; by default random."""
+        return variables
+
+    def frozen_params(self, run: Run[M]) -> Callable[[str], bool] | None:
+        """Return a test, by path such as "body/kernel", for parameters that are not trained; None: all are trained."""
+        return None
+
+    def fingerprint(self, run: Run[M]) -> Mapping[str, Any]:
+        """Return JSON values that a trained run depends on beside its configuration: what its names stood for."""
+        return {}
+
+    def fit(self, job: Job[M]) -> FitResult:
+        """Fit a run; by default train it by stochastic gradient descent."""
+        run, optim = job.run, job.run.optim
+        schedule = make_schedule(
+            optim.schedule,
+            learning_rate=optim.learning_rate,
+            epochs=run.train.epochs,
+            steps_per_epoch=steps_per_epoch(run, job.data),
+            end_lr=optim.end_lr,
+            warmup_epochs=optim.warmup_epochs,
+        )
+        optimizer = make_optimizer(
+            optim.optimizer,
+            schedule,
+            epsilon=optim.epsilon,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+            weight_decay=optim.weight_decay,
+            decay_all=optim.decay_all,
+            clip=optim.clip,
+            frozen=self.frozen_params(run),
+        )
+        return fit(
+            job.run_dir,
+            job.network,
+            self.loss(run, job.network),
+            optimizer,
+            job.data,
+            job.test,
+            augmentation(run.augment),
+            run.train,
+            allow_older=job.allow_older,
+            validation=job.validation,
+            schedule=schedule,
+            fingerprint=job.fingerprint,
+            init_from=job.init_from,
+        )
+
+    def measure(self, trained: TrainedRun[M], log: Log) -> dict[str, Any]:
+        """Measure what only this family's runs are measured for; `metrics` of the JSON values join the others."""
+        return {}
+
+    def explain_image(
+        self, trained: TrainedRun[M], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]
+    ) -> Reading | None:
+        """Return the family's own reading of an image, for the `top` classes."""
+        return None
+
+    def report(self, report: Report) -> Sequence[Section]:
+        """Return the sections that only this family's reports have."""
+        return ()

@@ -1,0 +1,130 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.app import stages
+from jaxinterp.app.publish import gather, publish, require_finished
+from jaxinterp.app.registry import family_of, runs
+from jaxinterp.app.results import read_results
+from jaxinterp.errors import CheckpointError, ConfigError
+from jaxinterp.explain.metrics import completeness
+from jaxinterp.explain.metrics.localization import tile_grid
+from jaxinterp.recipe.config import read_arrays
+
+FAST = sorted(name for name in runs() if name.split("/")[1] in ("digits", "digits-dlgn", "digits-p4", "digits-learnt"))
+SLOW = sorted(set(runs()) - set(FAST))
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """coda/digits in smoke mode with two seeds, trained and evaluated."""
+    folders, run = [], runs()["coda/digits"].run
+    for seed in (0, 1):
+        folders.append(tmp_path_factory.mktemp("runs") / f"coda-digits-seed-{seed}")
+        stages.train("coda/digits", family_of(run).smoke(run).with_seed(seed), folders[-1])
+        stages.evaluate(folders[-1], log=lambda line: None)
+    return folders
+
+
+def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
+    results = json.loads((seeds[0] / "evaluation.json").read_text())
+    methods = ["decomposition", "gradient", "input_x_gradient", "integrated_gradients", "occlusion_3", "grad_cam"]
+    assert list(results["localization"]["2x2"]) == methods
+    assert list(results["removal"]) == methods
+    for name in methods:
+        suffix = "" if name == "decomposition" else f"_{name}"
+        scores, curve = results["localization"]["2x2"][name], results["removal"][name]
+        assert results["metrics"][f"localization_2x2_median{suffix}"] == pytest.approx(np.median(scores), abs=1e-5)
+        assert results["metrics"][f"removal_curve_mean{suffix}"] == pytest.approx(np.mean(curve), abs=1e-5)
+    assert results["metrics"]["completeness_residual"] == pytest.approx(np.abs(results["residuals"]).max())
+    assert 0 < results["metrics"]["completeness_residual"] < 1e-4
+    summary = json.loads((seeds[0] / "run.json").read_text())["summary"]
+    assert results["metrics"]["test_accuracy"] == pytest.approx(summary["last"]["test_accuracy"])
+    assert results["metrics"]["test_accuracy_best"] == pytest.approx(summary["best"]["test_accuracy"])
+    maps, grid = read_arrays(seeds[0] / stages.MAPS, "evaluate"), results["grids"]["2x2"]
+    assert list(maps) == methods
+    trained = stages.trained(seeds[0])
+    mosaic = tile_grid(jnp.asarray(trained.test_data[0][grid["first_images"]])[None])
+    want = trained.explainable.maps(mosaic, jnp.asarray([grid["first_classes"][:2]]))[0]
+    np.testing.assert_allclose(maps["decomposition"], want, rtol=1e-3, atol=1e-5 * float(abs(want).max()))
+
+
+def test_seeds_are_gathered_into_published_results(seeds: list[Path], tmp_path: Path) -> None:
+    results = gather(seeds)
+    assert results.seeds == (0, 1)
+    each = [json.loads((d / "evaluation.json").read_text())["metrics"]["removal_curve_mean"] for d in seeds]
+    metric = results.metrics["removal_curve_mean"]
+    assert (metric.n, metric.paper) == (2, None)
+    assert metric.mean == pytest.approx(np.mean(each))
+    assert metric.std == pytest.approx(np.std(each, ddof=1))
+    assert "--seeds 0,1 && jaxinterp evaluate" in results.command
+    assert "train.epochs=1" in results.command
+    assert {"python", "jax", "flax"} <= set(results.versions)
+    assert read_results(publish(results, tmp_path)) == results
+    assert [p.name for p in tmp_path.iterdir()] == ["coda_digits.json"]
+    with pytest.raises(ConfigError, match="seeds"):
+        gather([seeds[0], seeds[0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"summary": None}, "jaxinterp train coda/digits"), ({"versions": {"jax": "0"}}, "versions")]
+)
+def test_an_unfinished_run_is_not_published(
+    seeds: list[Path], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    require_finished(seeds)
+    run_dir = tmp_path / "run"
+    shutil.copytree(seeds[1], run_dir)
+    info = json.loads((run_dir / "run.json").read_text()) | change
+    (run_dir / "run.json").write_text(json.dumps({key: value for key, value in info.items() if value is not None}))
+    with pytest.raises(ConfigError, match=says):
+        require_finished([seeds[0], run_dir])
+
+
+def test_a_report_measures_again_what_was_trained_on(seeds: list[Path], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(seeds[0], run_dir)
+    results = json.loads((run_dir / "evaluation.json").read_text())
+    (run_dir / "evaluation.json").write_text(json.dumps({**results, "step": 1, "metrics": {}}))
+    stages.report(run_dir)
+    again = json.loads((run_dir / "evaluation.json").read_text())
+    assert (again["step"], again["metrics"].keys()) == (results["step"], results["metrics"].keys())
+
+
+def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
+    html = stages.report(seeds[0]).read_text(encoding="utf-8")
+    assert html.count('src="data:image/png;base64,') == html.count("<img") >= 7
+    assert "http" not in html
+    for text in ("coda/digits", "Localization", "Completeness", "Training", "paper", "model.temperature"):
+        assert text in html
+
+
+def test_an_edited_configuration_is_not_that_of_the_checkpoint(seeds: list[Path], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(seeds[0], run_dir)
+    text = (run_dir / "config.json").read_text()
+    assert '"temperature": 200.0' in text
+    (run_dir / "config.json").write_text(text.replace('"temperature": 200.0', '"temperature": 100.0'))
+    for command in (stages.trained, stages.evaluate, stages.report):
+        with pytest.raises(CheckpointError, match="configuration"):
+            command(run_dir)
+
+
+@pytest.mark.filterwarnings("ignore:group. C[0-9]+ leaves the grid:UserWarning")
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_every_run_trains_and_explains_in_smoke_mode(name: str, tmp_path: Path) -> None:
+    run = runs()[name].run
+    run = family_of(run).smoke(run)
+    assert stages.train(name, run, tmp_path).summary["last"]["epoch"] == 1
+    trained = stages.trained(tmp_path)
+    parts = trained.explainable.decompose(trained.test_data[0][:2])
+    assert parts.logits.shape == (2, run.model.classes)
+    missed = completeness(parts.contributions, parts.logits, parts.bias)
+    size = np.abs(np.asarray(parts.logits - parts.bias)).max(1, keepdims=True)
+    # An untrained net at T = 100,000 has contributions near the rounding of its logits, which hold the bias.
+    assert (np.abs(np.asarray(missed.residual)) < 1e-4 * size + 2e-6).all()

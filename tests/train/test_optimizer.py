@@ -1,0 +1,98 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxinterp.errors import ConfigError
+from jaxinterp.train import (
+    coda_imagenet,
+    cosine_by_epoch,
+    make_optimizer,
+    make_schedule,
+    staircase_decay,
+    warmup_cosine,
+)
+from jaxinterp.train.optimizer import ramp
+
+
+def one(step):
+    return jnp.float32(1.0)
+
+
+def updated(tx, params, gradients):
+    with jax.numpy_dtype_promotion("standard"):  # optax's own counting
+        return tx.update(gradients, tx.init(params), params)[0]
+
+
+def test_schedules_are_those_of_the_papers():
+    cifar = staircase_decay(2.5e-4, 1.5, 30, steps_per_epoch=7)
+    for epoch in (0, 29, 30, 119, 199):
+        for step in (7 * epoch, 7 * epoch + 6):
+            np.testing.assert_allclose(cifar(step), 2.5e-4 * 1.5 ** -math.floor(epoch / 30), rtol=1e-5)
+    imagenet = coda_imagenet(steps_per_epoch=7)
+    for epoch in (0, 1, 13, 14, 15, 19, 20, 59):
+        expected = 2.5e-4 + 7.5e-4 * epoch / 14 if epoch < 15 else 1e-3 / 2 ** (epoch // 20)
+        for step in (7 * epoch, 7 * epoch + 6):
+            np.testing.assert_allclose(imagenet(np.int32(step)), expected, rtol=1e-5)
+    cosine = warmup_cosine(0.1, epochs=10, steps_per_epoch=4, warmup_epochs=2.0)
+    for step in (0, 4, 8, 20, 40):
+        expected = 0.1 * step / 8 if step < 8 else 0.05 * (1 + math.cos(math.pi * (step - 8) / 32))
+        np.testing.assert_allclose(cosine(step), expected, atol=1e-7)
+    assert float(warmup_cosine(0.1, epochs=10, steps_per_epoch=4)(0)) == pytest.approx(0.1)
+    rates = [float(ramp(0.1, 640)(step)) for step in (0, 3, 4, 319, 320, 479, 480, 639)]
+    np.testing.assert_allclose(rates, [0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0]),
+        ("staircase", [1.0, 1.0, 1.0]),
+        ("cosine_by_epoch", [1e-4, 0.25 + 0.75 * (1 + math.cos(0.3 * math.pi)) / 2, None]),
+        ("onecycle", [0.04, 1.0, None]),
+    ],
+)
+def test_a_schedule_by_name_is_float32_and_takes_integers(name, expected):
+    schedule = make_schedule(name, learning_rate=1.0, epochs=10, steps_per_epoch=10, end_lr=0.25, warmup_epochs=2)
+    for step, value in zip((0, 30, 99), expected, strict=True):
+        rate = jax.jit(schedule)(jnp.int32(step))
+        assert rate.dtype == jnp.float32
+        if value is not None:
+            np.testing.assert_allclose(rate, value, rtol=1e-3)
+
+
+def test_clipping_and_weight_decay():
+    params, zero = {"kernel": jnp.zeros(2)}, jnp.zeros(2)
+    clipped = updated(make_optimizer("sgd", one, clip=0.5), params, {"kernel": jnp.array([3.0, 4.0])})
+    np.testing.assert_allclose(clipped["kernel"], [-0.3, -0.4], rtol=1e-5)
+    params = {"kernel": jnp.full((2, 1), 2.0), "bias": jnp.full((1, 1), 2.0), "scale": jnp.full(2, 2.0)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for name in ("sgd", "adamw"):
+        decayed = updated(make_optimizer(name, one, weight_decay=0.1), params, zero)
+        np.testing.assert_allclose(decayed["kernel"], -0.2, rtol=1e-6)
+        assert not decayed["bias"].any()
+        assert not decayed["scale"].any()
+        all_decayed = updated(make_optimizer(name, one, weight_decay=0.1, decay_all=True), params, zero)
+        np.testing.assert_allclose(all_decayed["scale"], -0.2, rtol=1e-6)
+
+
+def test_frozen_parameters_stay():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    tx = make_optimizer("sgd", one, weight_decay=0.5, frozen=lambda path: path == "b/kernel")
+    moved = optax.apply_updates(params, updated(tx, params, jax.tree.map(jnp.zeros_like, params)))
+    np.testing.assert_allclose(moved["a"]["kernel"], 0.5)
+    np.testing.assert_allclose(moved["b"]["kernel"], 1.0)
+
+
+def test_unknown_names_and_a_warm_up_longer_than_the_run_raise():
+    with pytest.raises(ConfigError, match="schedule"):
+        make_schedule("cosin", learning_rate=1.0, epochs=1, steps_per_epoch=1)
+    with pytest.raises(ConfigError, match="optimizer"):
+        make_optimizer("lamb", one)
+    with pytest.raises(ConfigError, match="warmup_epochs"):
+        warmup_cosine(0.1, epochs=2, steps_per_epoch=4, warmup_epochs=2.0)
+    with pytest.raises(ConfigError, match="warmup_epochs"):
+        cosine_by_epoch(0.1, epochs=2, steps_per_epoch=4, warmup_epochs=2)
