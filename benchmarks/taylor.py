@@ -24,7 +24,7 @@ import tyro
 from benchmarks import torch_taylor
 from benchmarks.measuring import alternate, record, relative
 from jaxinterp.explain.series import orders
-from jaxinterp.taylor.network import TaylorNet, overlapping, with_expansion_point
+from jaxinterp.taylor import TaylorNet, overlapping, with_expansion_point
 
 TOLERANCE = 1e-3  # relative, of what is compared in float32
 

@@ -16,10 +16,10 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 class Net(torch.nn.Module):
-    """Levels of cp units of order 2 on shared windows, and a linear head; channels first."""
+    """Levels of cp units of order 2 on shared blocks, and a linear head; channels first."""
 
     def __init__(self, model: TaylorNet, variables: Mapping[str, Any]):
-        """Take our parameters; factors of a level are one convolution, as ours are."""
+        """Copy our parameters; the factors of a level are one convolution."""
         super().__init__()
         params = variables["params"]
         self.levels = model.levels
@@ -31,7 +31,9 @@ class Net(torch.nn.Module):
             kernels = [np.asarray(unit[name]) for name in ("linear", "factor_2_1", "factor_2_2")]
             stacked = np.concatenate(kernels, 1)
             channels = len(stacked) // level.side**2
-            factors = torch.nn.Conv2d(channels, stacked.shape[1], level.side, level.stride, level.pad)
+            factors = torch.nn.Conv2d(
+                channels, stacked.shape[1], level.side, level.stride, (level.side - level.stride) // 2
+            )
             bias = np.zeros(stacked.shape[1], np.float32)
             bias[: level.features] = np.asarray(unit["bias"])
             weight = stacked.reshape(level.side, level.side, channels, -1).transpose(3, 2, 0, 1)
@@ -45,7 +47,7 @@ class Net(torch.nn.Module):
         self.head.weight.data, self.head.bias.data = _tensor(np.asarray(head["linear"]).T), _tensor(head["bias"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) ↦ (N, classes)."""
+        """Compute logits, (N, classes), of images (N, C, H, W)."""
         z = (x - self.point) / self.scale
         pad = ((self.size or z.shape[-1]) - z.shape[-1]) // 2
         z = F.pad(z, (pad, pad, pad, pad))
@@ -56,15 +58,15 @@ class Net(torch.nn.Module):
         return self.head(z.permute(0, 2, 3, 1).flatten(1))
 
 
-def orders(net: Net, x: torch.Tensor, most: int) -> torch.Tensor:
-    """f_0, …, f_most of every image: derivatives of t ↦ f(x0 + t (x − x0)) by nested `torch.func.jvp`, over m!."""
+def orders(net: Net, x: torch.Tensor, max_order: int) -> torch.Tensor:
+    """Compute f_0, …, f_max_order: derivatives of t ↦ f(x0 + t (x − x0)) over m!, by nested `torch.func.jvp`."""
     start = net.point.expand_as(x)
     step = x - start
 
     def line(t: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (net(start + t * step),)
 
-    def further(function: Any) -> Any:
+    def differentiated(function: Any) -> Any:
         def with_next(t: torch.Tensor) -> tuple[torch.Tensor, ...]:
             values, slopes = torch.func.jvp(function, (t,), (torch.ones_like(t),))
             return (*values, slopes[-1])
@@ -72,8 +74,8 @@ def orders(net: Net, x: torch.Tensor, most: int) -> torch.Tensor:
         return with_next
 
     function: Any = line
-    for _ in range(most):
-        function = further(function)
+    for _ in range(max_order):
+        function = differentiated(function)
     with torch.no_grad():
-        found = function(torch.zeros(()))
-    return torch.stack([value / factorial(m) for m, value in enumerate(found)])
+        derivatives = function(torch.zeros(()))
+    return torch.stack([value / factorial(m) for m, value in enumerate(derivatives)])

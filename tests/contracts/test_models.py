@@ -21,7 +21,7 @@ from jaxinterp.glassbox.gcnn import GroupCNN
 from jaxinterp.glassbox.network import GlassBox
 from jaxinterp.nn.baselines import VGG, CifarResNet, ResNetTrunk
 from jaxinterp.symmetry.groups import dihedral, rotations
-from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, overlapping
+from jaxinterp.taylor import PolynomialResNet, TaylorNet, overlapping
 
 
 class Row(NamedTuple):

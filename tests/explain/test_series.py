@@ -12,7 +12,7 @@ from jaxinterp import decompose
 from jaxinterp.explain import series
 from jaxinterp.explain.attribute import integrated_gradients
 from jaxinterp.explain.series import NotPolynomialError, contributions, orders, pairs, propagate
-from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, hierarchical, overlapping, with_expansion_point
+from jaxinterp.taylor import PolynomialResNet, TaylorNet, hierarchical, overlapping, with_expansion_point
 
 NETS = {
     "hierarchical": TaylorNet(levels=hierarchical((2, 3)), classes=2, size=4, param_dtype=jnp.float64),

@@ -1,7 +1,7 @@
-"""Coarse-grained data distillation: images of a class merged into one, again and again, and its baselines.
+"""Coarse-grained data distillation (images of a class merged into one, again and again), and its baselines.
 
-`flow.py` learns the merging and applies it, `references.py` holds what comes out (files, sheets, classification by the
-nearest reference) and the plain baselines, `condense.py` the known baseline, gradient matching.
+`flow` learns and applies the merging, `references` reads, writes and draws image sets and has the simple baselines,
+`condense` is the known baseline, gradient matching.
 """
 
 from jaxinterp.taylor.distill.condense import DistillationNet, condense, train_on

@@ -15,7 +15,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
-from jaxinterp.data import Dataset
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section, picture
 from jaxinterp.files import write_bytes

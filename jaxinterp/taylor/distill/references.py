@@ -1,4 +1,4 @@
-"""Sets of a few images that stand for a data set: files and sheets of them, plain ways to choose them, their worth."""
+"""Distilled image sets: I/O, contact sheets, simple baselines, nearest-reference accuracy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxinterp.checks import require, require_labels
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.errors import DataError
 from jaxinterp.files import write_arrays
@@ -22,10 +23,13 @@ class ImageSet:
     """Images with their classes.
 
     Attributes:
-        images: float32 (N, H, W, C) in [0, 1].
-        labels: int32 (N,).
-        level: of abstraction; 0 for real images.
+        images: float32 (N, H, W, C) in [0, 1], at least one.
+        labels: int32 (N,), from 0 on.
+        level: how often the images were merged; 0 for real ones.
         provenance: how and from what they were made.
+
+    Raises:
+        ValueError: images or labels of another shape, type or range.
     """
 
     images: Float[np.ndarray, "n h w c"]
@@ -33,71 +37,63 @@ class ImageSet:
     level: int = 0
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require(self.images.ndim == 4, "images", f"shape {self.images.shape}", "(N, H, W, C)")
+        require_labels("labels", self.labels, len(self.images))
+        require_unit_range(self.images)
+
     def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
-        """The same as a data set of 8-bit images, to train on.
+        """Return the set as a data set of 8-bit images, to train on.
 
         Raises:
-            DataError: a label is not one of so many classes, there is not one for each image, or an image is not in
-                [0, 1].
+            DataError: a label is not one of the classes.
         """
-        if len(self.labels) != len(self.images):
-            raise DataError(f"{name}: got {len(self.labels)} labels, expected {len(self.images)}, one for each image")
-        if not 0 <= self.images.min() <= self.images.max() <= 1:
-            seen = f"{self.images.min():g}..{self.images.max():g}"
-            raise DataError(f"{name}: got distilled images in {seen}, expected [0, 1]")
-        if not 0 <= self.labels.min() <= self.labels.max() < len(classes):
-            wrong = self.labels.min() if self.labels.min() < 0 else self.labels.max()
-            raise DataError(f"{name}: got a distilled image of class {wrong}, expected {len(classes)} classes")
+        if self.labels.max() >= len(classes):
+            label = self.labels.max()
+            raise DataError(f"{name}: got a distilled image of class {label}, expected {len(classes)} classes")
         images = np.round(255 * self.images).astype(np.uint8)
         return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
 
 
-def write_set(path: str | Path, one: ImageSet) -> None:
-    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words.
+def require_unit_range(images: Float[np.ndarray, "n h w c"]) -> None:
+    """Raise unless images are in [0, 1].
 
     Raises:
-        DataError: what no data set is made of, see `read_set`.
+        ConfigError: a value is outside, or NaN.
     """
-    _require_set(path, one.images, one.labels)
-    words = {"keys": np.array(list(one.provenance.keys()), str), "values": np.array(list(one.provenance.values()), str)}
-    write_arrays(
-        Path(path), {"images": one.images, "labels": one.labels, "level": np.array(one.level, np.int32), **words}
-    )
+    low, high = images.min(), images.max()
+    require(0 <= low <= high <= 1, "images", f"values in {low:g}..{high:g}", "[0, 1]")
+
+
+def write_set(path: str | Path, image_set: ImageSet) -> None:
+    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words."""
+    level, words = np.array(image_set.level, np.int32), image_set.provenance
+    keys, values = (np.array(list(column), str) for column in (words.keys(), words.values()))
+    arrays = {"images": image_set.images, "labels": image_set.labels, "level": level, "keys": keys, "values": values}
+    write_arrays(Path(path), arrays)
 
 
 def read_set(path: str | Path) -> ImageSet:
-    """A set that `write_set` wrote.
+    """Read a set that `write_set` wrote.
 
     Raises:
-        DataError: the file is missing or damaged, or holds no images with labels.
+        DataError: the file is missing or damaged, or does not contain images with labels.
     """
     try:
         with Path(path).open("rb") as file, np.load(file) as arrays:
-            found = dict(arrays)
-        told = dict(zip(found["keys"].tolist(), found["values"].tolist(), strict=True))
-        images, labels, level = found["images"], found["labels"], int(found["level"])
+            provenance = dict(zip(arrays["keys"].tolist(), arrays["values"].tolist(), strict=True))
+            return ImageSet(arrays["images"], arrays["labels"], int(arrays["level"]), provenance)
     except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
         raise DataError(f"{path}: not a set of distilled images ({error})") from error
-    _require_set(path, images, labels)
-    return ImageSet(images, labels, level, told)
-
-
-def _require_set(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
-    fits = images.ndim == 4 and labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
-    if not (fits and images.size and 0 <= images.min() <= images.max() <= 1 and labels.min() >= 0):
-        raise DataError(
-            f"{path}: got images {images.shape} and labels {labels.dtype}{labels.shape}, expected (N, H, W, C) in "
-            "[0, 1] and N integers from 0 on, N at least 1"
-        )
 
 
 def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":
-    """A picture of levels of abstraction: a row for each class, and from left to right ever fewer images.
+    """Draw levels of distillation: a row for each class, from left to right fewer and fewer images.
 
     Args:
-        levels: sets from fine to coarse, as `abstract` returns them.
+        levels: sets from fine to coarse, as `distill` returns them.
         classes: names of the rows.
-        columns: of single images, over all levels.
+        columns: single images in a row, over all levels.
 
     Returns:
         A matplotlib figure.
@@ -107,35 +103,30 @@ def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: i
     """
     from matplotlib.figure import Figure
 
-    if not levels or not classes:
-        raise ValueError(f"levels, classes: got {len(levels)} and {len(classes)}, expected at least one of each")
+    require(levels and classes, "levels, classes", f"{len(levels)} and {len(classes)}", "at least one of each")
     each = max(1, columns // len(levels))
-    shown = [min(each, int((one.labels == 0).sum())) for one in levels]
-    figure = Figure(figsize=(0.62 * (sum(shown) + 1), 0.66 * len(classes) + 0.4), layout="constrained")
-    axes = figure.subplots(len(classes), sum(shown), squeeze=False)
-    place = 0
-    for one, count in zip(levels, shown, strict=True):
+    counts = [min(each, int((level.labels == 0).sum())) for level in levels]
+    figure = Figure(figsize=(0.62 * (sum(counts) + 1), 0.66 * len(classes) + 0.4), layout="constrained")
+    axes = figure.subplots(len(classes), sum(counts), squeeze=False)
+    for level, count, start in zip(levels, counts, np.cumsum([0, *counts]), strict=False):
+        axes[0, start].set_title(f"level {level.level}", fontsize=9, loc="left")
         for row in range(len(classes)):
-            of_class = one.images[one.labels == row][:count]
-            for i in range(count):
-                picture = of_class[i] if of_class.shape[-1] == 3 else of_class[i, ..., 0]
-                at = axes[row, place + i]
-                at.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                at.set(xticks=[], yticks=[])
-                if place + i == 0:
-                    at.set_ylabel(classes[row], rotation=0, ha="right", va="center", fontsize=9)
-        axes[0, place].set_title(f"level {one.level}", fontsize=9, loc="left")
-        place += count
+            for ax, image in zip(axes[row, start:], level.images[level.labels == row][:count], strict=False):
+                picture = image if image.shape[-1] == 3 else image[..., 0]
+                ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                ax.set(xticks=[], yticks=[])
+    for ax, name in zip(axes[:, 0], classes, strict=True):
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure
 
 
 def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int) -> ImageSet:
-    """The mean image of every class.
+    """Return the mean image of every class.
 
     Raises:
-        ValueError: a class has no image, or a label is no class.
+        ValueError: a class has no image, or a label is not in [0, classes).
     """
-    require_of_each(labels, classes, 1)
+    _require_images_per_class(labels, classes, 1)
     means = np.stack([images[labels == c].mean(0) for c in range(classes)]).astype(np.float32)
     return ImageSet(means, np.arange(classes, dtype=np.int32), provenance={"method": "class mean"})
 
@@ -143,81 +134,61 @@ def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " 
 def random_references(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """So many random images of every class.
+    """Draw `count` images of every class at random, without replacement.
 
     Raises:
-        ValueError: a class has fewer, or a label is no class.
+        ValueError: a class has fewer images, or a label is not in [0, classes).
     """
-    drawn = np.random.default_rng(seed)
-    require_of_each(labels, classes, count)
-    places = np.concatenate([drawn.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
-    told = {"method": "random", "seed": str(seed)}
-    return ImageSet(images[places], np.repeat(np.arange(classes, dtype=np.int32), count), provenance=told)
+    _require_images_per_class(labels, classes, count)
+    rng = np.random.default_rng(seed)
+    indices = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
+    return _drawn(images[indices], classes, "random", seed)
 
 
 def k_means(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """Centers of so many clusters of every class' images, by scikit-learn's k-means on pixels.
+    """Return the centers of `count` clusters of every class, by scikit-learn's k-means on pixels.
 
     Raises:
-        ValueError: a class has fewer images, or a label is no class.
+        ValueError: a class has fewer images, or a label is not in [0, classes).
     """
     from sklearn.cluster import KMeans
 
-    require_of_each(labels, classes, count)
-    centers = [
-        KMeans(count, n_init=1, random_state=seed).fit(images[labels == c].reshape((labels == c).sum(), -1))
-        for c in range(classes)
-    ]
-    found = np.concatenate([one.cluster_centers_ for one in centers]).reshape(-1, *images.shape[1:])
-    told = {"method": "k-means", "seed": str(seed)}
-    return ImageSet(
-        np.clip(found, 0, 1).astype(np.float32), np.repeat(np.arange(classes, dtype=np.int32), count), provenance=told
-    )
+    _require_images_per_class(labels, classes, count)
+    vectors = images.reshape(len(images), -1)
+    fits = [KMeans(count, n_init=1, random_state=seed).fit(vectors[labels == c]) for c in range(classes)]
+    centers = np.clip(np.concatenate([fit.cluster_centers_ for fit in fits]), 0, 1).astype(np.float32)
+    return _drawn(centers.reshape(-1, *images.shape[1:]), classes, "k-means", seed)
 
 
-def require_classes(labels: Int[np.ndarray, " n"], classes: int) -> None:
-    """Refuse labels out of [0, classes).
-
-    Raises:
-        ValueError: which range they have.
-    """
-    if not len(labels) or not 0 <= labels.min() <= labels.max() < classes:
-        seen = f"{labels.min()}..{labels.max()}" if len(labels) else "none"
-        raise ValueError(f"labels: got {seen}, expected classes in [0, {classes})")
+def _drawn(images: Float[np.ndarray, "n h w c"], classes: int, method: str, seed: int) -> ImageSet:
+    """Return a set of as many images of every class, in the order of the classes."""
+    labels = np.repeat(np.arange(classes, dtype=np.int32), len(images) // classes)
+    return ImageSet(images, labels, provenance={"method": method, "seed": str(seed)})
 
 
-def require_of_each(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
-    """Refuse labels out of range, and classes with fewer than so many images.
-
-    Raises:
-        ValueError: which class has how many.
-    """
-    require_classes(labels, classes)
+def _require_images_per_class(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
+    require_labels("labels", labels, len(labels), classes)
     counts = np.bincount(labels, minlength=classes)
-    if not 1 <= count <= counts.min():
-        least = f"class {int(counts.argmin())} has {counts.min()} images"
-        raise ValueError(f"count: got {count}, expected 1 to {counts.min()}: {least}")
+    fewest = counts.min()
+    require(1 <= count <= fewest, "count", count, f"1 to {fewest}: class {counts.argmin()} has {fewest} images")
 
 
 def nearest_reference(
     queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "r d"], labels: Int[np.ndarray, " r"]
 ) -> Int[np.ndarray, " n"]:
-    """Class of the nearest reference (L2) of every query, both as vectors of pixels or of an embedding.
+    """Classify every query as its nearest reference (L2), both as vectors of pixels or of an embedding.
 
     Raises:
-        ValueError: vectors of another length, or another number of labels than of references.
+        ValueError: vectors differ in length, or there is not one label for each reference.
 
     Example:
         >>> nearest_reference(np.array([[0.9]]), np.array([[0.0], [1.0]]), np.array([7, 3])).tolist()
         [3]
     """
-    if references.shape[1] != queries.shape[1]:
-        raise ValueError(f"references: got vectors of {references.shape[1]}, expected {queries.shape[1]} as of queries")
-    if not 0 < len(labels) == len(references):
-        raise ValueError(
-            f"labels: got {len(labels)}, expected one for each of {len(references)} references, 1 at least"
-        )
+    d = queries.shape[1]
+    require(references.shape[1] == d, "references", f"vectors of {references.shape[1]}", f"{d}, as the queries")
+    require_labels("labels", labels, len(references))
     squares = (references**2).sum(1)[None] - 2 * queries @ references.T
     return labels[squares.argmin(1)]

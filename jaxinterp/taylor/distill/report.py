@@ -1,11 +1,11 @@
-"""What only distillations show in their report: the levels as pictures, their accuracy, and the baselines."""
+"""Report sections of distillations: the levels as pictures, their accuracy, and the baselines."""
 
 from jaxinterp.figures.curves import level_curves
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.recipe.family import Report
 from jaxinterp.taylor.distill import Distiller, contact_sheet, read_set
 
-FOLDER = "distilled"  # within a run's
+FOLDER = "distilled"  # in the run folder
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in percent with 1 and 10 images per class
     "mnist": {
         "DC (Zhao et al., ICLR 2021)": (91.7, 97.4),
@@ -23,22 +23,21 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in per
 
 
 def sections(report: Report, model: Distiller) -> list[Section]:
-    """All of them."""
+    """Return the sections of a distillation's report."""
     return [_levels(report, model), _baselines(report)]
 
 
 def _levels(report: Report, model: Distiller) -> Section:
-    levels = [
-        read_set(report.trained.run_dir / FOLDER / f"level_{row['level']}.npz") for row in report.results["levels"]
-    ]
-    rows, metrics = report.results["levels"], report.results["metrics"]
+    rows, metrics, folder = report.results["levels"], report.results["metrics"], report.trained.run_dir / FOLDER
+    levels = [read_set(folder / f"level_{row['level']}.npz") for row in rows]
     text = (
-        f"One learned map merges {model.group} images of a class into one, and the same map what came out, until "
-        f"one image is left of {model.group**report.run.model.levels}. A test image is given the class of the reference "
-        f"whose embedding is most like its own: with one reference per class {metrics['one_reference_accuracy']:.2%}, "
-        f"with one random real image per class {metrics['one_real_image_accuracy']:.2%}. Merging copies of a reference "
-        f"changes it by {metrics['fixed_point_distance']:.3f} (root mean square; pixels run from 0 to 1). The last "
-        f"references are {metrics['distance_from_mean']:.3f} from the means of the same images; class means classify "
+        f"One learned map merges {model.group} images of a class into one, then {model.group} of its results into one, "
+        f"until one image is left of {model.group**report.run.model.levels}. A test image is classified by the "
+        "reference with the most similar embedding: with one reference per class "
+        f"{metrics['one_reference_accuracy']:.2%}, with one random real image per class "
+        f"{metrics['one_real_image_accuracy']:.2%}. Merging copies of a reference changes it by "
+        f"{metrics['fixed_point_distance']:.3f} (root mean square; pixels run from 0 to 1). The last references are "
+        f"{metrics['distance_from_mean']:.3f} from the means of the same images; class means classify "
         f"{metrics['class_mean_1_embedding']:.2%} in the same embedding."
     )
     return Section(
@@ -63,10 +62,9 @@ def _baselines(report: Report) -> Section:
     rows = [[row["set"].replace("_", " "), *(f"{row[key]:.4g}" for key in keys)] for row in report.results["baselines"]]
     tables = [Table(["set", "images per class", "nearest in pixels", "nearest in the embedding", "ConvNet"], rows)]
     if report.run.data.name in PUBLISHED:
-        printed = [
-            [name, *(f"{value:.1f} %" for value in values)] for name, values in PUBLISHED[report.run.data.name].items()
-        ]
-        tables.append(Table(["published, ConvNet of width 128", "1 image per class", "10"], printed))
+        published = PUBLISHED[report.run.data.name].items()
+        cells = [[name, *(f"{value:.1f} %" for value in values)] for name, values in published]
+        tables.append(Table(["published, ConvNet of width 128", "1 image per class", "10"], cells))
     return Section(
         "Beside its baselines",
         [
