@@ -25,7 +25,6 @@ ICLR 2021), each as references and as training set of a ConvNet. Published numbe
 trained on the images (MNIST, 1 and 10 per class: DC 91.7 and 97.4 %; CIFAR-10: 28.3 and 44.9 %, its readme).
 """
 
-from dataclasses import replace
 from typing import Any
 
 from jaxinterp.recipe.config import Augment, Data, Evaluate, Experiment, Optim, Run
@@ -81,7 +80,8 @@ CIFAR10 = MINI.replace(
 def _distill(run: Run[TaylorModel], **fields: Any) -> Run[DistillModel]:
     """Return the distillation with the embedding of a Taylor run."""
     model = DistillModel(**vars(run.model), **fields)
-    return replace(run, model=model).replace(train={"epochs": 20, "batch_size": 512})
+    distillation = Run(model, run.data, run.augment, run.optim, run.train, run.evaluate)
+    return distillation.replace(train={"epochs": 20, "batch_size": 512})
 
 
 LOW_ORDERS: dict[str, Any] = {"penalty": 0.0001, "growth": 2.0}

@@ -147,7 +147,7 @@ class Checked:
 
 
 @functools.cache
-def _adapters(kind: type) -> dict[str, Any]:
+def _adapters(kind: Any) -> dict[str, Any]:
     """A validator for every field of a dataclass."""
     from pydantic import TypeAdapter
 

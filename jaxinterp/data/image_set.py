@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxinterp.checks import require, require_labels
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.errors import DataError
 from jaxinterp.files import write_arrays
@@ -18,10 +19,13 @@ class ImageSet:
     """Images with their classes.
 
     Attributes:
-        images: float32 (N, H, W, C) in [0, 1].
-        labels: int32 (N,).
-        level: of abstraction; 0 for real images.
+        images: float32 (N, H, W, C) in [0, 1], at least one.
+        labels: int32 (N,), from 0 on.
+        level: how often the images were merged; 0 for real ones.
         provenance: how and from what they were made.
+
+    Raises:
+        ValueError: images or labels of another shape, type or range.
     """
 
     images: Float[np.ndarray, "n h w c"]
@@ -29,59 +33,51 @@ class ImageSet:
     level: int = 0
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require(self.images.ndim == 4, "images", f"shape {self.images.shape}", "(N, H, W, C)")
+        require_labels("labels", self.labels, len(self.images))
+        require_unit_range(self.images)
+
     def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
-        """The same as a data set of 8-bit images, to train on.
+        """Return the set as a data set of 8-bit images, to train on.
 
         Raises:
-            DataError: a label is not one of so many classes, there is not one for each image, or an image is not in
-                [0, 1].
+            DataError: a label is not one of the classes.
         """
-        if len(self.labels) != len(self.images):
-            raise DataError(f"{name}: got {len(self.labels)} labels, expected {len(self.images)}, one for each image")
-        if not 0 <= self.images.min() <= self.images.max() <= 1:
-            seen = f"{self.images.min():g}..{self.images.max():g}"
-            raise DataError(f"{name}: got distilled images in {seen}, expected [0, 1]")
-        if not 0 <= self.labels.min() <= self.labels.max() < len(classes):
-            wrong = self.labels.min() if self.labels.min() < 0 else self.labels.max()
-            raise DataError(f"{name}: got a distilled image of class {wrong}, expected {len(classes)} classes")
+        if self.labels.max() >= len(classes):
+            label = self.labels.max()
+            raise DataError(f"{name}: got a distilled image of class {label}, expected {len(classes)} classes")
         images = np.round(255 * self.images).astype(np.uint8)
         return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
 
 
-def write_set(path: str | Path, one: ImageSet) -> None:
-    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words.
+def require_unit_range(images: Float[np.ndarray, "n h w c"]) -> None:
+    """Raise unless images are in [0, 1].
 
     Raises:
-        DataError: what no data set is made of, see `read_set`.
+        ConfigError: a value is outside, or NaN.
     """
-    _require_set(path, one.images, one.labels)
-    words = {"keys": np.array(list(one.provenance.keys()), str), "values": np.array(list(one.provenance.values()), str)}
-    write_arrays(
-        Path(path), {"images": one.images, "labels": one.labels, "level": np.array(one.level, np.int32), **words}
-    )
+    low, high = images.min(), images.max()
+    require(0 <= low <= high <= 1, "images", f"values in {low:g}..{high:g}", "[0, 1]")
+
+
+def write_set(path: str | Path, image_set: ImageSet) -> None:
+    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words."""
+    level, words = np.array(image_set.level, np.int32), image_set.provenance
+    keys, values = (np.array(list(column), str) for column in (words.keys(), words.values()))
+    arrays = {"images": image_set.images, "labels": image_set.labels, "level": level, "keys": keys, "values": values}
+    write_arrays(Path(path), arrays)
 
 
 def read_set(path: str | Path) -> ImageSet:
-    """A set that `write_set` wrote.
+    """Read a set that `write_set` wrote.
 
     Raises:
-        DataError: the file is missing or damaged, or holds no images with labels.
+        DataError: the file is missing or damaged, or does not contain images with labels.
     """
     try:
         with Path(path).open("rb") as file, np.load(file) as arrays:
-            found = dict(arrays)
-        told = dict(zip(found["keys"].tolist(), found["values"].tolist(), strict=True))
-        images, labels, level = found["images"], found["labels"], int(found["level"])
+            provenance = dict(zip(arrays["keys"].tolist(), arrays["values"].tolist(), strict=True))
+            return ImageSet(arrays["images"], arrays["labels"], int(arrays["level"]), provenance)
     except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
         raise DataError(f"{path}: not a set of distilled images ({error})") from error
-    _require_set(path, images, labels)
-    return ImageSet(images, labels, level, told)
-
-
-def _require_set(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
-    fits = images.ndim == 4 and labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
-    if not (fits and images.size and 0 <= images.min() <= images.max() <= 1 and labels.min() >= 0):
-        raise DataError(
-            f"{path}: got images {images.shape} and labels {labels.dtype}{labels.shape}, expected (N, H, W, C) in "
-            "[0, 1] and N integers from 0 on, N at least 1"
-        )

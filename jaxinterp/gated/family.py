@@ -221,9 +221,7 @@ class GatedFamily(Family[GatedModel]):
         relu = {"regime": "relu", "value_input": "x", "order": (), "roll": None, "kernel_images": 0, "gates_epochs": 0}
         return run.replace(model=relu, train={"epochs": run.model.gates_epochs or run.train.epochs})
 
-    def init_from(
-        self, run: Run[GatedModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
-    ) -> Any:
+    def init_from(self, run: Run[GatedModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return random variables whose gates equal the values (FR-DI) or those of the trained ReLU network."""
         if run.model.regime not in ("copied", "learnt"):
             return variables

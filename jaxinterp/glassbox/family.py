@@ -132,9 +132,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         """Return the cross-entropy, which is measured and not minimized."""
         return ClassificationLoss(network, softmax_cross_entropy)
 
-    def init_from(
-        self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
-    ) -> Any:
+    def init_from(self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return the closed form: templates, standardization, PCA and discriminant of the first images of each class.
 
         Raises:

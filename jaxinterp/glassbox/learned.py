@@ -104,9 +104,7 @@ class LearnedFamily(Family[LearnedModel]):
         """Freeze all but the linear layer after patches."""
         return (lambda path: "classifier" not in path) if run.model.filled else None
 
-    def init_from(
-        self, run: Run[LearnedModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
-    ) -> Any:
+    def init_from(self, run: Run[LearnedModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return random variables, or fill the filters with patches of training images.
 
         Raises:

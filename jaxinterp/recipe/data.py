@@ -20,7 +20,8 @@ def augmentation(augment: config.Augment) -> Augment:
     operations = [flip()] if augment.flip else []
     operations += [crop(augment.crop_padding)] if augment.crop_padding else []
     if augment.rand_augment:
-        rand = rand_augment(*augment.rand_augment, augment.rand_augment_kind)
+        count, magnitude = augment.rand_augment
+        rand = rand_augment(count, magnitude, augment.rand_augment_kind)
         operations = [rand, *operations] if augment.rand_augment_first else [*operations, rand]
     return compose(*operations)
 

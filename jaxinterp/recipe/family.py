@@ -217,7 +217,9 @@ class Family(Generic[M]):
         """Return the run that is trained first, if any."""
         return None
 
-    def init_from(self, run: Run[M], network: nn.Module, variables: Any, pretrained: Any, data: Dataset | Stream) -> Any:
+    def init_from(
+        self, run: Run[M], network: nn.Module, variables: Any, pretrained: Any, data: Dataset | Stream
+    ) -> Any:
         """Return what training starts from: random `variables`, and those of the pretrained run; by default random."""
         return variables
 

@@ -22,7 +22,7 @@ from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.series import energy, order_penalty, orders, propagate, truncated_accuracy
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
-from jaxinterp.recipe.config import Count, Model, NonNegative, Positive, Run, small
+from jaxinterp.recipe.config import AnyRun, Count, Model, NonNegative, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Reading, Report, TrainedRun
 from jaxinterp.taylor import report as taylor_report
 from jaxinterp.taylor.network import (
@@ -98,6 +98,22 @@ class TaylorModel(Model):
             require(not self.penalty, "penalty", self.penalty, "0 with design=residual, which BatchNorm trains")
         else:
             require(len(self.ranks) in (0, stages), "ranks", f"{len(self.ranks)} entries", wanted)
+
+
+def shrunk(run: AnyRun) -> AnyRun:
+    """Shrink a run with a polynomial network to seconds."""
+    model = run.model
+    return small(run).replace(
+        model={
+            "features": tuple(min(4, c) for c in model.features),
+            "ranks": (),
+            "depths": (1,) * len(model.depths),
+            "head_rank": None if model.head_rank is None else 4,
+            "orders": min(model.orders, 4),
+            "order_images": 8,
+        },
+        evaluate={"grid_sizes": ()},
+    )
 
 
 def expansion(model: TaylorModel, dtype: Literal["float32", "bfloat16"]) -> Expansion:
@@ -185,18 +201,7 @@ class TaylorFamily(Family[TaylorModel]):
 
     def smoke(self, run: Run[TaylorModel]) -> Run[TaylorModel]:
         """Shrink a run to seconds: see `small`, with few features."""
-        model = run.model
-        return small(run).replace(
-            model={
-                "features": tuple(min(4, c) for c in model.features),
-                "ranks": (),
-                "depths": (1,) * len(model.depths),
-                "head_rank": None if model.head_rank is None else 4,
-                "orders": min(model.orders, 4),
-                "order_images": 8,
-            },
-            evaluate={"grid_sizes": ()},
-        )
+        return shrunk(run)
 
     def build(self, run: Run[TaylorModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Expansion:
         """Return the network of a run."""
@@ -211,9 +216,7 @@ class TaylorFamily(Family[TaylorModel]):
             return ClassificationLoss(network, softmax_cross_entropy)
         return PenalizedLoss(network, softmax_cross_entropy, model.penalty, model.growth, model.penalty_images)
 
-    def init_from(
-        self, run: Run[TaylorModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
-    ) -> Any:
+    def init_from(self, run: Run[TaylorModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return random parameters, expanded about the mean training image."""
         return centered(run.model, variables, data)
 

@@ -4,17 +4,15 @@
 `condense` is the known baseline, gradient matching.
 """
 
+from jaxinterp.data.image_set import ImageSet, read_set, write_set
 from jaxinterp.taylor.distill.condense import DistillationNet, condense, train_on
 from jaxinterp.taylor.distill.flow import Distiller, Merge, SimilarityLoss, best_levels, distill
 from jaxinterp.taylor.distill.references import (
-    ImageSet,
     class_means,
     contact_sheet,
     k_means,
     nearest_reference,
     random_references,
-    read_set,
-    write_set,
 )
 
 __all__ = [

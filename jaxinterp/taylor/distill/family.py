@@ -39,7 +39,7 @@ from jaxinterp.taylor.distill import (
 )
 from jaxinterp.taylor.distill import report as distill_report
 from jaxinterp.taylor.distill.flow import accuracies, fixed_point_error
-from jaxinterp.taylor.family import TaylorFamily, TaylorModel, centered, expansion, explained_about
+from jaxinterp.taylor.family import TaylorModel, centered, expansion, explained_about, shrunk
 from jaxinterp.taylor.network import TaylorNet
 from jaxinterp.train import predict
 
@@ -90,24 +90,20 @@ class DistillFamily(Family[DistillModel]):
 
     def smoke(self, run: Run[DistillModel]) -> Run[DistillModel]:
         """Shrink a run to seconds: few features, one level."""
-        return (
-            TaylorFamily()
-            .smoke(run)
-            .replace(
-                data={"max_images": 128},
-                model={
-                    "merge_width": 2,
-                    "batch_levels": 1,
-                    "levels": 1,
-                    "counts": (1, 2),
-                    "condense_iterations": 1,
-                    "condense_batch": 2,
-                    "net_width": 2,
-                    "net_steps": 1,
-                    "net_seeds": 1,
-                },
-                train={"batch_size": 64, "grad_accum_steps": 1},
-            )
+        return shrunk(run).replace(
+            data={"max_images": 128},
+            model={
+                "merge_width": 2,
+                "batch_levels": 1,
+                "levels": 1,
+                "counts": (1, 2),
+                "condense_iterations": 1,
+                "condense_batch": 2,
+                "net_width": 2,
+                "net_steps": 1,
+                "net_seeds": 1,
+            },
+            train={"batch_size": 64, "grad_accum_steps": 1},
         )
 
     def build(self, run: Run[DistillModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Distiller:
@@ -133,9 +129,7 @@ class DistillFamily(Family[DistillModel]):
         assert isinstance(network, Distiller)
         return SimilarityLoss(network, run.model.batch_levels, run.model.fidelity)
 
-    def init_from(
-        self, run: Run[DistillModel], network: nn.Module, variables: Any, pretrained: Any, data: Any
-    ) -> Any:
+    def init_from(self, run: Run[DistillModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return random parameters, expanded about the mean training image.
 
         Raises:

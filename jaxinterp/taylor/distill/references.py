@@ -1,90 +1,16 @@
-"""Distilled image sets: I/O, contact sheets, simple baselines, nearest-reference accuracy."""
+"""Distilled image sets: contact sheets, simple baselines, nearest-reference accuracy."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.checks import require, require_labels
-from jaxinterp.data.datasets import Dataset
-from jaxinterp.errors import DataError
-from jaxinterp.files import write_arrays
+from jaxinterp.data.image_set import ImageSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images with their classes.
-
-    Attributes:
-        images: float32 (N, H, W, C) in [0, 1], at least one.
-        labels: int32 (N,), from 0 on.
-        level: how often the images were merged; 0 for real ones.
-        provenance: how and from what they were made.
-
-    Raises:
-        ValueError: images or labels of another shape, type or range.
-    """
-
-    images: Float[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
-    level: int = 0
-    provenance: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(self.images.ndim == 4, "images", f"shape {self.images.shape}", "(N, H, W, C)")
-        require_labels("labels", self.labels, len(self.images))
-        require_unit_range(self.images)
-
-    def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
-        """Return the set as a data set of 8-bit images, to train on.
-
-        Raises:
-            DataError: a label is not one of the classes.
-        """
-        if self.labels.max() >= len(classes):
-            label = self.labels.max()
-            raise DataError(f"{name}: got a distilled image of class {label}, expected {len(classes)} classes")
-        images = np.round(255 * self.images).astype(np.uint8)
-        return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
-
-
-def require_unit_range(images: Float[np.ndarray, "n h w c"]) -> None:
-    """Raise unless images are in [0, 1].
-
-    Raises:
-        ConfigError: a value is outside, or NaN.
-    """
-    low, high = images.min(), images.max()
-    require(0 <= low <= high <= 1, "images", f"values in {low:g}..{high:g}", "[0, 1]")
-
-
-def write_set(path: str | Path, image_set: ImageSet) -> None:
-    """Write a set as .npz: images, labels, level, and its provenance as two arrays of words."""
-    level, words = np.array(image_set.level, np.int32), image_set.provenance
-    keys, values = (np.array(list(column), str) for column in (words.keys(), words.values()))
-    arrays = {"images": image_set.images, "labels": image_set.labels, "level": level, "keys": keys, "values": values}
-    write_arrays(Path(path), arrays)
-
-
-def read_set(path: str | Path) -> ImageSet:
-    """Read a set that `write_set` wrote.
-
-    Raises:
-        DataError: the file is missing or damaged, or does not contain images with labels.
-    """
-    try:
-        with Path(path).open("rb") as file, np.load(file) as arrays:
-            provenance = dict(zip(arrays["keys"].tolist(), arrays["values"].tolist(), strict=True))
-            return ImageSet(arrays["images"], arrays["labels"], int(arrays["level"]), provenance)
-    except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
-        raise DataError(f"{path}: not a set of distilled images ({error})") from error
 
 
 def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: int = 12) -> "Figure":
