@@ -40,18 +40,8 @@ from jaxinterp.glassbox.family import GlassBoxRun, group_of
 from jaxinterp.glassbox.learned import GROUPS, TwinRun
 from jaxinterp.provenance import machine, versions
 from jaxinterp.recipe.config import read_name
-from jaxinterp.symmetry.equivariance import layer_equivariance, split_network
-from jaxinterp.symmetry.groups import (
-    Group,
-    act_regular,
-    equivariance_error,
-    flips,
-    invariance_error,
-    permute,
-    rotations,
-    scales,
-    transform,
-)
+from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error, layer_equivariance, split_network
+from jaxinterp.symmetry.groups import Group, flips, permute, rotations, scales, transform, transform_regular
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
     zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)
@@ -84,7 +74,7 @@ def known_layers(config: Any) -> tuple[Group, dict[str, Callable[..., Any]]] | N
     if isinstance(config, GlassBoxRun):
         return group_of(config), {"representation/orbit": permute}
     if isinstance(config, TwinRun) and config.network in GROUPS:
-        return GROUPS[config.network], {f"block_{i}": act_regular for i in range(len(config.features))}
+        return GROUPS[config.network], {f"block_{i}": transform_regular for i in range(len(config.features))}
     return None
 
 
@@ -134,13 +124,13 @@ def measure(
         for row in rows:
             found = {"accuracy": row.accuracy, f"{motion} accuracy": row.accuracy_moved} | found
             found |= {
-                f"{row.at} {motion} uncompensated": row.uncompensated,
-                f"{row.at} {motion} residual": row.compensated,
-                f"{row.at} {motion} constant": row.constant,
-                f"{row.at} {motion} accuracy": row.accuracy_compensated,
+                f"{row.layer} {motion} uncompensated": row.uncompensated,
+                f"{row.layer} {motion} residual": row.compensated,
+                f"{row.layer} {motion} constant": row.constant,
+                f"{row.layer} {motion} accuracy": row.accuracy_compensated,
             }
             if not math.isnan(row.invariant):
-                found[f"{row.at} {motion} invariant"] = row.invariant
+                found[f"{row.layer} {motion} invariant"] = row.invariant
     return found
 
 

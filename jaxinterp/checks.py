@@ -34,7 +34,7 @@ def require(condition: object, name: str, got: object, expected: str) -> None:
         raise ConfigError(f"{name}: got {shown(got)}, expected {expected}")
 
 
-def require_at_least(name: str, value: Any, bound: float) -> None:
+def require_at_least(name: str, value: Any, bound: int | float) -> None:
     """Raise unless a number, or every entry of a sequence of numbers, is at least `bound`; None passes.
 
     Raises:

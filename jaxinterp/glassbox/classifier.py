@@ -41,7 +41,8 @@ from jaxinterp.data.batches import padded_batches
 from jaxinterp.errors import CheckpointError
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.glassbox.network import GlassBox, OrbitRepresentation, choose_templates, orbit_kernel, respond
-from jaxinterp.symmetry.groups import Element, Group, warn_inexact
+from jaxinterp.symmetry.equivariance import warn_inexact
+from jaxinterp.symmetry.groups import Element, Group
 
 Images = Float[np.ndarray, "n h w c"]
 Templates = Float[np.ndarray, "k h w c"]

@@ -36,7 +36,8 @@ from jaxinterp.glassbox import report as glassbox_page
 from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
 from jaxinterp.recipe.config import Experiment, Run, Split, at_least, shown, small
 from jaxinterp.recipe.page import Reading, Report
-from jaxinterp.symmetry.groups import Group, dihedral, equivariance_error, rotations
+from jaxinterp.symmetry.equivariance import equivariance_error
+from jaxinterp.symmetry.groups import Group, dihedral, rotations
 from jaxinterp.symmetry.invariants import Name
 from jaxinterp.train import ClassificationLoss, LossFn, softmax_cross_entropy
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer, max_pool
-from jaxinterp.symmetry.groups import Group, act_regular, is_exact, orbit
+from jaxinterp.symmetry.groups import Group, is_exact, orbit, transform_regular
 
 
 class GroupConv(Layer):
@@ -90,7 +90,7 @@ def moved_filters(group: Group, filters: Float[Array, "s s *gc k"]) -> Float[Arr
     if filters.ndim == 4:
         moved = orbit(group, stacked)
     else:
-        moved = jax.vmap(lambda g: act_regular(group, g, stacked), out_axes=1)(jnp.arange(len(group)))
+        moved = jax.vmap(lambda g: transform_regular(group, g, stacked), out_axes=1)(jnp.arange(len(group)))
     kernel = moved.reshape(last, len(group), side, side, -1).transpose(2, 3, 4, 1, 0)
     return kernel.reshape(side, side, -1, len(group) * last)
 

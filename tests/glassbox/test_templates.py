@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jaxinterp.glassbox.unfold import unfolded
 
 from jaxinterp.glassbox.templates import template_shares
-from jaxinterp.glassbox.unfold import unfolded
 from jaxinterp.nn.baselines import VGG, AlexNet, CifarResNet
 from jaxinterp.nn.patches import patches
 
