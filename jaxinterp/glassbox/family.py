@@ -257,7 +257,8 @@ def measure(
     """Measure every classifier on the representation and its baselines, upright and rotated; separability; the law."""
     from sklearn.pipeline import Pipeline
 
-    from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
+    from jaxinterp.glassbox.classifier import GlassBoxClassifier
+    from jaxinterp.glassbox.pipeline import estimator, pipeline
 
     labels = labels.astype(int)
     rotated = turned(images, config.seed)

@@ -208,33 +208,24 @@ def split_network(apply: Callable[..., Array], layer: str) -> tuple[Callable[...
     """
     apply = unjitted(apply)
 
-    def run(variables: Any, x: Array, change: Callable[[Array], Array]) -> tuple[Array, Array]:
-        seen: list[Array] = []
+    def run(variables: Any, x: Array, z: Array | None = None) -> tuple[Array, Array]:
+        outputs: list[Array] = []
 
         def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             out = call(*args, **kwargs)
             if context.method_name != "__call__" or "/".join(context.module.path) != layer:
                 return out
-            seen.append(out)
-            return change(out)
+            outputs.append(out)
+            fits = z is None or (z.shape, z.dtype) == (out.shape, out.dtype)
+            require(fits, "z", z if z is None else f"{z.dtype}{z.shape}", f"{out.dtype}{out.shape} as at {layer!r}")
+            return out if z is None else z
 
         with nn.intercept_methods(swap):
             logits = apply(variables, x)
-        require(seen, "layer", repr(layer), "a Flax submodule that is called, and not traced before")
-        return logits, seen[0]
+        require(outputs, "layer", repr(layer), "a Flax submodule that is called, and not traced before")
+        return logits, outputs[0]
 
-    def phi(variables: Any, x: Array) -> Array:
-        return run(variables, x, lambda out: out)[1]
-
-    def head(variables: Any, z: Array, x: Array) -> Array:
-        def replaced(out: Array) -> Array:
-            fits = (z.shape, z.dtype) == (out.shape, out.dtype)
-            require(fits, "z", f"{z.dtype}{z.shape}", f"{out.dtype}{out.shape} as at {layer!r}")
-            return z
-
-        return run(variables, x, replaced)[0]
-
-    return jax.jit(phi), jax.jit(head)
+    return jax.jit(lambda variables, x: run(variables, x)[1]), jax.jit(lambda variables, z, x: run(variables, x, z)[0])
 
 
 def layer_equivariance(

@@ -239,23 +239,6 @@ def scales(ratio: int | float, n: int) -> Group:
     return Group(f"scales {ratio:g}^-{n}..{n}", elements)
 
 
-def product(first: Group, second: Group) -> Group:
-    """Return all motions by an element of `second`, then one of `first`; the group index runs over `second` fastest.
-
-    Raises:
-        ConfigError: two tori of different sizes, or a product that comes twice.
-
-    Example:
-        >>> group = product(rotations(2), flips())
-        >>> len(group), group.closed
-        (4, True)
-    """
-    fits = None in (first.period, second.period) or first.period == second.period
-    require(fits, "second", f"a torus of {second.period}", f"{first.period} as of {first.name}")
-    elements = tuple(g.after(h) for g in first.elements for h in second.elements)
-    return Group(f"{first.name} x {second.name}", elements, first.period or second.period)
-
-
 @lru_cache(maxsize=64)
 def _sampling(group: Group, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return where every pixel of every moved image comes from, (|G|, HW, taps), and the weights, 0 outside."""

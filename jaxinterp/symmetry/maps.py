@@ -63,16 +63,14 @@ def move_sites(group: Group, g: int, z: Float[Array, "n ..."]) -> Float[Array, "
     return transform(group, g, as_sites(z)) if z.ndim > 2 else as_sites(z)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def filter_sites(
     group: Group, g: int, filters: Float[Array, "m m d d"], bias: Float[Array, " d"], z: Float[Array, "n ..."]
 ) -> Float[Array, "n ..."]:
-    """Return M z in the shape and type of z, for use inside of compiled functions; see `apply_map`."""
+    """Return M z in the shape and type of z; see `apply_map`."""
     moved = move_sites(group, g, z).astype(filters.dtype)
     out = lax.conv_general_dilated(moved, filters, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return (out + bias.reshape(1, 1, 1, -1)).astype(z.dtype).reshape(z.shape)
-
-
-_filter_sites = partial(jax.jit, static_argnums=(0, 1))(filter_sites)
 
 
 def apply_map(map: EquivariantMap, z: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
@@ -92,7 +90,7 @@ def apply_map(map: EquivariantMap, z: Float[Array, "n ..."]) -> Float[Array, "n 
     channels = grid_shape(z.shape)[2]
     require(channels == len(map.bias), "z", f"{channels} channels", f"{len(map.bias)} as of the map")
     with jax.default_matmul_precision("highest"):
-        return _filter_sites(map.group, map.g, map.filters, map.bias, z)
+        return filter_sites(map.group, map.g, map.filters, map.bias, z)
 
 
 def require_activations(name: str, shape: tuple[int, ...]) -> None:
