@@ -1,4 +1,4 @@
-"""Drawings of the glass box: responses to orbits, which shift when the image turns, and templates that decided."""
+"""Figures of the glass box: responses to orbits, which shift when the image turns, and templates that decided."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def orbit_rows(
     images: Float[np.ndarray, "n h w c"], responses: Float[np.ndarray, "n g k"], names: Sequence[str]
 ) -> "Figure":
-    """Images, and beside each its responses: one row per template, one column per group element.
+    """Draw images, and beside each its responses: one row per template, one column per group element.
 
     Args:
         images: in [0, 1], such as an image and moved ones.
@@ -48,7 +48,7 @@ def deciding_templates(
     values: Float[np.ndarray, "n m"],
     names: Sequence[str],
 ) -> "Figure":
-    """Images, and beside each the templates that had most in its decision, with what each contributed.
+    """Draw images, and beside each the templates that contributed most to its decision.
 
     Args:
         images: in [0, 1].

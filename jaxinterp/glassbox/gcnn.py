@@ -8,8 +8,8 @@ group axis is kept until the last layer, where the maximum (or mean) over g and 
 over g after every layer costs accuracy (3.21 against 2.28 % errors in the paper). Groups are those of quarter turns, p4
 (C4) and p4m (D4), whose filters need no interpolation.
 
-`fit_stack` fills the filters in closed form: every layer's are patches of what the layer below answers to training
-images, mean 0 and of one norm. That is the glass box as stacked functional blocks; it can be trained from there.
+`fit_stack` fills the filters in closed form: every layer's are patches of the layer below on training images, mean 0
+and of one norm. That is the glass box as stacked functional blocks; it can be trained from there.
 
 Source: Cohen & Welling, "Group Equivariant Convolutional Networks", ICML 2016, Eq. 10 and 11, Sec. 8.1 (P4CNN).
 """
@@ -23,9 +23,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer, max_pool
-from jaxinterp.symmetry.groups import Group, act_regular, is_exact, orbit
+from jaxinterp.symmetry.groups import Group, is_exact, orbit, transform_regular
 
 
 class GroupConv(Layer):
@@ -54,11 +55,11 @@ class GroupConv(Layer):
             (N, H2, W2, |G|, features).
 
         Raises:
-            ValueError: a group that turns filters off their grid.
+            ConfigError: a group that turns filters off their grid.
         """
         self.group.require_closed()
-        if not is_exact(self.group, self.side, self.side):
-            raise ValueError(f"group: got {self.group.name}, expected one that permutes pixels: C1, C2, C4, D1, D2, D4")
+        exact = is_exact(self.group, self.side, self.side)
+        require(exact, "group", self.group.name, "one that permutes pixels: C1, C2, C4, D1, D2, D4")
         shape = (self.side, self.side, *x.shape[3:], self.features)
         init = nn.initializers.normal(math.sqrt(2 / math.prod(shape[:-1])))
         filters = self.param("filters", init, shape, self.param_dtype)
@@ -76,7 +77,7 @@ class GroupConv(Layer):
 
 
 def moved_filters(group: Group, filters: Float[Array, "s s *gc k"]) -> Float[Array, "s s i o"]:
-    """The filters g ψ_k of all g as one ordinary kernel, (s, s, |G| C, |G| K), or (s, s, C, |G| K) of a lifting.
+    """Return the filters g ψ_k of all g as one ordinary kernel, (s, s, |G| C, |G| K), or (s, s, C, |G| K) of a lifting.
 
     Args:
         group: the group.
@@ -90,13 +91,13 @@ def moved_filters(group: Group, filters: Float[Array, "s s *gc k"]) -> Float[Arr
     if filters.ndim == 4:
         moved = orbit(group, stacked)
     else:
-        moved = jax.vmap(lambda g: act_regular(group, g, stacked), out_axes=1)(jnp.arange(len(group)))
+        moved = jax.vmap(lambda g: transform_regular(group, g, stacked), out_axes=1)(jnp.arange(len(group)))
     kernel = moved.reshape(last, len(group), side, side, -1).transpose(2, 3, 4, 1, 0)
     return kernel.reshape(side, side, -1, len(group) * last)
 
 
 class GroupBlock(Layer):
-    """Group convolution, BatchNorm, ReLU, dropout, 2×2 maxima, as far as they are asked for.
+    """Group convolution, then optionally BatchNorm, ReLU, dropout and 2×2 maxima.
 
     Attributes:
         group: see `GroupConv`, as the next three.
@@ -120,13 +121,13 @@ class GroupBlock(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w *gc"], train: bool = False) -> Float[Array, "n h2 w2 g k"]:
-        """The maps (N, H2, W2, |G|, features) of images or maps with a group axis.
+        """Return the maps (N, H2, W2, |G|, features) of images or maps with a group axis.
 
         Raises:
-            ValueError: maps smaller than the filters, or odd ones that would be pooled.
+            ConfigError: maps smaller than the filters, or odd ones that would be pooled.
         """
-        if min(x.shape[1:3]) + 2 * self.padding < self.side:
-            raise ValueError(f"x: got {x.shape[1]}x{x.shape[2]} maps, expected at least {self.side}x{self.side}")
+        fits = min(x.shape[1:3]) + 2 * self.padding >= self.side
+        require(fits, "x", f"{x.shape[1]}x{x.shape[2]} maps", f"at least {self.side}x{self.side}")
         y = GroupConv(self.group, self.features, self.side, self.padding, name="conv", **self.shared)(x)
         n, height, width = y.shape[:3]
         if self.norm:  # all elements of a channel share their statistics, which keeps equivariance
@@ -136,8 +137,8 @@ class GroupBlock(Layer):
             y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(y))
         if not self.pool:
             return y
-        if height % 2 or width % 2:
-            raise ValueError(f"pool: got {height}x{width} maps, expected even ones, whose halves turns keep")
+        even = height % 2 == width % 2 == 0
+        require(even, "pool", f"{height}x{width} maps", "even ones, whose halves rotations keep")
         return max_pool(y.reshape(n, height, width, -1)).reshape(n, height // 2, width // 2, *y.shape[3:])
 
 
@@ -168,7 +169,7 @@ class GroupCNN(Layer):
 
     @nn.nowrap
     def block(self, i: int, name: str | None = None) -> GroupBlock:
-        """The i-th block."""
+        """Return the i-th block."""
         last = i == len(self.features) - 1
         return GroupBlock(
             self.group,
@@ -187,32 +188,26 @@ class GroupCNN(Layer):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Logits of images in [0, 1]; `frozen` forces BatchNorm's running statistics.
+        """Return the logits of images in [0, 1].
 
         Args:
             x: images, (N, H, W, C), square.
             train: use the batch's statistics, and drop values.
-            frozen: do neither.
+            frozen: do neither, whatever `train` is.
 
         Returns:
             (N, classes), or (N, channels of the last block).
 
         Raises:
-            ValueError: fields that do not fit one another, or images too small for the blocks.
+            ConfigError: fields that do not fit one another, or images too small for the blocks.
         """
-        count = len(self.features)
-        if not 0 < count == len(self.sides):
-            raise ValueError(
-                f"features, sides: got {count} and {len(self.sides)} entries, expected one of each per block"
-            )
-        if not all(0 <= i < count for i in self.pools):
-            raise ValueError(f"pools: got {self.pools}, expected blocks from 0 to {count - 1}")
-        if self.pool not in ("max", "mean") or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"pool, dropout: got {self.pool!r}, {self.dropout}, expected max or mean, and a rate in [0, 1)"
-            )
+        count, sides = len(self.features), len(self.sides)
+        require(0 < count == sides, "features, sides", f"{count} and {sides} entries", "one of each per block")
+        require(all(0 <= i < count for i in self.pools), "pools", self.pools, f"blocks from 0 to {count - 1}")
+        require_one_of("pool", self.pool, ("max", "mean"))
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a rate in [0, 1)")
         z: Array = x
-        for i in range(len(self.features)):
+        for i in range(count):
             z = self.block(i, f"block_{i}")(z, train and not frozen)
         flat = z.reshape(len(z), -1, z.shape[-1])
         pooled = largest(flat) if self.pool == "max" else flat.mean(1)
@@ -223,7 +218,7 @@ class GroupCNN(Layer):
 
 
 def largest(x: Float[Array, "n m c"]) -> Float[Array, "n c"]:
-    """The maximum over the middle axis, two at a time as in `max_pool`."""
+    """Return the maximum over the middle axis, two at a time as in `max_pool`."""
     while x.shape[1] > 1:
         half = x.shape[1] // 2
         x = jnp.concatenate([jnp.maximum(x[:, :half], x[:, half : 2 * half]), x[:, 2 * half :]], axis=1)
@@ -231,7 +226,7 @@ def largest(x: Float[Array, "n m c"]) -> Float[Array, "n c"]:
 
 
 def fit_stack(model: GroupCNN, variables: Any, images: Float[Array, "n h w c"], key: PRNGKeyArray) -> Any:
-    """Fill every block's filters with patches of what the blocks below answer to images, mean 0 and equal norms.
+    """Fill every block's filters with patches of the maps below it, mean 0 and equal norms, in closed form.
 
     The norm is 1 before BatchNorm, whose statistics are those of the images; without it, the norm that gives the
     answers to the images a mean square of 1. A `classifier` is left as it is.
@@ -246,32 +241,29 @@ def fit_stack(model: GroupCNN, variables: Any, images: Float[Array, "n h w c"], 
         Variables of the same structure.
 
     Raises:
-        ValueError: fewer images than a block has filters.
+        ConfigError: fewer images than a block has filters.
     """
-    most = max(model.features)
-    if len(images) < most:
-        raise ValueError(f"images: got {len(images)}, expected at least {most}, the filters of the widest block")
+    widest = max(model.features)
+    require(len(images) >= widest, "images", len(images), f"at least {widest}, the filters of the widest block")
     params, stats = dict(variables["params"]), dict(variables.get("batch_stats", {}))
     x: Any = images
     for i, (features, side) in enumerate(zip(model.features, model.sides, strict=True)):
-        own = {"params": dict(params[f"block_{i}"])}
+        name = f"block_{i}"
         filters = _patches(x, features, side, jax.random.fold_in(key, i))
         answer: Any = GroupConv(model.group, features, side, model.padding).apply({"params": {"filters": filters}}, x)
-        if f"block_{i}" not in stats:
-            filters = filters / jnp.maximum(jnp.sqrt(jnp.square(answer).mean()), jnp.finfo(answer.dtype).tiny)
-        own["params"]["conv"] = {"filters": filters.astype(own["params"]["conv"]["filters"].dtype)}
-        if f"block_{i}" in stats:
+        if name in stats:
             moments = {"mean": answer.mean((0, 1, 2, 3)), "var": answer.var((0, 1, 2, 3))}
-            old = stats[f"block_{i}"]["norm"]
-            own["batch_stats"] = {"norm": {name: moments[name].astype(old[name].dtype) for name in old}}
-            stats[f"block_{i}"] = own["batch_stats"]
-        params[f"block_{i}"] = own["params"]
-        x = model.block(i).apply(own, x)
+            stats[name] = {"norm": {k: moments[k].astype(old.dtype) for k, old in stats[name]["norm"].items()}}
+        else:
+            filters = filters / jnp.maximum(jnp.sqrt(jnp.square(answer).mean()), jnp.finfo(answer.dtype).tiny)
+        dtype = params[name]["conv"]["filters"].dtype
+        params[name] = {**params[name], "conv": {"filters": filters.astype(dtype)}}
+        x = model.block(i).apply({"params": params[name], "batch_stats": stats.get(name, {})}, x)
     return {**variables, "params": params} | ({"batch_stats": stats} if stats else {})
 
 
 def _patches(x: Float[Array, "n h w *gc"], count: int, side: int, key: PRNGKeyArray) -> Float[Array, "s s *gc k"]:
-    """Patches of different examples at random places, the mean taken off, of norm 1; a flat one is 0."""
+    """Draw patches of different examples at random places, with mean 0 and norm 1; a flat one is 0."""
     which, *places = jax.random.split(key, 3)
     chosen = jax.random.choice(which, len(x), (count,), replace=False)
     starts = [

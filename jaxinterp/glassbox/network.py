@@ -1,13 +1,13 @@
-"""The glass-box CNN: three layers that are all analytic.
+"""The glass-box CNN: three analytic layers.
 
     E(x)[g, k] = ⟨x, g⁻¹ t_k⟩ = ⟨g x, t_k⟩        representation: templates t_k × a group, one matrix product
-    Φ(x) = (I(E), E)                              what does not change with g (`symmetry.invariants`), and what does
+    Φ(x) = (I(E), E)                              invariant features (`symmetry.invariants`), and equivariant ones
     logits = V (P D (Φ − m)) + c                  standardize, reduce the dimension (PCA), classify
 
 The unfolded convolution layer of the paper's abstract: a convolution answers an image by the inner products of shifted
 templates with it, and shifts are one group of many. E is equivariant, E(h x)[g] = E(x)[g h], by a permutation that is
-known and need not be fitted. Nothing is trained by descent: templates are training images, the rest is closed form
-(`jaxinterp.glassbox.classifier`); but all of it is a Flax module, which can be trained too.
+known and need not be fitted. Nothing is trained by descent: templates are training images, all other layers are closed
+form (`jaxinterp.glassbox.classifier`); but all of it is a Flax module, which can be trained too.
 
 Freezing. Invariants here are homogeneous of degree 1, so with their derivatives held they are linear in E with the same
 value (Euler), and the logits are affine in the image: contributions of pixels, and of every (template, group element)
@@ -22,13 +22,14 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.nn.layers import Layer
 from jaxinterp.symmetry.groups import Group, is_exact, orbit
 from jaxinterp.symmetry.invariants import CYCLIC, INVARIANTS, Name, linearized
 
 
 def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Array, "d g k"]:
-    """What an image is multiplied by: the templates g⁻¹ t_k, each with mean 0 and norm 1.
+    """Return the matrix of the templates g⁻¹ t_k, each with mean 0 and norm 1, that images are multiplied by.
 
     Where the group leaves the grid they are cut to the disc that rotations leave inside of the image.
 
@@ -38,9 +39,6 @@ def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Arra
 
     Returns:
         (H W C, |G|, K); a flat template is 0.
-
-    Raises:
-        ValueError: images that the group cannot move, such as non-square ones for rotations.
     """
     k, height, width, channels = templates.shape
     window = jnp.asarray(_window(group, height, width), templates.dtype)[None, None, :, :, None]
@@ -53,7 +51,7 @@ def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Arra
 
 
 def _window(group: Group, height: int, width: int) -> Float[np.ndarray, "h w"]:
-    """1 where templates are looked at."""
+    """Return 1 for the pixels of templates that are used: all, or those of the disc."""
     if is_exact(group, height, width):
         return np.ones((height, width))
     y, x = (axis - (side - 1) / 2 for axis, side in zip(np.mgrid[:height, :width], (height, width), strict=True))
@@ -73,25 +71,19 @@ class Orbit(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n g k"]:
-        """The responses, (N, |G|, K), one matrix product.
-
-        Args:
-            x: images, (N, H, W, C).
-        """
-        init = nn.initializers.uniform(1.0)
-        kernel = orbit_kernel(
-            self.group, self.param("templates", init, (self.templates, *x.shape[1:]), self.param_dtype)
-        )
-        return respond(kernel.astype(x.dtype), x)
+        """Return the responses, (N, |G|, K), of images (N, H, W, C): one matrix product."""
+        shape = (self.templates, *x.shape[1:])
+        templates = self.param("templates", nn.initializers.uniform(1.0), shape, self.param_dtype)
+        return respond(orbit_kernel(self.group, templates).astype(x.dtype), x)
 
 
 def respond(kernel: Float[Array, "d g k"], x: Float[Array, "n h w c"]) -> Float[Array, "n g k"]:
-    """⟨x, g⁻¹ t_k⟩ of images with the templates of `orbit_kernel`."""
+    """Return ⟨x, g⁻¹ t_k⟩ of images with the templates of `orbit_kernel`."""
     return (x.reshape(len(x), -1) @ kernel.reshape(len(kernel), -1)).reshape(len(x), *kernel.shape[1:])
 
 
 class OrbitRepresentation(Layer):
-    """Φ(x) = (I(E), E): features that do not change when the image moves, then those that do.
+    """Φ(x) = (I(E), E): features that are invariant to the group, then the equivariant ones.
 
     Attributes:
         group: the group.
@@ -106,50 +98,38 @@ class OrbitRepresentation(Layer):
     equivariant: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a representation.
+        """Check the fields.
 
         Raises:
-            ValueError: no feature, an unknown invariant, or one that the group does not have.
+            ConfigError: no feature, an unknown invariant, or one that the group does not have.
         """
         super().__post_init__()
-        if self.templates < 1:
-            raise ValueError(f"templates: got {self.templates}, expected at least 1")
-        if isinstance(self.invariants, str):
-            raise ValueError(f"invariants: got {self.invariants!r}, expected a tuple of names")
+        require_at_least("templates", self.templates, 1)
+        require(not isinstance(self.invariants, str), "invariants", repr(self.invariants), "a tuple of names")
+        require(self.invariants or self.equivariant, "invariants", "none", "some, or the equivariant block")
         for name in self.invariants:
-            if name not in INVARIANTS:
-                raise ValueError(f"invariants: got {name!r}, expected names among {', '.join(INVARIANTS)}")
+            require_one_of("invariants", name, INVARIANTS)
             if name in CYCLIC:
                 self.group.require_cyclic(f"invariants: {name}")
         if self.invariants:
             self.group.require_closed()
-        if not self.invariants and not self.equivariant:
-            raise ValueError("invariants: got none and no equivariant block, expected some of them")
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], frozen: bool = False) -> Float[Array, "n f"]:
-        """The features, block after block.
-
-        Args:
-            x: images, (N, H, W, C).
-            frozen: hold the derivatives of the invariants, which makes the features linear in `x`.
-
-        Returns:
-            (N, F).
-        """
+        """Return the features, (N, F), of images; `frozen` holds the invariants' derivatives: linear in `x`."""
         return self.features(Orbit(self.group, self.templates, name="orbit", **self.shared)(x), frozen)
 
     def features(self, e: Float[Array, "n g k"], frozen: bool = False) -> Float[Array, "n f"]:
-        """The same of responses E, (N, |G|, K)."""
+        """Return the features, block after block, of responses E, (N, |G|, K)."""
         blocks = [linearized(INVARIANTS[n], e) if frozen else INVARIANTS[n](e) for n in self.invariants]
         return jnp.concatenate([*blocks, e.reshape(len(e), -1)] if self.equivariant else blocks, axis=1)
 
     def blocks(self) -> dict[str, slice]:
-        """Where the invariant and the equivariant features lie."""
+        """Return where the invariant and the equivariant features lie."""
         e = jnp.zeros((1, len(self.group), self.templates))
         invariant = sum(INVARIANTS[name](e).shape[1] for name in self.invariants)
-        found = {"invariant": slice(0, invariant)} if invariant else {}
-        return found | ({"equivariant": slice(invariant, invariant + e.size)} if self.equivariant else {})
+        blocks = {"invariant": slice(0, invariant)} if invariant else {}
+        return blocks | ({"equivariant": slice(invariant, invariant + e.size)} if self.equivariant else {})
 
 
 class Standardize(Layer):
@@ -157,7 +137,7 @@ class Standardize(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-        """The standardized features, (N, F)."""
+        """Return the standardized features, (N, F)."""
         mean = self.param("mean", nn.initializers.zeros, x.shape[1:], self.param_dtype)
         scale = self.param("scale", nn.initializers.ones, x.shape[1:], self.param_dtype)
         return (x - mean[None]) * scale[None]
@@ -184,7 +164,7 @@ class GlassBox(Layer):
 
     @property
     def representation(self) -> OrbitRepresentation:
-        """The first of the three layers."""
+        """Return the first of the three layers."""
         return OrbitRepresentation(
             self.group, self.templates, self.invariants, self.equivariant, name="representation", **self.shared
         )
@@ -193,12 +173,12 @@ class GlassBox(Layer):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Logits of images in [0, 1]; `frozen` holds the derivatives of the invariants.
+        """Return the logits of images in [0, 1].
 
         Args:
             x: images, (N, H, W, C).
-            train: for what trains networks; changes nothing.
-            frozen: make the logits affine in `x`.
+            train: as of all networks; changes nothing.
+            frozen: hold the derivatives of the invariants, which makes the logits affine in `x`.
 
         Returns:
             (N, classes).
@@ -211,7 +191,7 @@ class GlassBox(Layer):
 def choose_templates(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], count: int, seed: int = 0
 ) -> Float[np.ndarray, "k h w c"]:
-    """Training images, equally many of each class, drawn at random.
+    """Draw templates among training images, equally many of each class.
 
     Args:
         images: (N, H, W, C).
@@ -223,17 +203,16 @@ def choose_templates(
         (count, H, W, C), the classes taking turns.
 
     Raises:
-        ValueError: more templates than images, or a class with too few.
+        ConfigError: a class with too few images.
 
     Example:
         >>> images = np.arange(4.0).reshape(4, 1, 1, 1)
         >>> sorted(choose_templates(images, np.array([0, 0, 1, 1]), 4).ravel().tolist())
         [0.0, 1.0, 2.0, 3.0]
     """
-    rng, classes = np.random.default_rng(seed), np.unique(labels)
+    rng, (classes, counts) = np.random.default_rng(seed), np.unique(labels, return_counts=True)
     share = -(-count // len(classes))
-    few = [(c, n) for c in classes if (n := int((labels == c).sum())) < share]
-    if few:
-        raise ValueError(f"images: class {few[0][0]} has {few[0][1]}, expected at least {share} for {count} templates")
+    smallest = f"{counts.min()} of class {classes[counts.argmin()]}"
+    require(counts.min() >= share, "images", smallest, f"at least {share} of each for {count} templates")
     drawn = np.stack([rng.choice(np.flatnonzero(labels == c), share, replace=False) for c in classes], axis=1)
     return images[drawn.ravel()[:count]]

@@ -1,4 +1,9 @@
-"""How much every template of a convolution has in a decision, exactly."""
+"""Shares of a convolution's templates in a logit, exact.
+
+A convolution answers an image by inner products of its patches with the filters, which are templates:
+
+    y[p, k] = ⟨patch_p(x), t_k⟩ + b_k        patch_p(x): the s × s × C values under the filter at p
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,12 +15,12 @@ from jaxinterp.explain.decompose import Targets, decompose
 
 
 class TemplateShares(NamedTuple):
-    """What `template_shares` returns; T is the number of targets, K that of templates.
+    """Contributions of K templates to the logits of T targets.
 
     Attributes:
-        contributions: of every template to every target's logit, over all places, (batch, T, K).
+        contributions: of every template to every target's logit, summed over positions, (batch, T, K).
         shares: |contribution| as a share of all templates' of that layer, in [0, 1], (batch, T, K).
-        bias: what no template of the layer adds, (batch, T).
+        bias: constant part of the logit, (batch, T).
         residual: logit − Σ contributions − bias, (batch, T); zero up to rounding.
     """
 
@@ -33,7 +38,7 @@ def template_shares(
     *,
     variables: Any,
 ) -> TemplateShares:
-    """Split logits over the templates of one layer: Σ_p y[p, k] ∂f/∂y[p, k], for the layer's answers y.
+    """Split logits over the templates of one layer: Σ_p y[p, k] ∂f/∂y[p, k], for the layer's output y.
 
     Args:
         apply_frozen: (variables, x) ↦ logits, affine once its coefficients are held, as `decompose` takes it.
@@ -45,11 +50,9 @@ def template_shares(
     Returns:
         A `TemplateShares`.
 
-    Raises:
-        ValueError: see `decompose`.
     """
     parts = decompose(apply_frozen, x, targets, layer, variables=variables)
     contributions = parts.contributions.reshape(*parts.logits.shape, -1, parts.contributions.shape[-1]).sum(2)
     sizes = jnp.abs(contributions)
-    whole = sizes.sum(-1, keepdims=True)
-    return TemplateShares(contributions, sizes / jnp.where(whole > 0, whole, 1), parts.bias, parts.residual)
+    total = sizes.sum(-1, keepdims=True)
+    return TemplateShares(contributions, sizes / jnp.where(total > 0, total, 1), parts.bias, parts.residual)

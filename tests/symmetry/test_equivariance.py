@@ -1,6 +1,4 @@
-"""Maps of features: known ones are found, none where there is none; accuracies are the cut network's."""
-
-import re
+"""Equivariance of functions and layers: known maps are found, none where there is none."""
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +7,23 @@ import pytest
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from jaxinterp.glassbox.gcnn import GroupConv
+from jaxinterp.errors import ConfigError
 from jaxinterp.nn.baselines import CifarResNet
 from jaxinterp.nn.losses import softmax_cross_entropy
 from jaxinterp.symmetry.equivariance import (
-    EquivariantMap,
-    apply_map,
-    fit_map,
+    equivariance_error,
+    interpolation_error,
+    invariance_error,
     layer_equivariance,
-    refine_map,
-    row_ratios,
-    with_identity_rows,
+    split_network,
+    warn_inexact,
 )
-from jaxinterp.symmetry.groups import Group, act_regular, dihedral, flips, rotations
+from jaxinterp.symmetry.groups import Group, dihedral, flips, rotations, transform
+from jaxinterp.symmetry.maps import apply_map, fit_map, refine_map, row_ratios, with_identity_rows
 
 SWAP = np.array([0, 1, 2, 4, 3, 6, 5])  # three symmetric filters, and two mirrored pairs
 SIZE = 6
+X = jax.random.uniform(jax.random.key(0), (2, 6, 6, 2))
 
 
 class Mixed(nn.Module):
@@ -69,7 +68,7 @@ def test_the_known_map_of_mirrored_filters_is_found_and_undoes_the_mirror(mirror
     # With neighbors, many maps do the same here: seven channels of nine pixels repeat themselves at the next site.
     layers = {}
     for support in (1, 3):
-        settings = {"train": 200, "support": support, "ridge": 1e-6, "memory": 1 << 20}
+        settings = {"train": 200, "support": support, "ridge": 1e-6, "max_bytes": 1 << 20}
         (layer,) = layer_equivariance(Mirrored().apply, variables, images, labels, ["phi"], flips(), 1, **settings)
         assert layer.compensated < 1e-3
         assert layer.uncompensated > 0.5
@@ -102,17 +101,6 @@ def test_a_mixture_of_all_pixels_has_no_map_of_small_support():
     assert dense.compensated < 1e-2
     assert dense.accuracy_compensated > 0.9
     assert dense.moved == dense.uncompensated
-
-
-def test_the_permutation_of_a_group_cnns_maps_is_found():
-    group, images = rotations(4), jax.random.normal(jax.random.key(0), (40, 6, 6, 1))
-    conv = GroupConv(group, 2, 3)
-    variables = conv.init(jax.random.key(1), images)
-    z, z_turned = (conv.apply(variables, transform(group, g, images)) for g in (0, 1))
-    fitted = fit_map(z, z_turned, group, 1, support=1, ridge=1e-6)
-    np.testing.assert_allclose(apply_map(fitted, z), act_regular(group, 1, z), atol=1e-3)
-    permutation = act_regular(group, 1, jnp.eye(8).reshape(8, 1, 1, 4, 2)).reshape(8, 8)
-    np.testing.assert_allclose(fitted.filters[0, 0], permutation, atol=1e-3)
 
 
 def test_an_element_whose_inverse_is_not_in_the_set_is_undone_by_its_inverse():
@@ -148,52 +136,6 @@ def test_an_element_whose_inverse_is_not_in_the_set_is_undone_by_its_inverse():
     z = jax.random.normal(jax.random.key(6), (2, SIZE, SIZE, 2))
     np.testing.assert_allclose(apply_map(found.map, z), transform(rotations(4), 1, z), atol=1e-2)
     np.testing.assert_allclose(apply_map(found.back, z), transform(rotations(4), 3, z), atol=1e-2)
-
-
-@pytest.mark.parametrize("memory", [1, 1 << 29])
-def test_the_solution_is_that_of_brute_force_least_squares(memory):
-    rng, group, g, ridge = np.random.default_rng(0), dihedral(4), 5, 0.02
-    z, target = (rng.standard_normal((9, 3, 3, 2)).astype(np.float32) + 0.5 for _ in range(2))
-    moved = np.pad(np.asarray(transform(group, g, jnp.asarray(z)), np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    patches = [moved[n, y : y + 3, x : x + 3].ravel() for n in range(9) for y in range(3) for x in range(3)]
-    centerd = np.stack(patches) - np.mean(patches, 0)
-    wanted = target.reshape(-1, 2).astype(np.float64)
-    penalty = ridge * (centerd**2).sum() / 18
-    rows = np.concatenate([centerd, penalty**0.5 * np.eye(18)])
-    solution = np.linalg.lstsq(rows, np.concatenate([wanted - wanted.mean(0), np.zeros((18, 2))]))[0]
-    bias = wanted.mean(0) - np.mean(patches, 0) @ solution
-
-    found = fit_map(jnp.asarray(z), jnp.asarray(target), group, g, 3, ridge, max_bytes=memory)
-    np.testing.assert_allclose(found.filters.reshape(18, 2), solution, atol=1e-5)
-    np.testing.assert_allclose(found.bias, bias, atol=1e-5)
-    expected = (np.stack(patches) @ solution + bias).reshape(9, 3, 3, 2)
-    np.testing.assert_allclose(apply_map(found, jnp.asarray(z)), expected, atol=1e-5)
-    wide = fit_map(jnp.asarray(z[:, :1, :1]), jnp.asarray(target[:, :1, :1]), group, g, 7, ridge)
-    assert wide.filters.shape == (1, 1, 2, 2)
-
-
-def test_constant_channels_have_a_map_and_count_as_invariant():
-    z = jnp.full((4, 2, 2, 2), 3.0)
-    found = fit_map(z, z, flips(), 1, support=1)
-    np.testing.assert_array_equal(found.filters, 0)
-    np.testing.assert_array_equal(apply_map(found, z), z)
-    np.testing.assert_array_equal(row_ratios(found), 0)
-    np.testing.assert_array_equal(apply_map(with_identity_rows(found, 2), z), z)
-
-
-def test_rows_are_replaced_in_the_order_of_their_ratios():
-    filters = np.zeros((3, 3, 3, 3), np.float32)
-    filters[1, 1] = [[2, 0, 1], [0, 0, 0], [0, 1, 2]]
-    filters[0, 2, 0, 2] = 2
-    given = EquivariantMap(jnp.asarray(filters), jnp.arange(3.0), flips(), 1)
-    np.testing.assert_allclose(row_ratios(given), [0, 1, 5**0.5 / 3], rtol=1e-6)
-    replaced = with_identity_rows(given, 2)
-    np.testing.assert_array_equal(replaced.filters[1, 1], [[1, 0, 0], [0, 0, 0], [0, 1, 1]])
-    assert float(jnp.abs(replaced.filters).sum()) == 3
-    np.testing.assert_array_equal(replaced.bias, [0, 1, 0])
-    np.testing.assert_array_equal(with_identity_rows(given, 0).filters, given.filters)
-    with pytest.raises(ValueError, match="count: got 4, expected 0 to 3 rows"):
-        with_identity_rows(given, 4)
 
 
 def test_refining_lowers_the_networks_own_loss_without_compiling_again(compilations, mirrored):
@@ -249,61 +191,70 @@ def test_the_numbers_of_a_library_model_are_those_of_the_network_cut_by_hand():
         assert np.isnan(layer.invariant)
 
 
-def test_bad_input_is_refused_in_one_line(mirrored):
+def test_errors_are_zero_for_the_equivariant_and_large_for_others():
+    group = rotations(4)
+
+    def symmetric(x):
+        return x + sum(jnp.roll(x, shift, axis) for shift in (1, -1) for axis in (1, 2))
+
+    assert equivariance_error(symmetric, group, X).max() < 1e-6
+    lopsided = equivariance_error(lambda x: jnp.roll(x, 1, 1), group, X)
+    assert lopsided[0] == 0
+    assert lopsided[1:].min() > 0.1
+    assert invariance_error(lambda x: x.mean((1, 2)), group, X).max() < 1e-6
+    assert invariance_error(lambda x: x[:, 0, 0], group, X)[1:].min() > 0.1
+    own = equivariance_error(lambda x: x[:, :3], group, X, lambda g, y: y)
+    np.testing.assert_allclose(own, invariance_error(lambda x: x[:, :3], group, X))
+
+
+def test_interpolation_error_and_its_warning():
+    smooth = jnp.exp(-(jnp.linspace(-2.0, 2.0, 12) ** 2))
+    blob = jnp.outer(smooth, smooth)[None, :, :, None]
+    assert interpolation_error(rotations(4), blob) == 0
+    assert 1e-4 < interpolation_error(rotations(8), blob) < 0.1
+    with pytest.warns(UserWarning, match="group: C8 leaves the grid of 12x12 images; moved and"):
+        warn_inexact(rotations(8), blob)
+    warn_inexact(dihedral(4), blob)
+
+
+REFUSED = {
+    "layers?": [{"layers": ["psi"]}, {"layers": []}, {"layers": ["phi", "phi"]}, {"layers": "psi"}],
+    "support": [{"support": 2}, {"support": -1}],
+    "ridge": [{"ridge": 0}, {"ridge": float("nan")}],
+    "train": [{"train": 400}, {"train": 0}, {"train": 1}, {"layers": ["dense"], "train": 36}],
+    "labels": [{"labels": jnp.zeros(9, int)}, {"labels": jnp.full(400, 10)}],
+    "images": [{"images": jnp.full((400, SIZE, SIZE, 1), jnp.nan)}],
+    "g": [{"g": 2}],
+    "steps": [{"steps": -1}],
+    "rate": [{"steps": 1, "rate": 0}],
+    "apply": [{"apply": lambda v, x: x}],
+}
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, all in REFUSED.items() for change in all])
+def test_what_cannot_be_measured_raises(mirrored, name, change):
     variables, images, labels = mirrored
-    z = jnp.ones((9, 3, 3, 2))
+    fields = {"apply": Mirrored().apply, "images": images, "labels": labels, "layers": ["phi"], "train": 200, "g": 1}
+    with pytest.raises(ValueError, match=f"^{name}: [^\\n]*$"):
+        layer_equivariance(variables=variables, group=flips(), **fields | change)
 
-    def layers(apply=None, images=images, labels=labels, at=["phi"], g=1, **fields):  # noqa: B006
-        apply, fields = apply or Mirrored().apply, {"train": 200, **fields}
-        layer_equivariance(apply, variables, images, labels, at, flips(), g, **fields)
 
-    def refine(z=z, labels=labels[:9], steps=1, rate=1e-3, **fields):
-        fitted = EquivariantMap(jnp.ones((1, 1, 2, 2)), jnp.ones(2), flips(), 1)
-        refine_map(fitted, lambda z: z[:, 0, 0], z, labels, steps, rate, jax.random.key(0), **fields)
+def test_a_network_is_split_only_at_its_own_layers(mirrored):
+    variables, images, _ = mirrored
+    with pytest.raises(ConfigError, match=r"^layer: "):
+        split_network(Mirrored().apply, "psi")[0](variables, images)
+    with pytest.raises(ConfigError, match=r"^z: "):
+        split_network(Mirrored().apply, "phi")[1](variables, images, images)
 
-    for call, message in [
-        (lambda: layers(at=["psi"]), "at: got 'psi'"),
-        (lambda: layers(at="psi"), "at: got 'psi', expected a list"),
-        (lambda: layers(at=[]), "at: got an empty list"),
-        (lambda: layers(at=["phi", "phi"]), "at: got ['phi', 'phi'], a level twice"),
-        (lambda: layers(support=2), "support: got 2, expected an odd number"),
-        (lambda: layers(support=-1), "support: got -1"),
-        (lambda: layers(ridge=0), "ridge: got 0, expected a positive finite number"),
-        (lambda: layers(ridge=float("nan")), "ridge: got nan"),
-        (lambda: layers(train=400), "train: got 400 of 400 images"),
-        (lambda: layers(train=0), "train: got 0 of 400 images"),
-        (lambda: layers(train=1), "train: at 'phi': got 1 images, expected at least 2 for filters of 3x3x7"),
-        (lambda: layers(at=["dense"], train=36), "train: at 'dense': got 36 images, expected at least 37"),
-        (lambda: layers(labels=labels[:9]), "labels: got shape (9,), expected (400,)"),
-        (lambda: layers(labels=labels + 9), "expected classes in [0, 10)"),
-        (lambda: layers(images=images.at[3, 0, 0, 0].set(jnp.nan)), "images: got 1 of 14400 values NaN"),
-        (lambda: layers(g=2), "g: got 2, expected an element of horizontal flip in [0, 2)"),
-        (lambda: layers(steps=-1), "steps: got -1, expected at least 0"),
-        (lambda: layers(steps=1, rate=0), "rate: got 0, expected a positive finite number"),
-        (lambda: layers(apply=lambda v, x: x), "apply: got output"),
-        (lambda: fit_map(z, z[:8], flips(), 1), "phi_gx: got (8, 3, 3, 2), expected (9, 3, 3, 2)"),
-        (lambda: fit_map(z[:, 0], z[:, 0], flips(), 1), "phi_x: got activations (9, 3, 2), expected (N, h, w, D)"),
-        (lambda: fit_map(z[:1], z[:1], flips(), 1), "phi_x: got 1 images, expected at least 3"),
-        (lambda: fit_map(z[:, :2], z[:, :2], rotations(4), 1), "x: got 2x3 images, expected square ones for C4"),
-        (lambda: fit_map(z * jnp.nan, z, flips(), 1), "phi_x, phi_gx: got activations NaN or infinite"),
-        (lambda: fit_map(z, z, flips(), 1, support=4), "support: got 4"),
-        (lambda: fit_map(z, z, flips(), 1, ridge=-1.0), "ridge: got -1.0"),
-        (lambda: refine(steps=0), "steps: got 0, expected at least 1"),
-        (lambda: refine(rate=-1.0), "rate: got -1.0"),
-        (lambda: refine(batch=0), "batch: got 0"),
-        (lambda: refine(labels=labels[:8]), "labels: got shape (8,), expected 9 along the first axis"),
-        (lambda: refine(given=(z[:3],)), "given: array 0: got shape (3, 3, 3, 2), expected 9"),
-        (lambda: refine(z=z[0]), "z: got activations (3, 3, 2)"),
-        (lambda: apply_map(fit_map(z, z, flips(), 1), z[..., :1]), "z: got 1 channels, expected 2 as of the map"),
-        (
-            lambda: split_network(Mirrored().apply, "psi")[0](variables, images),
-            "at: got 'psi', expected a Flax submodule",
-        ),
-        (
-            lambda: split_network(Mirrored().apply, "phi")[1](variables, z, images),
-            "z: got float32(9, 3, 3, 2), expected",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=re.escape(message)) as error:
-            call()
-        assert "\n" not in str(error.value)
+
+@pytest.mark.parametrize(
+    ("f", "law", "name"),
+    [
+        (lambda x: x.sum((1, 2)), "spatial", "f"),
+        (lambda x: x, "orbit", "f"),
+        (lambda x: x, "regular", "f"),
+    ],
+)
+def test_an_output_that_a_law_cannot_move_raises(f, law, name):
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        equivariance_error(f, rotations(4), X, law)
