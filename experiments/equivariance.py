@@ -42,18 +42,8 @@ from jaxinterp.glassbox.learned import GROUPS, LearnedModel
 from jaxinterp.provenance import machine, versions
 from jaxinterp.recipe.config import Model, read_name
 from jaxinterp.recipe.family import TrainedRun
-from jaxinterp.symmetry.equivariance import layer_equivariance, split_network
-from jaxinterp.symmetry.groups import (
-    Group,
-    act_regular,
-    equivariance_error,
-    flips,
-    invariance_error,
-    permute,
-    rotations,
-    scales,
-    transform,
-)
+from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error, layer_equivariance, split_network
+from jaxinterp.symmetry.groups import Group, flips, permute, rotations, scales, transform, transform_regular
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
     zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)
@@ -85,7 +75,7 @@ def known_layers(model: Model) -> tuple[Group, dict[str, Callable[..., Any]]] | 
     if isinstance(model, GlassBoxModel):
         return model.elements, {"representation/orbit": permute}
     if isinstance(model, LearnedModel) and model.network in GROUPS:
-        return GROUPS[model.network], {f"block_{i}": act_regular for i in range(len(model.features))}
+        return GROUPS[model.network], {f"block_{i}": transform_regular for i in range(len(model.features))}
     return None
 
 

@@ -135,7 +135,8 @@ class Checked:
         """Check every field, then `check`."""
         from pydantic import ValidationError
 
-        for name, adapter in _adapters(type(self)).items():
+        kind: Any = type(self)
+        for name, adapter in _adapters(kind).items():
             try:
                 adapter.validate_python(getattr(self, name), strict=True)
             except ValidationError as error:

@@ -28,7 +28,8 @@ from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Positive, Run, small
 from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
-from jaxinterp.symmetry.groups import Group, dihedral, equivariance_error, rotations
+from jaxinterp.symmetry.equivariance import equivariance_error
+from jaxinterp.symmetry.groups import Group, dihedral, rotations
 from jaxinterp.symmetry.invariants import Name
 from jaxinterp.train import FitResult, fit_closed_form
 
@@ -176,7 +177,8 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""
         from sklearn.pipeline import Pipeline
 
-        from jaxinterp.glassbox.classifier import GlassBoxClassifier, estimator, pipeline
+        from jaxinterp.glassbox.classifier import GlassBoxClassifier
+        from jaxinterp.glassbox.pipeline import estimator, pipeline
 
         run, model, seed = trained.run, trained.run.model, trained.run.train.seed
         images, labels = trained.test_data

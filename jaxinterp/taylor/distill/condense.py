@@ -19,8 +19,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.checks import require, require_at_least
-from jaxinterp.data.image_set import ImageSet
-from jaxinterp.taylor.distill.references import random_references, require_unit_range
+from jaxinterp.data.image_set import ImageSet, require_unit_range
+from jaxinterp.taylor.distill.references import random_references
 from jaxinterp.taylor.units import block_means
 from jaxinterp.train.evaluate import predict
 

@@ -31,9 +31,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.checks import require, require_at_least, require_labels
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.data.image_set import ImageSet
+from jaxinterp.data.image_set import ImageSet, require_unit_range
 from jaxinterp.nn.layers import Layer
-from jaxinterp.taylor.distill.references import random_references, require_unit_range
+from jaxinterp.taylor.distill.references import random_references
 from jaxinterp.taylor.network import TaylorNet, path_affine
 from jaxinterp.taylor.units import Level, TaylorLevel
 
