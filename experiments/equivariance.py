@@ -43,7 +43,15 @@ from jaxinterp.provenance import machine, versions
 from jaxinterp.recipe.config import Model, read_name
 from jaxinterp.recipe.family import TrainedRun
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error, layer_equivariance, split_network
-from jaxinterp.symmetry.groups import Group, flips, permute, rotations, scales, transform, transform_regular
+from jaxinterp.symmetry.groups import (
+    Group,
+    flips,
+    permute,
+    rotations,
+    scales,
+    transform,
+    transform_regular,
+)
 
 ELEMENTS: dict[str, tuple[Group, int]] = dict(
     zip(MOTIONS, ((flips(), 1), (flips("vertical"), 1), (rotations(4), 1), (scales(2**0.5, 1), 1)), strict=True)

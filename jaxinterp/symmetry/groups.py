@@ -376,35 +376,3 @@ def permute(group: Group, h: int | Int[Array, ""], e: Float[Array, "n g *k"]) ->
     fits = e.ndim >= 2 and e.shape[1] == len(group)
     require(fits, "e", f"shape {e.shape}", f"(N, {len(group)}, ...) for {group.name}")
     return jnp.take(e, jnp.asarray(group.table)[:, jnp.asarray(h)], axis=1)
-
-
-@jax.jit
-def rotated(x: Float[Array, "n h w c"], angles: Float[Array, " n"]) -> Float[Array, "n h w c"]:
-    """Rotate every image by an angle of its own, counter-clockwise, bilinear, black outside.
-
-    Args:
-        x: square images, (N, H, W, C).
-        angles: in radians, (N,).
-
-    Returns:
-        (N, H, W, C).
-
-    Raises:
-        ConfigError: images that are not square.
-
-    Example:
-        >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-        >>> bool(jnp.allclose(rotated(x, jnp.array([jnp.pi / 2])), jnp.rot90(x, axes=(1, 2)), atol=1e-5))
-        True
-    """
-    height, width = x.shape[1:3]
-    require(height == width, "x", f"{height}x{width} images", "square ones for rotations")
-    center = jnp.asarray((height - 1) / 2, x.dtype)
-    rows, columns = jnp.meshgrid(*[jnp.arange(side, dtype=x.dtype) - center for side in (height, width)], indexing="ij")
-
-    def one(image: Array, angle: Array) -> Array:
-        sine, cosine = jnp.sin(angle), jnp.cos(angle)
-        back = [cosine * rows + sine * columns + center, cosine * columns - sine * rows + center]
-        return jax.vmap(lambda plane: jax.scipy.ndimage.map_coordinates(plane, back, 1), in_axes=-1, out_axes=-1)(image)
-
-    return jax.vmap(one)(x, angles.astype(x.dtype))

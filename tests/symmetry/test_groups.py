@@ -15,13 +15,13 @@ from jaxinterp.symmetry.groups import (
     is_exact,
     orbit,
     permute,
-    rotated,
     rotations,
     scales,
     shifts,
     transform,
     transform_regular,
 )
+from jaxinterp.data.images import rotated
 
 X = jax.random.uniform(jax.random.key(0), (2, 6, 6, 2))
 CLOSED = [rotations(1), rotations(4), rotations(16), dihedral(4), dihedral(3), flips(), shifts(6, 6, 2)]
