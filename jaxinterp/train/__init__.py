@@ -21,8 +21,6 @@ from jaxinterp.train.optimizer import (
     cosine_by_epoch,
     make_optimizer,
     make_schedule,
-    staircase_decay,
-    warmup_cosine,
 )
 from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.result import FitResult
@@ -58,7 +56,5 @@ __all__ = [
     "predict",
     "sigmoid_bce",
     "softmax_cross_entropy",
-    "staircase_decay",
     "train_step",
-    "warmup_cosine",
 ]

@@ -26,7 +26,7 @@ def _resumed_info(path: Path) -> dict[str, Any]:
         info = json.loads(path.read_text())
         return {name: value for name, value in info.items() if name != "summary"} | {"resumed": list(info["resumed"])}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{path}: got damaged JSON ({error}); remove it to go on") from error
+        raise ConfigError(f"{path} is damaged ({error}); remove it to go on without it") from error
 
 
 class RunLog:

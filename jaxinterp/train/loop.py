@@ -267,8 +267,8 @@ def fit(
             parts = {"val": compile_evaluation(validation), "test": tested}
             state, stopped = run.train(state, step_fn, key, parts, log)
             checkpoints.wait()
-            best = None
-            if best_record(run.history) is not None:
+            record, best = best_record(run.history), None
+            if record is not None and record["step"] in checkpoints.steps():
                 results = checkpoints.restore(target, fingerprint=fingerprint, which="best", allow_older=allow_older)
                 best = None if results is None else results[0].variables
             summary: dict[str, dict[str, Any]] = {}

@@ -23,24 +23,6 @@ def ramp(peak: float, total: int) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(peak * share) for _, share in RAMP], boundaries)
 
 
-def staircase_decay(init_value: float, factor: float, every_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Divide the rate by a factor every few epochs: `init_value * factor ** -floor(epoch / every_epochs)`.
-
-    CoDA Nets on CIFAR-10: `staircase_decay(2.5e-4, 1.5, 30, steps)` (Böhle et al., CVPR 2021, training code).
-
-    Args:
-        init_value: Rate of the first epochs.
-        factor: > 1 to decay.
-        every_epochs: Length of a stair, in epochs.
-        steps_per_epoch: Steps per epoch.
-
-    >>> schedule = staircase_decay(2.5e-4, 1.5, 30, steps_per_epoch=10)
-    >>> [f"{schedule(step):.3e}" for step in (0, 299, 300, 1999)]
-    ['2.500e-04', '2.500e-04', '1.667e-04', '2.195e-05']
-    """
-    return optax.exponential_decay(init_value, every_epochs * steps_per_epoch, 1 / factor, staircase=True)
-
-
 def coda_imagenet(
     steps_per_epoch: int, start: float = 2.5e-4, peak: float = 1e-3, warmup_epochs: int = 15, halve_epochs: int = 20
 ) -> optax.Schedule:
@@ -102,24 +84,6 @@ def cosine_by_epoch(
     return by_epoch
 
 
-def warmup_cosine(peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0) -> optax.Schedule:
-    """Warm up linearly from 0, then follow half a cosine down to 0 at the end of the run.
-
-    Args:
-        peak: Rate at the end of the warm-up.
-        epochs: Epochs of the run.
-        steps_per_epoch: Steps per epoch.
-        warmup_epochs: Epochs of the warm-up, less than `epochs`.
-
-    >>> schedule = warmup_cosine(1.0, epochs=5, steps_per_epoch=10, warmup_epochs=1.0)
-    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 30, 50)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-    require(0 <= warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"a number in [0, {epochs}), the epochs")
-    total, warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total)
-
-
 def make_schedule(
     name: str,
     *,
@@ -132,8 +96,9 @@ def make_schedule(
     """Make a learning-rate schedule by its name.
 
     Args:
-        name: `constant`, `staircase` (÷ 1.5 every 30 epochs), `warmup` (`coda_imagenet` from a quarter of the peak),
-            `ramp` (of DLGN), `cosine`, `cosine_by_epoch`, or `onecycle` (up for three tenths of the run, then down).
+        name: `constant`; `staircase`, divided by 1.5 every 30 epochs (CoDA Nets on CIFAR-10; Böhle et al., CVPR 2021,
+            training code); `warmup`, `coda_imagenet` from a quarter of the peak; `ramp` (DLGN); `cosine`, half a
+            cosine down to 0; `cosine_by_epoch`; or `onecycle`, up for three tenths of the run, then down.
         learning_rate: Peak rate.
         epochs: Epochs of the run.
         steps_per_epoch: Steps per epoch.
@@ -143,14 +108,15 @@ def make_schedule(
     Returns:
         A schedule that computes in float32, under strict type promotion too.
     """
+    total = epochs * steps_per_epoch
     schedules = {
         "constant": partial(optax.constant_schedule, learning_rate),
+        "cosine": partial(optax.warmup_cosine_decay_schedule, learning_rate, learning_rate, 0, total),
         "cosine_by_epoch": partial(cosine_by_epoch, learning_rate, epochs, steps_per_epoch, end_lr, warmup_epochs),
-        "onecycle": partial(optax.cosine_onecycle_schedule, epochs * steps_per_epoch, learning_rate),
-        "cosine": partial(warmup_cosine, learning_rate, epochs, steps_per_epoch),
-        "ramp": partial(ramp, learning_rate, epochs * steps_per_epoch),
+        "onecycle": partial(optax.cosine_onecycle_schedule, total, learning_rate),
+        "ramp": partial(ramp, learning_rate, total),
+        "staircase": partial(optax.exponential_decay, learning_rate, 30 * steps_per_epoch, 1 / 1.5, staircase=True),
         "warmup": partial(coda_imagenet, steps_per_epoch, learning_rate / 4, learning_rate),
-        "staircase": partial(staircase_decay, learning_rate, 1.5, 30, steps_per_epoch),
     }
     require_one_of("schedule", name, schedules)
     schedule = schedules[name]()

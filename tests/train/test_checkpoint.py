@@ -121,7 +121,7 @@ def test_a_path_that_orbax_takes_for_a_pattern_raises_before_training(tmp_path, 
         Checkpoints(tmp_path / name)
 
 
-def test_another_model_type_or_configuration_is_refused_in_one_line(tmp_path):
+def test_another_model_type_or_configuration_raises_in_one_line(tmp_path):
     save(tmp_path, 3)
     wide = shapes(state_of(0, width=6))
     raises(tmp_path, r"another model: .*\['w'\] is float32 \(7, 5\) in it, expected float32 \(7, 6\)", wide)
@@ -167,19 +167,19 @@ def test_truncated_and_missing_files_never_restore_another_state(tmp_path, damag
     save(tmp_path, 3)
     folder, noticed = tmp_path / "checkpoints/3", 0
     for path in files_of(folder):
-        whole = path.read_bytes()
+        content = path.read_bytes()
         if damage == "remove":
             path.unlink()
         else:
-            path.write_bytes(whole[: len(whole) // 2])
+            path.write_bytes(content[: len(content) // 2])
         noticed += not restores_the_same(tmp_path)
-        path.write_bytes(whole)
+        path.write_bytes(content)
     assert noticed >= 4
     assert restores_the_same(tmp_path)
 
 
 def restores_the_same(run_dir):
-    """True if the very state comes back, False if it is refused in one line."""
+    """True if the very state comes back, False if it raises in one line."""
     with Checkpoints(run_dir) as checkpoints:
         try:
             state, meta, _ = checkpoints.restore(shapes(state_of(0)), fingerprint=CONFIG)
@@ -196,12 +196,12 @@ def flip_and_restore(tmp_path, count, seed):
     outcomes = {}
     for number in range(count):
         path = files[number % len(files)]
-        whole = bytearray(path.read_bytes())
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        content = bytearray(path.read_bytes())
+        damaged = bytearray(content)
+        damaged[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
         outcomes.setdefault("/".join(path.parts[-2:]), []).append(restores_the_same(tmp_path))
-        path.write_bytes(whole)
+        path.write_bytes(content)
     return outcomes
 
 

@@ -208,7 +208,7 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
     tmp_path, tiny, quadrants, monkeypatch, capsys, number
 ):
     data, settings = quadrants(150), {"epochs": 3, "augment": flip()}
-    whole = train(tmp_path / "whole", tiny(), data, **settings)
+    unbroken = train(tmp_path / "unbroken", tiny(), data, **settings)
     before = signal.getsignal(number)
     should_report, count = ProgressMeter.should_report, []
 
@@ -228,20 +228,20 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
     assert int(stopped.state.step) % 8 != 0
     assert float(stopped.state.sums["count"]) == int(stopped.state.step) % 8
     resumed = train(tmp_path / "run", tiny(), data, **settings)
-    jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
-    assert untimed(lines(tmp_path / "run")) == untimed(whole.history)
-    assert untimed(resumed.history) == untimed(whole.history)
-    assert resumed.summary == whole.summary
+    jax.tree.map(np.testing.assert_array_equal, unbroken.state, resumed.state)
+    assert untimed(lines(tmp_path / "run")) == untimed(unbroken.history)
+    assert untimed(resumed.history) == untimed(unbroken.history)
+    assert resumed.summary == unbroken.summary
     assert json.loads((tmp_path / "run/run.json").read_text())["resumed"][0]["step"] == int(stopped.state.step)
 
 
 def test_a_log_with_newer_or_torn_lines_is_mended(tmp_path, tiny, quadrants):
     data = quadrants(150)
-    whole = train(tmp_path, tiny(), data, checkpoint_every=3)
+    unbroken = train(tmp_path, tiny(), data, checkpoint_every=3)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 32, "epoch": 4}\n{"step": 40, "ep')
     again = train(tmp_path, tiny(), data, checkpoint_every=3)
-    assert lines(tmp_path) == whole.history == again.history
+    assert lines(tmp_path) == unbroken.history == again.history
 
 
 def test_without_the_newest_checkpoints_training_goes_on_from_the_best_and_says_so(tmp_path, tiny, quadrants, capsys):
@@ -303,9 +303,9 @@ def test_a_closed_form_that_is_not_finite_or_of_another_shape_raises(tmp_path, t
 def test_predict_pads_compiles_once_and_checks_its_images(tiny):
     model, images = tiny(), np.random.default_rng(0).random((11, 4, 4, 1), np.float32)
     variables = model.init(jax.random.key(0), jnp.asarray(images[:1]))
-    whole = model.apply(variables, jnp.asarray(images))
-    np.testing.assert_allclose(predict(model, variables, images, batch_size=4), whole, atol=1e-6)
-    np.testing.assert_allclose(predict(model, variables, jnp.asarray(images)), whole, atol=1e-6)
+    expected = model.apply(variables, jnp.asarray(images))
+    np.testing.assert_allclose(predict(model, variables, images, batch_size=4), expected, atol=1e-6)
+    np.testing.assert_allclose(predict(model, variables, jnp.asarray(images)), expected, atol=1e-6)
     for wrong in (images[0], images[:0], (255 * images).astype(np.uint8)):
         with pytest.raises(ConfigError, match="images"):
             predict(model, variables, wrong)
