@@ -1,8 +1,7 @@
 """The glass box as a classifier that is fitted, predicts, is saved, and is written as one network.
 
-Linear discriminants and SVMs with two classes are affine in Φ: `GlassBoxClassifier.network` writes them, with all layers before,
-as one `GlassBox`. A kernel SVM is a sum over training images instead
-(`GlassBoxClassifier.support_contributions`).
+Linear discriminants and SVMs with two classes are affine in Φ: `GlassBoxClassifier.network` writes them, with the
+layers before, as one `GlassBox`. A kernel SVM is a sum over training images (`support_contributions`).
 """
 
 import json

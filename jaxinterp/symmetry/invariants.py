@@ -6,8 +6,8 @@ Invariant are
     mean_g E        max_g E        moments (mean_g E^p)^(1/p)        the sorted orbit        and, where F = DFT_g E,
     |F_i|           bispectrum F_i F_j F̄_{i+j}, which determines E up to a permutation     cross-power F_{i,k} F̄_{i,l}
 
-The last three exist for cyclic groups only. All but cross-power treat every template apart, so that each may be permuted
-alone, up to which the bispectrum determines it; cross-power ties neighboring templates together.
+The last three exist for cyclic groups only. All but cross-power treat every template apart: even the bispectrum does
+not tell whether one template's responses were permuted alone; cross-power ties neighboring templates together.
 
 Products are taken back to the scale of E (cube root of the bispectrum's size, square root of cross-power's), so every
 invariant here is homogeneous of degree 1: I(s E) = s I(E) for s > 0, and by Euler's identity I(E) = Σ_g E[g] ∂I/∂E[g],
