@@ -1,8 +1,7 @@
 """The glass box as a classifier that is fitted, predicts, is saved, and is written as one network.
 
-Linear discriminants and SVMs with two classes are affine in Φ: `GlassBoxClassifier.network` writes them, with all that
-comes before, as one `GlassBox`. A kernel SVM is a sum over training images instead
-(`GlassBoxClassifier.support_contributions`).
+Linear discriminants and SVMs with two classes are affine in Φ: `GlassBoxClassifier.network` writes them, with the
+layers before, as one `GlassBox`. A kernel SVM is a sum over training images (`support_contributions`).
 """
 
 import json
@@ -283,8 +282,8 @@ def _require_training(images: Images, labels: Labels, components: int) -> None:
     require(images.ndim == 4 and images.size, "images", f"shape {images.shape}", "(N, H, W, C), none of them 0")
     fits = labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer)
     require(fits, "labels", f"{labels.dtype}{labels.shape}", f"{len(images)} integers, one for each image")
-    whole = isinstance(components, int | np.integer) and components >= 1
-    require(whole, "components", components, "an integer of at least 1")
+    integer = isinstance(components, int | np.integer) and components >= 1
+    require(integer, "components", components, "an integer of at least 1")
     require_finite("images", images)
     classes, counts = np.unique(labels, return_counts=True)
     require(len(classes) >= 2, "labels", f"one class only ({classes[0]})", "at least two")

@@ -35,9 +35,9 @@ def orbit_rows(
         left.set_title(name, fontsize=8)
         right.imshow(parts.T, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         right.set_ylabel("template", fontsize=7)
-        for one in (left, right):
-            one.set_xticks([])
-            one.set_yticks([])
+        for axis in (left, right):
+            axis.set_xticks([])
+            axis.set_yticks([])
     axes[-1, 1].set_xlabel("group element", fontsize=8)
     return figure
 
@@ -64,14 +64,14 @@ def deciding_templates(
     columns = 1 + templates.shape[1]
     figure = Figure(figsize=(1.1 * columns, 1.35 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, image, own, parts, name in zip(axes, images, templates, values, names, strict=True):
+    for row, image, pictures, parts, name in zip(axes, images, templates, values, names, strict=True):
         titles = [name, *(f"{value:+.2f}" for value in parts)]
-        for i, (one, picture, title) in enumerate(zip(row, [image, *own], titles, strict=True)):
-            one.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
-            one.set_title(title, fontsize=8)
-            one.set_xticks([])
-            one.set_yticks([])
+        for i, (axis, picture, title) in enumerate(zip(row, [image, *pictures], titles, strict=True)):
+            axis.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
             if i:
-                for spine in one.spines.values():
+                for spine in axis.spines.values():
                     spine.set(color="#d62728" if parts[i - 1] > 0 else "#1f5fbf", linewidth=2)
     return figure

@@ -1,12 +1,13 @@
 """Invariants: functions of the responses to an orbit that do not change when the image moves.
 
-E[g] = ⟨g x, t⟩ of an image h x is that of x with its group axis permuted (`groups.permute`). Invariant are
+The responses E[g] = ⟨g x, t⟩ of an image h x are those of x with the group axis permuted (`groups.permute`).
+Invariant are
 
     mean_g E        max_g E        moments (mean_g E^p)^(1/p)        the sorted orbit        and, where F = DFT_g E,
     |F_i|           bispectrum F_i F_j F̄_{i+j}, which determines E up to a permutation     cross-power F_{i,k} F̄_{i,l}
 
-The last three are those of cyclic groups. All but cross-power treat every template apart, the bispectrum too: what it
-leaves open is a permutation of each template's own; cross-power ties neighboring templates together.
+The last three exist for cyclic groups only. All but cross-power treat every template apart: even the bispectrum does
+not tell whether one template's responses were permuted alone; cross-power ties neighboring templates together.
 
 Products are taken back to the scale of E (cube root of the bispectrum's size, square root of cross-power's), so every
 invariant here is homogeneous of degree 1: I(s E) = s I(E) for s > 0, and by Euler's identity I(E) = Σ_g E[g] ∂I/∂E[g],
@@ -91,7 +92,7 @@ def _ascending(e: Responses) -> Responses:
     """Sort the group axis by transposition of neighbors: |G| layers of minima and maxima.
 
     XLA's sort takes 5 times as long on a CPU at |G| = 24. Elements in even and in odd places are kept apart, so that
-    a layer compares whole arrays: first 0 with 1, 2 with 3, …, then 1 with 2, 3 with 4, ….
+    a layer compares arrays: first 0 with 1, 2 with 3, …, then 1 with 2, 3 with 4, ….
     """
     count = e.shape[1]
     if count > MAX_NETWORK_SIZE:

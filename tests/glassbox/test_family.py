@@ -113,7 +113,7 @@ def test_scattering_is_that_of_kymatio():
 
 
 def test_too_few_images_are_said_before_anything_is_kept(tmp_path):
-    with pytest.raises(ConfigError, match=r"images: class \d has \d+, expected at least 100 for 1000 templates"):
+    with pytest.raises(ConfigError, match=r"^images: "):
         stages.train("glassbox/digits", replace(TINY, templates=1000), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # so that the corrected command may use it
 
