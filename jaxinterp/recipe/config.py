@@ -27,6 +27,7 @@ Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Lt(1)]
+MAX_MAGNITUDE = {"uda": 30, "timm": 10}  # of RandAugment
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -90,13 +91,15 @@ class Augment(Checked):
 
     flip: bool = True
     crop_padding: Natural = 4
-    rand_augment: tuple[int, ...] = ()
+    rand_augment: tuple[Natural, ...] = ()
     rand_augment_kind: Literal["uda", "timm"] = "uda"
     rand_augment_first: bool = False
 
     def check(self) -> None:
-        """RandAugment has two numbers."""
-        require(len(self.rand_augment) in (0, 2), "rand_augment", self.rand_augment, "n,m or nothing")
+        """RandAugment has two numbers, the second being a magnitude of its kind."""
+        numbers, most = self.rand_augment, MAX_MAGNITUDE[self.rand_augment_kind]
+        require(len(numbers) in (0, 2), "rand_augment", numbers, "n,m or nothing")
+        require(not numbers or numbers[1] <= most, "rand_augment", numbers, f"a magnitude of at most {most}")
 
 
 @dataclass(frozen=True)

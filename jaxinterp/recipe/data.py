@@ -67,8 +67,10 @@ def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Strea
         )
         return stream, None
     images, held = split(run, "train", data_dir), None
-    if run.train.val_fraction:
-        images, held = hold_out(images, run.train.val_fraction, run.train.seed)
+    if share := run.train.val_fraction:
+        kept = 0 < round(share * len(images)) < len(images)
+        require(kept, "train.val_fraction", share, f"a share that splits {len(images)} images in two")
+        images, held = hold_out(images, share, run.train.seed)
     if data.distilled:
         reference = read_set(Path(data.distilled)).dataset(images.name, images.classes)
         images = resize(reference, data.image_shape[0], data.channels)

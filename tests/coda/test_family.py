@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def test_residuals_are_those_of_the_identity() -> None:
     run = FAMILY.smoke(DIGITS)
     network, images = FAMILY.build(run), jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
     variables = network.init(jax.random.key(1), images)
-    trained = TrainedRun("", "coda/digits", runs()["coda/digits"], run, family_of(run), network, variables)
+    trained = TrainedRun(Path(), "coda/digits", runs()["coda/digits"], run, family_of(run), network, variables)
     net = trained.explainable
     assert np.abs(relative_residuals(net, np.asarray(images))).max() < 1e-4
     assert net.bias is not None
