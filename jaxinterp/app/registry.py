@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ def runs() -> Mapping[str, Experiment[Any]]:
         assert spec.loader is not None
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        named |= module.RUNS
+        reference = {
+            "reference": getattr(module, "REFERENCE", {}),
+            "reference_name": getattr(module, "REFERENCE_NAME", ""),
+        }
+        named |= {name: one if one.reference else replace(one, **reference) for name, one in module.RUNS.items()}
     return named
 
 
