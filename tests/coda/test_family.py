@@ -63,7 +63,7 @@ def test_regularized_loss_adds_lambda_times_the_penalty() -> None:
     network = FAMILY.build(run)
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     batch = {"image": images, "label": jnp.array([1, 2], jnp.int32)}
-    params = network.init(jax.random.key(1), images)["params"]
+    params = jax.jit(network.init)(jax.random.key(1), images)["params"]
     plain = FAMILY.loss(run.replace(model={"regularizer": 0.0}), network)(params, {}, batch, jax.random.key(2))[0]
     total, (_, metrics) = FAMILY.loss(run, network)(params, {}, batch, jax.random.key(2))
     jacobian = jax.jacobian(lambda e: network.apply({"params": params}, e, encoded=True, frozen=True))(encode(images))
@@ -78,7 +78,7 @@ def test_regularized_loss_adds_lambda_times_the_penalty() -> None:
 def test_residuals_are_those_of_the_identity() -> None:
     run = FAMILY.smoke(DIGITS)
     network, images = FAMILY.build(run), jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
-    variables = network.init(jax.random.key(1), images)
+    variables = jax.jit(network.init)(jax.random.key(1), images)
     trained = TrainedRun(Path(), "coda/digits", runs()["coda/digits"], run, family_of(run), network, variables)
     net = trained.explainable
     assert np.abs(relative_residuals(net, np.asarray(images))).max() < 1e-4
