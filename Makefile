@@ -13,7 +13,7 @@ test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest
 
 slow: $(VENV)/.installed
-	XLA_FLAGS="" $(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow
 
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff check
