@@ -120,6 +120,7 @@ class _Run:
                         count = self.step - epoch * self.loader.steps
                         raise DataError(f"epoch {epoch + 1} ended after {count} of {self.loader.steps} batches")
             if stop is not None and self.step < self.total:
+                interruption.handled = True
                 self.sync(state)
                 self.save(state)
                 self.checkpoints.wait()

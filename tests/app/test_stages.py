@@ -16,7 +16,8 @@ from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
 from jaxinterp.recipe.config import read_arrays
 
-FAST = sorted(name for name in runs() if name.split("/")[1] in ("digits", "digits-dlgn", "digits-p4", "digits-learnt"))
+DIGITS = ("digits", "digits-dlgn", "digits-p4", "digits-learnt")
+FAST = sorted(name for name in runs() if name.split("/")[1] in DIGITS or name == "distill/mnist")
 SLOW = sorted(set(runs()) - set(FAST))
 
 
