@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from jaxinterp.data.images import rotated
 from jaxinterp.errors import ConfigError
 from jaxinterp.symmetry.groups import (
     Element,
@@ -21,7 +22,6 @@ from jaxinterp.symmetry.groups import (
     transform,
     transform_regular,
 )
-from jaxinterp.data.images import rotated
 
 X = jax.random.uniform(jax.random.key(0), (2, 6, 6, 2))
 CLOSED = [rotations(1), rotations(4), rotations(16), dihedral(4), dihedral(3), flips(), shifts(6, 6, 2)]
