@@ -42,8 +42,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         network: kernel, and value inputs and gates of images; `PathNetwork.of` reads it off a trained network.
         classes: number of classes 0, ..., classes − 1; None takes the distinct labels of `fit`.
         ridges: λ to choose from, relative to the kernel's mean diagonal.
-        max_bytes: memory for the training images' kernel in float64. A larger kernel is kept in tiles, and as many
-            bytes of them in memory.
+        max_bytes: memory for the kernel in float64. A larger one is kept in tiles, as many bytes of them in memory.
         folder: of the tiles; needed for a larger kernel. Fitting the same images again resumes it.
         seed: of the choice of images for λ and for the preconditioner of a larger kernel.
         batch_size: images whose inputs and gates are computed at a time.
@@ -80,21 +79,11 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         batch_size: int = 256,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        self.network = network
-        self.classes = classes
-        self.ridges = ridges
-        self.max_bytes = max_bytes
-        self.folder = folder
-        self.seed = seed
-        self.batch_size = batch_size
-        self.log = log
+        self.network, self.classes, self.ridges, self.log = network, classes, ridges, log
+        self.max_bytes, self.folder, self.seed, self.batch_size = max_bytes, folder, seed, batch_size
 
     def fit(self, x: Images, y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
-        """Fit to training images.
-
-        Args:
-            x: images, (n, ...).
-            y: their labels, (n,).
+        """Fit to training images and their labels.
 
         Raises:
             ConfigError: a kernel larger than `max_bytes` without a `folder`, or a folder with tiles of another kernel.
@@ -219,9 +208,8 @@ def evaluate(
         count: training images listed for and against each prediction.
 
     Returns:
-        JSON values: `metrics` (name → number); `deciding`, for each of `shown` its prediction, the sum of the signed
-        shares of all training images, and the largest shares as [training image, share]; and `overlap`, how much
-        classes share open sub-networks, (gates, classes, classes).
+        JSON values: `metrics` (name → number); `deciding`, for each of `shown` its prediction, the sum of all shares
+        and the largest as [training image, share]; and `overlap`, see `class_overlap`, (gates, classes, classes).
     """
     start, logits, solution, deciding = (
         time.perf_counter(),
