@@ -55,10 +55,7 @@ def weight_initializer(distribution: Weights = "normal", variance: float | None 
     Args:
         distribution: "normal"; "rademacher", ±σ as NPF's Theorem 5.1 assumes; or "glorot", uniform of variance
             2 / (fan-in + fan-out), the default of NPF's framework.
-        variance: σ² of every layer, He's 2 / fan-in if None; NPF's theory uses 2 / width in all layers.
-
-    Raises:
-        ConfigError: an unknown distribution, a variance that is not positive, or a variance with "glorot".
+        variance: σ² > 0 of every layer, He's 2 / fan-in if None (always with glorot); 2 / width in NPF's theory.
     """
     require_one_of("distribution", distribution, get_args(Weights))
     if distribution == "glorot":
@@ -84,7 +81,7 @@ def open_gates(preactivations: Gates, *, hard: bool = True, sharpness: float = 1
         scale: the 1 + ε of NPF's code, 1.1 there.
 
     Returns:
-        One gate for each, of the same shape and dtype.
+        One gate for each, of its shape and dtype.
 
     Example:
         >>> open_gates((jnp.array([-1.0, 0.0, 2.0]),))[0].tolist()
@@ -105,13 +102,7 @@ class Mask(nn.Module):
 
 
 class _Part(Layer):
-    """A network along an architecture.
-
-    Attributes:
-        layers: the architecture.
-        weights: distribution of the initial weights.
-        variance: their variance; He's 2 / fan-in if None.
-    """
+    """A network along an architecture; its fields are those of `GatedNetwork`."""
 
     layers: Architecture
     weights: Weights = "normal"
@@ -119,13 +110,9 @@ class _Part(Layer):
 
     def linear(self, layer: Dense | Conv, x: Array, name: str) -> Array:
         """Apply a dense or convolutional layer."""
-        options: dict[str, Any] = {
-            "use_bias": layer.bias,
-            "kernel_init": weight_initializer(self.weights, self.variance),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "name": name,
-        }
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = weight_initializer(self.weights, self.variance)
+        options: dict[str, Any] = {"use_bias": layer.bias, "kernel_init": init, "name": name, **types}
         if isinstance(layer, Dense):
             return nn.Dense(layer.features, **options)(x)
         if layer.padding == "circular":
@@ -139,14 +126,7 @@ class _Part(Layer):
         return batchnorm.BatchNorm(**self.shared, name=name)(images, train).reshape(x.shape)
 
     def traverse(self, x: Array, train: bool, gate: Callable[[int, Array], Array], head: bool = True) -> Array:
-        """Run `x` through all layers, named `linear_i` and `norm_i` in order.
-
-        Args:
-            x: input.
-            train: normalize with the batch's statistics.
-            gate: (l, q_l) ↦ z_l.
-            head: run the layers after the last gate, too.
-        """
+        """Run `x` through all layers, or up to the last gate without `head`; `gate` is (l, q_l) ↦ z_l."""
         linears, norms, gates, last = count(), count(), 0, gate_count(self.layers)
 
         def run(layers: Architecture, x: Array) -> Array:
@@ -184,7 +164,7 @@ def _pool(layer: AvgPool | GlobalAvgPool | Flatten, x: Float[Array, "n ..."]) ->
 class Network(_Part):
     """A value network, masked by gates given as data; without gates the ReLU network of the same weights.
 
-    Its layers are named `linear_i`, `norm_i` and `gate_l`, in order.
+    Its layers are named `linear_i`, `norm_i` and `gate_l`, in order; its fields are those of `GatedNetwork`.
 
     Source: NPF, Sec. 2 and 4 (GaLU units).
     """
@@ -197,15 +177,12 @@ class Network(_Part):
 
         Args:
             x: (N, features) or (N, H, W, C).
-            gates: one for each `Gate` of the architecture, (N, ...) as the activation there; None rectifies.
+            gates: one for each `Gate` of the architecture, (N, ...) as the activation there, finite; None rectifies.
             train: normalize with the batch's statistics.
             frozen: hold gates and statistics constant, which makes the network affine in `x`.
 
         Returns:
             Logits, (N, classes).
-
-        Raises:
-            ConfigError: gates of another number or shape than the architecture's, or, outside of `jit`, not finite.
         """
         expected = gate_count(self.layers)
         require(gates is None or len(gates) == expected, "gates", len(gates or ()), f"{expected}, one for each Gate")
@@ -275,27 +252,10 @@ class GatingNetwork(_Part):
         return tuple(q)
 
 
-def permute_gates(gates: Gates, order: Sequence[int]) -> Gates:
-    """Return gates in another order, l-th `gates[order[l]]`, all of equal shape (DLGN, Sec. 4).
-
-    Raises:
-        ConfigError: `order` is not a permutation of the gates.
-    """
-    permutation = sorted(order) == list(range(len(gates)))
-    require(permutation, "order", tuple(order), f"a permutation of 0 to {len(gates) - 1}")
-    return tuple(gates[i] for i in order)
-
-
 def tile_and_roll(gates: Gates, key: PRNGKeyArray, times: int = 5) -> Gates:
-    """Scramble gates of equal shape: concatenate in reverse order, roll in space and channels, and split again.
+    """Scramble gates of equal shape (N, H, W, C): concatenate in reverse order, roll H, W and channels, split again.
 
-    Args:
-        gates: (N, H, W, C) each.
-        key: of the offsets; one key scrambles all images alike.
-        times: number of random offsets that are added up, each uniform over H, W and all channels.
-
-    Returns:
-        Gates of the same shapes.
+    All images are rolled alike, along each axis by the sum of `times` uniform offsets.
 
     Source: drafts of DLGN (tile-and-roll experiment).
     """
@@ -321,7 +281,7 @@ class GatedNetwork(Layer):
         sharpness: β of soft gates.
         scale: the 1 + ε of soft gates in NPF's code.
         value_input: "x", or "ones", an all-ones tensor of the image's shape.
-        order: permutation of the gates, or None.
+        order: a permutation: the l-th gate is that of number order[l], all of equal shape (DLGN, Sec. 4); or None.
         roll: seed of `tile_and_roll`, or None.
         weights: distribution of the initial weights.
         variance: their variance; He's 2 / fan-in if None.
@@ -353,22 +313,15 @@ class GatedNetwork(Layer):
             self.gating_network(x, train and not self.hard), hard=self.hard, sharpness=self.sharpness, scale=self.scale
         )
         if self.order is not None:
-            opened = permute_gates(opened, self.order)
+            permutation = sorted(self.order) == list(range(len(opened)))
+            require(permutation, "order", self.order, f"a permutation of 0 to {len(opened) - 1}")
+            opened = tuple(opened[i] for i in self.order)
         return opened if self.roll is None else tile_and_roll(opened, jax.random.key(self.roll))
 
     def __call__(
         self, x: Float[Array, "n ..."], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Classify.
-
-        Args:
-            x: (N, features) or (N, H, W, C).
-            train: normalize with the batch's statistics.
-            frozen: hold gates and statistics constant, which makes the logits affine in `x`.
-
-        Returns:
-            Logits, (N, classes).
-        """
+        """Classify; arguments and logits as of `Network`, the gates being those at `x`."""
         gates = self.gates(lax.stop_gradient(x) if frozen else x, train and not frozen)
         value = x if self.value_input == "x" else jnp.ones_like(x)
         return self.value_network(value, gates, train, frozen)

@@ -42,20 +42,16 @@ def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[A
 
 def _split(tree: Any, count: int, size: int) -> Any:
     """Split into blocks of one size along a new first axis, the last one padded with zeros."""
-    parts = math.ceil(count / size)
-    pad = parts * size - count
+    pad = -count % size
     return jax.tree.map(
-        lambda a: jnp.pad(a, ((0, pad), *((0, 0),) * (a.ndim - 1))).reshape(parts, size, *a.shape[1:]), tree
+        lambda a: jnp.pad(a, ((0, pad), *((0, 0),) * (a.ndim - 1))).reshape(-1, size, *a.shape[1:]), tree
     )
 
 
 def symmetric(pairs: Pairs, examples: Any, bytes_each: int | None = None) -> Float[Array, "n n"]:
-    """Evaluate a symmetric function of every pair of one set, about half of them by symmetry.
+    """Evaluate as `rectangular` a symmetric function of every pair of one set, about half of them by symmetry.
 
-    Args:
-        pairs: as in `rectangular`.
-        examples: n examples.
-        bytes_each: as in `rectangular`; None evaluates each panel of rows at once.
+    Each panel of rows is evaluated at once if `bytes_each` is None.
     """
     first = jax.tree.leaves(examples)[0]
     n = len(first)

@@ -80,9 +80,6 @@ class PathKernel:
         norms: the value network's `BatchNorm` layers in order; identities if empty.
         exact: raise for gates other than 0 and 1.
 
-    Raises:
-        ConfigError: an unknown option, or a number of norms or variances that does not match the layers.
-
     Example:
         >>> from jaxinterp.gated.architecture import fc
         >>> gates = (jnp.array([[1, 1, 0], [0, 1, 0]]), jnp.array([[1, 0, 1], [1, 1, 1]]))
@@ -122,7 +119,7 @@ class PathKernel:
         """Compute the kernel of every pair.
 
         Args:
-            x: inputs, (N, features) or (N, H, W, C).
+            x: inputs, floating (N, features) or (N, H, W, C), finite as the gates.
             gates: one for each `Gate`, (N, ...) as the activation there; overlaps <G, G'> of booleans and integers
                 are counted exactly, their products have the inputs' type.
             x2: other inputs, (M, ...); `x` if None, which computes half of the pairs only.
@@ -132,8 +129,7 @@ class PathKernel:
             (N, M), in the inputs' type.
 
         Raises:
-            ConfigError: inputs that are not floating, gates that do not match the architecture and inputs, values
-                that are not finite, gates other than 0 and 1 if `exact`, or path counts or products beyond the type.
+            ConfigError: path counts or products beyond the type; another `normalize` keeps them small.
         """
         require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
         x, other = jnp.asarray(x), None
@@ -141,10 +137,10 @@ class PathKernel:
         if x2 is not None and gates2 is not None:
             x2 = jnp.asarray(x2)
             self._check(x2, gates2)
-            require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, {', '.join(map(str, x.shape[1:]))})")
+            require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, *{x.shape[1:]})")
             other = x2, _countable(gates2, x.dtype)
-        kernel = replace(self, norms=())  # static argument: must be hashable
-        return _compute(kernel, self.norms, (x, _countable(gates, x.dtype)), other)
+        static = replace(self, norms=())  # hashable
+        return _compute(static, self.norms, (x, _countable(gates, x.dtype)), other)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
@@ -165,8 +161,10 @@ class PathKernel:
                 if name != "x" or self.value_input == "x":
                     products += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
         limit = math.log10(float(jnp.finfo(x.dtype).max))
-        counted, paths = self.get == "npk" and self.normalize == "none", 0.0
-        if counted:  # bounded by the input's size, pairs of positions, windows, and widths of the gates
+        paths = 0.0
+        if (
+            self.get == "npk" and self.normalize == "none"
+        ):  # bounded by the input's size, pairs of positions, windows, and widths of the gates
             windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
             factors = [x.shape[-1], int(np.prod(x.shape[1:-1])) ** 2, *(shape[-1] for shape in shapes), *windows]
             paths = sum(math.log10(float(factor)) for factor in factors)
@@ -198,10 +196,9 @@ class _Recursion:
         # Without pooling, pairs of different positions never contribute.
         mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in iter_layers(kernel.layers))
         self.axes = 4 if mixed else 2
+        s = 1.0 if kernel.get == "npk" else kernel.weight_variances
         fans = fan_ins(kernel.layers, shape)
-        s = kernel.weight_variances
-        given = s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans]
-        self.variances = iter([1.0] * len(fans) if kernel.get == "npk" else given)
+        self.variances = iter(s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans])
         self.norms = iter(norms)
 
     def share(self, count: int, typical: float = 1.0) -> float:
@@ -214,11 +211,9 @@ class _Recursion:
         if self.kernel.value_input == "ones":
             x, x2 = jnp.ones_like(x), jnp.ones_like(x2)
         q = self.overlap(x, x2)
-        state = _State(q, None if self.kernel.get == "npk" else jnp.zeros_like(q), x.shape[-1], True)
+        state = _State(q, jnp.zeros_like(q) if self.kernel.get == "ntk" else None, x.shape[-1], True)
         state = self.run(self.kernel.layers, state, iter(zip(gates, gates2, strict=True)))
-        result = state.t if self.kernel.get == "ntk" else state.q
-        assert result is not None
-        return result
+        return state.q if state.t is None else state.t
 
     def overlap(self, g: Array, g2: Array) -> Array:
         """Compute inner products over channels, exact for integers."""
@@ -229,6 +224,7 @@ class _Recursion:
         return dot("nhwc,mhwc->nmhw" if self.axes == 2 else "nhwc,muvc->nhwmuv", g, g2)
 
     def run(self, layers: Architecture, state: _State, gates: Any) -> _State:
+        """Carry Q and T through layers, taking the gates of both sides in turn."""
         for layer in layers:
             follows = state.norm is None or isinstance(layer, Gate)
             require(follows, "layers", f"{type(layer).__name__} after BatchNorm", "a Gate")
@@ -278,10 +274,8 @@ class _Recursion:
             axes = [2 + axis] if self.axes == 2 else [1 + axis, 4 + axis]
             a = _apart(jnp.pad(a, [pads if i in axes else (0, 0) for i in range(a.ndim)], mode=mode))
             size = (a.shape[axes[0]] - kernel) // stride + 1
-            terms = []
-            for offset in range(kernel):
-                cut = slice(offset, offset + stride * (size - 1) + 1, stride)
-                terms.append(a[tuple(cut if i in axes else slice(None) for i in range(a.ndim))])
+            cuts = [slice(offset, offset + stride * (size - 1) + 1, stride) for offset in range(kernel)]
+            terms = [a[tuple(cut if i in axes else slice(None) for i in range(a.ndim))] for cut in cuts]
             a = _apart(sum(terms[1:], terms[0]))
         return a * jnp.asarray(self.share(int(np.prod(layer.kernel_size))), a.dtype)
 
@@ -291,15 +285,13 @@ class _Recursion:
         if state.norm is None:
             o = self.overlap(g, g2).astype(kind) * share
             return self.each(lambda a: a * o, state)._replace(summed=True)
-        mask, mask2 = g.astype(kind), g2.astype(kind)
         squares = [jnp.square(part).astype(kind).reshape(*(1,) * (g.ndim - 1), -1) for part in state.norm]
-        o, offset = (self.overlap(mask * square, mask2) * share for square in squares)
+        o, offset = (self.overlap(g.astype(kind) * square, g2.astype(kind)) * share for square in squares)
         t = None if state.t is None else state.t * o
         return state._replace(q=state.q * o + offset, t=t, summed=True, norm=None)
 
     def residual(self, layer: Residual, state: _State, gates: Any) -> _State:
-        body = self.run(layer.body, state, gates)
-        around = self.run(layer.shortcut, state, gates)
+        body, around = self.run(layer.body, state, gates), self.run(layer.shortcut, state, gates)
         if body.summed != around.summed:
             body, around = self.over_channels(body), self.over_channels(around)
         t = None if body.t is None or around.t is None else body.t + around.t
@@ -320,8 +312,7 @@ class _Recursion:
             return self.each(lambda a: reduce(a, axis=(1, 2, 4, 5)), state)
 
         def windows(a: Array) -> Array:
-            n, height, width, m = a.shape[:4]
-            (wy, wx) = layer.window
+            (wy, wx), (n, height, width, m) = layer.window, a.shape[:4]
             rows, columns = height // wy, width // wx
             a = a[:, : rows * wy, : columns * wx, :, : rows * wy, : columns * wx]
             return reduce(a.reshape(n, rows, wy, columns, wx, m, rows, wy, columns, wx), axis=(2, 4, 7, 9))
@@ -330,10 +321,7 @@ class _Recursion:
 
 
 def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
-    """Convert gates to the inputs' type, integers on accelerators to int8.
-
-    Outside of the compiled kernel, where the conversion would be fused into the products and slow them down.
-    """
+    """Convert gates to the inputs' type, integers on accelerators to int8, before XLA can fuse it into products."""
     counted = kind if jax.default_backend() == "cpu" else jnp.int8
     return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
 
@@ -348,15 +336,12 @@ def _compute(kernel: PathKernel, norms: Any, side: Any, other: Any) -> Array:
         return recursion()(*block, *other)
 
     def self_kernel(side: Any) -> Array:
-        single = jax.tree.map(lambda a: a[:, None], side)
-        return lax.map(lambda example: pairs(example, example)[0, 0], single)
+        return lax.map(lambda one: pairs(one, one)[0, 0], jax.tree.map(lambda a: a[:, None], side))
 
     positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
     bytes_each = positions * x.dtype.itemsize
-    if other is None:
-        k = symmetric(pairs, side, None if x.ndim == 2 else bytes_each)
-    else:
-        k = rectangular(pairs, side, other, bytes_each)
+    block = None if x.ndim == 2 else bytes_each
+    k = symmetric(pairs, side, block) if other is None else rectangular(pairs, side, other, bytes_each)
     if kernel.normalize != "unit_diag":
         return k
     diagonals = [jnp.diagonal(k)] * 2 if other is None else [self_kernel(side), self_kernel(other)]
