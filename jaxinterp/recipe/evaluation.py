@@ -16,7 +16,7 @@ from jaxinterp.explain.explainable import OURS, Explainable, Images, Method
 from jaxinterp.explain.metrics import completeness, grid_pointing_game, pixel_deletion, sample_grids
 from jaxinterp.recipe.family import Log, TrainedRun
 
-Maps = Float[np.ndarray, "classes height width"]
+Maps = Float[np.ndarray, "maps height width"]
 
 
 def measure(

@@ -144,7 +144,7 @@ class Report:
     labels: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "n classes"]
     results: Mapping[str, Any]
-    first_maps: Mapping[str, Float[np.ndarray, "classes height width"]]
+    first_maps: Mapping[str, Float[np.ndarray, "maps height width"]]
     history: Sequence[Mapping[str, Any]]
     info: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
