@@ -225,7 +225,7 @@ class CodedFamily(Family[CodedModel]):
                 held=held,
                 test_images=images,
                 test_labels=labels,
-                foreign=_foreign(trained, log),
+                foreign=foreign_images(trained, log),
                 folder=trained.run_dir,
                 options=Measurement(
                     run.model.classifiers,
@@ -251,7 +251,7 @@ class CodedFamily(Family[CodedModel]):
         return coded_report.sections(report, network) if network.codes else ()
 
 
-def _foreign(trained: TrainedRun[CodedModel], log: Log) -> Float[np.ndarray, "n h w c"] | None:
+def foreign_images(trained: TrainedRun[CodedModel], log: Log) -> Float[np.ndarray, "n h w c"] | None:
     """Return test images of classes that the network does not know; None if the run names none or they are missing."""
     run, name = trained.run, trained.run.model.foreign
     if not name:
