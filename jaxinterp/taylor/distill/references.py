@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from jaxinterp.checks import require, require_labels
 from jaxinterp.data.image_set import ImageSet
+from jaxinterp.figures.curves import blank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,19 +21,11 @@ def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: i
         levels: sets from fine to coarse, as `distill` returns them.
         classes: names of the rows.
         columns: single images in a row, over all levels.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: no level, or no class.
     """
-    from matplotlib.figure import Figure
-
     require(levels and classes, "levels, classes", f"{len(levels)} and {len(classes)}", "at least one of each")
     each = max(1, columns // len(levels))
     counts = [min(each, int((level.labels == 0).sum())) for level in levels]
-    figure = Figure(figsize=(0.62 * (sum(counts) + 1), 0.66 * len(classes) + 0.4), layout="constrained")
+    figure = blank(0.62 * (sum(counts) + 1), 0.66 * len(classes) + 0.4)
     axes = figure.subplots(len(classes), sum(counts), squeeze=False)
     for level, count, start in zip(levels, counts, np.cumsum([0, *counts]), strict=False):
         axes[0, start].set_title(f"level {level.level}", fontsize=9, loc="left")
@@ -47,11 +40,7 @@ def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: i
 
 
 def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int) -> ImageSet:
-    """Return the mean image of every class.
-
-    Raises:
-        ValueError: a class has no image, or a label is not in [0, classes).
-    """
+    """Return the mean image of every class."""
     _require_images_per_class(labels, classes, 1)
     means = np.stack([images[labels == c].mean(0) for c in range(classes)]).astype(np.float32)
     return ImageSet(means, np.arange(classes, dtype=np.int32), provenance={"method": "class mean"})
@@ -60,11 +49,7 @@ def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " 
 def random_references(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """Draw `count` images of every class at random, without replacement.
-
-    Raises:
-        ValueError: a class has fewer images, or a label is not in [0, classes).
-    """
+    """Draw `count` images of every class at random, without replacement."""
     _require_images_per_class(labels, classes, count)
     rng = np.random.default_rng(seed)
     indices = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
@@ -74,11 +59,7 @@ def random_references(
 def k_means(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """Return the centers of `count` clusters of every class, by scikit-learn's k-means on pixels.
-
-    Raises:
-        ValueError: a class has fewer images, or a label is not in [0, classes).
-    """
+    """Return the centers of `count` clusters of every class, by scikit-learn's k-means on pixels."""
     from sklearn.cluster import KMeans
 
     _require_images_per_class(labels, classes, count)
@@ -105,9 +86,6 @@ def nearest_reference(
     queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "r d"], labels: Int[np.ndarray, " r"]
 ) -> Int[np.ndarray, " n"]:
     """Classify every query as its nearest reference (L2), both as vectors of pixels or of an embedding.
-
-    Raises:
-        ValueError: vectors differ in length, or there is not one label for each reference.
 
     Example:
         >>> nearest_reference(np.array([[0.9]]), np.array([[0.0], [1.0]]), np.array([7, 3])).tolist()
