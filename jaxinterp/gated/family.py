@@ -80,14 +80,13 @@ class GatedModel(Model):
 
     def check(self) -> None:
         """Regimes, gates and value input fit one another."""
-        taken = self.regime in ("copied", "learnt")
+        taken, two = self.regime in ("copied", "learnt"), self.regime != "relu"
         require(not taken or self.gating == "relu", "gating", f"{self.gating} with regime={self.regime}", "relu")
         for name, none in (("order", ()), ("roll", None), ("value_input", "x")):
             value = getattr(self, name)
-            alone = self.regime == "relu" and value != none
-            require(not alone, name, value, f"{none!r} with regime=relu, which has one network only")
-        blind = self.architecture == "fc" and self.value_input == "ones"
-        require(not blind, "value_input", "ones with fc", "x: values would see nothing of an image")
+            require(two or value == none, name, value, f"{none!r} with regime=relu, which has one network only")
+        seeing = self.architecture != "fc" or self.value_input == "x"
+        require(seeing, "value_input", "ones with fc", "x: values would see nothing of an image")
 
     @property
     def layers(self) -> Architecture:
@@ -264,12 +263,7 @@ def path_network(trained: TrainedRun[GatedModel]) -> PathNetwork:
 
 
 def spatial_gates(layers: Architecture, shape: tuple[int, ...]) -> list[int]:
-    """Return at most five spatial gates, evenly from the first to the last, outside of residual blocks.
-
-    Example:
-        >>> spatial_gates(c4gap(8), (32, 32, 3)), spatial_gates(resnet(20), (32, 32, 3))
-        ([0, 1, 2, 3], [18])
-    """
+    """Return at most five spatial gates, evenly from the first to the last, that no residual block goes around."""
     shapes, spatial = gate_shapes(layers, shape), list[int]()
     for i, layer in enumerate(layers):
         number = gate_count(layers[:i])

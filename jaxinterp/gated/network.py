@@ -80,9 +80,6 @@ def open_gates(preactivations: Gates, *, hard: bool = True, sharpness: float = 1
         sharpness: β of soft gates; 10 in DLGN, 4 in NPF's code.
         scale: the 1 + ε of NPF's code, 1.1 there.
 
-    Returns:
-        One gate for each, of its shape and dtype.
-
     Example:
         >>> open_gates((jnp.array([-1.0, 0.0, 2.0]),))[0].tolist()
         [0.0, 0.0, 1.0]
@@ -96,7 +93,7 @@ class Mask(nn.Module):
     """Compute z = q ⊙ G; a module so that the gated activation has a name at which it can be decomposed."""
 
     def __call__(self, q: Float[Array, "n ..."], gate: Shaped[Array, "..."]) -> Float[Array, "n ..."]:
-        """Mask `q`."""
+        """Return z."""
         require(gate.shape == q.shape, f"gates: {self.name}", f"shape {gate.shape}", f"shape {q.shape}")
         return q * gate.astype(q.dtype)
 
@@ -182,7 +179,7 @@ class Network(_Part):
             frozen: hold gates and statistics constant, which makes the network affine in `x`.
 
         Returns:
-            Logits, (N, classes).
+            Logits.
         """
         expected = gate_count(self.layers)
         require(gates is None or len(gates) == expected, "gates", len(gates or ()), f"{expected}, one for each Gate")
@@ -309,9 +306,8 @@ class GatedNetwork(Layer):
 
     def gates(self, x: Float[Array, "n ..."], train: bool = False) -> Gates:
         """Compute the gates of the value network at `x`; hard ones and their statistics are not trained."""
-        opened = open_gates(
-            self.gating_network(x, train and not self.hard), hard=self.hard, sharpness=self.sharpness, scale=self.scale
-        )
+        q = self.gating_network(x, train and not self.hard)
+        opened = open_gates(q, hard=self.hard, sharpness=self.sharpness, scale=self.scale)
         if self.order is not None:
             permutation = sorted(self.order) == list(range(len(opened)))
             require(permutation, "order", self.order, f"a permutation of 0 to {len(opened) - 1}")

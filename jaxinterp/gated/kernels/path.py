@@ -99,7 +99,6 @@ class PathKernel:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Check the options."""
         for name, options in (("get", Kernel), ("normalize", Normalize), ("value_input", ValueInput)):
             require_one_of(name, getattr(self, name), get_args(options))
         every = list(iter_layers(self.layers))
@@ -145,13 +144,16 @@ class PathKernel:
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
         require(jnp.issubdtype(x.dtype, jnp.floating), "x", x.dtype, "floating values")
-        shapes = gate_shapes(self.layers, x.shape[1:])
+        shapes, named = (
+            gate_shapes(self.layers, x.shape[1:]),
+            {f"gates: gate {i}": gate for i, gate in enumerate(gates)},
+        )
         require(len(gates) == len(shapes), "gates", len(gates), f"{len(shapes)}, one for each Gate")
-        for i, (gate, shape) in enumerate(zip(gates, shapes, strict=True)):
-            require(gate.shape == (len(x), *shape), f"gates: gate {i}", f"shape {gate.shape}", f"{(len(x), *shape)}")
+        for (name, gate), shape in zip(named.items(), shapes, strict=True):
+            require(gate.shape == (len(x), *shape), name, f"shape {gate.shape}", f"{(len(x), *shape)}")
         products = 0.0  # log10 of the largest factor of a path's share
         with jax.ensure_compile_time_eval():
-            for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
+            for name, array in {"x": x, **named}.items():
                 if isinstance(array, jax.core.Tracer) or array.size == 0 or array.dtype == bool:
                     continue
                 if jnp.issubdtype(array.dtype, jnp.floating):
@@ -160,11 +162,8 @@ class PathKernel:
                     require(((array == 0) | (array == 1)).all(), name, "other values", "0 and 1, as exact=True needs")
                 if name != "x" or self.value_input == "x":
                     products += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
-        limit = math.log10(float(jnp.finfo(x.dtype).max))
-        paths = 0.0
-        if (
-            self.get == "npk" and self.normalize == "none"
-        ):  # bounded by the input's size, pairs of positions, windows, and widths of the gates
+        limit, paths = math.log10(float(jnp.finfo(x.dtype).max)), 0.0
+        if self.get == "npk" and self.normalize == "none":  # by inputs, pairs of positions, gates' widths, windows
             windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
             factors = [x.shape[-1], int(np.prod(x.shape[1:-1])) ** 2, *(shape[-1] for shape in shapes), *windows]
             paths = sum(math.log10(float(factor)) for factor in factors)
@@ -194,8 +193,8 @@ class _Recursion:
     def __init__(self, kernel: PathKernel, norms: Sequence[Norm], shape: tuple[int, ...]) -> None:
         self.kernel, self.counts = kernel, kernel.get == "npk" and kernel.normalize == "none"
         # Without pooling, pairs of different positions never contribute.
-        mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in iter_layers(kernel.layers))
-        self.axes = 4 if mixed else 2
+        pooled = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in iter_layers(kernel.layers))
+        self.axes = 4 if pooled else 2
         s = 1.0 if kernel.get == "npk" else kernel.weight_variances
         fans = fan_ins(kernel.layers, shape)
         self.variances = iter(s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans])
@@ -257,13 +256,9 @@ class _Recursion:
         s = next(self.variances)
         if isinstance(layer, Conv):
             state = self.each(partial(self.window, layer), state)
-        q, t = state.q, state.t
-        if t is not None:
-            t = q + s * t
-        q = s * q
+        q, t = s * state.q, None if state.t is None else state.q + s * state.t
         if layer.bias and self.kernel.get != "npk":
-            q = q + self.kernel.bias_variance
-            t = None if t is None else t + 1.0
+            q, t = q + self.kernel.bias_variance, None if t is None else t + 1.0
         return _State(q, t, layer.features, False)
 
     def window(self, layer: Conv, a: Array) -> Array:
