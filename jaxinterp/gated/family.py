@@ -32,7 +32,6 @@ from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.train import predict
 
 Regime = Literal["relu", "decoupled", "gates", "frozen", "copied", "learnt"]
-SOFT = ("decoupled", "gates")  # regimes whose gates are trained
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of the code base that DLGN names
 
 
@@ -156,18 +155,9 @@ class GatedFamily(Family[GatedModel]):
             gates = gate_count(layers)
             permuted = sorted(model.order) in ([], list(range(gates)))
             require(permuted, "model.order", model.order, f"a permutation of 0 to {gates - 1}")
-            body = GatedNetwork(
-                layers,
-                model.gating,
-                hard=model.regime not in SOFT,
-                sharpness=model.sharpness,
-                scale=model.scale,
-                value_input=model.value_input,
-                order=model.order or None,
-                roll=model.roll,
-                weights=model.weights,
-                dtype=kind,
-            )
+            fields = {name: getattr(model, name) for name in ("sharpness", "scale", "value_input", "roll", "weights")}
+            hard, order = model.regime not in ("decoupled", "gates"), model.order or None
+            body = GatedNetwork(layers, model.gating, hard=hard, order=order, dtype=kind, **fields)
         return Classifier(body, mean=MEAN, std=DEVIATION) if model.standardize else Classifier(body)
 
     def loss(self, run: Run[GatedModel], network: nn.Module) -> LossFn:

@@ -125,7 +125,7 @@ class Tiles:
         return [(i, j) for i, j in self.indices() if not finished[i, j]]
 
     def compute(self, block: Block, *, progress: bool = True) -> int:
-        """Compute the unfinished tiles.
+        """Compute the unfinished tiles; return how many this process computed.
 
         Tiles are distributed over hosts, which share the folder and wait for one another at the end, and on each host
         over its devices, one tile ahead of each. A killed run loses only the tiles in progress.
@@ -133,9 +133,6 @@ class Tiles:
         Args:
             block: (rows, columns) ↦ that part of the matrix, float32; called on the tile's device.
             progress: show a progress bar on the terminal.
-
-        Returns:
-            The number of tiles that this process computed.
 
         Raises:
             DataError: a tile is not finite or cannot be written (a full disk, say); finished tiles are kept.
