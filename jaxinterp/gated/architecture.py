@@ -8,6 +8,7 @@ arXiv 2006.10529, "NPF") and "Disentangling deep neural networks with rectified 
 2110.03403, "DLGN").
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -113,12 +114,7 @@ def gate_count(layers: Architecture) -> int:
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one example after a layer, from that before it, (features,) or (height, width, channels).
-
-    Example:
-        >>> output_shape(Conv(8, strides=(2, 2)), (32, 32, 3))
-        (16, 16, 8)
-    """
+    """Return the shape of one example after a layer, from that before it, (features,) or (height, width, channels)."""
     name, got = type(layer).__name__, f"an example of shape {shape}"
     if isinstance(layer, Dense):
         require(len(shape) == 1, name, got, "(features,); flatten or pool it first")
@@ -137,7 +133,7 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(layer, GlobalAvgPool):
         return shape[-1:]
     if isinstance(layer, Flatten):
-        return (int(np.prod(shape)),)
+        return (math.prod(shape),)
     if isinstance(layer, Residual):
         body, shortcut = (reduce(lambda s, one: output_shape(one, s), b, shape) for b in (layer.body, layer.shortcut))
         require(body == shortcut, name, f"body {body} and shortcut {shortcut}", "equal shapes")
@@ -167,11 +163,8 @@ def gate_shapes(layers: Architecture, shape: tuple[int, ...]) -> tuple[tuple[int
 
 def fan_ins(layers: Architecture, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the fan-in of every `Dense` and `Conv`, in order."""
-    return tuple(
-        before[-1] * (int(np.prod(layer.kernel_size)) if isinstance(layer, Conv) else 1)
-        for layer, before in _shapes(layers, shape)
-        if isinstance(layer, Dense | Conv)
-    )
+    linear = [(layer, before) for layer, before in _shapes(layers, shape) if isinstance(layer, Dense | Conv)]
+    return tuple(c[-1] * (math.prod(layer.kernel_size) if isinstance(layer, Conv) else 1) for layer, c in linear)
 
 
 def fc(width: int = 128, hidden: int = 5, classes: int = 10, bias: bool = False, flatten: bool = False) -> Architecture:

@@ -32,7 +32,6 @@ from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.train import predict
 
 Regime = Literal["relu", "decoupled", "gates", "frozen", "copied", "learnt"]
-SOFT = ("decoupled", "gates")  # regimes whose gates are trained
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of the code base that DLGN names
 
 
@@ -80,14 +79,13 @@ class GatedModel(Model):
 
     def check(self) -> None:
         """Regimes, gates and value input fit one another."""
-        taken = self.regime in ("copied", "learnt")
+        taken, two = self.regime in ("copied", "learnt"), self.regime != "relu"
         require(not taken or self.gating == "relu", "gating", f"{self.gating} with regime={self.regime}", "relu")
         for name, none in (("order", ()), ("roll", None), ("value_input", "x")):
             value = getattr(self, name)
-            alone = self.regime == "relu" and value != none
-            require(not alone, name, value, f"{none!r} with regime=relu, which has one network only")
-        blind = self.architecture == "fc" and self.value_input == "ones"
-        require(not blind, "value_input", "ones with fc", "x: values would see nothing of an image")
+            require(two or value == none, name, value, f"{none!r} with regime=relu, which has one network only")
+        seeing = self.architecture != "fc" or self.value_input == "x"
+        require(seeing, "value_input", "ones with fc", "x: values would see nothing of an image")
 
     @property
     def layers(self) -> Architecture:
@@ -157,18 +155,9 @@ class GatedFamily(Family[GatedModel]):
             gates = gate_count(layers)
             permuted = sorted(model.order) in ([], list(range(gates)))
             require(permuted, "model.order", model.order, f"a permutation of 0 to {gates - 1}")
-            body = GatedNetwork(
-                layers,
-                model.gating,
-                hard=model.regime not in SOFT,
-                sharpness=model.sharpness,
-                scale=model.scale,
-                value_input=model.value_input,
-                order=model.order or None,
-                roll=model.roll,
-                weights=model.weights,
-                dtype=kind,
-            )
+            fields = {name: getattr(model, name) for name in ("sharpness", "scale", "value_input", "roll", "weights")}
+            hard, order = model.regime not in ("decoupled", "gates"), model.order or None
+            body = GatedNetwork(layers, model.gating, hard=hard, order=order, dtype=kind, **fields)
         return Classifier(body, mean=MEAN, std=DEVIATION) if model.standardize else Classifier(body)
 
     def loss(self, run: Run[GatedModel], network: nn.Module) -> LossFn:
@@ -264,12 +253,7 @@ def path_network(trained: TrainedRun[GatedModel]) -> PathNetwork:
 
 
 def spatial_gates(layers: Architecture, shape: tuple[int, ...]) -> list[int]:
-    """Return at most five spatial gates, evenly from the first to the last, outside of residual blocks.
-
-    Example:
-        >>> spatial_gates(c4gap(8), (32, 32, 3)), spatial_gates(resnet(20), (32, 32, 3))
-        ([0, 1, 2, 3], [18])
-    """
+    """Return at most five spatial gates, evenly from the first to the last, that no residual block goes around."""
     shapes, spatial = gate_shapes(layers, shape), list[int]()
     for i, layer in enumerate(layers):
         number = gate_count(layers[:i])

@@ -28,19 +28,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jaxinterp.checks import require, require_finite, require_one_of
-from jaxinterp.gated.architecture import (
-    Architecture,
-    AvgPool,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    Gate,
-    GlobalAvgPool,
-    Residual,
-    ValueInput,
-    gate_count,
-)
+from jaxinterp.gated import architecture as arch
+from jaxinterp.gated.architecture import Architecture, ValueInput, gate_count
 from jaxinterp.nn import batchnorm
 from jaxinterp.nn.layers import Layer
 
@@ -80,9 +69,6 @@ def open_gates(preactivations: Gates, *, hard: bool = True, sharpness: float = 1
         sharpness: β of soft gates; 10 in DLGN, 4 in NPF's code.
         scale: the 1 + ε of NPF's code, 1.1 there.
 
-    Returns:
-        One gate for each, of its shape and dtype.
-
     Example:
         >>> open_gates((jnp.array([-1.0, 0.0, 2.0]),))[0].tolist()
         [0.0, 0.0, 1.0]
@@ -96,7 +82,7 @@ class Mask(nn.Module):
     """Compute z = q ⊙ G; a module so that the gated activation has a name at which it can be decomposed."""
 
     def __call__(self, q: Float[Array, "n ..."], gate: Shaped[Array, "..."]) -> Float[Array, "n ..."]:
-        """Mask `q`."""
+        """Return z."""
         require(gate.shape == q.shape, f"gates: {self.name}", f"shape {gate.shape}", f"shape {q.shape}")
         return q * gate.astype(q.dtype)
 
@@ -108,12 +94,12 @@ class _Part(Layer):
     weights: Weights = "normal"
     variance: float | None = None
 
-    def linear(self, layer: Dense | Conv, x: Array, name: str) -> Array:
+    def linear(self, layer: arch.Dense | arch.Conv, x: Array, name: str) -> Array:
         """Apply a dense or convolutional layer."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         init = weight_initializer(self.weights, self.variance)
         options: dict[str, Any] = {"use_bias": layer.bias, "kernel_init": init, "name": name, **types}
-        if isinstance(layer, Dense):
+        if isinstance(layer, arch.Dense):
             return nn.Dense(layer.features, **options)(x)
         if layer.padding == "circular":
             x = jnp.pad(x, ((0, 0), *layer.pads, (0, 0)), mode="wrap")
@@ -134,14 +120,14 @@ class _Part(Layer):
             for layer in layers:
                 if gates == last and not head:
                     break
-                if isinstance(layer, Dense | Conv):
+                if isinstance(layer, arch.Dense | arch.Conv):
                     x = self.linear(layer, x, f"linear_{next(linears)}")
-                elif isinstance(layer, BatchNorm):
+                elif isinstance(layer, arch.BatchNorm):
                     x = self.norm(x, train, f"norm_{next(norms)}")
-                elif isinstance(layer, Gate):
+                elif isinstance(layer, arch.Gate):
                     x = gate(gates, x)
                     gates += 1
-                elif isinstance(layer, Residual):
+                elif isinstance(layer, arch.Residual):
                     body = run(layer.body, x)
                     x = body if gates == last and not head else body + run(layer.shortcut, x)
                 else:
@@ -151,10 +137,10 @@ class _Part(Layer):
         return run(self.layers, x)
 
 
-def _pool(layer: AvgPool | GlobalAvgPool | Flatten, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    if isinstance(layer, Flatten):
+def _pool(layer: arch.AvgPool | arch.GlobalAvgPool | arch.Flatten, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    if isinstance(layer, arch.Flatten):
         return x.reshape(len(x), -1)
-    if isinstance(layer, GlobalAvgPool):
+    if isinstance(layer, arch.GlobalAvgPool):
         return x.mean((1, 2))
     (wy, wx), (n, height, width, channels) = layer.window, x.shape
     rows, columns = height // wy, width // wx
@@ -173,16 +159,13 @@ class Network(_Part):
     def __call__(
         self, x: Float[Array, "n ..."], gates: Gates | None = None, train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Carry the value of `x` along the open paths.
+        """Carry the value of `x` along the open paths to the logits.
 
         Args:
             x: (N, features) or (N, H, W, C).
             gates: one for each `Gate` of the architecture, (N, ...) as the activation there, finite; None rectifies.
             train: normalize with the batch's statistics.
             frozen: hold gates and statistics constant, which makes the network affine in `x`.
-
-        Returns:
-            Logits, (N, classes).
         """
         expected = gate_count(self.layers)
         require(gates is None or len(gates) == expected, "gates", len(gates or ()), f"{expected}, one for each Gate")
@@ -232,17 +215,17 @@ class GatingNetwork(_Part):
 
         def run(layers: Architecture, x: Array, width: int, normed: bool) -> tuple[Array, int, bool]:
             for layer in layers:
-                if isinstance(layer, Dense | Conv):
+                if isinstance(layer, arch.Dense | arch.Conv):
                     width, normed = layer.features, False
-                    if isinstance(layer, Conv) and layer.strides != (1, 1):
-                        x = _pool(AvgPool(layer.strides), x)
-                elif isinstance(layer, BatchNorm):
+                    if isinstance(layer, arch.Conv) and layer.strides != (1, 1):
+                        x = _pool(arch.AvgPool(layer.strides), x)
+                elif isinstance(layer, arch.BatchNorm):
                     normed = True
-                elif isinstance(layer, Gate):
-                    feature = Conv(width, bias=not normed) if x.ndim == 4 else Dense(width, not normed)
+                elif isinstance(layer, arch.Gate):
+                    feature = arch.Conv(width, bias=not normed) if x.ndim == 4 else arch.Dense(width, not normed)
                     y = self.linear(feature, x, f"linear_{len(q)}")
                     q.append(self.norm(y, train, f"norm_{len(q)}") if normed else y)
-                elif isinstance(layer, Residual):
+                elif isinstance(layer, arch.Residual):
                     x, width, normed = run(layer.body, x, width, normed)
                 else:
                     x = _pool(layer, x)
@@ -309,9 +292,8 @@ class GatedNetwork(Layer):
 
     def gates(self, x: Float[Array, "n ..."], train: bool = False) -> Gates:
         """Compute the gates of the value network at `x`; hard ones and their statistics are not trained."""
-        opened = open_gates(
-            self.gating_network(x, train and not self.hard), hard=self.hard, sharpness=self.sharpness, scale=self.scale
-        )
+        q = self.gating_network(x, train and not self.hard)
+        opened = open_gates(q, hard=self.hard, sharpness=self.sharpness, scale=self.scale)
         if self.order is not None:
             permutation = sorted(self.order) == list(range(len(opened)))
             require(permutation, "order", self.order, f"a permutation of 0 to {len(opened) - 1}")

@@ -198,18 +198,12 @@ def evaluate(
     shown: Int[np.ndarray, " shown"],
     count: int = 4,
 ) -> dict[str, Any]:
-    """Evaluate a fitted regressor on test images.
-
-    Args:
-        regressor: fitted, with labels 0, ..., classes − 1.
-        images: test images, (m, ...).
-        labels: their labels, (m,).
-        shown: indices of test images whose deciding training images are listed.
-        count: training images listed for and against each prediction.
+    """Evaluate on test images a regressor fitted with labels 0, ..., classes − 1.
 
     Returns:
-        JSON values: `metrics` (name → number); `deciding`, for each of `shown` its prediction, the sum of all shares
-        and the largest as [training image, share]; and `overlap`, see `class_overlap`, (gates, classes, classes).
+        JSON values: `metrics` (name → number); `deciding`, for each test image of the indices `shown` its prediction,
+        the sum of all shares and the `count` largest for and against it as [training image, share]; and `overlap`, see
+        `class_overlap`, (gates, classes, classes).
     """
     start, logits, solution, deciding = (
         time.perf_counter(),

@@ -25,14 +25,6 @@ class PathNetwork:
         kernel: of the value network.
         inputs: images, (n, ...) ↦ value inputs, (n, ...).
         gates: images, (n, ...) ↦ one gate for each `Gate` of the kernel's architecture, (n, ...).
-
-    Example:
-        >>> from jaxinterp.gated.architecture import fc
-        >>> layers, x = fc(4, 2, classes=3, flatten=True), jnp.ones((2, 5, 5, 1))
-        >>> dlgn = GatedNetwork(layers, hard=True)
-        >>> network = PathNetwork.of(dlgn, dlgn.init(jax.random.key(0), x))
-        >>> network.inputs(x).shape, [gate.shape for gate in network.gates(x)], network.kernel.exact
-        ((2, 25), [(2, 4), (2, 4)], True)
     """
 
     kernel: PathKernel

@@ -37,11 +37,8 @@ def effective_filters(
     Args:
         preactivation: (1, ...) ↦ (1, ...), `lambda x: gating_network.apply(variables, x)[layer]` of a DLGN, say.
         shape: shape of an example.
-        units: flat indices into q; all units if None.
+        units: flat indices into q, in the order of the filters; all units if None.
         dtype: type of the computation.
-
-    Returns:
-        The filters, in the order of `units`.
 
     Raises:
         ConfigError: the pre-activation is not affine, as in a DGN.

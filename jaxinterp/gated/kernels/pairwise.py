@@ -18,13 +18,9 @@ PANELS = 8  # of a symmetric matrix
 
 
 def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[Array, "n m"]:
-    """Evaluate a function of every pair.
+    """Evaluate `pairs`, (rows, columns) ↦ values, for n and m examples, pytrees of arrays with a common first axis.
 
-    Args:
-        pairs: (rows, columns) ↦ values of their pairs; both are pytrees of arrays with a common first axis.
-        left: n examples.
-        right: m examples.
-        bytes_each: bytes that one pair takes in the largest array.
+    One pair takes `bytes_each` bytes in the largest array.
     """
     n, m = (len(jax.tree.leaves(side)[0]) for side in (left, right))
     block = max(1, BLOCK_BYTES.get(jax.default_backend(), ACCELERATOR_BLOCK_BYTES) // bytes_each)

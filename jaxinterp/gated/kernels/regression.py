@@ -62,10 +62,7 @@ def kernel_ridge(
     Args:
         k: kernel of the training examples, (n, n), symmetric positive semidefinite.
         targets: (n, classes).
-        ridges: λ to choose from, > 0.
-
-    Returns:
-        The solution of least leave-one-out error.
+        ridges: λ > 0 to choose from.
 
     Raises:
         ConfigError: the kernel is not symmetric positive semidefinite, or zero; if rounding is why, try a larger λ.

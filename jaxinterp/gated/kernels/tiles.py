@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,8 @@ class Tiles:
             "fill_value": fill,
         }
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
-        try:
+        with _data_error(f"{path} cannot be opened as tiles"):
             return ts.open(spec, open=True, create=True).result()
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path} cannot be opened as tiles: {_first_line(error)}") from error
 
     def _slices(self, i: int, j: int) -> tuple[slice, slice]:
         size, (rows, columns) = self.tile_size, self.shape
@@ -126,7 +125,7 @@ class Tiles:
         return [(i, j) for i, j in self.indices() if not finished[i, j]]
 
     def compute(self, block: Block, *, progress: bool = True) -> int:
-        """Compute the unfinished tiles.
+        """Compute the unfinished tiles; return how many this process computed.
 
         Tiles are distributed over hosts, which share the folder and wait for one another at the end, and on each host
         over its devices, one tile ahead of each. A killed run loses only the tiles in progress.
@@ -134,9 +133,6 @@ class Tiles:
         Args:
             block: (rows, columns) ↦ that part of the matrix, float32; called on the tile's device.
             progress: show a progress bar on the terminal.
-
-        Returns:
-            The number of tiles that this process computed.
 
         Raises:
             DataError: a tile is not finite or cannot be written (a full disk, say); finished tiles are kept.
@@ -167,17 +163,13 @@ class Tiles:
             tile = wide.astype(np.float32)
         if not np.isfinite(tile).all():
             raise DataError(f"tile ({i}, {j}): expected finite float32 values, got NaN or infinity")
-        try:
+        with _data_error(f"tile ({i}, {j}) could not be written to {self.folder}"):
             self._kernel[rows, columns].write(tile).result()
             self._finished[i, j].write(np.uint8(1)).result()
-        except (ValueError, OSError) as error:
-            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {_first_line(error)}") from error
 
     def _read(self, stored: Any, name: str) -> np.ndarray:
-        try:
+        with _data_error(f"{self.folder}: {name} is damaged"):
             return np.asarray(stored.read().result())
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}: {name} is damaged: {_first_line(error)}") from error
 
     def _tile(self, i: int, j: int) -> Float[np.ndarray, "_ _"]:
         tile = self._read(self._kernel[self._slices(i, j)], f"tile ({i}, {j})")
@@ -239,6 +231,11 @@ def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list
     return [(name, value, wanted) for name, value, wanted in pairs if value != wanted]
 
 
-def _first_line(error: Exception) -> str:
-    """Return a library's message without the description of its arrays that follows."""
-    return str(error).splitlines()[0].split(" [tensorstore_spec=")[0].split(" [source locations=")[0]
+@contextmanager
+def _data_error(fault: str) -> Iterator[None]:
+    """Raise tensorstore's errors as DataError, without the description of the array that follows their message."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = str(error).splitlines()[0].split(" [tensorstore_spec=")[0].split(" [source locations=")[0]
+        raise DataError(f"{fault}: {message}") from error
