@@ -109,7 +109,8 @@ def require_finite(name: str, values: Array | np.ndarray) -> None:
         return
     if isinstance(values, np.ndarray) and values.size and np.isfinite([values.min(), values.max()]).all():
         return  # without a copy on the device, or a mask of the array's size
-    wrong = values.size - int(jnp.isfinite(values).sum())
+    with jax.ensure_compile_time_eval():  # known values are computed with, though a function around is being traced
+        wrong = values.size - int(jnp.isfinite(values).sum())
     require(not wrong, name, f"{wrong} of {values.size} values NaN or infinite", "finite values")
 
 
