@@ -316,12 +316,23 @@ def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
 
 
 @contextlib.contextmanager
-def naming_config(run_dir: Path) -> Iterator[None]:
-    """Let a configuration's errors name the file it was read from."""
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of a value name the file it was read from."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{run_dir / 'config.json'}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def validate_json(kind: Any, text: str) -> Any:
+    """Return the dataclass that a JSON text holds; raise for a field that is unknown, missing or out of range."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        require(False, ".".join(map(str, first["loc"])) or "content", first["input"], expected(error))
 
 
 def read_name(run_dir: Path) -> str:
@@ -337,17 +348,11 @@ def read_name(run_dir: Path) -> str:
 
 def read_config(run_dir: Path, model: type[M]) -> Run[M]:
     """Return the configuration that `write_config` wrote of a run whose `model` part is of this class."""
-    from pydantic import TypeAdapter, ValidationError
-
     read_name(run_dir)
-    kind: Any = Run[model]  # type: ignore[valid-type]
-    with naming_config(run_dir):
-        content = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("config")
-        try:
-            run: Run[M] = TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            require(False, ".".join(map(str, first["loc"])) or "config", first["input"], expected(error))
+    path = run_dir / "config.json"
+    with naming(path):
+        content = json.loads(path.read_text(encoding="utf-8")).get("config")
+        run: Run[M] = validate_json(Run[model], json.dumps(content))  # type: ignore[valid-type]
     return run
 
 
