@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,8 @@ class Checked:
         Traceback (most recent call last):
         jaxinterp.errors.ConfigError: epochs: got 0, expected at least 1
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # an unknown field of a file raises
 
     def __post_init__(self) -> None:
         """Check every field, then `check`."""

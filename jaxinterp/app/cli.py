@@ -148,7 +148,8 @@ class Evaluate:
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from jaxinterp.app import stages
-        from jaxinterp.app.publish import gather, metrics_table, one_run, publish, require_finished
+        from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished
+        from jaxinterp.app.results import write_results
 
         one_run(self.run_dirs)  # before anything is measured
         if self.results is not None:
@@ -159,7 +160,9 @@ class Evaluate:
         summary = gather(self.run_dirs)
         console.print(metrics_table(summary))
         if self.results is not None:
-            show(console, f"results: {publish(summary, self.results)}")
+            path = self.results / f"{summary.run.replace('/', '_')}.json"
+            write_results(path, summary)
+            show(console, f"results: {path}")
 
 
 @dataclass(frozen=True)
@@ -214,10 +217,7 @@ Command = (
 
 
 def assignments(words: Sequence[str]) -> list[str]:
-    """Write options of a run's fields as assignments, and raise for options without a value.
-
-    Raises:
-        ConfigError: an option such as `--run-dir=`.
+    """Write options of a run's fields as assignments, and raise for options without a value, such as `--run-dir=`.
 
     Example:
         >>> assignments(["train", "coda/mnist", "--train.epochs", "4", "--model.ranks", "4", "8", "--smoke"])
@@ -237,18 +237,11 @@ def assignments(words: Sequence[str]) -> list[str]:
 
 
 def parse(kind: Any, words: Sequence[str], prog: str) -> Any:
-    """Return the command that the words ask for.
-
-    Raises:
-        ConfigError: they ask for none.
-        SystemExit: after help.
-    """
-    box = io.StringIO()
+    """Return the command that the words ask for; leave after help."""
+    box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                kind, prog=prog, description=__doc__, args=assignments(words), config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            return tyro.cli(kind, prog=prog, description=__doc__, args=assignments(words), config=options)
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(in_one_line(box.getvalue())) from None

@@ -208,7 +208,7 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
     [
         ("report", "metrics.jsonl", "}\n", "", "is missing or damaged"),
         ("report", "run.json", "{", "", "is missing or damaged"),
-        ("report", "evaluation.json", '"metrics": {}, ', "", "is damaged (it has no metrics)"),
+        ("report", "evaluation.json", '"metrics": {}, ', "", "(it has no metrics)"),
         ("report", "config.json", "200.0", '"hot"', "model.temperature"),
         ("evaluate", "config.json", "200.0", "-1.0", "temperature"),
         ("evaluate", "config.json", '"epochs": 1', '"epochs": 0', "train.epochs"),
