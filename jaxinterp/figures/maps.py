@@ -163,7 +163,7 @@ def filter_sheet(
     require(len(names) == rows, "names", len(names), f"{rows}")
     _require_titles(titles, rows, columns)
     figure = blank(1.15 * columns + 0.6, 1.35 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
     for i, j in np.ndindex(rows, columns):
         _picture(grid[i, j], drawn[i, j], titles[i][j])
     for axes, name in zip(grid[:, 0], names, strict=True):

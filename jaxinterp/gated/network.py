@@ -134,7 +134,7 @@ class _Part(Layer):
                     x = _pool(layer, x)
             return x
 
-        return run(self.layers, x)
+        return run(self.layers, self.widen(x))
 
 
 def _pool(layer: arch.AvgPool | arch.GlobalAvgPool | arch.Flatten, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
@@ -231,7 +231,7 @@ class GatingNetwork(_Part):
                     x = _pool(layer, x)
             return x, width, normed
 
-        run(self.layers, x, x.shape[-1], False)
+        run(self.layers, self.widen(x), x.shape[-1], False)
         return tuple(q)
 
 

@@ -68,6 +68,7 @@ class Orbit(Layer):
         """Return the responses, (N, |G|, K), of images (N, H, W, C): one matrix product."""
         shape = (self.templates, *x.shape[1:])
         templates = self.param("templates", nn.initializers.uniform(1.0), shape, self.param_dtype)
+        x = self.widen(x)
         return respond(orbit_kernel(self.group, templates).astype(x.dtype), x)
 
 

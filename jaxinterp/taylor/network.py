@@ -60,6 +60,7 @@ class Expansion(Layer, kw_only=True):
         self.warn_outside(x)
         x0, shape = self.expansion_point(x.shape[1:]), x.shape[1:]
         require(x0.shape == shape, "x", f"images of shape {shape}", f"{x0.shape}, the shape of the expansion point")
+        x = self.widen(x)
         return (x - x0.astype(x.dtype)[None]) / jnp.asarray(self.scale, x.dtype)
 
     def warn_outside(self, x: Array | np.ndarray) -> None:
