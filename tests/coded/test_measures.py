@@ -10,7 +10,7 @@ import pytest
 from jaxinterp.coded.codes import Code
 from jaxinterp.coded.early_exit import decode_blocks
 from jaxinterp.coded.export import load_network
-from jaxinterp.coded.measures import POINTS, Measurement, measure_paths
+from jaxinterp.coded.measures import POINTS, measure_paths
 from jaxinterp.coded.network import CodedResNeXt, Stage
 from jaxinterp.coded.surgery import keep_only
 from jaxinterp.data import Dataset
@@ -40,7 +40,8 @@ def measured(tmp_path_factory):
         test_labels=test.labels,
         foreign=images[:5],
         folder=folder,
-        options=Measurement(classifiers=2, classifier_images=12, path_images=20, batch=8),
+        classifiers=2,
+        batch=8,
         log=lines.append,
     )
     return results, lines, folder, variables, images, test.labels
