@@ -105,8 +105,10 @@ def shrunk(run: AnyRun) -> AnyRun:
     )
 
 
-def expansion(model: TaylorModel, dtype: Literal["float32", "bfloat16"]) -> Expansion:
-    """Return the polynomial network, on images in [0, 1]."""
+def expansion(run: AnyRun, dtype: Literal["float32", "bfloat16"]) -> Expansion:
+    """Return the polynomial network of a run, on images in [0, 1]."""
+    model, sizes = run.model, run.evaluate.grid_sizes
+    require(not sizes, "evaluate.grid_sizes", sizes, "none: the expansion point has the image's size")
 
     def fields(*names: str) -> dict[str, Any]:
         return {name: getattr(model, name) for name in names}
@@ -173,9 +175,7 @@ class TaylorFamily(Family[TaylorModel]):
 
     def build(self, run: Run[TaylorModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Expansion:
         """Return the network of a run."""
-        sizes = run.evaluate.grid_sizes
-        require(not sizes, "evaluate.grid_sizes", sizes, "none: the expansion point has the image's size")
-        return expansion(run.model, dtype)
+        return expansion(run, dtype)
 
     def loss(self, run: Run[TaylorModel], network: nn.Module) -> LossFn:
         """Return the cross-entropy, with the order penalty if there is one."""
@@ -190,10 +190,8 @@ class TaylorFamily(Family[TaylorModel]):
 
     def explainable(self, trained: TrainedRun[TaylorModel]) -> Explainable:
         """Explain a network in x − x0: affine once its path is held (integrated gradients, exactly)."""
-        constant = "its value at the expansion point"
-        return explained_about(
-            trained, lambda variables: variables["batch_stats"]["expansion_point"], constant=constant
-        )
+        fields = {"constant": "its value at the expansion point"}
+        return explained_about(trained, lambda variables: variables["batch_stats"]["expansion_point"], **fields)
 
     def measure(self, trained: TrainedRun[TaylorModel], log: Log) -> dict[str, Any]:
         """Measure the accuracy of truncated series and the energy of each order."""

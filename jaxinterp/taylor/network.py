@@ -193,11 +193,12 @@ class TaylorNet(Expansion, kw_only=True):
         return unit(z).astype(np.promote_types(np.float32, z.dtype))
 
 
-def _conv(layer: Layer, features: int, side: int, stride: int, name: str) -> nn.Conv:
-    """Build a convolution of odd side without bias, padded to keep the size at stride 1."""
+def _conv_norm(layer: Layer, x: Array, features: int, side: int, stride: int, name: str, train: bool) -> Array:
+    """Convolve with odd kernels, padded to keep the size at stride 1, and normalize."""
     types: dict[str, Any] = {"dtype": layer.dtype, "param_dtype": layer.param_dtype}
     init, pad = nn.initializers.he_normal(), (side - 1) // 2
-    return nn.Conv(features, (side, side), stride, pad, use_bias=False, kernel_init=init, **types, name=name)
+    conv = nn.Conv(features, (side, side), stride, pad, use_bias=False, kernel_init=init, **types, name=name)
+    return BatchNorm(**layer.shared, name=f"norm_{name.removeprefix('conv_')}")(conv(x), train)
 
 
 class PolynomialBlock(Layer):
@@ -217,15 +218,13 @@ class PolynomialBlock(Layer):
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h2 w2 c2"]:
         """Map (N, H, W, C) to (N, H/stride, W/stride, features)."""
 
-        def conv_norm(x: Array, side: int, stride: int, conv: str, norm: str) -> Array:
-            return BatchNorm(**self.shared, name=norm)(_conv(self, self.features, side, stride, conv)(x), train)
+        def conv_norm(x: Array, side: int, stride: int, name: str) -> Array:
+            return _conv_norm(self, x, self.features, side, stride, name, train)
 
-        h = conv_norm(x, 3, self.stride, "conv_1", "norm_1")
-        h = conv_norm(h, 3, 1, "conv_2", "norm_2")
-        s = x
-        if x.shape[-1] != self.features or self.stride > 1:
-            s = conv_norm(x, 1, self.stride, "shortcut", "norm_shortcut")
-        product = conv_norm(h * s, 1, 1, "product", "norm_product")
+        h = conv_norm(conv_norm(x, 3, self.stride, "conv_1"), 3, 1, "conv_2")
+        same = x.shape[-1] == self.features and self.stride == 1
+        s = x if same else conv_norm(x, 1, self.stride, "shortcut")
+        product = conv_norm(h * s, 1, 1, "product")
         alpha = self.param("alpha", nn.initializers.zeros, (), self.param_dtype)
         return h + s + alpha.astype(h.dtype) * product
 
@@ -255,8 +254,7 @@ class PolynomialResNet(Expansion, kw_only=True):
         require(entries[0] == entries[1] > 0, "depths, widths", entries, "as many entries in both, at least one")
         if frozen:
             return self.frozen_logits(x)
-        z = _conv(self, self.widths[0], 3, 1, "stem")(self.centered(x))
-        z = BatchNorm(**self.shared, name="norm_stem")(z, train)
+        z = _conv_norm(self, self.centered(x), self.widths[0], 3, 1, "stem", train)
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage and not i else 1

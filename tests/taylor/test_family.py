@@ -30,7 +30,8 @@ TINY = FAMILY.smoke(runs()["taylor/digits"].run).replace(
 )
 MERGING = DISTILL.smoke(runs()["distill/mnist"].run).replace(
     data={"image_size": 8},
-    model={"features": (2,), "side": 2, "size": 8, "counts": (2,)},
+    model={"features": (2,), "side": 2, "size": 8},
+    train={"val_fraction": 0.0},
     evaluate={"occlusion": ()},
 )
 
@@ -137,23 +138,31 @@ def test_a_run_can_be_trained_on_distilled_images(tmp_path: Path) -> None:
         training_data(TINY.replace(data={"distilled": "none.npz"}), None)
 
 
-def test_a_distillation_writes_its_levels_and_measures_its_baselines(tmp_path: Path) -> None:
-    stages.train("distill/mnist", MERGING, tmp_path)
+@pytest.mark.parametrize(("count", "iterations"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
+def test_a_distillation_writes_its_levels_and_measures_its_baselines(
+    count: int, iterations: int, tmp_path: Path
+) -> None:
+    run = MERGING.replace(model={"counts": (count,), "condense_iterations": iterations})
+    stages.train("distill/mnist", run, tmp_path)
     html = stages.report(tmp_path, log=lambda line: None).read_text(encoding="utf-8")
     results = read_json(tmp_path / "evaluation.json", "")
     last = read_set(tmp_path / "distilled" / "level_1.npz")
     assert last.labels.tolist() == list(range(10))
     assert (tmp_path / "distilled" / "sheet.png").stat().st_size > 1000
     sets = {row["set"]: row for row in results["baselines"]}
-    assert list(sets) == ["class_mean_1", "distilled_4", "random_2", "k_means_2", "condensed_2"]
     metrics, (images, labels) = results["metrics"], stages.trained(tmp_path).test_data
-    assert metrics["nearest_reference_accuracy_level_0"] == pytest.approx(sets["distilled_4"]["embedding"])
+    if count == 1:
+        assert list(sets) == ["class_mean_1", "distilled_1", "random_1"]
+        assert metrics["one_reference_accuracy"] == pytest.approx(sets["distilled_1"]["embedding"])
+    else:
+        assert list(sets) == ["class_mean_1", "distilled_4", "random_2", "k_means_2", "condensed_2"]
+        assert metrics["nearest_reference_accuracy_level_0"] == pytest.approx(sets["distilled_4"]["embedding"])
     digits = load("digits", "train")
     known, classes = digits.images[:128].reshape(128, 64) / 16, digits.labels[:128]
     centers = np.stack([known[classes == c].mean(0) for c in range(10)])
     nearest = ((images.reshape(-1, 1, 64) - centers) ** 2).sum(-1).argmin(1)
     assert metrics["class_mean_1_pixels"] == pytest.approx((nearest == labels).mean(), abs=0.02)
-    for text in ("From images to archetypes", "nearest in the embedding", "k means 2"):
+    for text in ("From images to archetypes", "nearest in the embedding", f"random {count}"):
         assert text in html
 
 

@@ -98,14 +98,12 @@ class DistillFamily(Family[DistillModel]):
 
     def build(self, run: Run[DistillModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Distiller:
         """Return the network of a run; a batch must be large enough for its levels."""
-        model, sizes = run.model, run.evaluate.grid_sizes
-        require(not sizes, "evaluate.grid_sizes", sizes, "none: the expansion point has the image's size")
+        model, embedding = run.model, expansion(run, dtype)
+        assert isinstance(embedding, TaylorNet)
         references = model.classes * model.group**model.batch_levels
         size = run.train.batch_size // run.train.grad_accum_steps
         wanted = f"more than {model.classes} x {model.group}^{model.batch_levels} = {references} images, the references"
         require(size > references, "train.batch_size, model.batch_levels", f"{size} images at once", wanted)
-        embedding = expansion(model, dtype)
-        assert isinstance(embedding, TaylorNet)
         fields: dict[str, Any] = {"classes": model.classes, "group": model.group, "width": model.merge_width}
         return Distiller(embedding=embedding, dtype=embedding.dtype, **fields)
 

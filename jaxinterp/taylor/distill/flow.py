@@ -223,9 +223,7 @@ def distill(
     require_labels("labels", labels, len(images), model.classes)
     require_unit_range(images)
     most = best_levels(labels, model.classes, model.group)
-    require(
-        levels <= most, "levels", levels, f"at most {most}: a level needs {model.group} times the images of each class"
-    )
+    require(levels <= most, "levels", levels, f"at most {most}: level 0 has {model.group}^levels images of every class")
     merge = jax.jit(partial(model.apply, method="merge_groups"))
     origin = {**(provenance or {}), "method": "real images, chosen at random", "seed": str(seed)}
     sets = [replace(random_references(images, labels, model.classes, model.group**levels, seed), provenance=origin)]
@@ -240,7 +238,7 @@ def distill(
 def fixed_point_error(model: Distiller, variables: Any, references: Float[np.ndarray, "n h w c"]) -> float:
     """Measure the root mean square of G(r, …, r) − r: zero if merging copies of a reference does not change it."""
     groups = jnp.repeat(jnp.asarray(references)[:, None], model.group, axis=1)
-    merged: Any = model.apply(variables, groups, method="merge_groups")
+    merged = jax.jit(partial(model.apply, method="merge_groups"))(variables, groups)
     return float(jnp.sqrt(((merged - references) ** 2).mean()))
 
 

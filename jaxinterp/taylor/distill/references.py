@@ -41,8 +41,7 @@ def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: i
 
 def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int) -> ImageSet:
     """Return the mean image of every class."""
-    _require_images_per_class(labels, classes, 1)
-    means = np.stack([images[labels == c].mean(0) for c in range(classes)]).astype(np.float32)
+    means = np.stack([images[members].mean(0) for members in _members(labels, classes, 1)]).astype(np.float32)
     return ImageSet(means, np.arange(classes, dtype=np.int32), provenance={"method": "class mean"})
 
 
@@ -50,9 +49,8 @@ def random_references(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
     """Draw `count` images of every class at random, without replacement."""
-    _require_images_per_class(labels, classes, count)
     rng = np.random.default_rng(seed)
-    indices = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
+    indices = np.concatenate([rng.permutation(members)[:count] for members in _members(labels, classes, count)])
     return _drawn(images[indices], classes, "random", seed)
 
 
@@ -62,10 +60,9 @@ def k_means(
     """Return the centers of `count` clusters of every class, by scikit-learn's k-means on pixels."""
     from sklearn.cluster import KMeans
 
-    _require_images_per_class(labels, classes, count)
-    vectors = images.reshape(len(images), -1)
-    fits = [KMeans(count, n_init=1, random_state=seed).fit(vectors[labels == c]) for c in range(classes)]
-    centers = np.clip(np.concatenate([fit.cluster_centers_ for fit in fits]), 0, 1).astype(np.float32)
+    vectors, means = images.reshape(len(images), -1), KMeans(count, n_init=1, random_state=seed)
+    centers = [means.fit(vectors[members]).cluster_centers_ for members in _members(labels, classes, count)]
+    centers = np.clip(np.concatenate(centers), 0, 1).astype(np.float32)
     return _drawn(centers.reshape(-1, *images.shape[1:]), classes, "k-means", seed)
 
 
@@ -75,11 +72,13 @@ def _drawn(images: Float[np.ndarray, "n h w c"], classes: int, method: str, seed
     return ImageSet(images, labels, provenance={"method": method, "seed": str(seed)})
 
 
-def _require_images_per_class(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
+def _members(labels: Int[np.ndarray, " n"], classes: int, count: int) -> list[np.ndarray]:
+    """Return the indices of every class's images, of which there must be `count`."""
     require_labels("labels", labels, len(labels), classes)
-    counts = np.bincount(labels, minlength=classes)
-    fewest = counts.min()
-    require(1 <= count <= fewest, "count", count, f"1 to {fewest}: class {counts.argmin()} has {fewest} images")
+    members = [np.flatnonzero(labels == c) for c in range(classes)]
+    fewest = min(map(len, members))
+    require(1 <= count <= fewest, "count", count, f"1 to {fewest}, the images of the rarest class")
+    return members
 
 
 def nearest_reference(
