@@ -23,9 +23,13 @@ from jaxinterp.gated.architecture import Architecture, Gate, c4gap, fc, gate_cou
 from jaxinterp.gated.network import GatedNetwork, Gates, Gating, Network
 from jaxinterp.gated.npk_regression import NPKRegressor, evaluate
 from jaxinterp.gated.path_network import PathNetwork
+<<<<<<< HEAD
 from jaxinterp.gated.report import filters, overlaps, regression
 from jaxinterp.nn.layers import ConvNet
 from jaxinterp.nn.losses import LossFn, classification_loss, softmax_cross_entropy
+=======
+from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
+>>>>>>> w2-explain
 from jaxinterp.recipe.config import Count, Model, Natural, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class
@@ -162,7 +166,7 @@ class GatedFamily(Family[GatedModel]):
 
     def loss(self, run: Run[GatedModel], network: nn.Module) -> LossFn:
         """Return the softmax cross-entropy."""
-        return classification_loss(network, softmax_cross_entropy)
+        return ClassificationLoss(network, softmax_cross_entropy)
 
     def frozen_params(self, run: Run[GatedModel]) -> Callable[[str], bool] | None:
         """Freeze the parameters of fixed gates, or the values' where gates are trained alone."""

@@ -5,7 +5,6 @@ from jaxinterp.nn.losses import (
     ClassificationLoss,
     LogitsLoss,
     LossFn,
-    classification_loss,
     sigmoid_bce,
     softmax_cross_entropy,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "StreamLoader",
     "TrainConfig",
     "TrainState",
-    "classification_loss",
     "coda_imagenet",
     "compile_step",
     "cosine_by_epoch",

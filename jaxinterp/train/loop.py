@@ -179,7 +179,7 @@ def fit(
         run_dir: The run folder: `checkpoints/`, `metrics.jsonl`, `run.json` and `tensorboard/` are written here.
         model: A Flax model, called as `model.apply(variables, image, train=bool)`. BatchNorm needs
             `axis_name="batch"` under `pmap`, and none under `jit`.
-        loss_fn: The loss, for instance `classification_loss(model, sigmoid_bce)`, whose loss of the logits is then
+        loss_fn: The loss, for instance `ClassificationLoss(model, sigmoid_bce)`, whose loss of the logits is then
             reported on the held-out parts too.
         tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.

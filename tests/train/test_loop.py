@@ -13,10 +13,10 @@ from jaxinterp.data.augment import flip, identity
 from jaxinterp.data.pipeline import epoch_order
 from jaxinterp.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from jaxinterp.train import (
+    ClassificationLoss,
     ProgressMeter,
     Stream,
     TrainConfig,
-    classification_loss,
     fit,
     fit_closed_form,
     load_variables,
@@ -34,7 +34,7 @@ def train(folder, model, data, test=None, tx=TX, augment=identity, **settings):
     config = TrainConfig(**{"epochs": 3, "batch_size": 16, "eval_batch": 10} | settings)
     extra.setdefault("devices", jax.devices()[:1])
     return fit(
-        folder, model, classification_loss(model, softmax_cross_entropy), tx, data, test, augment, config, **extra
+        folder, model, ClassificationLoss(model, softmax_cross_entropy), tx, data, test, augment, config, **extra
     )
 
 

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinterp.train import (
-    classification_loss,
+    ClassificationLoss,
     compile_step,
     device_mesh,
     init_state,
@@ -34,14 +34,14 @@ def replicate(tree, mesh):
 
 
 def start(model, tx=TX):
-    loss = classification_loss(model, softmax_cross_entropy)
+    loss = ClassificationLoss(model, softmax_cross_entropy)
     return loss, init_state(model, loss, tx, jax.random.key(0), batches(1)[0])
 
 
 def run(model, state, *, mode, devices, grad_accum_steps=1, tx=TX):
     mesh = device_mesh(jax.devices()[:devices])
     step = compile_step(
-        classification_loss(model, softmax_cross_entropy), tx, mode=mode, mesh=mesh, grad_accum_steps=grad_accum_steps
+        ClassificationLoss(model, softmax_cross_entropy), tx, mode=mode, mesh=mesh, grad_accum_steps=grad_accum_steps
     )
     state, key = replicate(state, mesh), jax.device_put(jax.random.key(5), NamedSharding(mesh, P()))
     for batch in batches():
