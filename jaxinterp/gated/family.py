@@ -23,13 +23,9 @@ from jaxinterp.gated.architecture import Architecture, Gate, c4gap, fc, gate_cou
 from jaxinterp.gated.network import GatedNetwork, Gates, Gating, Network
 from jaxinterp.gated.npk_regression import NPKRegressor, evaluate
 from jaxinterp.gated.path_network import PathNetwork
-<<<<<<< HEAD
 from jaxinterp.gated.report import filters, overlaps, regression
 from jaxinterp.nn.layers import ConvNet
-from jaxinterp.nn.losses import LossFn, classification_loss, softmax_cross_entropy
-=======
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
->>>>>>> w2-explain
 from jaxinterp.recipe.config import Count, Model, Natural, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class

@@ -180,11 +180,13 @@ def train_on(
 
     Args:
         references: training images, all of them in every step.
-        images, labels: test images, (N, H, W, C) in [0, 1], and their classes, (N,).
+        images: test images, (N, H, W, C) in [0, 1].
+        labels: their classes, (N,).
         classes: number of classes.
         key: of the network and the shifts.
         steps: of SGD with momentum 0.9 and weight decay 5e-4; the learning rate falls to a tenth halfway.
-        width, depth: channels and blocks of the network.
+        width: channels of the network.
+        depth: its blocks.
         learning_rate: of the first half.
         shift: largest shift in pixels; images wrap around.
 
