@@ -19,5 +19,5 @@ def test_non_finite_values_raise_and_known_ones_do_under_a_trace_too():
 
     traced(jnp.ones(3))
     for wrong in (jnp.array([1.0, jnp.nan]), np.array([np.inf, 1.0, np.nan])):
-        with pytest.raises(ConfigError, match="known: got .* of . values NaN or infinite"):
+        with pytest.raises(ConfigError, match=r"known: got .* of . values NaN or infinite"):
             traced(wrong)

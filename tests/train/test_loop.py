@@ -11,10 +11,10 @@ import pytest
 
 from jaxinterp.data.augment import flip, identity
 from jaxinterp.data.pipeline import epoch_order
+from jaxinterp.data.stream import Stream
 from jaxinterp.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from jaxinterp.train import (
     ProgressMeter,
-    Stream,
     TrainConfig,
     classification_loss,
     fit,
