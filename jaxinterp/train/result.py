@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxinterp.train.evaluate import Evaluation
-from jaxinterp.train.state import TrainState
+from jaxinterp.train.step import TrainState
 
 Which = Literal["last", "best"]
 
@@ -19,10 +19,9 @@ class FitResult:
         best: Variables of the epoch that was best on the validation part; None without such a part.
         history: One record per finished epoch, as in metrics.jsonl.
         summary: `{"last": {...}, "best": {...}}`, each with `epoch`, `step` and, where there are such parts,
-            `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; with `eval_test_each_epoch` also
-            `{"highest": {...}}`, the epoch of the highest test accuracy, which is chosen on the test part. Empty if
-            the run was interrupted.
-        interrupted: Name of the signal that stopped the run before its end; None where none did.
+            `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; with `eval_test_each_epoch` also `highest`, the
+            epoch of the highest test accuracy. Empty if the run was interrupted.
+        interrupted: Name of the signal that stopped the run before its end.
     """
 
     state: TrainState
