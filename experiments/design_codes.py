@@ -196,8 +196,8 @@ def _balanced_subset(pool: Int[np.ndarray, " words"], num_classes: int, length: 
     """
     if len(pool) < num_classes:
         return None
-    limit = max(MAX_POOL, num_classes)
-    pool = pool if len(pool) <= limit else rng.choice(pool, limit, replace=False)
+    if len(pool) > (limit := max(MAX_POOL, num_classes)):
+        pool = rng.choice(pool, limit, replace=False)
     bits = (pool[:, None] >> np.arange(length)[::-1] & 1).astype(np.int64)
     weight = int(bits[0].sum())
     subsets: list[tuple[int, np.ndarray]] = []
@@ -241,9 +241,8 @@ def _anneal(num_classes: int, length: int, weight: int, distance: int, rng: Gene
             p, q = np.flatnonzero(table[i] > table[j]), np.flatnonzero(table[i] < table[j])
             if not len(p):
                 continue
-            columns = [rng.choice(p), rng.choice(q)]
             rows = table[[i, j]].copy()
-            rows[:, columns] ^= 1
+            rows[:, [rng.choice(p), rng.choice(q)]] ^= 1
             changed = np.stack([(table != row).sum(1) for row in rows])
             changed[0, j] = changed[1, i] = (rows[0] != rows[1]).sum()
             worse = np.maximum(0, distance - changed) ** 2

@@ -81,7 +81,6 @@ def rewrite(content, path, **changes):
     "changes",
     [
         {"stage": {"blocks": 10**6}},
-        {"stage": {"blocks": 10**18}},
         {"stage": {"features": 10**12}},
         {"stage": {"width": 10**12}},
         {"stage": {"paths": 10**12, "kept": 10**12, "code": None}},
@@ -89,7 +88,6 @@ def rewrite(content, path, **changes):
         {"stage": {"features": float("nan")}},
         {"classes": 10**12},
         {"stem": [10**12, 1]},
-        {"stem": [3, 10**20]},
         {"stages": [asdict(Stage(10**7, 8, 2, 2))] * 3},
     ],
 )

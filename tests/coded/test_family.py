@@ -107,9 +107,9 @@ def test_everything_is_measured_and_reported(folder: Path) -> None:
     assert len(results["classifiers"]) == 2
     network, variables = load_network(folder / "classifiers" / "1.npz")
     trained = stages.trained(folder)
-    images = trained.test_data[0]
-    whole = trained.network.apply(trained.variables, jnp.asarray(images), keep=keep_only(trained.network, 1))
-    alone = network.apply(variables, jnp.asarray(images))
+    images = jnp.asarray(trained.test_data[0][:8])
+    whole = trained.network.apply(trained.variables, images, keep=keep_only(trained.network, 1))
+    alone = network.apply(variables, images)
     np.testing.assert_allclose(alone[:, 0], whole[:, 1], rtol=1e-4, atol=1e-4)
     page = stages.report(folder).read_text(encoding="utf-8")
     for title in ("The paths of every class", "Decisions before the end", "One class cut out", "lost without a path"):
@@ -159,11 +159,8 @@ def test_an_explained_image_has_its_paths_beside_their_code(
         ("model.ghost", {"ghost": 7}),
         ("model.foreign", {"foreign": "digits"}),
         ("mu, drop", {"codes": ("", "", "")}),
-        ("mu", {"mu": -1.0}),
         ("power", {"power": 0.5}),
-        ("std", {"std": (0.0,)}),
         ("foreign", {"foreign": "imagenet2012"}),
-        ("drop", {"drop": 1.0}),
     ],
 )
 def test_fields_that_do_not_fit_are_named(field: str, changes: dict[str, object]) -> None:
