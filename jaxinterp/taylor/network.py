@@ -290,11 +290,7 @@ class LevelCount:
 def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
     """Count parameters, and coefficients of the full expansion, level by level and of the whole network.
 
-    A polynomial of order n in d inputs has C(d + n, n) coefficients for each output.
-
-    Args:
-        model: the network.
-        shape: of an image, (H, W, C).
+    A polynomial of order n in d inputs has C(d + n, n) coefficients for each output. `shape` is an image's, (H, W, C).
 
     Example:
         >>> from jaxinterp.taylor import hierarchical

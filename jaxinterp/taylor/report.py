@@ -41,9 +41,8 @@ def _orders(report: Report) -> Section:
         "accuracy of the series truncated after each order."
     )
     figure = order_curves(results["energy"], accuracy, 1 / len(report.classes))
-    return Section(
-        "The series, order by order", [text], [picture(figure, caption, "Energy and accuracy by order", 900)]
-    )
+    curves = picture(figure, caption, "Energy and accuracy by order", 900)
+    return Section("The series, order by order", [text], [curves])
 
 
 def _maps(report: Report) -> Section:

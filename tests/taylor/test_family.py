@@ -69,7 +69,8 @@ def test_the_penalized_loss_is_cross_entropy_and_the_penalty(variables) -> None:
 def test_every_factor_is_decayed_and_no_bias(variables) -> None:
     params = jax.tree.map(jnp.ones_like, variables["params"])
     optimizer = make_optimizer("sgd", optax.constant_schedule(1.0), weight_decay=0.5)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    state = optimizer.init(params)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), state, params)
     decayed = {"bias": 0.0, "linear": -0.5, "factor_2_1": -0.5, "factor_2_2": -0.5, "out_2": -0.5}
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         np.testing.assert_allclose(update, decayed[path[-1].key], atol=1e-6)

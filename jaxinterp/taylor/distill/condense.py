@@ -59,12 +59,8 @@ def _loss(net: DistillationNet, params: Any, images: Array, labels: Array) -> Fl
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _mean_std(images: np.ndarray) -> tuple[float, float]:
-    return float(images.mean()), float(images.std()) or 1.0
-
-
 def gradient_distance(gradient: Any, target: Any) -> Float[Array, ""]:
-    """Sum 1 − cos of two gradients over kernels and their outputs; biases and norms are left out, as in the code."""
+    """Sum 1 − cos of two gradients over kernels and their outputs; biases and norms left out, as the authors do."""
 
     def distance(a: Array, b: Array) -> Array:
         if a.ndim < 2:
@@ -107,27 +103,24 @@ def condense(
     Returns:
         The images, clipped to [0, 1].
     """
-    rows, columns = images.shape[1:3]
-    deepest = int(np.log2(min(rows, columns)))
-    require(0 <= depth <= deepest, "depth", f"{depth} on {rows}x{columns} images", f"0 to {deepest}")
+    side = min(images.shape[1:3])
+    require(0 <= depth < side.bit_length(), "depth", depth, f"0 to {side.bit_length() - 1} on images of side {side}")
     require_at_least("iterations", iterations, 0)
     require_unit_range(images)
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     start = random_references(images, labels, classes, count, seed)
     by_class = [np.flatnonzero(labels == c) for c in range(classes)]
-    net = DistillationNet(classes, width, depth)
-    tx = optax.sgd(0.1, momentum=0.5)
-    mean, std = _mean_std(images)
+    net, tx = DistillationNet(classes, width, depth), optax.sgd(0.1, momentum=0.5)
+    mean, std = float(images.mean()), float(images.std()) or 1.0
 
     @jax.jit
-    def step(params: Any, synthetic: Array, state: Any, real: Array, label: Array) -> tuple[Array, Any]:
+    def step(params: Any, synthetic: Array, state: Any, real: Array, label: Array) -> tuple[Any, Any]:
         def distance(synthetic: Array) -> Array:
             gradient = jax.grad(lambda p, x: _loss(net, p, x, jnp.broadcast_to(label, len(x))))
             return gradient_distance(gradient(params, synthetic), lax.stop_gradient(gradient(params, real)))
 
         updates, state = tx.update(jax.grad(distance)(synthetic), state)
-        moved: Any = optax.apply_updates(synthetic, updates)
-        return moved, state
+        return optax.apply_updates(synthetic, updates), state
 
     # A Python loop over classes, because XLA runs the body of a compiled loop on one core of a CPU.
     synthetic = [jnp.asarray((start.images[start.labels == c] - mean) / std) for c in range(classes)]
@@ -194,7 +187,7 @@ def train_on(
         The accuracy, in [0, 1].
     """
     net = DistillationNet(classes, width, depth)
-    mean, std = _mean_std(references.images)
+    mean, std = float(references.images.mean()), float(references.images.std()) or 1.0
     x, y = jnp.asarray((references.images - mean) / std), jnp.asarray(references.labels)
     params, tx = _initial(net, key, x[:1]), _optimizer(learning_rate, steps)
     state = tx.init(params)

@@ -80,21 +80,11 @@ class DistillFamily(Family[DistillModel]):
 
     def smoke(self, run: Run[DistillModel]) -> Run[DistillModel]:
         """Shrink a run to seconds: few features, one level."""
-        return shrunk(run).replace(
-            data={"max_images": 128},
-            model={
-                "merge_width": 2,
-                "batch_levels": 1,
-                "levels": 1,
-                "counts": (1, 2),
-                "condense_iterations": 1,
-                "condense_batch": 2,
-                "net_width": 2,
-                "net_steps": 1,
-                "net_seeds": 1,
-            },
-            train={"batch_size": 64, "grad_accum_steps": 1},
-        )
+        ones = dict.fromkeys(("batch_levels", "levels", "condense_iterations", "net_steps", "net_seeds"), 1)
+        twos = dict.fromkeys(("merge_width", "condense_batch", "net_width"), 2)
+        train = {"batch_size": 64, "grad_accum_steps": 1}
+        model = {**ones, **twos, "counts": (1, 2)}
+        return shrunk(run).replace(data={"max_images": 128}, model=model, train=train)
 
     def build(self, run: Run[DistillModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Distiller:
         """Return the network of a run; a batch must be large enough for its levels."""
@@ -116,11 +106,10 @@ class DistillFamily(Family[DistillModel]):
         """Return random parameters, expanded about the mean training image; there must be images for all levels."""
         model = run.model
         most = best_levels(data.labels, model.classes, model.group)
-        wanted = f"at most {most}: a level needs {model.group} times the images of every class"
-        require(model.levels <= most, "model.levels", model.levels, wanted)
         fewest = int(np.bincount(data.labels, minlength=model.classes).min())
-        wanted = f"at most {fewest}, the training images of the rarest class"
-        require(max(model.counts) <= fewest, "model.counts", model.counts, wanted)
+        wanted = f"at most {most}: the rarest class has {fewest} training images"
+        require(model.levels <= most, "model.levels", model.levels, wanted)
+        require(max(model.counts) <= fewest, "model.counts", model.counts, f"at most {fewest} of the rarest class")
         stats = variables["batch_stats"]
         embedding = centered(model, {"batch_stats": stats["embedding"]}, data)
         return {**variables, "batch_stats": {**stats, "embedding": embedding["batch_stats"]}}

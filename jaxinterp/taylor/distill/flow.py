@@ -39,11 +39,7 @@ from jaxinterp.taylor.units import Level, TaylorLevel
 
 
 class Merge(Layer):
-    """G: merge groups of images into one image each, whatever the order within a group.
-
-    Attributes:
-        width: channels between the two levels of Taylor units.
-    """
+    """G: merge groups of images into one each by two levels of Taylor units, `width` channels between them."""
 
     width: int = 16
 
@@ -177,8 +173,7 @@ class SimilarityLoss:
         correct = weight * (logits.argmax(-1) == labels).astype(weight.dtype)
         stats = {**batch_stats, "references": lax.stop_gradient(level[:, 0])}
         accuracy = correct.sum() / jnp.maximum(weight.sum(), 1)
-        metrics = {"loss": loss, "accuracy": accuracy, "deviation": deviation}
-        return loss, (stats, metrics)
+        return loss, (stats, {"loss": loss, "accuracy": accuracy, "deviation": deviation})
 
 
 def best_levels(labels: Int[np.ndarray, " n"], classes: int, group: int) -> int:

@@ -51,7 +51,8 @@ def random_references(
     """Draw `count` images of every class at random, without replacement."""
     rng = np.random.default_rng(seed)
     indices = np.concatenate([rng.permutation(members)[:count] for members in _members(labels, classes, count)])
-    return _drawn(images[indices], classes, "random", seed)
+    provenance = {"method": "random", "seed": str(seed)}
+    return ImageSet(images[indices], labels[indices].astype(np.int32), provenance=provenance)
 
 
 def k_means(
@@ -63,13 +64,11 @@ def k_means(
     vectors, means = images.reshape(len(images), -1), KMeans(count, n_init=1, random_state=seed)
     centers = [means.fit(vectors[members]).cluster_centers_ for members in _members(labels, classes, count)]
     centers = np.clip(np.concatenate(centers), 0, 1).astype(np.float32)
-    return _drawn(centers.reshape(-1, *images.shape[1:]), classes, "k-means", seed)
-
-
-def _drawn(images: Float[np.ndarray, "n h w c"], classes: int, method: str, seed: int) -> ImageSet:
-    """Return a set of as many images of every class, in the order of the classes."""
-    labels = np.repeat(np.arange(classes, dtype=np.int32), len(images) // classes)
-    return ImageSet(images, labels, provenance={"method": method, "seed": str(seed)})
+    of_class, provenance = (
+        np.repeat(np.arange(classes, dtype=np.int32), count),
+        {"method": "k-means", "seed": str(seed)},
+    )
+    return ImageSet(centers.reshape(-1, *images.shape[1:]), of_class, provenance=provenance)
 
 
 def _members(labels: Int[np.ndarray, " n"], classes: int, count: int) -> list[np.ndarray]:

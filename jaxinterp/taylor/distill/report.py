@@ -28,9 +28,8 @@ def sections(report: Report) -> list[Section]:
 
 
 def _levels(report: Report) -> Section:
-    rows, metrics, folder = report.results["levels"], report.results["metrics"], report.trained.run_dir / FOLDER
-    model = report.run.model
-    levels = [read_set(folder / f"level_{row['level']}.npz") for row in rows]
+    rows, metrics, model = report.results["levels"], report.results["metrics"], report.run.model
+    levels = [read_set(report.trained.run_dir / FOLDER / f"level_{row['level']}.npz") for row in rows]
     text = (
         f"One learned map merges {model.group} images of a class into one, then {model.group} of its results into one, "
         f"until one image is left of {model.group**model.levels}. A test image is classified by the "
