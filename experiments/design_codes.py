@@ -164,8 +164,7 @@ def _trace_code(length: int, distance: int) -> Int[np.ndarray, " words"]:
         return code
     degree, powers = length.bit_length() - 1, [1]
     while len(powers) < length - 1:
-        doubled = powers[-1] << 1
-        powers.append(doubled ^ reducing if doubled >= length else doubled)
+        powers.append(min(2 * powers[-1], 2 * powers[-1] ^ reducing))
 
     def trace(exponent: int) -> int:
         """Return Tr(α^i) = Σ_j α^(i 2^j), 0 or 1."""

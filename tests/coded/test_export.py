@@ -82,10 +82,8 @@ def rewrite(content, path, **changes):
     [
         {"stage": {"blocks": 10**6}},
         {"stage": {"features": 10**12}},
-        {"stage": {"width": 10**12}},
         {"stage": {"paths": 10**12, "kept": 10**12, "code": None}},
         {"stage": {"blocks": 1.5}},
-        {"stage": {"features": float("nan")}},
         {"classes": 10**12},
         {"stem": [10**12, 1]},
         {"stages": [asdict(Stage(10**7, 8, 2, 2))] * 3},

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import config
 
 from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.network import CodedResNeXt, Stage
@@ -83,24 +82,3 @@ def test_specificity_is_accuracy_class_by_class(variables):
     assert results.overlap.tolist() == [[4, 2, 0], [2, 4, 2], [0, 2, 4]]
     some = specificity(NET, variables, images[1:2], LABELS[1:2], batch=4)
     assert np.isnan(some.accuracy).tolist() == [True, False, True]
-
-
-PLAIN = CodedResNeXt(stages=NET.stages[:1])
-
-
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("labels", lambda v, x: specificity(NET, v, x, LABELS + 1)),
-        ("labels", lambda v, x: specificity(NET, v, x, LABELS[:2])),
-        ("images", lambda v, x: specificity(NET, v, x * np.nan, LABELS)),
-        ("model", lambda v, x: specificity(PLAIN, v, x, LABELS)),
-        ("block", lambda v, x: accuracy_without(NET, v, x, LABELS, 2, [1], True, jax.random.key(0))),
-        ("counts", lambda v, x: accuracy_without(NET, v, x, LABELS, 1, [1, 4], True, jax.random.key(0))),
-    ],
-)
-def test_bad_input_raises_in_one_line(variables, name, call, monkeypatch):
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=f"^{name}: ") as error:
-        call(variables, np.asarray(X))
-    assert "\n" not in str(error.value)
