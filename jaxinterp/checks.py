@@ -46,8 +46,8 @@ def require_at_least(name: str, value: Any, bound: int | float) -> None:
     require(all(x is None or x >= bound for x in values), name, value, f"at least {bound}")
 
 
-def require_one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise unless a value is among the choices; the message gives the closest ones.
+def require_one_of(name: str, value: Any, choices: Iterable[Any], otherwise: str = "") -> None:
+    """Raise unless a value is among the choices; the message gives the closest ones, else `otherwise` or all.
 
     Raises:
         ConfigError: it is not.
@@ -55,7 +55,7 @@ def require_one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
     known = list(choices)
     if value not in known:
         close = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=0.7)
-        require(False, name, value, " or ".join(close) if close else f"one of {', '.join(map(str, known))}")
+        require(False, name, value, " or ".join(close) or otherwise or f"one of {', '.join(map(str, known))}")
 
 
 def shown(value: Any) -> str:
@@ -139,7 +139,7 @@ class Checked:
         from pydantic import ValidationError
 
         kind: Any = type(self)
-        for name, adapter in _adapters(kind).items():
+        for name, adapter in field_adapters(kind).items():
             try:
                 adapter.validate_python(getattr(self, name), strict=True)
             except ValidationError as error:
@@ -151,8 +151,8 @@ class Checked:
 
 
 @functools.cache
-def _adapters(kind: Any) -> dict[str, Any]:
-    """A validator for every field of a dataclass."""
+def field_adapters(kind: Any) -> dict[str, Any]:
+    """Return a pydantic validator for every field of a dataclass, by its name."""
     from pydantic import TypeAdapter
 
     hints = get_type_hints(kind, include_extras=True)
@@ -169,7 +169,7 @@ def expected(error: Any) -> str:
         "literal_error": "one of {expected}",
         "int_type": "an integer",
         "float_type": "a number",
-        "bool_type": "true or false",
+        "bool_type": "True or False",
         "string_type": "a text",
         "tuple_type": "a tuple",
         "none_required": "None",

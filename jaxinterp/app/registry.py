@@ -60,7 +60,7 @@ def runs() -> Mapping[str, Experiment[Any]]:
 
 def experiment_of(name: str) -> Experiment[Any]:
     """Return the named run of this name; the error for an unknown one gives the nearest names."""
-    require_one_of("RUN", name, runs())
+    require_one_of("RUN", name, runs(), "a name that `jaxinterp list` prints")
     return runs()[name]
 
 

@@ -3,9 +3,9 @@
 What reads a file raises ConfigError if it is missing or damaged: one line with the file, the fault, and how to make it.
 """
 
+import ast
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import zlib
@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from jaxinterp.checks import Checked, expected, require, shown
+from jaxinterp.checks import Checked, expected, field_adapters, require, require_one_of, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
 from jaxinterp.train.config import TrainConfig
@@ -262,39 +262,36 @@ def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
         >>> run.train.epochs, run.evaluate.grid_sizes
         (4, ())
     """
-    import tyro
+    from pydantic import ValidationError
 
-    if not assignments:
-        return run
-    arguments, known = list[str](), run.fields()
+    parts, known = {part.name: dict[str, Any]() for part in dataclasses.fields(run)}, run.fields()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
         bare = [name for name in known if name.endswith(f".{key}")]
-        require(not bare, "KEY", key, " or ".join(bare))
-        words = text.split(",") if text and isinstance(known.get(key), tuple) else [text][: bool(text)]
-        arguments += [f"--{key}", *words]
-    kind: Any = Run[type(run.model)]  # type: ignore[misc]
-    box = io.StringIO()
+        require_one_of("KEY", key, known, " or ".join(bare) or "a field of the run, such as train.epochs")
+        part, name = key.split(".")
+        kind: Any = type(getattr(run, part))
+        words = text.split(",") if text else []
+        # A text such as 4 may be a name: it is one where the field takes it.
+        for read in (str, _literal):
+            value = tuple(map(read, words)) if isinstance(known[key], tuple) else read(text)
+            try:
+                parts[part][name] = field_adapters(kind)[name].validate_python(value, strict=True)
+                break
+            except ValidationError as error:
+                wanted = expected(error)
+        else:
+            require(False, key, text or "nothing", wanted)
+    return run.replace(**parts)
+
+
+def _literal(text: str) -> Any:
+    """Return the number, truth value or None that a text stands for, else the text."""
     try:
-        with contextlib.redirect_stderr(box):
-            changed: AnyRun = tyro.cli(kind, default=run, args=arguments, config=(tyro.conf.FlagConversionOff,))
-    except SystemExit:
-        raise ConfigError(in_one_line(box.getvalue())) from None
-    return changed
-
-
-def in_one_line(box: str) -> str:
-    r"""Join what tyro prints in a framed box: its first paragraph and its hint, without title and frame.
-
-    Example:
-        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps b │\n╰───────╯")
-        'a is wrong; Perhaps b'
-    """
-    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
-    _, *paragraphs = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
-    hints = ("Perhaps", "Available")
-    return "; ".join(text for i, text in enumerate(paragraphs) if i == 0 or text.startswith(hints))
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
@@ -340,7 +337,7 @@ def read_name(run_dir: Path) -> str:
     path = run_dir / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's configuration ({error})") from None
