@@ -141,9 +141,10 @@ class Checked:
         kind: Any = type(self)
         for name, adapter in field_adapters(kind).items():
             try:
-                adapter.validate_python(getattr(self, name), strict=True)
+                value = adapter.validate_python(getattr(self, name), strict=True)
             except ValidationError as error:
                 require(False, name, getattr(self, name), expected(error))
+            object.__setattr__(self, name, value)  # 1 is 1.0 where a float is wanted, as a file has it
         self.check()
 
     def check(self) -> None:
@@ -168,7 +169,9 @@ def expected(error: Any) -> str:
         "less_than": "less than {lt}",
         "literal_error": "one of {expected}",
         "int_type": "an integer",
+        "int_parsing": "an integer",
         "float_type": "a number",
+        "float_parsing": "a number",
         "bool_type": "True or False",
         "string_type": "a text",
         "tuple_type": "a tuple",

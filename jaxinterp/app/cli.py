@@ -15,11 +15,11 @@ from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp import __version__
-from jaxinterp.app.console import errors_in_one_line, in_one_line, show
+from jaxinterp.app.console import errors_in_one_line, show
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder
-from jaxinterp.recipe.config import override
+from jaxinterp.recipe.config import in_one_line, override
 
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
@@ -93,6 +93,8 @@ class Train:
     def to_the_end(self, console: Console) -> None:
         """Train, evaluate and report."""
         folders = self(console)
+        if self.process_id:
+            return  # the first process does the rest
         Evaluate(tuple(folders), self.data_dir)(console)
         for folder in folders:
             Report(folder, self.data_dir)(console)
@@ -212,11 +214,14 @@ def assignments(words: Sequence[str]) -> list[str]:
     others, written, growing = list[str](), list[str](), False
     for word in words:
         field = re.fullmatch(r"(--)?(\w+(?:\.\w+)+)(=.*)?", word)
-        if growing and "=" not in word and re.match(r"-\d|[^-]", word):
-            written[-1] += word if written[-1].endswith("=") else f",{word}"
-        elif growing := field is not None and any(field.group(1, 3)):
+        first = growing and written[-1].endswith("=")
+        if growing and "=" not in word and re.match(r"-\d|[^-]", word) and (first or "/" not in word):
+            written[-1] += word if first else f",{word}"
+        elif field is not None and any(field.group(1, 3)):
+            growing = field[3] is None  # --part.field VALUE ...; the names of runs have a slash and end it
             written.append(field[2] + (field[3] or "="))
         else:
+            growing = False
             others.append(word)
     return others + written
 
@@ -246,8 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parse(Command, words, "jaxinterp")(Console())
 
 
-def run_experiment(arguments: Sequence[str] | None = None) -> None:
-    """Run a file of named runs as a script: train, evaluate and report a run."""
+def run_experiment(file: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a file of named runs as a script: train, evaluate and report one of the runs of its folder."""
+    from jaxinterp.app.registry import FOLDERS
+
     words = sys.argv[1:] if arguments is None else arguments
+    FOLDERS.insert(0, Path(file).resolve().parent)
     with errors_in_one_line():
-        parse(Train, words, Path(sys.argv[0]).name).to_the_end(Console())
+        parse(Train, words, Path(file).name).to_the_end(Console())

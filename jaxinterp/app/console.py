@@ -1,7 +1,6 @@
 """What the command prints: lines as they are, and mistakes in one line."""
 
 import contextlib
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -43,18 +42,3 @@ def errors_in_one_line() -> Iterator[None]:
         return
     print(f"jaxinterp: {' '.join(line.split())}", file=sys.stderr)
     raise SystemExit(status)
-
-
-def in_one_line(box: str) -> str:
-    r"""Join what tyro prints in a framed box: its first paragraph, and the options or commands that it suggests.
-
-    Example:
-        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps you meant: │\n│ --b INT │\n╰──────╯")
-        'a is wrong; perhaps you meant --b'
-    """
-    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
-    _, fault, *hints = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
-    text = [fault.partition(" Got errors:")[0], *(hint for hint in hints if hint.startswith("Available"))]
-    options = [option for hint in hints if hint.startswith("Perhaps") for option in re.findall(r"--[\w-]+", hint)]
-    near = " or ".join(option for option in dict.fromkeys(options) if option != "--help")
-    return "; ".join([*text, *([f"perhaps you meant {near}"] if near else [])])

@@ -29,8 +29,10 @@ FAMILIES: tuple[Family[Any], ...] = (
     GlassBoxFamily(),
     LearnedFamily(),
 )
-PAPERS = ("coda", "gated", "coded", "taylor", "glassbox")  # files of named runs: in the wheel, else beside the package
+PAPERS = ("coda", "gated", "coded", "taylor", "glassbox")  # files of named runs
 PACKAGE = Path(__file__).parents[1]
+# Where they lie: in the wheel, or beside the package that is installed from a checkout.
+FOLDERS = [PACKAGE / "_recipes", PACKAGE.parent / "experiments"]
 
 
 def family_of(run: Run[Any]) -> Family[Any]:
@@ -41,13 +43,12 @@ def family_of(run: Run[Any]) -> Family[Any]:
 @cache
 def runs() -> Mapping[str, Experiment[Any]]:
     """Return all named runs, paper by paper."""
-    folders = PACKAGE / "_recipes", PACKAGE.parent / "experiments"
-    folder = next((folder for folder in folders if (folder / f"{PAPERS[0]}.py").exists()), None)
-    if folder is None:
-        raise ConfigError(f"named runs: got no {PAPERS[0]}.py, expected it in {' or '.join(map(str, folders))}")
     named: dict[str, Experiment[Any]] = {}
     for paper in PAPERS:
-        spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", folder / f"{paper}.py")
+        path = next((folder / f"{paper}.py" for folder in FOLDERS if (folder / f"{paper}.py").exists()), None)
+        if path is None:
+            raise ConfigError(f"named runs: got no {paper}.py, expected it in {' or '.join(map(str, FOLDERS))}")
+        spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", path)
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -10,6 +10,7 @@ networks (Avranas and Kountouris, arXiv 2202.05343, Sec. 3.2.1) a good code has
 `codes.json` holds the frozen tables that `load_code` reads; `experiments/design_codes.py` searched for ours.
 """
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -115,6 +116,17 @@ class Code:
 
 
 @cache
+@functools.cache
+def _tables() -> dict[str, Any]:
+    tables: dict[str, Any] = json.loads(resources.files("jaxinterp.coded").joinpath("codes.json").read_text("utf-8"))
+    return tables
+
+
+def code_names() -> tuple[str, ...]:
+    """Return the names of the frozen tables."""
+    return tuple(_tables())
+
+
 def load_code(name: str) -> Code:
     """Load a frozen table: the paper's for CIFAR-10, and those of our runs for CIFAR-100 and ImageNet.
 
@@ -129,9 +141,8 @@ def load_code(name: str) -> Code:
 
     Source: arXiv 2202.05343, Table 3 (CIFAR-10); the others are ours, as the paper's were not printed.
     """
-    tables = json.loads(resources.files("jaxinterp.coded").joinpath("codes.json").read_text(encoding="utf-8"))
-    require_one_of("name", name, tables)
-    table = tables[name]
+    require_one_of("name", name, code_names())
+    table = _tables()[name]
     return Code(tuple(table["words"].split()), table["distance"], table["gap"])
 
 

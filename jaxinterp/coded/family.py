@@ -15,9 +15,9 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.coded import report as coded_report
-from jaxinterp.coded.codes import load_code
+from jaxinterp.coded.codes import code_names, load_code
 from jaxinterp.coded.measures import measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.data import hold_out
@@ -92,6 +92,7 @@ class CodedModel(Model):
         require(self.classifiers <= self.classes, "classifiers", self.classifiers, f"at most classes={self.classes}")
         require(self.foreign != "imagenet2012", "foreign", self.foreign, "a data set that fits in memory")
         for name in filter(None, self.codes):
+            require_one_of("codes", name, code_names())
             length = load_code(name).length
             require(length == self.paths, "paths", self.paths, f"{length} as in the code {name}")
 

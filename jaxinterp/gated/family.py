@@ -214,10 +214,11 @@ class GatedFamily(Family[GatedModel]):
 
     def measure(self, trained: TrainedRun[GatedModel], log: Log) -> dict[str, Any]:
         """Measure NPK regression with the run's gates, if it asks for one, and the overlap of open sub-networks."""
-        model, train, batch = trained.run.model, trained.train_data, trained.run.train.eval_batch
+        model, batch = trained.run.model, trained.run.train.eval_batch
         count = model.kernel_images
         if not count:
             return {}
+        train = trained.train_data
         require(count <= len(train), "model.kernel_images", count, f"at most {len(train)}, the training images here")
         known = train.images[:count].astype(np.float32) / np.float32(train.maximum)
         images, labels = (part[: model.kernel_tests] for part in trained.test_data)

@@ -131,7 +131,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         """Fit the closed form, and measure it on the training and the test images."""
         assert isinstance(job.data, Dataset)
         arguments = job.run_dir, job.network, job.init_from, softmax_cross_entropy, job.data, job.test, job.run.train
-        return fit_closed_form(*arguments, fingerprint=job.fingerprint)
+        return fit_closed_form(*arguments, fingerprint=job.fingerprint, allow_older=job.allow_older)
 
     def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
         """Explain a fitted network."""

@@ -3,11 +3,12 @@
 What reads a file raises ConfigError if it is missing or damaged: one line with the file, the fault, and how to make it.
 """
 
-import ast
 import contextlib
 import dataclasses
+import io
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ class Experiment(Generic[M]):
         source: where it stands in the paper.
         time: how long training takes, and on what.
         paper: metric → the paper's number for this configuration.
-        headline: whether the README's table shows it.
+        headline: whether it is one of the results to show first.
         reference: metric → the paper's numbers for `reference_name`, for orientation.
         reference_name: the configuration that `reference` is about.
     """
@@ -262,36 +263,55 @@ def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
         >>> run.train.epochs, run.evaluate.grid_sizes
         (4, ())
     """
-    from pydantic import ValidationError
+    import tyro
 
-    parts, known = {part.name: dict[str, Any]() for part in dataclasses.fields(run)}, run.fields()
+    arguments, known = list[str](), run.fields()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
         bare = [name for name in known if name.endswith(f".{key}")]
         require_one_of("KEY", key, known, " or ".join(bare) or "a field of the run, such as train.epochs")
-        part, name = key.split(".")
-        kind: Any = type(getattr(run, part))
-        words = text.split(",") if text else []
-        # A text such as 4 may be a name: it is one where the field takes it.
-        for read in (str, _literal):
-            value = tuple(map(read, words)) if isinstance(known[key], tuple) else read(text)
-            try:
-                parts[part][name] = field_adapters(kind)[name].validate_python(value, strict=True)
-                break
-            except ValidationError as error:
-                wanted = expected(error)
-        else:
-            require(False, key, text or "nothing", wanted)
-    return run.replace(**parts)
-
-
-def _literal(text: str) -> Any:
-    """Return the number, truth value or None that a text stands for, else the text."""
+        entries = text.split(",") if text else []
+        arguments += [f"--{key}", *(entries if isinstance(known[key], tuple) else [text])]
+    kind: Any = Run[type(run.model)]  # type: ignore[misc]
+    box, options = io.StringIO(), (tyro.conf.FlagConversionOff,)
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        with contextlib.redirect_stderr(box):
+            changed: AnyRun = tyro.cli(kind, default=run, args=arguments, config=options)
+    except SystemExit:
+        for assignment in assignments:
+            _require_type(run, *assignment.split("=", 1))
+        fault = re.sub(r"^Error parsing \w+: ", "", in_one_line(box.getvalue()))  # a part's own check, as it stands
+        raise ConfigError(fault) from None
+    return changed
+
+
+def _require_type(run: Run[Any], key: str, text: str) -> None:
+    """Raise for a text that is not of its field's type, in the grammar of all errors."""
+    from pydantic import ValidationError
+
+    part, name = key.split(".")
+    old = run.fields()[key]
+    kind: Any = type(getattr(run, part))
+    try:
+        field_adapters(kind)[name].validate_python(tuple(text.split(",")) if isinstance(old, tuple) else text)
+    except ValidationError as error:
+        require(False, key, text or "nothing", expected(error))
+
+
+def in_one_line(box: str) -> str:
+    r"""Join what tyro prints in a framed box: its first paragraph, and the options or commands that it suggests.
+
+    Example:
+        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps you meant: │\n│ --b INT │\n╰──────╯")
+        'a is wrong; perhaps you meant --b'
+    """
+    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
+    _, fault, *hints = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
+    text = [fault.partition(" Got errors:")[0], *(hint for hint in hints if hint.startswith("Available"))]
+    options = [option for hint in hints if hint.startswith("Perhaps") for option in re.findall(r"--[\w-]+", hint)]
+    near = " or ".join(option for option in dict.fromkeys(options) if option != "--help")
+    return "; ".join([*text, *([f"perhaps you meant {near}"] if near else [])])
 
 
 def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:

@@ -107,7 +107,8 @@ def shrunk(run: AnyRun) -> AnyRun:
 
 def expansion(run: AnyRun, dtype: Literal["float32", "bfloat16"]) -> Expansion:
     """Return the polynomial network of a run, on images in [0, 1]."""
-    model, sizes = run.model, run.evaluate.grid_sizes
+    model, sizes, name = run.model, run.evaluate.grid_sizes, run.data.name
+    require(name != "imagenet2012", "data.name", name, "a data set that fits in memory")
     require(not sizes, "evaluate.grid_sizes", sizes, "none: the expansion point has the image's size")
 
     def fields(*names: str) -> dict[str, Any]:

@@ -169,7 +169,6 @@ def fit(
         run_dir: The run folder: `checkpoints/`, `metrics.jsonl`, `run.json` and `tensorboard/` are written here.
         model: Called as `model.apply(variables, image, train=bool)`; under `pmap` BatchNorm has `axis_name="batch"`.
         loss_fn: The loss; if it is `ClassificationLoss(model, ...)`, it is reported on the held-out parts too.
-                interruption.handled = True
         tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.
         test: Test data, evaluated once at the end, with the last and with the best variables.

@@ -49,6 +49,8 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
     words = ["train", "coda/mnist", "--model.ranks", "4", "8", "--smoke", "train.epochs=3", "--augment.flip=False"]
     written = ["train", "coda/mnist", "--smoke", "model.ranks=4,8", "train.epochs=3", "augment.flip=False"]
     assert cli.assignments(words) == written
+    for before in (["--train.epochs", "4"], ["--train.epochs=4"], ["train.epochs=4"]):
+        assert cli.assignments(["train", *before, "coda/mnist"]) == ["train", "coda/mnist", "train.epochs=4"]
     assert cli.assignments(written) == written
 
 
