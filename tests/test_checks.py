@@ -40,5 +40,5 @@ def test_a_whole_number_is_a_number_as_a_file_has_it():
 
 @pytest.mark.parametrize("fields", [{"clip": -1.0}, {"clip": "1"}, {"clip": True}, {"clip": float("nan")}])
 def test_a_field_out_of_its_range_or_type_is_named(fields):
-    with pytest.raises(ConfigError, match="clip: got .*, expected"):
+    with pytest.raises(ConfigError, match="clip"):
         Part(**fields)
