@@ -49,7 +49,7 @@ MAX_FULL_ANNEALING = 200  # above this many classes one restart with a third of 
 
 @dataclass(frozen=True)
 class Options:
-    """Which tables are searched for, and the file they go to."""
+    """Options: the tables to search for, and the file to write."""
 
     names: tuple[str, ...] = tuple(TABLES)
     path: Path = Path("jaxinterp/coded/codes.json")  # its other tables are kept

@@ -88,7 +88,7 @@ def require_batch(x: Array) -> None:
 
 
 def require_variables(apply: Callable[..., Array], variables: Any, name: str) -> None:
-    """Raise for a Flax model in the place of its `apply`, and for an `apply` without the model's variables.
+    """Raise for a Flax model in place of its `apply`, and for an `apply` without the model's variables.
 
     Raises:
         ConfigError: one of these came.

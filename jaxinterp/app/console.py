@@ -1,4 +1,4 @@
-"""What the command prints: lines as they are, and mistakes in one line."""
+"""Output of the command: lines as they are, and mistakes in one line."""
 
 import contextlib
 import sys

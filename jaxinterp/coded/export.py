@@ -100,5 +100,5 @@ def _shapes(network: CodedResNeXt, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields read from JSON, which knows no tuples, with tuples in the place of lists."""
+    """Return fields read from JSON, which knows no tuples, with tuples in place of lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""What only coded networks show in their report: paths beside their code, decoding, classifiers, removals."""
+"""Report sections of coded networks: paths beside their code, decoding, classifiers, removals."""
 
 from typing import Any
 

@@ -78,7 +78,7 @@ class GatedModel(Model):
     kernel_memory: Positive = 4.0
 
     def check(self) -> None:
-        """Regimes, gates and value input fit one another."""
+        """Require regimes, gates and value input that fit one another."""
         taken, two = self.regime in ("copied", "learnt"), self.regime != "relu"
         require(not taken or self.gating == "relu", "gating", f"{self.gating} with regime={self.regime}", "relu")
         for name, none in (("order", ()), ("roll", None), ("value_input", "x")):

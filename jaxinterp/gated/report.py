@@ -1,4 +1,4 @@
-"""What only gated networks show in their report: who decided in the regression, what gates see, what classes share."""
+"""Report sections of gated networks: deciding training images, filters of gates, shared sub-networks."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -64,7 +64,7 @@ class GlassBoxModel(Model):
     equivariance_images: Count = 200
 
     def check(self) -> None:
-        """The network's own classifier is measured."""
+        """Require the network's own classifier among those measured."""
         require("lda" in self.kinds, "kinds", self.kinds, "lda among them, the network's own classifier")
 
     @property

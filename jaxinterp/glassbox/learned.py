@@ -51,7 +51,7 @@ class LearnedModel(Model):
     classes: Count = 10
 
     def check(self) -> None:
-        """A group CNN has a filter side for each block, and its last block gives the classes."""
+        """Require a filter side for each block of a group CNN, and a last block that gives the classes."""
         if self.network == "alexnet":
             require(not self.filled, "filled", self.filled, "False with network=alexnet")
             return

@@ -54,7 +54,7 @@ class Model(Checked):
 
 @dataclass(frozen=True)
 class Data(Checked):
-    """Which images a run is trained and measured on.
+    """Images of a run, for training and measuring.
 
     Attributes:
         name: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
@@ -84,7 +84,7 @@ class Data(Checked):
 
 @dataclass(frozen=True)
 class Augment(Checked):
-    """How training images are augmented.
+    """Augmentation of the training images.
 
     Attributes:
         flip: mirror with probability 1/2.
@@ -101,7 +101,7 @@ class Augment(Checked):
     rand_augment_first: bool = False
 
     def check(self) -> None:
-        """RandAugment has two numbers, the second being a magnitude of its kind."""
+        """Require two numbers of RandAugment, the second a magnitude of its kind."""
         numbers, most = self.rand_augment, MAX_MAGNITUDE[self.rand_augment_kind]
         require(len(numbers) in (0, 2), "rand_augment", numbers, "n,m or nothing")
         require(not numbers or numbers[1] <= most, "rand_augment", numbers, f"a magnitude of at most {most}")
@@ -140,14 +140,14 @@ class Optim(Checked):
     warmup_epochs: Natural = 0
 
     def check(self) -> None:
-        """The schedule falls."""
+        """Require a schedule that falls."""
         peak = self.learning_rate
         require(self.end_lr <= peak, "end_lr", self.end_lr, f"at most learning_rate={peak}")
 
 
 @dataclass(frozen=True)
 class Evaluate(Checked):
-    """How explanations are measured.
+    """Measures of explanations.
 
     Attributes:
         grid_sizes: images along one side of the grids of the grid pointing game; not played if empty.

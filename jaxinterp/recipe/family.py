@@ -104,7 +104,7 @@ class TrainedRun(Generic[M]):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a family says of one image besides its contribution maps.
+    """A family's own reading of one image, beside its contribution maps.
 
     The name, in a word, is the key of the numbers in the JSON file and the end of the figure's file name.
     """
@@ -167,7 +167,7 @@ def steps_per_epoch(run: Run[Any], data: Dataset | Stream) -> int:
 
 
 class Family(Generic[M]):
-    """What a paper fulfils. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
+    """The protocol that a paper fulfills. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
 
     Attributes:
         title: name of the family, for people.

@@ -1,4 +1,4 @@
-"""How far functions of images, and the layers of any Flax network, are from equivariant.
+"""Equivariance of functions of images, and of the layers of any Flax network.
 
 A function is equivariant to a motion g where g moves its output by a known law, f(g x) = g f(x): `equivariance_error`
 measures how far it is from that, `invariance_error` how far from f(g x) = f(x).
@@ -37,7 +37,7 @@ MIN_ACCURACY_KEPT = 0.95
 """Share of the compensated accuracy that must be left when rows of invariant channels are replaced."""
 
 Law = Literal["spatial", "regular", "orbit"] | Callable[[int, Array], Array]
-"""How an output moves with the image: its pixels alone, its pixels and group axis, its group axis, or a function."""
+"""The law by which an output moves with the image: its pixels alone, its pixels and group axis, its group axis, or a function."""
 
 
 def equivariance_error(
@@ -314,7 +314,7 @@ def _mean(correct: Array) -> float:
 
 
 class _Program(NamedTuple):
-    """What the functions of a layer are compiled for."""
+    """Static arguments of the functions of a layer."""
 
     apply: Callable[..., Array]
     layer: str

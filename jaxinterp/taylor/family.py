@@ -80,7 +80,7 @@ class TaylorModel(Model):
     order_images: Count = 10_000
 
     def check(self) -> None:
-        """Stages have as many entries, and the penalty is of a polynomial."""
+        """Require one entry per stage, and a penalty only of a polynomial."""
         stages, wanted = len(self.features), f"{len(self.features)} entries, as features"
         if self.design == "residual":
             require(len(self.depths) == stages > 0, "depths", f"{len(self.depths)} entries", wanted)

@@ -65,7 +65,7 @@ class DistillModel(TaylorModel):
     net_seeds: Count = 3
 
     def check(self) -> None:
-        """The embedding has levels and no penalty, and something is compared."""
+        """Require an embedding with levels and without penalty, and something to compare."""
         super().check()
         require(self.design == "levels", "design", self.design, "levels in a distillation")
         require(not self.penalty, "penalty", self.penalty, "0 in a distillation")
