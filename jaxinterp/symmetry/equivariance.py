@@ -37,7 +37,7 @@ MIN_ACCURACY_KEPT = 0.95
 """Share of the compensated accuracy that must be left when rows of invariant channels are replaced."""
 
 Law = Literal["spatial", "regular", "orbit"] | Callable[[int, Array], Array]
-"""The law by which an output moves with the image: its pixels alone, its pixels and group axis, its group axis, or a function."""
+"""The law by which an output moves: pixels alone, pixels and group axis, group axis alone, or a function."""
 
 
 def equivariance_error(
