@@ -35,11 +35,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise, before the work, if a folder could not be made or written to afterwards; nothing is made.
-
-    Raises:
-        ConfigError: The folder, or one above it, is a file or may not be written to.
-    """
+    """Raise ConfigError, before the work, if a folder could not be made or written to; nothing is made."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise ConfigError(f"{path}: expected a folder, {existing} is a file")

@@ -14,8 +14,6 @@ import numpy as np
 
 # Asked before any library pins the thread that imported it.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 PACKAGES = ("jaxinterp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -47,18 +45,12 @@ def machine() -> str:
 
 def commit() -> str | None:
     """Return the git commit of the package's checkout, with `+` if files of it have changed; None outside one."""
-    folder = Path(__file__).parent
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:
-        head = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-        changed = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", ":/"],
-            capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
 def crc32(leaf: Any) -> int:

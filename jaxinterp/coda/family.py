@@ -55,7 +55,7 @@ class CoDAModel(Model):
         return self.features[-1]
 
     def check(self) -> None:
-        """The trunk is one of He et al.'s."""
+        """Require a trunk of He et al."""
         depth = self.trunk_depth
         require(not depth or (depth >= 8 and depth % 6 == 2), "trunk_depth", depth, "0 or 6n + 2: 8, 14, 20, 32, ...")
         blocks, most = self.trunk_blocks, max(0, depth - 2) // 2

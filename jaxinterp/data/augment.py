@@ -18,13 +18,7 @@ def identity(key: PRNGKeyArray, image: Float[Array, "h w c"]) -> Float[Array, "h
 
 
 def compose(*operations: Augment) -> Augment:
-    """Apply augmentations one after the other, each with its own key `fold_in(key, position)`.
-
-    Args:
-        *operations: augmentations, first one first; none at all is the identity.
-
-    Returns:
-        The composed augmentation.
+    """Apply augmentations one after the other, each with its own key `fold_in(key, position)`; none is the identity.
 
     >>> image = jnp.arange(3.0).reshape(1, 3, 1)
     >>> compose(flip(1.0), flip(1.0))(jax.random.key(0), image).ravel().tolist()
@@ -40,16 +34,7 @@ def compose(*operations: Augment) -> Augment:
 
 
 def flip(probability: int | float = 0.5) -> Augment:
-    """Mirror the image left to right with a probability.
-
-    Args:
-        probability: in [0, 1].
-
-    Returns:
-        The augmentation.
-
-    Raises:
-        ConfigError: `probability` is outside [0, 1].
+    """Mirror the image left to right with a probability in [0, 1].
 
     >>> flip(1.0)(jax.random.key(0), jnp.arange(3.0).reshape(1, 3, 1)).ravel().tolist()
     [2.0, 1.0, 0.0]
@@ -68,13 +53,7 @@ def crop(padding: int = 4) -> Augment:
     The CIFAR recipe has 4 pixels on 32 x 32 (He et al., 2016, section 4.2; CoDA Nets use the same).
 
     Args:
-        padding: pixels on each side; the (2 padding + 1)^2 windows are equally likely.
-
-    Returns:
-        The augmentation.
-
-    Raises:
-        ConfigError: `padding` is negative.
+        padding: pixels on each side, at least 0; the (2 padding + 1)^2 windows are equally likely.
     """
     require_at_least("padding", padding, 0)
 

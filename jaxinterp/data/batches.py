@@ -13,14 +13,11 @@ def padded_batches(size: int, *arrays: np.ndarray | Array) -> Iterator[tuple[int
     """Yield batches on the device; the last one is padded by repeating its rows.
 
     Args:
-        size: rows of a batch; fewer rows than that make one smaller batch.
+        size: rows of a batch, at least 1; fewer rows than that make one smaller batch.
         *arrays: of one length along the first axis, at least one row.
 
     Yields:
         The batch's first row, its number of rows without the padding, and its part of each array.
-
-    Raises:
-        ConfigError: `size` is less than 1.
 
     Example:
         >>> for start, real, (x,) in padded_batches(4, np.arange(6)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8, UInt16
+from jaxtyping import Bool, Int, Shaped
 
 from jaxinterp.checks import require, require_labels, require_one_of
 from jaxinterp.data.class_names import CLASSES
@@ -15,20 +15,6 @@ from jaxinterp.data.tfds import data_folder, preparation_command, read_prepared
 from jaxinterp.errors import ConfigError, DataError
 
 NAMES: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
-
-_SHAPES = {
-    "mnist": (28, 28, 1),
-    "fashion_mnist": (28, 28, 1),
-    "cifar10": (32, 32, 3),
-    "cifar100": (32, 32, 3),
-}
-
-Pixels = (
-    UInt8[np.ndarray, "n h w c"]
-    | UInt16[np.ndarray, "n h w c"]
-    | Float[np.ndarray, "n h w c"]
-    | Bool[np.ndarray, "n h w c"]
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,13 +27,8 @@ class Dataset:
         images: uint8, uint16, float or bool (N, H, W, C), each value in [0, maximum].
         labels: integers (N,), each in [0, len(classes)); held as int32.
         classes: the classes' names, in the order of the labels.
-        maximum: the pixel value that becomes 1: float image = images / maximum; 0, the default, takes it from the
-            type: 255 for uint8, 65,535 for uint16, 1 for floats and booleans.
+        maximum: the pixel value that becomes 1; by default (0) the type's: 255, 65,535, or 1 for float and bool.
         provenance: where it came from: source, path, version, md5 sums.
-
-    Raises:
-        ConfigError: images of another type or number of axes, pixels outside [0, maximum], or labels that are not
-            one class index per image.
 
     >>> Dataset("dots", "train", np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]), ("a", "b"))
     Dataset(dots, train: 2 images uint8 4x4x1, 2 classes, maximum 255)
@@ -55,7 +36,7 @@ class Dataset:
 
     name: str
     split: str
-    images: Pixels
+    images: Shaped[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
     classes: tuple[str, ...]
     maximum: int | float = 0
@@ -77,31 +58,25 @@ class Dataset:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        side = "x".join(map(str, self.images.shape[1:]))
-        images = f"{len(self)} images {self.images.dtype} {side}"
+        images = f"{len(self)} images {self.images.dtype} {'x'.join(map(str, self.images.shape[1:]))}"
         return f"Dataset({self.name}, {self.split}: {images}, {len(self.classes)} classes, maximum {self.maximum})"
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load one split of a small data set.
 
-    `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360,
-    stratified). The others are looked for in `data_dir`: first as prepared by tensorflow-datasets
-    (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5
-    sums are checked. Nothing is downloaded: `download` does that.
+    `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360, stratified). The
+    others are looked for in `data_dir`: first as prepared by tensorflow-datasets (array_record), then as official raw
+    files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are checked. Nothing is downloaded:
+    `download` does that.
 
     Args:
         name: one of `NAMES` except imagenet2012, which is streamed: see `jaxinterp.data.stream`.
         split: "train" or "test".
         data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
 
-    Returns:
-        The split.
-
     Raises:
-        ConfigError: unknown name or split.
-        DataError: the data are missing (with the commands that get them), truncated, foreign or have a wrong
-            checksum.
+        DataError: the data are missing (the message has the commands that get them), truncated, foreign or altered.
 
     >>> load("digits", "test")
     Dataset(digits, test: 360 images uint8 8x8x1, 10 classes, maximum 16)
@@ -116,8 +91,9 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     if parts is None:
         raise missing(name, split, folder)
     images, labels, provenance = parts
+    shape = (32, 32, 3) if name.startswith("cifar") else (28, 28, 1)
     try:
-        require(images.shape[1:] == _SHAPES[name], "images", images.shape[1:], f"{_SHAPES[name]} for {name}")
+        require(images.shape[1:] == shape, "images", images.shape[1:], f"{shape} for {name}")
         return Dataset(name, split, images, labels, CLASSES[name], provenance=provenance)
     except ConfigError as error:
         raise DataError(f"{provenance['path']}: {error}") from error
@@ -132,18 +108,14 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset,
         seed: the draw; same seed, same split, on any machine and with any NumPy.
 
     Returns:
-        (rest, held out), both in the original order.
-
-    Raises:
-        ConfigError: `fraction` is outside (0, 1), or leaves one part empty.
+        (rest, held out), both in the original order, neither empty.
 
     >>> rest, held = hold_out(load("digits", "train"), 0.1)
     >>> len(rest), len(held)
     (1293, 144)
     """
     count = round(fraction * len(dataset)) if 0 < fraction < 1 else 0
-    expected = f"in (0, 1), with both parts of the {len(dataset)} examples non-empty"
-    require(0 < count < len(dataset), "fraction", fraction, expected)
+    require(0 < count < len(dataset), "fraction", fraction, f"in (0, 1), no part of {len(dataset)} images empty")
     held = _stratified(dataset.labels, count, seed)
     return _part(dataset, ~held, f"{dataset.split}[rest]"), _part(dataset, held, f"{dataset.split}[held out]")
 
@@ -152,10 +124,8 @@ def missing(name: str, split: str, folder: Path) -> DataError:
     """Return the error for missing data: what, where it was looked for, and how to get it."""
     places = [str(folder / name / "VERSION"), *(str(folder / place) for place in FOLDERS.get(name, ()))]
     call = f'jaxinterp.data.download("{name}", "{folder}") in Python, or ' if name in FOLDERS else ""
-    return DataError(
-        f"{name} ({split}) is missing: looked in {', '.join(places)}; "
-        f"get it by: {call}{preparation_command(name, folder)}"
-    )
+    how = f"{call}{preparation_command(name, folder)}"
+    return DataError(f"{name} ({split}) is missing: looked in {', '.join(places)}; get it by: {how}")
 
 
 def _digits(split: str) -> Dataset:
@@ -175,15 +145,12 @@ def _part(dataset: Dataset, chosen: Bool[np.ndarray, " n"], split: str) -> Datas
 
 def _stratified(labels: Int[np.ndarray, " n"], count: int, seed: int) -> Bool[np.ndarray, " n"]:
     """Choose `count` examples, each class in proportion: a function of labels, count and seed alone."""
-    sizes = np.bincount(labels)
-    shares = sizes * count / len(labels)
+    shares = np.bincount(labels) * count / len(labels)
     quotas = np.floor(shares).astype(np.int64)
     quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
     # Raw bits are stable across NumPy versions; `permutation` is not.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    starts = np.cumsum(sizes) - sizes
-    rank = np.arange(len(labels)) - np.repeat(starts, sizes)
     chosen = np.zeros(len(labels), bool)
-    chosen[by_class[rank < np.repeat(quotas, sizes)]] = True
+    for label, quota in enumerate(quotas):
+        chosen[order[labels[order] == label][:quota]] = True
     return chosen

@@ -19,13 +19,10 @@ class ImageSet:
     """Images with their classes.
 
     Attributes:
-        images: float32 (N, H, W, C) in [0, 1], at least one.
-        labels: int32 (N,), from 0 on.
+        images: float (N, H, W, C) in [0, 1], at least one.
+        labels: integers (N,), from 0 on.
         level: how often the images were merged; 0 for real ones.
         provenance: how and from what they were made.
-
-    Raises:
-        ValueError: images or labels of another shape, type or range.
     """
 
     images: Float[np.ndarray, "n h w c"]
@@ -39,24 +36,16 @@ class ImageSet:
         require_unit_range(self.images)
 
     def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
-        """Return the set as a data set of 8-bit images, to train on.
-
-        Raises:
-            DataError: a label is not one of the classes.
-        """
-        if self.labels.max() >= len(classes):
-            label = self.labels.max()
+        """Return the set as a data set of 8-bit images, to train on; labels beyond the classes raise DataError."""
+        label = self.labels.max()
+        if label >= len(classes):
             raise DataError(f"{name}: got a distilled image of class {label}, expected {len(classes)} classes")
         images = np.round(255 * self.images).astype(np.uint8)
         return Dataset(name, "distilled", images, self.labels.astype(np.int32), tuple(classes), 255, self.provenance)
 
 
 def require_unit_range(images: Float[np.ndarray, "n h w c"]) -> None:
-    """Raise unless images are in [0, 1].
-
-    Raises:
-        ConfigError: a value is outside, or NaN.
-    """
+    """Raise ConfigError unless images are in [0, 1]; NaN is not."""
     low, high = images.min(), images.max()
     require(0 <= low <= high <= 1, "images", f"values in {low:g}..{high:g}", "[0, 1]")
 
@@ -70,11 +59,7 @@ def write_set(path: str | Path, image_set: ImageSet) -> None:
 
 
 def read_set(path: str | Path) -> ImageSet:
-    """Read a set that `write_set` wrote.
-
-    Raises:
-        DataError: the file is missing or damaged, or does not contain images with labels.
-    """
+    """Read a set that `write_set` wrote; DataError names a file that is missing, damaged or another."""
     try:
         with Path(path).open("rb") as file, np.load(file) as arrays:
             provenance = dict(zip(arrays["keys"].tolist(), arrays["values"].tolist(), strict=True))

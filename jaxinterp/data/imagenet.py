@@ -1,6 +1,7 @@
 """The first classes of ImageNet, as the CoDA Nets paper uses them: training images streamed, validation images held."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -28,31 +29,18 @@ def training_stream(
         image_size: side of the images, in pixels.
         batch_size: images per step, over all processes.
         seed: the run's seed.
-        data_dir: the data folder.
-
-    Raises:
-        DataError: the data are missing; see `jaxinterp.data.stream`.
+        data_dir: the data folder, as in `jaxinterp.data.stream`, which raises DataError for missing data.
     """
     shard = (jax.process_index(), jax.process_count())
-
-    def read(epoch: int, part: int) -> Iterator[Mapping[str, np.ndarray]]:
-        return stream(
-            NAME,
-            "train",
-            batch_size=batch_size // shard[1],
-            image_size=image_size,
-            seed=seed,
-            epoch=epoch * 1000 + part,
-            data_dir=data_dir,
-            shard=shard,
-            shorter_side=max(SHORTER_SIDE, image_size),
-        )
+    size, side = batch_size // shard[1], max(SHORTER_SIDE, image_size)
+    options = {"batch_size": size, "image_size": image_size, "shorter_side": side, "seed": seed, "data_dir": data_dir}
+    read = partial(stream, NAME, "train", shard=shard, **options)
 
     def batches(epoch: int) -> Iterator[Mapping[str, np.ndarray]]:
-        passes = chain.from_iterable(read(epoch, part) for part in count())
-        return keep_classes(passes, classes, batch_size // shard[1])
+        passes = chain.from_iterable(read(epoch=epoch * 1000 + part) for part in count())
+        return keep_classes(passes, classes, size)
 
-    read(0, 0)  # missing data are reported before anything is built
+    read(epoch=0)  # missing data are reported before anything is built
     return Stream(NAME, classes * IMAGES_PER_CLASS // batch_size, (image_size, image_size, 3), batches)
 
 
@@ -61,16 +49,8 @@ def training_images(
 ) -> Dataset:
     """Load the first training images of the stream: a sample, cropped at random as in training, not augmented.
 
-    Args:
-        classes: number of classes, the first ones.
-        number: of images, at most; no more than an epoch's are returned.
-        image_size: side of the images, in pixels.
-        batch_size: images read at once.
-        seed: the run's seed.
-        data_dir: the data folder.
-
-    Raises:
-        DataError: the data are missing; see `jaxinterp.data.stream`.
+    At most `number` images, and no more than an epoch's, are read, `batch_size` at once; for the other arguments see
+    `training_stream`.
     """
     size = min(number, batch_size)
     source = training_stream(classes, image_size=image_size, batch_size=size, seed=seed, data_dir=data_dir)
@@ -78,26 +58,10 @@ def training_images(
 
 
 def validation_images(classes: int, *, image_size: int, data_dir: Path | None = None) -> Dataset:
-    """Load the validation images of the first classes, cut from the center.
-
-    Args:
-        classes: number of classes, the first ones.
-        image_size: side of the images, in pixels.
-        data_dir: the data folder.
-
-    Raises:
-        DataError: the data are missing; see `jaxinterp.data.stream`.
-    """
-    shorter_side = max(SHORTER_SIDE, image_size)
+    """Load the validation images of the first classes, cut from the center; see `training_stream`."""
+    side = max(SHORTER_SIDE, image_size)
     batches = stream(
-        NAME,
-        "test",
-        batch_size=256,
-        image_size=image_size,
-        seed=0,
-        epoch=0,
-        data_dir=data_dir,
-        shorter_side=shorter_side,
+        NAME, "test", batch_size=256, image_size=image_size, shorter_side=side, seed=0, epoch=0, data_dir=data_dir
     )
     return _collect("test", batches, classes)
 

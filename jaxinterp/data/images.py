@@ -23,15 +23,11 @@ def resize(dataset: Dataset, side: int | None, channels: int) -> Dataset:
     Args:
         dataset: the data.
         side: of the new images, in pixels; None keeps the size.
-        channels: of the new images.
-
-    Raises:
-        ConfigError: color images with fewer channels.
+        channels: of the new images; those of color images cannot change.
     """
     height, width, depth = dataset.images.shape[1:]
     require(depth in (1, channels), "channels", channels, f"{depth}, as {dataset.name} has")
-    rows = np.arange(side or height) * height // (side or height)
-    columns = np.arange(side or width) * width // (side or width)
+    rows, columns = (np.arange(side or size) * size // (side or size) for size in (height, width))
     images = dataset.images[:, rows][:, :, columns]
     return replace(dataset, images=np.repeat(images, channels // depth, axis=-1))
 
@@ -42,15 +38,12 @@ def take(dataset: Dataset, count: int | None) -> Dataset:
 
 
 def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
-    """Select the images of some classes, which are numbered anew in the order given; all if there are none.
-
-    Raises:
-        ConfigError: a class that the data set does not have, or one twice.
-    """
+    """Select the images of some different classes, numbered anew in the order given; all if there are none."""
     if not classes:
         return dataset
     known = len(set(classes)) == len(classes) and set(classes) <= set(range(len(dataset.classes)))
-    require(known, "only", tuple(classes), f"different classes in [0, {len(dataset.classes)}) of {dataset.name}")
+    wanted = f"different classes in [0, {len(dataset.classes)}) of {dataset.name}"
+    require(known, "class_subset", tuple(classes), wanted)
     places = np.flatnonzero(np.isin(dataset.labels, classes))
     numbers = np.full(len(dataset.classes), -1, np.int32)
     numbers[list(classes)] = np.arange(len(classes))
@@ -78,7 +71,7 @@ def read_images(
     """Read image files, convert them to the network's channels and resize them to its input.
 
     Args:
-        paths: files that Pillow reads.
+        paths: files that Pillow reads, at least one.
         height: of the network's input, in pixels.
         width: of the network's input, in pixels.
         channels: 1 (gray) or 3 (RGB); transparent parts become black, deeper gray values become 8 bits.
@@ -87,7 +80,6 @@ def read_images(
         Images float32 (N, H, W, C) in [0, 1], and for every file a line about its conversion.
 
     Raises:
-        ConfigError: no path.
         DataError: a file that is missing, is not an image or has values without a known scale; the line names it.
     """
     from PIL import Image, UnidentifiedImageError
@@ -127,17 +119,7 @@ def _eight_bits(path: Path, mode: str, values: Float[np.ndarray, "h w"]) -> UInt
 
 @jax.jit
 def rotated(x: Float[Array, "n h w c"], angles: Float[Array, " n"]) -> Float[Array, "n h w c"]:
-    """Rotate every image by an angle of its own, counter-clockwise, bilinear, black outside.
-
-    Args:
-        x: square images, (N, H, W, C).
-        angles: in radians, (N,).
-
-    Returns:
-        (N, H, W, C).
-
-    Raises:
-        ConfigError: images that are not square.
+    """Rotate square images, each by its angle in radians, counter-clockwise, bilinear, black outside.
 
     Example:
         >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)

@@ -52,7 +52,6 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
         The paths of the files.
 
     Raises:
-        ConfigError: the data set has no official files.
         DataError: no network, or another file than the published one came; nothing is left of it.
     """
     require_one_of("name", name, FOLDERS)
@@ -71,8 +70,7 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
 def read_official(name: str, split: str, data_dir: Path) -> Split | None:
     """Read the images, labels and provenance of a split from its official files, unpacked or as downloaded.
 
-    Returns None if no file is in `FOLDERS[name]` below the data folder. Raises `DataError` for a file that is missing
-    beside the others, or has not the published md5 sum.
+    None if there are none. Raises DataError for a file missing beside others, or without the published md5 sum.
     """
     members = _MEMBERS[name][split]
     for folder in (data_dir / place for place in FOLDERS[name]):

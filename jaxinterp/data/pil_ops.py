@@ -5,6 +5,8 @@ of 256 levels per channel, a blend with a degenerate image, an affine resampling
 random choice among all operations costs four passes and not one per operation.
 """
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +36,6 @@ def _ramp(channels: int) -> Table:
     return jnp.broadcast_to(jnp.arange(256, dtype=jnp.int32)[:, None], (256, channels))
 
 
-def invert_table(channels: int) -> Table:
-    """Return 255 - v."""
-    return 255 - _ramp(channels)
-
-
 def posterize_table(channels: int, bits: Int[Array, ""]) -> Table:
     """Keep the `bits` highest bits of v."""
     lost = 8 - bits
@@ -46,7 +43,7 @@ def posterize_table(channels: int, bits: Int[Array, ""]) -> Table:
 
 
 def solarize_table(channels: int, threshold: Scalar) -> Table:
-    """Invert v from the threshold on."""
+    """Invert v, to 255 - v, from the threshold on."""
     ramp = _ramp(channels)
     return jnp.where(ramp.astype(jnp.float32) < threshold, ramp, 255 - ramp)
 
@@ -104,10 +101,8 @@ def smooth(levels: Levels) -> Levels:
     height, width, _ = levels.shape
     if height < 3 or width < 3:
         return levels
-    total = 4 * levels[1:-1, 1:-1]
-    for row in range(3):
-        for column in range(3):
-            total += levels[row : row + height - 2, column : column + width - 2]
+    ones = (levels[i : i + height - 2, j : j + width - 2] for i in range(3) for j in range(3))
+    total = sum(ones, 4 * levels[1:-1, 1:-1])
     return levels.at[1:-1, 1:-1].set((2 * total + 13) // 26)
 
 
@@ -136,16 +131,10 @@ def affine_matrices(value: Scalar, height: int, width: int) -> Float[Array, "5 2
 def resample(
     levels: Levels, matrix: Float[Array, "2 3"], fill: Int32[Array, " c"], cubic: Bool[Array, ""] | None
 ) -> Levels:
-    """Resample affinely: output pixel center (u, v) shows the input at `matrix` @ (u, v, 1).
+    """Resample affinely: output pixel center (u, v) shows the input at `matrix` @ (u, v, 1), `fill` outside.
 
-    Args:
-        levels: the image.
-        matrix: rows for x and y, in pixels.
-        fill: color where the input position lies outside of the image.
-        cubic: whether to interpolate bicubically (Pillow's, a = -1), otherwise bilinearly; None for the nearest pixel.
-
-    Returns:
-        The resampled image; interpolation repeats the border and rounds down.
+    `cubic` says whether to interpolate bicubically (Pillow's, a = -1) or bilinearly, repeating the border and rounding
+    down; None takes the nearest pixel.
     """
     height, width, _ = levels.shape
     u = jnp.arange(width, dtype=jnp.float32)[None, :] + 0.5
@@ -154,9 +143,8 @@ def resample(
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     columns, rows = _taps(x, width, cubic), _taps(y, height, cubic)
     mixed = jnp.zeros(levels.shape, jnp.float32)
-    for row, row_weight in rows:
-        for column, weight in columns:
-            mixed += (row_weight * weight)[..., None] * levels[row, column].astype(jnp.float32)
+    for (row, row_weight), (column, weight) in product(rows, columns):
+        mixed += (row_weight * weight)[..., None] * levels[row, column].astype(jnp.float32)
     levels = jnp.clip(mixed + 1e-3, 0, 255).astype(jnp.int32)
     return jnp.where(inside[..., None], levels, fill)
 

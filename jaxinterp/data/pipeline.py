@@ -16,22 +16,16 @@ _ORDER = np.uint32(2**32 - 1)  # folded in where examples fold in their index: n
 
 
 def to_device(dataset: Dataset, sharding: Sharding | None = None) -> dict[str, Array]:
-    """Put a data set on the device(s), its images in their own type.
+    """Put a data set on the device(s): {"image": (N, H, W, C) in its own type, "label": int32 (N,)}.
 
     Args:
         dataset: the split.
-        sharding: None for the default device; or a replicated one, whose mesh may span processes: each of them
-            then holds the data set.
-
-    Returns:
-        {"image": (N, H, W, C), "label": int32 (N,)}.
+        sharding: a replicated one, whose mesh may span processes that each hold the data set; default one device.
     """
     arrays = {"image": dataset.images, "label": dataset.labels}
     if sharding is None:
         return jax.device_put(arrays)
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in arrays.items()
-    }
+    return {k: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for k, array in arrays.items()}
 
 
 @partial(jax.jit, static_argnames=("size", "batch_size"))
@@ -44,13 +38,10 @@ def epoch_order(
         key: the run's data key.
         epoch: number of the epoch; may be traced, so that a new epoch does not recompile.
         size: examples in the data set.
-        batch_size: examples per batch, at most `size`; the incomplete last batch is dropped.
+        batch_size: examples per batch, from 1 to `size`; the incomplete last batch is dropped.
 
     Returns:
         int32 (size // batch_size, batch_size), each index at most once.
-
-    Raises:
-        ConfigError: the batch is empty or larger than the data set.
 
     >>> epoch_order(jax.random.key(0), 0, size=5, batch_size=2).shape
     (2, 2)
@@ -73,8 +64,7 @@ def draw_batch(
 ) -> dict[str, Array]:
     """Gather, scale and augment one batch on the device; pure, to be called inside the jitted step.
 
-    Example i of epoch e is augmented with `fold_in(fold_in(key, e), i)`: a function of (seed, epoch, index),
-    whatever the batch size, the step or the number of devices.
+    Example i of epoch e is augmented with `fold_in(fold_in(key, e), i)`: a function of (seed, epoch, index) alone.
 
     Args:
         data: what `to_device` returned.
@@ -92,8 +82,4 @@ def draw_batch(
     epoch_key = jax.random.fold_in(key, epoch)
     keys = jax.vmap(lambda i: jax.random.fold_in(epoch_key, i))(index)
     image = jnp.take(data["image"], index, axis=0).astype(jnp.float32) / maximum
-    return {
-        "image": jax.vmap(augment)(keys, image),
-        "label": jnp.take(data["label"], index, axis=0),
-        "index": index,
-    }
+    return {"image": jax.vmap(augment)(keys, image), "label": jnp.take(data["label"], index, axis=0), "index": index}

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al., 2020) with the operation lists and magnitudes of its two common implementations."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,12 @@ OPERATIONS: tuple[str, ...] = (
     "cutout",  # a box
 )
 _CUTOUT_COLOR = (125, 123, 114)
-
-
-class _Table(NamedTuple):
-    top: int  # the largest magnitude
-    operations: int  # the first ones of OPERATIONS
-    probability: float  # of applying each drawn operation
-    fill: int  # level outside of the resampled image
-
-
-_TABLES = {"uda": _Table(30, 16, 1.0, 0), "timm": _Table(10, 15, 0.5, 128)}
+# The largest magnitude, number of operations (the first ones), probability of each drawn one, and level outside.
+_TABLES = {"uda": (30, 16, 1.0, 0), "timm": (10, 15, 0.5, 128)}
 
 
 def rand_augment(num_ops: int, magnitude: int | float, table: Literal["uda", "timm"] = "uda") -> Augment:
-    """Apply `num_ops` operations, drawn uniformly with replacement, to the image rounded to 8 bits.
+    """Apply `num_ops` operations, drawn uniformly with replacement, to a gray or RGB image rounded to 8 bits.
 
     - `uda`: the 16 operations that CoDA Nets train with (m of 30, always applied, nearest pixel, black fill). With
       f = m / 30: rotate 30 f degrees, posterize to int(4 f) bits, solarize at 256 f, add 110 f then solarize at 128,
@@ -43,15 +35,9 @@ def rand_augment(num_ops: int, magnitude: int | float, table: Literal["uda", "ti
     Rotations, shears and translations have a random sign. Low magnitudes posterize and solarize most.
 
     Args:
-        num_ops: operations per image, n.
+        num_ops: operations per image, n, at least 0.
         magnitude: m, in [0, 30] for uda, [0, 10] for timm.
         table: which list.
-
-    Returns:
-        The augmentation, for images of 1 or 3 channels.
-
-    Raises:
-        ConfigError: an argument is out of range.
 
     >>> rand_augment(2, 9, "timm")(jax.random.key(0), jnp.zeros((8, 8, 3))).shape
     (8, 8, 3)
@@ -67,14 +53,9 @@ def rand_augment(num_ops: int, magnitude: int | float, table: Literal["uda", "ti
         operation = jnp.floor(draw[0] * operations).astype(jnp.int32)
         sign = jnp.where(draw[2] < 0.5, 1.0, -1.0)
         arguments = _arguments(table, magnitude / top, sign, levels.shape[0], levels.shape[1])
+        cubic, wrap = None if table == "uda" else draw[5] < 0.5, table == "uda"
         changed = apply_operation(
-            levels,
-            operation,
-            arguments[operation],
-            place=draw[3:5],
-            cubic=None if table == "uda" else draw[5] < 0.5,
-            fill=fill,
-            wrap=table == "uda",
+            levels, operation, arguments[operation], place=draw[3:5], cubic=cubic, fill=fill, wrap=wrap
         )
         return jnp.where(draw[6] < probability, changed, levels)
 
@@ -97,17 +78,10 @@ def apply_operation(
     fill: int | tuple[int, ...],
     wrap: bool,
 ) -> ops.Levels:
-    """Apply one of `OPERATIONS` with its own argument; both may be traced.
+    """Apply one of `OPERATIONS`, given by index, with its own argument; both may be traced.
 
-    Args:
-        levels: the image, 0 to 255.
-        operation: index into `OPERATIONS`.
-        argument: bits, threshold, addition, factor, degrees, shear, pixels or side; unused by the first three.
-        place: center (x, y) of the cutout, in [0, 1).
-        cubic: whether rotations, shears and translations interpolate bicubically, otherwise bilinearly; None for the
-            nearest pixel.
-        fill: level(s) that they show outside of the image.
-        wrap: solarize_add adds everywhere and inverts from 128 on (uda), instead of adding below 128 (timm).
+    The argument is bits, threshold, addition, factor, degrees, shear, pixels or side. `place` is the center (x, y) of
+    the cutout in [0, 1); for `cubic` and `fill` see `pil_ops.resample`, for `wrap` `pil_ops.solarize_add_table`.
     """
     height, width, channels = levels.shape
     value = jnp.asarray(argument, jnp.float32)
@@ -117,7 +91,7 @@ def apply_operation(
     tables = [
         ops.autocontrast_table(counts),
         ops.equalize_table(counts),
-        ops.invert_table(channels),
+        ops.solarize_table(channels, jnp.float32(0)),  # invert
         ops.posterize_table(channels, jnp.clip(value.astype(jnp.int32), 0, 8)),
         ops.solarize_table(channels, value),
         ops.solarize_add_table(channels, value, wrap),

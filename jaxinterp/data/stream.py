@@ -21,8 +21,7 @@ class Stream:
         name: name of the data set.
         steps: steps per epoch.
         image_shape: (H, W, C).
-        batches: `epoch -> iterator of {"image": uint8 (b, H, W, C), "label": int32 (b,), "index": int32 (b,)}`, a
-            function of the epoch alone; b is the global batch divided by the number of processes.
+        batches: `epoch -> iterator` as `stream` gives, a function of the epoch alone, of this process's share.
         maximum: a float image is `image / maximum`.
     """
 
@@ -46,13 +45,12 @@ def stream(
     shorter_side: int | None = None,
     num_threads: int = 16,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One epoch of a data set prepared by tensorflow-datasets, in batches of square 8-bit images.
+    """Read an epoch of a data set prepared by tensorflow-datasets, in batches of square 8-bit images.
 
-    Each image is resized (bilinear) until its shorter side is `shorter_side`, then cut to `image_size`:
-    anywhere for "train", in the center for "test". "train" is shuffled and every shard yields equally many
-    full batches; "test" comes in order and its last batch may be smaller. The order is a function of (seed,
-    epoch) and each random window of (seed, epoch, index): not of the batch size, the number of shards or
-    threads.
+    Each image is resized (bilinear) until its shorter side is `shorter_side`, then cut to `image_size`: anywhere for
+    "train", in the center for "test". "train" is shuffled and every shard yields equally many full batches; "test"
+    comes in order and its last batch may be smaller. The order is a function of (seed, epoch) and each random window of
+    (seed, epoch, index): not of the batch size, the number of shards or threads.
 
     Args:
         name: the data set's name in tensorflow-datasets, for example imagenet2012.
@@ -70,7 +68,6 @@ def stream(
         Iterator of {"image": uint8 (B, S, S, 3), "label": int32 (B,), "index": int32 (B,)}.
 
     Raises:
-        ConfigError: an argument is out of range.
         DataError: the data are missing, truncated or damaged.
     """
     index, count = shard
@@ -99,13 +96,12 @@ def stream(
 
     indices = grain.MapDataset.range(total)
     if train:
-        steps = total // (count * batch_size)
-        require(steps, "batch_size", f"{batch_size} on {count} shards", f"at most the {total} records of {name}")
+        step = count * batch_size
+        require(step <= total, "batch_size", f"{batch_size} on {count} shards", f"at most {total} records of {name}")
         mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-        indices = indices.shuffle(seed=mixed).slice(slice(0, steps * count * batch_size))
+        indices = indices.shuffle(seed=mixed).slice(slice(0, total // step * step))
     examples = indices.slice(slice(index, None, count)).map(example)
-    buffer = max(num_threads, 2 * batch_size)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, 2 * batch_size))
     return iter(examples.to_iter_dataset(options).batch(batch_size, drop_remainder=train))
 
 

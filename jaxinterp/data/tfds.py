@@ -15,8 +15,6 @@ from jaxinterp.errors import DataError
 _CHUNK = 4096  # records fetched at once
 Split: TypeAlias = tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"], dict[str, str]]
 
-_SPLITS = {"imagenet2012": {"train": "train", "test": "validation"}}  # its test labels are not published
-
 
 def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder of data sets: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
@@ -41,9 +39,8 @@ class Prepared(NamedTuple):
     def fetch(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Read records {"image": encoded bytes, "label": int, ...}; `DataError` names a damaged shard."""
         try:
-            if len(indices) == 1:  # array_record starts a thread for every call of __getitems__
-                return [self.source[int(indices[0])]]
-            return self.source.__getitems__([int(index) for index in indices])
+            many = len(indices) > 1  # array_record starts a thread for every call of __getitems__
+            return self.source.__getitems__([*map(int, indices)]) if many else [self.source[int(indices[0])]]
         except RuntimeError as error:
             if len(indices) > 1:
                 return [self.fetch([index])[0] for index in indices]
@@ -52,16 +49,13 @@ class Prepared(NamedTuple):
 
 
 def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
-    """Open a prepared split, in the newest `data_dir/name/version` that holds it; None if there is none.
-
-    Raises `DataError` for a shard that is missing, truncated or damaged, and for another format than array_record.
-    """
-    split = _SPLITS.get(name, {}).get(split, split)
-    versions = sorted((data_dir / name).glob("*/dataset_info.json"), key=lambda path: _version(path.parent.name))
-    folders = [path.parent for path in versions if any(path.parent.glob(f"{name}-{split}.*-of-*"))]
+    """Open a prepared split, in the newest `data_dir/name/version` that holds it; None if there is none."""
+    split = "validation" if (name, split) == ("imagenet2012", "test") else split  # its test labels are not published
+    folders = [path.parent for path in (data_dir / name).glob("*/dataset_info.json")]
+    folders = [folder for folder in folders if any(folder.glob(f"{name}-{split}.*-of-*"))]
     if not folders:
         return None
-    folder = folders[-1]
+    folder = max(folders, key=lambda path: [int(part) if part.isdigit() else -1 for part in path.name.split(".")])
 
     import tensorflow_datasets as tfds
 
@@ -88,16 +82,11 @@ def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
 
 
 def read_prepared(name: str, split: str, data_dir: Path) -> Split | None:
-    """Read the images (of one size), labels and provenance of a prepared split; None if there is none.
-
-    Raises `DataError` as `open_prepared`, and for an image that cannot be decoded.
-    """
+    """Read the images (of one size), labels and provenance of a prepared split; None if there is none."""
     opened = open_prepared(name, split, data_dir)
     if opened is None:
         return None
-    images: list[UInt8[np.ndarray, "h w c"]] = []
-    labels: list[int] = []
-    total = sum(opened.lengths)
+    images, labels, total = [], [], sum(opened.lengths)
     for start in range(0, total, _CHUNK):
         records = opened.fetch(range(start, min(start + _CHUNK, total)))
         images += [decode(record["image"], opened.provenance) for record in records]
@@ -136,7 +125,3 @@ def _check_count(shard: Path, expected: int) -> None:
         raise DataError(f"{shard}: missing, truncated or damaged array_record shard ({one_line(error)})") from error
     if count != expected:
         raise DataError(f"{shard}: got {count} records, expected {expected} by dataset_info.json")
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else -1 for part in text.split("."))

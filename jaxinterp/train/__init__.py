@@ -1,43 +1,23 @@
 """Training: one pure step on any number of devices, checkpoints that survive a kill, logs without gaps."""
 
-from jaxinterp.data.stream import Stream
-from jaxinterp.nn.losses import (
-    ClassificationLoss,
-    LogitsLoss,
-    LossFn,
-    sigmoid_bce,
-    softmax_cross_entropy,
-)
+from jaxinterp.nn.losses import ClassificationLoss, sigmoid_bce, softmax_cross_entropy
 from jaxinterp.train.checkpoint import Checkpoints, load_variables
 from jaxinterp.train.closed_form import fit_closed_form
 from jaxinterp.train.config import TrainConfig
 from jaxinterp.train.distributed import initialize
 from jaxinterp.train.evaluate import Evaluation, predict
-from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
 from jaxinterp.train.loop import fit
-from jaxinterp.train.optimizer import (
-    coda_imagenet,
-    cosine_by_epoch,
-    make_optimizer,
-    make_schedule,
-)
+from jaxinterp.train.optimizer import coda_imagenet, cosine_by_epoch, make_optimizer, make_schedule
 from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.result import FitResult
-from jaxinterp.train.state import TrainState, init_state
-from jaxinterp.train.step import compile_step, device_mesh, train_step
+from jaxinterp.train.step import TrainState, compile_step, device_mesh, init_state, train_step
 
 __all__ = [
     "Checkpoints",
     "ClassificationLoss",
     "Evaluation",
     "FitResult",
-    "InMemoryLoader",
-    "Loader",
-    "LogitsLoss",
-    "LossFn",
     "ProgressMeter",
-    "Stream",
-    "StreamLoader",
     "TrainConfig",
     "TrainState",
     "coda_imagenet",

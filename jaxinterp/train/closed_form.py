@@ -8,8 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxinterp.checks import require
 from jaxinterp.data.datasets import Dataset, hold_out
@@ -20,8 +18,7 @@ from jaxinterp.train.evaluate import Evaluation, measure
 from jaxinterp.train.log import RunLog
 from jaxinterp.train.loop import start_from
 from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
-from jaxinterp.train.state import TrainState
-from jaxinterp.train.step import device_mesh
+from jaxinterp.train.step import TrainState, device_mesh
 
 
 def fit_closed_form(
@@ -33,6 +30,7 @@ def fit_closed_form(
     test: Dataset | None,
     config: TrainConfig,
     *,
+    allow_older: bool = False,
     devices: Sequence[jax.Device] | None = None,
     validation: Dataset | None = None,
     fingerprint: Mapping[str, Any] | None = None,
@@ -43,28 +41,12 @@ def fit_closed_form(
     The folder is that of a `fit` of one epoch of one step: `checkpoints/1`, one line of metrics.jsonl, run.json with
     the summary. `load_variables` reads it.
 
-    Args:
-        run_dir: The run folder.
-        model: A Flax model, called as `model.apply(variables, image)`.
-        solve: `variables -> variables`, called once with the model's initial ones.
-        loss: Mean loss over a batch of (logits, labels), which is only measured.
-        train: Training data, of which loss and accuracy are measured.
-        test: Test data.
-        config: Of which `seed`, `val_fraction` and `eval_batch` matter here.
-        devices: Devices to measure on; default all.
-        validation: Data to measure; default `config.val_fraction` of the training data, held out.
-        fingerprint: JSON values that a continuation must share, beside the model, the data and the `TrainConfig`.
-        log: Called with a line about each part.
-
-    Returns:
-        Variables, history and summary; the state has no optimizer.
-
-    Raises:
-        ConfigError: `solve` returns variables of another structure, shapes or types, or values that are not finite.
-        CheckpointError: The folder's checkpoint is damaged, or of another model, type or configuration.
+    `solve` maps the model's initial variables to finite ones of the same shapes, and is called once; `loss`, a mean
+    over a batch of (logits, labels), is only measured; of `config`, `seed`, `val_fraction` and `eval_batch` matter;
+    `log` gets a line about each part. The other arguments, and the result, are those of `fit`.
     """
     run_dir, mesh = Path(run_dir), device_mesh(devices)
-    replicated = NamedSharding(mesh, P())
+    replicated = jax.NamedSharding(mesh, jax.P())
     if validation is None and config.val_fraction > 0:
         train, validation = hold_out(train, config.val_fraction, config.seed)
     parts = {
@@ -80,15 +62,14 @@ def fit_closed_form(
     state: TrainState = jax.jit(init, out_shardings=replicated)()
     fingerprint = {**describe(train, model, config), **(fingerprint or {})}
     with Checkpoints(run_dir) as checkpoints:
-        results = checkpoints.restore(state, fingerprint=fingerprint)
+        results = checkpoints.restore(state, fingerprint=fingerprint, allow_older=allow_older)
         if results is None:
             begun = time.perf_counter()
             state = state.replace(**start_from("solve", solve, state.variables))  # type: ignore[attr-defined]
             finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.variables))
             require(finite, "solve", "NaN or infinite values", "finite variables")
             seconds = time.perf_counter() - begun
-            watched = {"train": parts["train"], "val": parts["val"]}
-            watched |= {"test": parts["test"]} if config.eval_test_each_epoch else {}
+            watched = {k: part for k, part in parts.items() if k != "test" or config.eval_test_each_epoch}
             record = {"step": 1, "epoch": 1, **measure(watched, state.variables), "seconds": round(seconds, 3)}
             history = [record | {"images_per_second": round(len(train) / max(seconds, 1e-9), 1)}]
             checkpoints.save(state, {"fingerprint": fingerprint, "history": history})
@@ -98,9 +79,8 @@ def fit_closed_form(
             log("the fit is finished already")
     best = None if best_record(history) is None else state.variables
     summary = summarize(history, state.variables, best, parts["test"])
-    new = results is None
-    with RunLog(run_dir, [] if new else history, seed=config.seed, step=0 if new else 1) as logs:
-        if new:
+    with RunLog(run_dir, history if results else [], seed=config.seed, step=1 if results else 0) as logs:
+        if results is None:
             logs.epoch(history[0])
         logs.finish(summary)
     for line in accuracies(summary):

@@ -19,7 +19,7 @@ Positive = Annotated[int, Ge(1)]
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """How to train.
+    """Training configuration.
 
     Attributes:
         epochs: Epochs.
@@ -33,8 +33,7 @@ class TrainConfig(Checked):
         checkpoint_every: Epochs between two checkpoints (the best and the last epoch are always saved).
         keep: How many of the last checkpoints to keep, beside the best one.
         eval_batch: Examples per batch of an evaluation.
-        eval_test_each_epoch: Evaluate on the test part after every epoch too, for papers that print the highest of
-            these numbers; nothing is chosen by it.
+        eval_test_each_epoch: Evaluate on the test part after every epoch too; nothing is chosen by it.
     """
 
     epochs: Positive
@@ -52,12 +51,7 @@ class TrainConfig(Checked):
 
 
 def check_batches(config: TrainConfig, devices: int, steps_per_epoch: int) -> None:
-    """Check that batches can be split over devices, and steps be counted.
-
-    Raises:
-        ConfigError: The batch size is no multiple of devices x micro-batches, there are fewer training images than a
-            batch has, or more steps than an int32 counts.
-    """
+    """Raise ConfigError unless an epoch has a batch, which splits over the devices, and an int32 counts all steps."""
     size, parts = config.batch_size, devices * config.grad_accum_steps
     even = f"a multiple of {parts} ({devices} devices x grad_accum_steps={config.grad_accum_steps})"
     require(size % parts == 0, "batch_size", size, even)

@@ -9,8 +9,8 @@ from jaxinterp.errors import ConfigError
 def initialize(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
     """Join the processes of a run, before JAX is used; afterwards `jax.devices()` are those of all of them.
 
-    Each process runs the same command; `fit` then splits every batch over all devices, and process 0 alone writes
-    logs. All of them need the same run folder (a shared file system). Processes on CPU talk through gloo.
+    Each process runs the same command in the same run folder (a shared file system); `fit` splits every batch over all
+    devices, and process 0 alone writes logs. Processes on CPU talk through gloo.
 
     Args:
         coordinator: "host:port" of process 0; on clusters that JAX knows (SLURM, TPU pods ...) all three may be None.
@@ -18,7 +18,7 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
         process_id: Number of this process, from 0.
 
     Raises:
-        ConfigError: Some of the three are missing, or the process cannot join.
+        ConfigError: The process cannot join.
     """
     given = (coordinator, processes, process_id)
     together = None not in given or given == (None, None, None)

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
@@ -18,7 +17,7 @@ from jaxinterp.data.batches import padded_batches
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import to_device
 from jaxinterp.nn.losses import LogitsLoss
-from jaxinterp.train.state import AXIS
+from jaxinterp.train.step import AXIS
 
 
 @partial(jax.jit, static_argnums=0)
@@ -35,27 +34,19 @@ class Evaluation:
     def __init__(
         self, model: nn.Module, loss: LogitsLoss | None, dataset: Dataset, batch_size: int, mesh: Mesh
     ) -> None:
-        """Send the data to the devices.
+        """Send the data to the devices, over which batches are split (their size is rounded up to a multiple).
 
-        Args:
-            model: Called as `model.apply(variables, image)`.
-            loss: Mean loss over a batch of (logits, labels); None for the accuracy alone.
-            dataset: The data.
-            batch_size: Examples per batch; rounded up to a multiple of the number of devices.
-            mesh: The devices, over which each batch is split.
+        `loss` is a mean over a batch of (logits, labels); None for the accuracy alone.
         """
         size = len(dataset.labels)
         batch_size = -(-min(batch_size, size) // mesh.size) * mesh.size
         rows = -(-size // batch_size)
         index = np.arange(rows * batch_size, dtype=np.int32).reshape(rows, batch_size)
-        replicated = NamedSharding(mesh, P())
+        replicated = jax.NamedSharding(mesh, jax.P())
         self._rows, self._size = rows, size
-        names = ["accuracy"] if loss is None else ["loss", "accuracy"]
-        self._inputs = {
-            "data": to_device(dataset, replicated),
-            "index": jax.device_put(index, NamedSharding(mesh, P(None, AXIS))),
-        }
-        totals = {"row": np.int32(0), **dict.fromkeys(names, np.float32(0))}
+        rows_split = jax.device_put(index, jax.NamedSharding(mesh, jax.P(None, AXIS)))
+        self._inputs = {"data": to_device(dataset, replicated), "index": rows_split}
+        totals = {"row": np.int32(0), "accuracy": np.float32(0)} | ({} if loss is None else {"loss": np.float32(0)})
         self._totals = jax.device_put(totals, replicated)
 
         def add(totals: dict[str, Array], variables: Any, inputs: Any) -> dict[str, Array]:
@@ -64,7 +55,7 @@ class Evaluation:
             index = jnp.minimum(index, size - 1)
             image = jnp.take(inputs["data"]["image"], index, axis=0).astype(jnp.float32) / dataset.maximum
             label = jnp.take(inputs["data"]["label"], index, axis=0)
-            image, label = lax.with_sharding_constraint((image, label), NamedSharding(mesh, P(AXIS)))
+            image, label = lax.with_sharding_constraint((image, label), jax.NamedSharding(mesh, jax.P(AXIS)))
             logits = _apply(model, variables, image)
             new = {"row": totals["row"] + 1}
             new["accuracy"] = totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)
@@ -85,8 +76,7 @@ class Evaluation:
         totals = self._totals
         for _ in range(self._rows):
             totals = self._add(totals, variables, self._inputs)
-        host = jax.device_get(totals)
-        return {name: float(total) / self._size for name, total in host.items() if name != "row"}
+        return {name: float(total) / self._size for name, total in jax.device_get(totals).items() if name != "row"}
 
 
 Evaluations = Mapping[str, Evaluation | None]
@@ -109,14 +99,11 @@ def predict(
     Args:
         model: Called as `model.apply(variables, images)`; or a function, called as `model(variables, images)`.
         variables: `{"params": ..., "batch_stats": ...}`.
-        images: Float (N, H, W, C) in [0, 1], any N.
-        batch_size: Images per batch.
+        images: Float (N, H, W, C) in [0, 1], at least one.
+        batch_size: Images per batch, at least 1.
 
     Returns:
         Logits (N, classes), in the model's dtype.
-
-    Raises:
-        ConfigError: Images are not floats of four axes, there are none, or `batch_size` is less than 1.
     """
     fits = images.ndim == 4 and len(images) and jnp.issubdtype(images.dtype, jnp.floating)
     require(fits, "images", f"{images.dtype} {images.shape}", "floats (N > 0, H, W, C) in [0, 1]")

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from jaxinterp.data.augment import Augment
@@ -16,8 +15,7 @@ from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
 from jaxinterp.data.stream import Stream
 from jaxinterp.nn.losses import Batch
-from jaxinterp.train.state import AXIS
-from jaxinterp.train.step import Mode
+from jaxinterp.train.step import AXIS, Mode
 
 
 class InMemoryLoader:
@@ -26,20 +24,11 @@ class InMemoryLoader:
     def __init__(
         self, dataset: Dataset, augment: Augment, batch_size: int, key: PRNGKeyArray, mesh: Mesh, mode: Mode
     ) -> None:
-        """Send the data set to the devices.
-
-        Args:
-            dataset: The data.
-            augment: Applied to each image, with a key that depends on seed, epoch and index alone.
-            batch_size: Examples of a step, over all devices.
-            key: Key of the run, replicated over the mesh.
-            mesh: The devices.
-            mode: How the step is compiled.
-        """
+        """Send the data set to the devices; `batch_size` is over all of them, and the run's key replicated."""
         self.steps = len(dataset.labels) // batch_size
         self.axes = {"data": None, "order": 1}
         self._augment, self._maximum = augment, dataset.maximum
-        self._replicated = NamedSharding(mesh, P())
+        self._replicated = jax.NamedSharding(mesh, jax.P())
         self._data, self._key = to_device(dataset, self._replicated), key
 
         def order(key: PRNGKeyArray, number: Int32[Array, ""]) -> Int32[Array, "steps ..."]:
@@ -47,7 +36,7 @@ class InMemoryLoader:
             rows = epoch_order(key, number, len(dataset.labels), batch_size)
             return rows.reshape(self.steps, mesh.size, -1) if mode == "pmap" else rows
 
-        self._order = jax.jit(order, out_shardings=NamedSharding(mesh, P(None, AXIS)))
+        self._order = jax.jit(order, out_shardings=jax.NamedSharding(mesh, jax.P(None, AXIS)))
 
     def sample_batch(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
         """Gather and augment the batch of a step."""
@@ -65,19 +54,11 @@ class StreamLoader:
     """A `Stream` whose next batch travels to the devices while they work on the present one."""
 
     def __init__(self, stream: Stream, augment: Augment, mesh: Mesh, mode: Mode) -> None:
-        """Wrap a stream.
-
-        Args:
-            stream: The data.
-            augment: Applied on the devices to each image, with a key of seed, epoch and index alone.
-            mesh: The devices.
-            mode: How the step is compiled.
-        """
+        """Wrap a stream."""
         self.steps, self.axes = stream.steps, 0
         self._stream, self._augment = stream, augment
-        self._sharding, self._local = NamedSharding(mesh, P(AXIS)), None
-        if mode == "pmap":
-            self._local = len([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+        self._sharding = jax.NamedSharding(mesh, jax.P(AXIS))
+        self._axes = (len(mesh.local_devices), -1) if mode == "pmap" else (-1,)
 
     def sample_batch(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
         """Scale and augment a batch of bytes."""
@@ -87,13 +68,8 @@ class StreamLoader:
         return {**inputs, "image": jax.vmap(self._augment)(keys, image)}
 
     def _send(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        sent = {}
-        for name in ("image", "label", "index"):
-            leaf = batch[name]
-            if self._local is not None:
-                leaf = leaf.reshape(self._local, -1, *leaf.shape[1:])
-            sent[name] = jax.make_array_from_process_local_data(self._sharding, leaf)
-        return sent
+        leaves = {k: batch[k].reshape(*self._axes, *batch[k].shape[1:]) for k in ("image", "label", "index")}
+        return {k: jax.make_array_from_process_local_data(self._sharding, leaf) for k, leaf in leaves.items()}
 
     def epoch(self, number: int, start: int) -> Iterator[Any]:
         """Yield the batches of an epoch, the next one always under way."""

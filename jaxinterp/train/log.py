@@ -33,17 +33,7 @@ class RunLog:
     """Writes the logs of a run; every process but the first writes nothing."""
 
     def __init__(self, run_dir: Path, history: Sequence[Mapping[str, Any]], *, seed: int, step: int) -> None:
-        """Open the logs at a step: drop what was logged after it, write again what is missing.
-
-        Args:
-            run_dir: The run folder.
-            history: The records of the epochs finished so far.
-            seed: Seed of the run.
-            step: Step at which the run resumes.
-
-        Raises:
-            ConfigError: run.json is damaged.
-        """
+        """Open the logs at a step, given the epochs before it: drop what was logged later, write what is missing."""
         self._metrics, self._info, self._board = run_dir / "metrics.jsonl", run_dir / "run.json", None
         if jax.process_index() != 0:
             return

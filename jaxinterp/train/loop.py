@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.checks import require
@@ -29,8 +27,7 @@ from jaxinterp.train.log import RunLog, count_epochs
 from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
 from jaxinterp.train.signals import Interruption
-from jaxinterp.train.state import TrainState, init_state, start_epoch
-from jaxinterp.train.step import compile_step, device_mesh
+from jaxinterp.train.step import TrainState, compile_step, device_mesh, init_state
 
 
 @dataclass
@@ -47,11 +44,6 @@ class _Run:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def total(self) -> int:
-        """Steps of the run."""
-        return self.config.epochs * self.loader.steps
-
     def sync(self, state: TrainState) -> dict[str, float]:
         """Wait for the devices, check the state, and return the means of the epoch so far."""
         sums, bad = jax.device_get((state.sums, state.bad_step))
@@ -59,10 +51,10 @@ class _Run:
             epoch, batch = divmod(int(bad) - 1, self.loader.steps)
             self.checkpoints.wait()
             saved = self.checkpoints.steps()
+            where = f"step {bad} (epoch {epoch + 1}, batch {batch + 1} of {self.loader.steps})"
             raise NonFiniteError(
-                f"loss, gradient norm or parameter norm is not finite at step {bad} (epoch {epoch + 1}, batch "
-                f"{batch + 1} of {self.loader.steps}); last checkpoint: {f'step {saved[0]}' if saved else 'none'}; "
-                "try a lower learning rate, or clipped gradients"
+                f"loss, gradient norm or parameter norm is not finite at {where}; last checkpoint: "
+                f"{f'step {saved[0]}' if saved else 'none'}; try a lower learning rate, or clipped gradients"
             )
         means = {name: float(total / max(sums["count"], 1)) for name, total in sums.items() if name != "count"}
         self.progress.update(means)
@@ -94,9 +86,9 @@ class _Run:
         self, state: TrainState, step_fn: Any, key: PRNGKeyArray, evaluations: Evaluations, log: RunLog
     ) -> tuple[TrainState, str | None]:
         """Train to the end, or until a signal asks to stop; return the state and the signal's name."""
-        compiled, stop = None, None
+        compiled, stop, total = None, None, self.config.epochs * self.loader.steps
         with Interruption(enabled=jax.process_count() == 1) as interruption:
-            while self.step < self.total and stop is None:
+            while self.step < total and stop is None:
                 epoch, begin = divmod(self.step, self.loader.steps)
                 for inputs in self.loader.epoch(epoch, begin):
                     if compiled is None:
@@ -119,7 +111,8 @@ class _Run:
                     if self.step != (epoch + 1) * self.loader.steps:
                         count = self.step - epoch * self.loader.steps
                         raise DataError(f"epoch {epoch + 1} ended after {count} of {self.loader.steps} batches")
-            if stop is not None and self.step < self.total:
+            if stop is not None and self.step < total:
+                interruption.handled = True
                 self.sync(state)
                 self.save(state)
                 self.checkpoints.wait()
@@ -133,15 +126,13 @@ class _Run:
         means = self.sync(state)
         epoch = self.step // self.loader.steps
         last = epoch == self.config.epochs
-        record: dict[str, Any] = {"step": self.step, "epoch": epoch}
-        record |= {f"train_{name}": value for name, value in means.items()}
+        record = {"step": self.step, "epoch": epoch, **{f"train_{name}": value for name, value in means.items()}}
         if last or epoch % self.config.eval_every == 0:
             record |= measure(evaluations, state.variables)
         if self.schedule is not None:
             record["lr"] = float(self.schedule(np.int32(self.step - 1)))
-        images = self.loader.steps * self.config.batch_size
-        record["seconds"] = round(self.progress.seconds, 3)
-        record["images_per_second"] = round(images / max(self.progress.seconds, 1e-9), 1)
+        images, seconds = self.loader.steps * self.config.batch_size, self.progress.seconds
+        record |= {"seconds": round(seconds, 3), "images_per_second": round(images / max(seconds, 1e-9), 1)}
         self.history.append(record)
         log.epoch(record)
         self.progress.epoch(record)
@@ -176,10 +167,8 @@ def fit(
 
     Args:
         run_dir: The run folder: `checkpoints/`, `metrics.jsonl`, `run.json` and `tensorboard/` are written here.
-        model: A Flax model, called as `model.apply(variables, image, train=bool)`. BatchNorm needs
-            `axis_name="batch"` under `pmap`, and none under `jit`.
-        loss_fn: The loss, for instance `ClassificationLoss(model, sigmoid_bce)`, whose loss of the logits is then
-            reported on the held-out parts too.
+        model: Called as `model.apply(variables, image, train=bool)`; under `pmap` BatchNorm has `axis_name="batch"`.
+        loss_fn: The loss; if it is `ClassificationLoss(model, ...)`, it is reported on the held-out parts too.
         tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.
         test: Test data, evaluated once at the end, with the last and with the best variables.
@@ -190,20 +179,18 @@ def fit(
         validation: Data to choose the best epoch; default `config.val_fraction` of the training data, held out.
         schedule: Learning rate by step, only to be logged.
         fingerprint: JSON values that a continuation must share, beside the model, the data and the `TrainConfig`.
-        init_from: `variables -> variables`, what training starts from, made of the model's random ones; such as
-            trained parameters in the place of some.
+        init_from: `variables -> variables`, called with the model's random ones; training starts from what it returns.
 
     Returns:
         Final state, best variables, history and summary.
 
     Raises:
-        ConfigError: A setting that cannot be trained.
         CheckpointError: The folder's checkpoint is damaged, or of another model, type or configuration.
         NonFiniteError: Loss or a norm was not finite; the step is named, and nothing of it is saved.
         DataError: A stream ended early.
     """
     run_dir, mesh = Path(run_dir), device_mesh(devices)
-    replicated = NamedSharding(mesh, P())
+    replicated = jax.NamedSharding(mesh, jax.P())
     if isinstance(train, Dataset) and validation is None and config.val_fraction > 0:
         train, validation = hold_out(train, config.val_fraction, config.seed)
     steps = len(train) // config.batch_size if isinstance(train, Dataset) else train.steps
@@ -217,26 +204,17 @@ def fit(
     else:
         loader = StreamLoader(train, augment, mesh, config.mode)
         image_shape = train.image_shape
-    batch = {
-        "image": jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
+    number = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+    image = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+    batch = {"image": image, "label": number, "index": number}
 
     def init(key: PRNGKeyArray) -> TrainState:
         return init_state(model, loss_fn, tx, jax.random.fold_in(key, 2), batch)
 
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(init, key)
-    )
+    target = jax.tree.map(lambda leaf: leaf.update(sharding=replicated), jax.eval_shape(init, key))
+    parts, sample = config.grad_accum_steps, loader.sample_batch
     step_fn = compile_step(
-        loss_fn,
-        tx,
-        mode=config.mode,
-        mesh=mesh,
-        grad_accum_steps=config.grad_accum_steps,
-        sample_batch=loader.sample_batch,
-        axes=loader.axes,
+        loss_fn, tx, mode=config.mode, mesh=mesh, grad_accum_steps=parts, sample_batch=sample, axes=loader.axes
     )
     logits_loss: LogitsLoss | None = loss_fn.per_logits_loss if isinstance(loss_fn, ClassificationLoss) else None
 
@@ -249,7 +227,7 @@ def fit(
     progress = ProgressMeter(loader.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
     with Checkpoints(run_dir, config.keep) as checkpoints, progress:
         fingerprint = {**describe(train, model, config), **(fingerprint or {})}
-        reset = jax.jit(start_epoch, out_shardings=replicated, donate_argnums=0)
+        reset = jax.jit(_reset_sums, out_shardings=replicated, donate_argnums=0)
         run = _Run(config, loader, progress, checkpoints, fingerprint, schedule, reset)
         state = run.resume(target, allow_older)
         logged, saved = count_epochs(run_dir), len(run.history)
@@ -262,10 +240,10 @@ def fit(
                 state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
             if run.step:
-                progress.log(f"resuming at step {run.step} of {run.total}")
+                progress.log(f"resuming at step {run.step} of {config.epochs * steps}")
             tested = compile_evaluation(test) if config.eval_test_each_epoch else None
-            parts = {"val": compile_evaluation(validation), "test": tested}
-            state, stopped = run.train(state, step_fn, key, parts, log)
+            evaluations = {"val": compile_evaluation(validation), "test": tested}
+            state, stopped = run.train(state, step_fn, key, evaluations, log)
             checkpoints.wait()
             record, best = best_record(run.history), None
             if record is not None and record["step"] in checkpoints.steps():
@@ -280,17 +258,13 @@ def fit(
     return FitResult(state, best, run.history, summary, stopped)
 
 
+def _reset_sums(state: TrainState) -> TrainState:
+    return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))  # type: ignore[attr-defined]
+
+
 def start_from(name: str, init_from: Callable[[Any], Any], variables: Any) -> Any:
-    """Return initial variables, placed like the random ones and copied, because the step donates its input.
-
-    Raises:
-        ConfigError: They have another structure, other shapes or types.
-    """
+    """Return initial variables, placed like the random ones and copied, because the step donates its input."""
     start = init_from(variables)
-
-    def specs(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
-
-    same = specs(start) == specs(variables)
-    require(same, name, "other variables", "the structure, shapes and types of the model's own")
+    specs = [jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (start, variables)]
+    require(specs[0] == specs[1], name, "other variables", "the structure, shapes and types of the model's own")
     return jax.tree.map(lambda new, old: jnp.copy(jax.device_put(new, old.sharding)), start, variables)

@@ -23,51 +23,28 @@ def ramp(peak: float, total: int) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(peak * share) for _, share in RAMP], boundaries)
 
 
-def coda_imagenet(
-    steps_per_epoch: int, start: float = 2.5e-4, peak: float = 1e-3, warmup_epochs: int = 15, halve_epochs: int = 20
-) -> optax.Schedule:
+def coda_imagenet(steps_per_epoch: int, start: float = 2.5e-4, peak: float = 1e-3) -> optax.Schedule:
     """Warm up by epochs, then halve every 20 epochs: CoDA Nets on 100 ImageNet classes.
 
     The rate of epoch e is `start + (peak - start) e / 14` for e < 15, then `peak / 2 ** floor(e / 20)`; it changes
     once per epoch. (Böhle et al., CVPR 2021, training code: 2.5e-4 to 1e-3, 1e-3 up to epoch 19, 5e-4 up to 39, ...)
 
-    Args:
-        steps_per_epoch: Steps per epoch.
-        start: Rate of the first epoch.
-        peak: Rate of the last epoch of the warm-up.
-        warmup_epochs: Epochs of the warm-up, at least 2.
-        halve_epochs: The rate is halved at each multiple of this epoch.
-
     >>> schedule = coda_imagenet(steps_per_epoch=10)
     >>> [f"{schedule(epoch * 10 + 9):.3e}" for epoch in (0, 14, 19, 20, 40)]
     ['2.500e-04', '1.000e-03', '1.000e-03', '5.000e-04', '2.500e-04']
     """
-    warmup = optax.linear_schedule(start, peak, warmup_epochs - 1)
-    halving = optax.exponential_decay(peak, halve_epochs, 0.5, staircase=True)
-    by_epoch = optax.join_schedules([warmup, lambda epoch: halving(epoch + warmup_epochs)], [warmup_epochs])
+    halving = optax.exponential_decay(peak, 20, 0.5, staircase=True)
+    by_epoch = optax.join_schedules([optax.linear_schedule(start, peak, 14), lambda epoch: halving(epoch + 15)], [15])
     return lambda step: by_epoch(step // steps_per_epoch)
 
 
 def cosine_by_epoch(
-    peak: float,
-    epochs: int,
-    steps_per_epoch: int,
-    end_lr: float = 1e-5,
-    warmup_epochs: int = 0,
-    start: float = 1e-4,
+    peak: float, epochs: int, steps_per_epoch: int, end_lr: float = 1e-5, warmup_epochs: int = 0, start: float = 1e-4
 ) -> optax.Schedule:
     """Follow half a cosine by epochs: in epoch e, `end_lr + (peak - end_lr) (1 + cos(pi e / epochs)) / 2`.
 
-    In the first `warmup_epochs` it is `start + (peak - start) e / warmup_epochs` instead (timm's schedule, as Coded
-    ResNeXt uses it on ImageNet; arXiv 2202.05343, App. B and training code).
-
-    Args:
-        peak: Rate of the first epoch without warm-up.
-        epochs: Epochs of the run.
-        steps_per_epoch: Steps per epoch.
-        end_lr: Rate that the cosine falls to.
-        warmup_epochs: Epochs of the warm-up, less than `epochs`.
-        start: Rate of the first epoch of the warm-up.
+    In the first `warmup_epochs`, fewer than `epochs`, it is `start + (peak - start) e / warmup_epochs` instead (timm's
+    schedule, as Coded ResNeXt uses it on ImageNet; arXiv 2202.05343, App. B and training code).
 
     >>> schedule = cosine_by_epoch(0.1, epochs=300, steps_per_epoch=10)
     >>> [f"{schedule(step):.3e}" for step in (0, 9, 1500, 2999)]
@@ -85,13 +62,7 @@ def cosine_by_epoch(
 
 
 def make_schedule(
-    name: str,
-    *,
-    learning_rate: float,
-    epochs: int,
-    steps_per_epoch: int,
-    end_lr: float = 0.0,
-    warmup_epochs: int = 0,
+    name: str, *, learning_rate: float, epochs: int, steps_per_epoch: int, end_lr: float = 0.0, warmup_epochs: int = 0
 ) -> optax.Schedule:
     """Make a learning-rate schedule by its name.
 
@@ -170,10 +141,10 @@ def make_optimizer(
     if frozen is None:
         return tx
 
-    def labels(tree: Any) -> Any:
-        paths = jax.tree.map_with_path(lambda keys, _: "/".join(str(key.key) for key in keys), tree)
-        return jax.tree.map(lambda path: "frozen" if frozen(path) else "trained", paths)
+    def label(keys: Any, _: Any) -> str:
+        return "frozen" if frozen("/".join(str(key.key) for key in keys)) else "trained"
 
+    labels = partial(jax.tree.map_with_path, label)
     return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, labels)
 
 

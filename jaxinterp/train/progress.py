@@ -20,15 +20,7 @@ class ProgressMeter:
     def __init__(
         self, steps_per_epoch: int, epochs: int, batch_size: int, console: Console | None = None, show: bool = True
     ) -> None:
-        """Prepare the display.
-
-        Args:
-            steps_per_epoch: Steps per epoch.
-            epochs: Epochs of the run.
-            batch_size: Images per step.
-            console: Where to write; default standard output.
-            show: False keeps silent, for all processes but the first.
-        """
+        """Prepare the display on a console (default standard output); `show=False` keeps silent."""
         self._steps, self._epochs, self._batch, self._show = steps_per_epoch, epochs, batch_size, show
         self._console = Console() if console is None else console
         self._trained, self._interval, self._pending = 0.0, 1, 0
@@ -79,11 +71,7 @@ class ProgressMeter:
         return self._pending >= self._interval
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Take the time: all steps counted so far are done.
-
-        Args:
-            metrics: Means over the epoch so far, shown.
-        """
+        """Take the time, as all steps counted so far are done, and show means over the epoch so far."""
         now = time.perf_counter()
         elapsed, self._begun = now - self._begun, now
         self.seconds += elapsed
@@ -106,11 +94,7 @@ class ProgressMeter:
         return f"{TimeRemainingColumn().render(self._task)} left"
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Write the line of a finished epoch.
-
-        Args:
-            record: The epoch's metrics: `epoch` and `images_per_second`, and any number of floats.
-        """
+        """Write the line of a finished epoch from its record in metrics.jsonl."""
         shown = {name: value for name, value in record.items() if name.startswith(("train_", "val_"))}
         means = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         rate = f"{record['images_per_second']:.0f} images/s, {self._left()}"

@@ -1,28 +1,27 @@
-"""What training returns, and the epochs that its summary names."""
+"""The result of training, and the epochs that its summary names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxinterp.train.evaluate import Evaluation
-from jaxinterp.train.state import TrainState
+from jaxinterp.train.step import TrainState
 
 Which = Literal["last", "best"]
 
 
 @dataclass(frozen=True, repr=False)
 class FitResult:
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
         state: The state at the end.
         best: Variables of the epoch that was best on the validation part; None without such a part.
         history: One record per finished epoch, as in metrics.jsonl.
         summary: `{"last": {...}, "best": {...}}`, each with `epoch`, `step` and, where there are such parts,
-            `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; with `eval_test_each_epoch` also
-            `{"highest": {...}}`, the epoch of the highest test accuracy, which is chosen on the test part. Empty if
-            the run was interrupted.
-        interrupted: Name of the signal that stopped the run before its end; None where none did.
+            `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; with `eval_test_each_epoch` also `highest`, the
+            epoch of the highest test accuracy. Empty if the run was interrupted.
+        interrupted: Name of the signal that stopped the run before its end.
     """
 
     state: TrainState

@@ -1,38 +1,70 @@
-"""The training step, pure, and its two compilations: `jit` over a mesh of devices, and `pmap`."""
+"""State and step of training, pure, and the step's two compilations: `jit` over a mesh of devices, and `pmap`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Int32, PRNGKeyArray
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Array, Int32, PRNGKeyArray
 
 from jaxinterp.nn.losses import Batch, LossFn
-from jaxinterp.train.state import AXIS, TrainState
 
 SampleBatch = Callable[[Any, Int32[Array, ""], PRNGKeyArray], Batch]
 Mode = Literal["jit", "pmap"]
+AXIS = "batch"  # the one axis of the device mesh, and the mapped axis under `pmap`
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a training run, a pytree, so that it can be donated, sharded and saved.
+
+    The leaves are arrays, or what JAX puts in their place (shapes, shardings), so their types are not annotated.
+
+    Attributes:
+        step: Number of steps taken, an int32 scalar.
+        params: Parameters of the model.
+        batch_stats: Running statistics of BatchNorm; `{}` for a model without them.
+        opt_state: State of the optimizer.
+        sums: Sums of the metrics over the steps of the current epoch, and `count` of these; float32 scalars.
+        bad_step: The first step, from 1, whose loss, gradient or parameter norm was not finite, or -1; int32.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    sums: dict[str, Any]
+    bad_step: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Collections that `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    model: nn.Module, loss_fn: LossFn, tx: optax.GradientTransformation, key: PRNGKeyArray, batch: Batch
+) -> TrainState:
+    """Make the state before the first step, for batches of these shapes; the loss is traced for its metrics' names."""
+    image = batch["image"]
+    variables: Mapping[str, Any] = model.init(key, jnp.zeros((1, *image.shape[1:]), image.dtype))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), dict(batch))
+    trace = jax.vmap(loss_fn, in_axes=(None, None, 0, None), axis_name=AXIS)  # binds the axis of BatchNorm
+    _, (_, metrics) = jax.eval_shape(trace, params, batch_stats, one, key)
+    sums = {name: jnp.float32(0) for name in (*metrics, "count")}
+    return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), sums, jnp.int32(-1))
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make a mesh of all devices (of all processes), or of those given, with one axis, over which batches are split.
-
-    Args:
-        devices: Devices; default all.
-
-    Returns:
-        A mesh whose only axis, `batch`, is of type `AxisType.Auto`: the compiler places the rest.
-    """
+    """Make a mesh of all devices (of all processes), or of those given, with one axis: `batch`, which is split."""
     return Mesh(np.array(devices or jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def _finite(*trees: Any) -> Bool[Array, ""]:
-    return jnp.isfinite(jnp.stack([optax.tree.norm(tree).astype(jnp.float32) for tree in trees])).all()
 
 
 def train_step(
@@ -60,12 +92,11 @@ def train_step(
         batch: Leaves `(batch, ...)`; a multiple of `grad_accum_steps` examples.
         key: Key of this step; micro-batch m gets `fold_in(key, m)`.
         grad_accum_steps: Number of micro-batches whose gradients are averaged before the one update.
-        axis_name: Under `pmap`, the mapped axis, over which gradients, statistics and metrics are averaged;
-            the model's key is then folded with the device's index, so that dropout masks differ.
+        axis_name: Under `pmap`, the axis over which gradients, statistics and metrics are averaged; the key is then
+            folded with the device's index, so that dropout masks differ.
 
     Returns:
-        The state after: metrics added to its sums, and `bad_step` set if the loss, the gradients' norm or the
-        norm of the new parameters and statistics is the first not to be finite.
+        The state after: metrics added to its sums, and `bad_step` set if this step is the first that is not finite.
     """
     if axis_name is not None:
         key = jax.random.fold_in(key, lax.axis_index(axis_name))
@@ -89,18 +120,11 @@ def train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    bad = (state.bad_step < 0) & ~_finite(loss, grads, (params, batch_stats))
-    return TrainState(
-        step=step,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        sums={
-            name: total + (jnp.float32(1) if name == "count" else metrics[name].astype(jnp.float32))
-            for name, total in state.sums.items()
-        },
-        bad_step=jnp.where(bad, step, state.bad_step),
-    )
+    norms = [optax.tree.norm(tree).astype(jnp.float32) for tree in (loss, grads, (params, batch_stats))]
+    bad = (state.bad_step < 0) & ~jnp.isfinite(jnp.stack(norms)).all()
+    new = {**metrics, "count": jnp.float32(1)}
+    sums = {name: total + new[name].astype(jnp.float32) for name, total in state.sums.items()}
+    return TrainState(step, params, batch_stats, opt_state, sums, jnp.where(bad, step, state.bad_step))
 
 
 def compile_step(
@@ -125,8 +149,7 @@ def compile_step(
         mesh: The devices; default `device_mesh()`.
         grad_accum_steps: See `train_step`.
         sample_batch: `(inputs, step, key) -> batch`, traced into the step; by default the inputs are the batch.
-        axes: Only for `pmap`: its `in_axes` of the inputs, whose mapped axis is as long as the mesh. Under `jit`
-            the inputs lie as they were put.
+        axes: Only for `pmap`: its `in_axes` of the inputs, whose mapped axis is as long as the mesh.
 
     Returns:
         A jitted (or pmapped) function, with `lower` and so on.
@@ -136,20 +159,12 @@ def compile_step(
     def step(state: TrainState, inputs: Any, key: PRNGKeyArray) -> TrainState:
         data_key, model_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
         batch = inputs if sample_batch is None else sample_batch(inputs, state.step, data_key)
-        axis_name: str | None = AXIS
         if mode == "jit":
-            axis_name = None
-            batch = lax.with_sharding_constraint(batch, NamedSharding(mesh, P(AXIS)))
-        model_key = jax.random.fold_in(model_key, state.step)
-        return train_step(loss_fn, tx, state, batch, model_key, grad_accum_steps=grad_accum_steps, axis_name=axis_name)
+            batch = lax.with_sharding_constraint(batch, jax.NamedSharding(mesh, jax.P(AXIS)))
+        axis, model_key = None if mode == "jit" else AXIS, jax.random.fold_in(model_key, state.step)
+        return train_step(loss_fn, tx, state, batch, model_key, grad_accum_steps=grad_accum_steps, axis_name=axis)
 
     if mode == "pmap":
-        return jax.pmap(
-            step,
-            axis_name=AXIS,
-            in_axes=(None, axes, None),
-            out_axes=None,
-            devices=list(mesh.devices.flat),
-            donate_argnums=0,
-        )
-    return jax.jit(step, out_shardings=NamedSharding(mesh, P()), donate_argnums=0)
+        devices, in_axes = list(mesh.devices.flat), (None, axes, None)
+        return jax.pmap(step, AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=0)
+    return jax.jit(step, out_shardings=jax.NamedSharding(mesh, jax.P()), donate_argnums=0)

@@ -46,9 +46,11 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_options_of_a_runs_fields_are_assignments() -> None:
-    words = ["train", "coda/mnist", "--model.ranks", "4", "8", "train.epochs=3", "--augment.flip=False", "--smoke"]
-    written = ["train", "coda/mnist", "model.ranks=4,8", "train.epochs=3", "augment.flip=False", "--smoke"]
+    words = ["train", "coda/mnist", "--model.ranks", "4", "8", "--smoke", "train.epochs=3", "--augment.flip=False"]
+    written = ["train", "coda/mnist", "--smoke", "model.ranks=4,8", "train.epochs=3", "augment.flip=False"]
     assert cli.assignments(words) == written
+    for before in (["--train.epochs", "4"], ["--train.epochs=4"], ["train.epochs=4"]):
+        assert cli.assignments(["train", *before, "coda/mnist"]) == ["train", "coda/mnist", "train.epochs=4"]
     assert cli.assignments(written) == written
 
 
@@ -79,7 +81,7 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits --smoke --run-dir=", "--run-dir"),
         (f"train coda/digits --smoke --run-dir {'a' * 300}", f"{'a' * 300}"),
         ("train coda/mnist --data-dir nowhere", "mnist (train)"),
-        ("train coda/digits --seeds a", "--seeds"),
+        ("train coda/digits --seeds a", "train.seed"),
         ("train coda/digits --process-id 1", "process_id"),
         ("train", "RUN"),
         ("trian coda/digits", "train"),
@@ -208,7 +210,7 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
     [
         ("report", "metrics.jsonl", "}\n", "", "is missing or damaged"),
         ("report", "run.json", "{", "", "is missing or damaged"),
-        ("report", "evaluation.json", '"metrics": {}, ', "", "is damaged (it has no metrics)"),
+        ("report", "evaluation.json", '"metrics": {}, ', "", "(it has no metrics)"),
         ("report", "config.json", "200.0", '"hot"', "model.temperature"),
         ("evaluate", "config.json", "200.0", "-1.0", "temperature"),
         ("evaluate", "config.json", '"epochs": 1', '"epochs": 0', "train.epochs"),

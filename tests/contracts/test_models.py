@@ -195,3 +195,10 @@ def test_gradients_are_finite_on_black_and_white(name, value):
     net = built(name)
     for leaf in jax.tree.leaves(free(name)(net.variables, np.full(net.images.shape, value, np.float32))):
         assert np.isfinite(leaf).all()
+
+
+@each_model
+def test_half_precision_images_are_read_in_the_parameters_precision(name):
+    net = built(name)
+    logits = jax.eval_shape(net.model.apply, net.variables, net.images.astype(jnp.float16))
+    assert logits.dtype == jnp.float32

@@ -1,14 +1,13 @@
 """Order and draws are functions of (seed, epoch, index); nothing crosses from host to device in the loop."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxinterp.data import Dataset, compose, crop, draw_batch, epoch_order, flip, hold_out, identity, load, to_device
+from jaxinterp.data import compose, crop, draw_batch, epoch_order, flip, hold_out, identity, load, to_device
+from jaxinterp.errors import ConfigError
 
 KEY = jax.random.key(0)
 AUGMENT = compose(flip(), crop(2))
@@ -16,27 +15,22 @@ draw = jax.jit(draw_batch, static_argnames=("augment", "maximum"))
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits():
     return hold_out(load("digits", "train"), 0.05)[1]
 
 
 def test_order_is_a_permutation_and_a_function_of_key_and_epoch():
     order = np.asarray(epoch_order(KEY, 3, 50, 8))
-    assert order.shape == (6, 8)
-    assert order.dtype == np.int32
+    assert (order.shape, order.dtype) == ((6, 8), np.int32)
     assert len(set(order.ravel())) == 48
     assert set(order.ravel()) <= set(range(50))
     np.testing.assert_array_equal(epoch_order(KEY, jnp.int32(3), 50, 8), order)
-    assert (np.asarray(epoch_order(KEY, 4, 50, 8)) != order).any()
-    assert (np.asarray(epoch_order(jax.random.key(1), 3, 50, 8)) != order).any()
-    longer = np.asarray(epoch_order(KEY, 3, 50, 25)).ravel()
-    np.testing.assert_array_equal(longer[:48], order.ravel())
-
-
-@pytest.mark.parametrize("batch_size", [0, 51])
-def test_a_batch_that_does_not_fit_is_refused(batch_size):
-    with pytest.raises(ValueError, match="batch_size"):
-        epoch_order(KEY, 0, 50, batch_size)
+    for key, epoch in ((KEY, 4), (jax.random.key(1), 3)):
+        assert (np.asarray(epoch_order(key, epoch, 50, 8)) != order).any()
+    np.testing.assert_array_equal(np.asarray(epoch_order(KEY, 3, 50, 25)).ravel()[:48], order.ravel())
+    for batch_size in (0, 51):
+        with pytest.raises(ConfigError, match="batch_size"):
+            epoch_order(KEY, 0, 50, batch_size)
 
 
 def test_a_batch_without_augmentation_is_the_scaled_data(digits):
@@ -52,54 +46,44 @@ def test_a_batch_without_augmentation_is_the_scaled_data(digits):
 def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
     data = to_device(digits)
 
-    def epoch_of(batch_size, epoch, key=KEY):
-        order = epoch_order(key, epoch, len(digits), batch_size)
-        images = {}
+    def epoch_of(batch_size, epoch):
+        order, images = epoch_order(KEY, epoch, len(digits), batch_size), {}
         for step in range(len(order)):
-            batch = draw(data, order, step, key, epoch, augment=AUGMENT, maximum=16)
+            batch = draw(data, order, step, KEY, epoch, augment=AUGMENT, maximum=16)
             images.update(zip(np.asarray(batch["index"]).tolist(), np.asarray(batch["image"]), strict=True))
         return images
 
-    few, many, later = epoch_of(9, 0), epoch_of(35, 0), epoch_of(35, 1)
-    common = sorted(set(few) & set(many))
+    small, large, later = epoch_of(9, 0), epoch_of(35, 0), epoch_of(35, 1)
+    common = sorted(set(small) & set(large))
     assert len(common) > 50
     for index in common:
-        np.testing.assert_array_equal(few[index], many[index])
+        np.testing.assert_array_equal(small[index], large[index])
     example_key = jax.random.fold_in(jax.random.fold_in(KEY, 0), common[0])
     scaled = jnp.asarray(digits.images[common[0]], jnp.float32) / 16
-    np.testing.assert_array_equal(few[common[0]], AUGMENT(example_key, scaled))
-    assert any((many[index] != later[index]).any() for index in set(many) & set(later))
+    np.testing.assert_array_equal(small[common[0]], AUGMENT(example_key, scaled))
+    assert any((large[index] != later[index]).any() for index in set(large) & set(later))
 
 
-def test_the_loop_neither_recompiles_nor_copies(digits):
-    traces = 0
-
-    @partial(jax.jit, static_argnames="augment")
-    def step(data, key, epoch, position, augment):
-        nonlocal traces
-        traces += 1
-        order = epoch_order(key, epoch, len(digits), 8)
-        batch = draw_batch(data, order, position, key, epoch, augment, 16)
-        return batch["image"].sum(), position + 1
-
-    data, epoch, position = to_device(digits), jnp.int32(0), jnp.int32(0)
-    _, position = step(data, KEY, epoch, position, AUGMENT)
-    with jax.transfer_guard("disallow"):
-        for _ in range(3):
-            total, position = step(data, KEY, epoch, position, AUGMENT)
-    assert traces == 1
-    assert int(position) == 4
-    assert total > 0
-
-
-def test_the_set_is_replicated_over_the_mesh(digits):
-    devices = jax.device_count()
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+def test_the_set_is_replicated_and_drawing_neither_recompiles_nor_copies(digits):
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     data = to_device(digits, NamedSharding(mesh, PartitionSpec()))
     assert data["image"].sharding.is_fully_replicated
-    assert len(data["label"].devices()) == devices
-    order = epoch_order(KEY, 0, len(digits), 2 * devices)
-    split = NamedSharding(mesh, PartitionSpec("batch"))
-    spread = jax.lax.with_sharding_constraint(draw(data, order, 0, KEY, 0, augment=AUGMENT, maximum=16)["image"], split)
-    alone = draw(to_device(digits), order, 0, KEY, 0, augment=AUGMENT, maximum=16)["image"]
-    np.testing.assert_array_equal(spread, alone)
+    assert len(data["label"].devices()) == 2
+    traces = 0
+
+    @jax.jit
+    def step(data, order, key, epoch, position):
+        nonlocal traces
+        traces += 1
+        image = draw_batch(data, order, position, key, epoch, flip(), 16)["image"]
+        return jax.lax.with_sharding_constraint(image, NamedSharding(mesh, PartitionSpec("batch"))), position + 1
+
+    order, epoch = epoch_order(KEY, 0, len(digits), 8), jnp.int32(0)
+    order, key, epoch, position = jax.device_put((order, KEY, epoch, epoch), NamedSharding(mesh, PartitionSpec()))
+    spread, position = step(data, order, key, epoch, position)
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            _, position = step(data, order, key, epoch, position)
+    assert (traces, int(position)) == (1, 4)
+    alone = draw(to_device(digits), epoch_order(KEY, 0, len(digits), 8), 0, KEY, 0, augment=flip(), maximum=16)
+    np.testing.assert_array_equal(spread, alone["image"])

@@ -6,13 +6,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from jaxinterp.data import rand_augment
 from jaxinterp.data.pil_ops import from_levels
-from jaxinterp.data.randaugment import OPERATIONS, apply_operation
+from jaxinterp.data.randaugment import OPERATIONS, _arguments, apply_operation
 from jaxinterp.errors import ConfigError
 
-RNG = np.random.default_rng(1)
-PIXELS = RNG.integers(0, 256, (36, 40, 3), dtype=np.uint8)
-LEVELS = jnp.asarray(PIXELS, jnp.int32)
-IMAGE = from_levels(LEVELS)
+PIXELS = np.random.default_rng(1).integers(0, 256, (36, 40, 3), dtype=np.uint8)
+IMAGE = from_levels(jnp.asarray(PIXELS, jnp.int32))
 UDA = {  # m = 10 of 30, written with Pillow as the list that CoDA Nets use is
     "autocontrast": ImageOps.autocontrast,
     "equalize": ImageOps.equalize,
@@ -34,78 +32,67 @@ UDA = {  # m = 10 of 30, written with Pillow as the list that CoDA Nets use is
 }
 
 
-def _candidates():
+def candidates():
     """Every image that one uda operation at m = 10 may give, except the cutouts."""
     image = Image.fromarray(PIXELS)
     for name, operation in UDA.items():
-        signs = (-1, 1) if OPERATIONS.index(name) >= OPERATIONS.index("rotate") else (None,)
-        for sign in signs:
-            yield name, np.asarray(operation(image) if sign is None else operation(image, sign)).astype(int)
-
-
-def _is_cutout(found):
-    return ((found == PIXELS) | (found == (125, 123, 114))).all() and (found != PIXELS).any()
+        signed = OPERATIONS.index(name) >= OPERATIONS.index("rotate")
+        for arguments in ((image, -1), (image, 1)) if signed else ((image,),):
+            yield name, np.asarray(operation(*arguments)).astype(int)
 
 
 def test_one_uda_operation_is_one_of_the_sixteen_equally_often():
     draws = jax.jit(jax.vmap(rand_augment(1, 10), (0, None)))(jax.random.split(jax.random.key(2), 480), IMAGE)
-    found = np.round(np.asarray(draws) * 255).astype(int)
-    candidates = list(_candidates())
-    counts = dict.fromkeys(OPERATIONS, 0)
-    for image in found:
-        if _is_cutout(image):
+    options, counts = list(candidates()), dict.fromkeys(OPERATIONS, 0)
+    for image in np.round(np.asarray(draws) * 255).astype(int):
+        if ((image == PIXELS) | (image == (125, 123, 114))).all() and (image != PIXELS).any():
             counts["cutout"] += 1
             continue
-        same = [(np.abs(image - other) <= 1).mean() for _, other in candidates]
+        same = [(np.abs(image - other) <= 1).mean() for _, other in options]
         assert max(same) > 0.98
-        counts[candidates[int(np.argmax(same))][0]] += 1
+        counts[options[int(np.argmax(same))][0]] += 1
     assert min(counts.values()) > 12, counts
     assert max(counts.values()) < 55, counts
 
 
-def test_the_number_of_operations_and_the_key_decide():
-    key = jax.random.key(3)
-    np.testing.assert_array_equal(jax.jit(rand_augment(0, 10))(key, IMAGE), IMAGE)
-    keys = jax.random.split(key, 16)
-    augment = jax.jit(jax.vmap(rand_augment(2, 10), (0, None)))
-    found = np.asarray(augment(keys, IMAGE))
-    np.testing.assert_array_equal(augment(keys, IMAGE), found)
-    assert len({image.tobytes() for image in found}) > 12
-    np.testing.assert_allclose(jax.jit(rand_augment(2, 10))(keys[5], IMAGE), found[5], atol=1 / 254)
-
-
-def _operation(name, argument, cubic=None):
+@jax.jit
+def timm_operation(index, argument, cubic):
+    levels = jnp.asarray(PIXELS, jnp.int32)
     place = jnp.zeros(2)
-    index = OPERATIONS.index(name)
-    changed = apply_operation(LEVELS, index, argument, place=place, cubic=cubic, fill=128, wrap=False)
-    return np.asarray(from_levels(changed)).tobytes()
+    return from_levels(apply_operation(levels, index, argument, place=place, cubic=cubic, fill=128, wrap=False))
 
 
-@pytest.mark.parametrize(("magnitude", "bits", "threshold", "factor"), [(2, 0, 51, 0.46), (4, 1, 102, 0.82)])
-def test_timm_magnitudes(magnitude, bits, threshold, factor):
-    """Coded ResNeXt's rand-m2 posterizes to 0 bits (black), rand-m4 to 1."""
-    augment = jax.jit(jax.vmap(rand_augment(1, magnitude, "timm"), (0, None)))
+def test_timm_operations_at_magnitude_2_are_applied_half_of_the_time():
+    augment = jax.jit(jax.vmap(rand_augment(1, 2, "timm"), (0, None)))
     outcomes = [image.tobytes() for image in np.asarray(augment(jax.random.split(jax.random.key(5), 400), IMAGE))]
-    assert 0.4 < outcomes.count(np.asarray(IMAGE).tobytes()) / 400 < 0.62  # each is applied with probability 1/2
-    assert _operation("posterize", bits) in outcomes
-    assert _operation("solarize", threshold) in outcomes
-    assert _operation("solarize_add", int(11 * magnitude)) in outcomes
-    assert _operation("brightness", factor) in outcomes
+    assert 0.4 < outcomes.count(np.asarray(IMAGE).tobytes()) / 400 < 0.62
+
+    def drawn(name, argument):
+        options = [timm_operation(OPERATIONS.index(name), jnp.float32(argument), jnp.array(c)) for c in (True, False)]
+        return any(np.asarray(option).tobytes() in outcomes for option in options)
+
+    expected = {"posterize": 0, "solarize": 51, "solarize_add": 22, "brightness": 0.46}
+    for name, argument in expected.items():
+        assert drawn(name, argument), name
     for sign in (1, -1):
-        turned = {_operation("rotate", sign * 3.0 * magnitude, jnp.array(cubic)) for cubic in (True, False)}
-        assert turned & set(outcomes)
-        moved = {_operation("translate_x", sign * 0.045 * magnitude * 40, jnp.array(c)) for c in (True, False)}
-        assert moved & set(outcomes)
-    assert (np.zeros(PIXELS.shape, np.float32).tobytes() in outcomes) == (bits == 0)
+        assert drawn("rotate", 6.0 * sign)
+        assert drawn("translate_x", 0.09 * 40 * sign)
+    assert np.zeros(PIXELS.shape, np.float32).tobytes() in outcomes  # 0 bits: Coded ResNeXt's rand-m2 gives black
+
+
+def test_timm_arguments_at_magnitude_4():
+    sign, expected = jnp.float32(-1.0), [0, 0, 0, 1, 102, 44, *[0.82] * 4, -12, -0.12, -0.12, -7.2, -6.48, 16]
+    np.testing.assert_allclose(_arguments("timm", 0.4, sign, 36, 40), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("augment", [rand_augment(2, 20), rand_augment(2, 9, "timm")])
-def test_gray_images_keep_their_shape_and_range(augment):
-    keys = jax.random.split(jax.random.key(6), 64)
-    found = jax.jit(jax.vmap(augment, (0, None)))(keys, IMAGE[:8, :8, :1])
-    assert found.shape == (64, 8, 8, 1)
-    assert found.dtype == jnp.float32
-    assert 0 <= found.min() <= found.max() <= 1
+def test_the_key_decides_and_gray_images_keep_their_shape_and_range(augment):
+    keys, augment = jax.random.split(jax.random.key(6), 64), jax.jit(jax.vmap(augment, (0, None)))
+    images = np.asarray(augment(keys, IMAGE[:8, :8, :1]))
+    assert (images.shape, images.dtype) == ((64, 8, 8, 1), np.float32)
+    assert 0 <= images.min() <= images.max() <= 1
+    np.testing.assert_array_equal(augment(keys, IMAGE[:8, :8, :1]), images)
+    assert len({image.tobytes() for image in images}) > 24
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 
 from jaxinterp.data.augment import flip, identity
 from jaxinterp.data.pipeline import epoch_order
+from jaxinterp.data.stream import Stream
 from jaxinterp.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from jaxinterp.train import (
     ClassificationLoss,
     ProgressMeter,
-    Stream,
     TrainConfig,
     fit,
     fit_closed_form,
