@@ -131,7 +131,7 @@ class Evaluate:
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     results: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder in which to write <run>.json, the mean and spread over the seeds, such as experiments/results."""
+    """Folder in which to write <run>.json, the mean and spread over the seeds."""
 
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
@@ -145,7 +145,7 @@ class Evaluate:
             check_folder(self.results)
         for run_dir in self.run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
-        summary = gather(self.run_dirs)
+        summary = gather(self.run_dirs, self.results)
         console.print(metrics_table(summary))
         if self.results is not None:
             path = self.results / f"{summary.run.replace('/', '_')}.json"

@@ -56,11 +56,12 @@ def train_command(name: str, configurations: Sequence[Run[Any]]) -> str:
     return " ".join(["jaxinterp train", name, *overrides(name, configurations[0]), "--seeds", seeds])
 
 
-def gather(run_dirs: Sequence[Path]) -> Results:
+def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
     """Collect the metrics of one run over its seeds.
 
     Args:
         run_dirs: evaluated run folders of the same configuration and different seeds.
+        out: the folder that results are written to, as the command names it.
 
     Returns:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
@@ -74,7 +75,8 @@ def gather(run_dirs: Sequence[Path]) -> Results:
     require(same, shown(tuple(map(str, run_dirs))), "different metrics", "the same; evaluate all of them again")
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     folders = f"runs/{name.replace('/', '-')}-seed-"
-    evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds), "--results experiments/results"])
+    into = f" --results {out}" if out else ""
+    evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds)]) + into
     return Results(
         run=name,
         command=f"{train_command(name, configurations)} && {evaluate}",

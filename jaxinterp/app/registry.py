@@ -31,7 +31,7 @@ FAMILIES: tuple[Family[Any], ...] = (
 )
 PAPERS = ("coda", "gated", "coded", "taylor", "glassbox")  # files of named runs
 PACKAGE = Path(__file__).parents[1]
-# Where they lie: in the wheel, or beside the package that is installed from a checkout.
+# Where they lie: in the wheel, or beside the package of an editable install, the one thing it knows of its checkout.
 FOLDERS = [PACKAGE / "_recipes", PACKAGE.parent / "experiments"]
 
 

@@ -65,7 +65,7 @@ def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
     for color, box, median in zip(colors, boxes["boxes"], boxes["medians"], strict=True):
         box.set(facecolor=color, edgecolor=INK)
         median.set_color("white" if color == METHODS["occlusion_9"][1] else INK)
-    _threshold(axes, 1, "oracle", ORACLE, zorder=0.5)
+    _threshold(axes, 1.0, "oracle", ORACLE, zorder=0.5)
     _threshold(axes, 1 / cells, "uniform", UNIFORM, zorder=0.5)
     n = round(np.sqrt(cells))
     axes.set(xlim=(-0.02, 1.04), xlabel=f"positive evidence in the right cell, {n}×{n} grids")

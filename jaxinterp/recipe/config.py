@@ -293,8 +293,9 @@ def _require_type(run: Run[Any], key: str, text: str) -> None:
     part, name = key.split(".")
     old = run.fields()[key]
     kind: Any = type(getattr(run, part))
+    entries = tuple(text.split(",")) if text else ()
     try:
-        field_adapters(kind)[name].validate_python(tuple(text.split(",")) if isinstance(old, tuple) else text)
+        field_adapters(kind)[name].validate_python(entries if isinstance(old, tuple) else text)
     except ValidationError as error:
         require(False, key, text or "nothing", expected(error))
 

@@ -142,7 +142,7 @@ def test_an_explained_image_has_its_paths_beside_their_code(folder: Path, tmp_pa
     ("field", "changes"),
     [
         ("features", {"depths": (1, 1)}),
-        ("name: got cifar", {"codes": ("", "", "cifar")}),
+        ("codes: got cifar", {"codes": ("", "", "cifar")}),
         ("paths", {"paths": 12}),
         ("classifiers", {"classifiers": 11}),
         ("code", {"classes": 11}),
