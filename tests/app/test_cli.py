@@ -81,11 +81,20 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits --smoke --run-dir=", "--run-dir"),
         (f"train coda/digits --smoke --run-dir {'a' * 300}", f"{'a' * 300}"),
         ("train coda/mnist --data-dir nowhere", "mnist (train)"),
+        (f"train coda/mnist --data-dir {__file__}", "mnist (train)"),
+        ("train coda/digits train.epochs=", "train.epochs: got nothing"),
+        ("train coda/digits --train.epochs --smoke", "train.epochs: got nothing"),
+        ("train coda/digits --model.features 8 -1", "model.features: got 8,-1"),
+        ("train coda/digits data.max_images=x", "data.max_images: got x, expected an integer"),
+        ("train coda/digits augment.flip=None", "augment.flip"),
+        ("train coda/digits model.temperature=9 --smoke --run-dir x train.epochs=0", "train.epochs"),
+        ("train coda/digits --seeds 1,,2", "train.seed: got nothing"),
         ("train coda/digits --seeds a", "train.seed"),
         ("train coda/digits --process-id 1", "process_id"),
         ("train", "RUN"),
         ("trian coda/digits", "train"),
-        ("train coda/digits --smok", "--smoke"),
+        ("train coda/digits --smok", "perhaps you meant --smoke\n"),
+        ("evaluate nowhere/file", "is not a run folder"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
         ("report nowhere", "nowhere"),
@@ -305,6 +314,7 @@ def test_the_demo_makes_a_report_of_every_family(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:group. C16 leaves the grid:UserWarning")
 def test_what_fails_beside_the_demo_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gated").write_text("in the way")
     status, _, err = run(f"demo --smoke --run-dir {tmp_path}", capsys)
