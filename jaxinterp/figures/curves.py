@@ -73,7 +73,7 @@ def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
     return figure
 
 
-def _threshold(axes: "Axes", x: float, text: str, color: str, zorder: float = 2) -> None:
+def _threshold(axes: "Axes", x: int | float, text: str, color: str, zorder: int | float = 2) -> None:
     """Draw a dashed vertical line with its name above."""
     axes.axvline(x, color=color, linestyle="--", linewidth=1.2, zorder=zorder)
     offset: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
