@@ -40,8 +40,9 @@ from jaxinterp.files import check_folder
 from jaxinterp.glassbox.family import GlassBoxModel
 from jaxinterp.glassbox.learned import GROUPS, LearnedModel
 from jaxinterp.provenance import machine, versions
-from jaxinterp.recipe.config import Model, read_name
+from jaxinterp.recipe.config import Model
 from jaxinterp.recipe.family import TrainedRun
+from jaxinterp.recipe.run_folder import read_name
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error, layer_equivariance, split_network
 from jaxinterp.symmetry.groups import (
     Group,

@@ -19,7 +19,7 @@ from jaxinterp.app.console import errors_in_one_line, show
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder
-from jaxinterp.recipe.config import in_one_line, override
+from jaxinterp.recipe.overrides import in_one_line, override
 
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]

@@ -17,7 +17,7 @@ from jaxinterp.app.registry import experiment_of, family_of
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.figures.html import write
 from jaxinterp.files import check_folder
-from jaxinterp.recipe.config import override
+from jaxinterp.recipe.overrides import override
 
 QUICK_COMPILER = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 # Quicker than the runs as they are.

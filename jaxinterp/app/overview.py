@@ -11,8 +11,8 @@ import numpy as np
 from jaxinterp.app.stages import trained
 from jaxinterp.explain.explainable import summed
 from jaxinterp.figures.html import Page, Section, Table, picture
-from jaxinterp.recipe.config import read_json
 from jaxinterp.recipe.page import first_of_each_class, likeliest, top_maps
+from jaxinterp.recipe.run_folder import read_json
 
 HEADER = ("family", "test accuracy", "parameters", "largest relative residual", "explanation of one image, ms")
 REPEATS = 9

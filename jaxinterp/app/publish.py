@@ -9,7 +9,8 @@ from rich.table import Table
 from jaxinterp.app.registry import run_in, runs
 from jaxinterp.app.results import Results, summarize
 from jaxinterp.checks import require, shown
-from jaxinterp.recipe.config import Run, read_json, read_name
+from jaxinterp.recipe.config import Run
+from jaxinterp.recipe.run_folder import read_json, read_name
 
 
 def require_finished(run_dirs: Sequence[Path]) -> None:

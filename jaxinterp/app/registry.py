@@ -15,8 +15,9 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.gated.family import GatedFamily
 from jaxinterp.glassbox.family import GlassBoxFamily
 from jaxinterp.glassbox.learned import LearnedFamily
-from jaxinterp.recipe.config import Experiment, Run, naming, read_config, read_name
+from jaxinterp.recipe.config import Experiment, Run
 from jaxinterp.recipe.family import Family
+from jaxinterp.recipe.run_folder import naming, read_config, read_name
 from jaxinterp.taylor.distill.family import DistillFamily
 from jaxinterp.taylor.family import TaylorFamily
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxinterp.checks import Checked, require
 from jaxinterp.files import write_text
-from jaxinterp.recipe.config import naming, validate_json
+from jaxinterp.recipe.run_folder import naming, validate_json
 
 MOTIONS = ("h-flip", "v-flip", "turn", "scale")  # 90°, and 1/√2; of `equivariance_rows`
 

@@ -20,11 +20,12 @@ from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.explainable import summed
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
-from jaxinterp.recipe.config import Run, naming, read_arrays, read_json, read_lines, write_config
+from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.data import check_fits, split, training_data
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import compose_page, likeliest, top_maps
+from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, write_config
 from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints

@@ -1,27 +1,14 @@
-"""The configuration of a run, composed of parts; typed overrides; and the files of a run's folder.
+"""The configuration of a run, composed of parts."""
 
-What reads a file raises ConfigError if it is missing or damaged: one line with the file, the fault, and how to make it.
-"""
-
-import contextlib
 import dataclasses
-import io
-import json
 import math
-import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
-from zipfile import BadZipFile
 
-import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from jaxinterp.checks import Checked, expected, field_adapters, require, require_one_of, shown
-from jaxinterp.errors import ConfigError
-from jaxinterp.files import write_text
+from jaxinterp.checks import Checked, require
 from jaxinterp.train.config import TrainConfig
 
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
@@ -32,7 +19,6 @@ Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Lt(1)]
 MAX_MAGNITUDE = {"uda": 30, "timm": 10}  # of RandAugment
-MAX_LINES = 2000  # of a log that are kept, more than a curve can show
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -253,167 +239,3 @@ def small(run: AnyRun) -> AnyRun:
         train={"epochs": 1, "batch_size": 16, "grad_accum_steps": accum, "val_fraction": 0.25, "eval_batch": 16},
         evaluate={**evaluate, "occlusion": run.evaluate.occlusion[:1]},
     )
-
-
-def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
-    """Replace fields of a run by typed assignments, "part.field=value"; entries of a tuple are separated by commas.
-
-    Example:
-        >>> run = override(Run(Model()), ["train.epochs=4", "evaluate.grid_sizes="])
-        >>> run.train.epochs, run.evaluate.grid_sizes
-        (4, ())
-    """
-    import tyro
-
-    arguments, known = list[str](), run.fields()
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
-        bare = [name for name in known if name.endswith(f".{key}")]
-        require_one_of("KEY", key, known, " or ".join(bare) or "a field of the run, such as train.epochs")
-        entries = text.split(",") if text else []
-        arguments += [f"--{key}", *(entries if isinstance(known[key], tuple) else [text])]
-    kind: Any = Run[type(run.model)]  # type: ignore[misc]
-    box, options = io.StringIO(), (tyro.conf.FlagConversionOff,)
-    try:
-        with contextlib.redirect_stderr(box):
-            changed: AnyRun = tyro.cli(kind, default=run, args=arguments, config=options)
-    except SystemExit:
-        for assignment in assignments:
-            _require_type(run, *assignment.split("=", 1))
-        fault = re.sub(r"^Error parsing \w+: ", "", in_one_line(box.getvalue()))  # a part's own check, as it stands
-        raise ConfigError(fault) from None
-    return changed
-
-
-def _require_type(run: Run[Any], key: str, text: str) -> None:
-    """Raise for a text that is not of its field's type, in the grammar of all errors."""
-    from pydantic import ValidationError
-
-    part, name = key.split(".")
-    old = run.fields()[key]
-    kind: Any = type(getattr(run, part))
-    entries = tuple(text.split(",")) if text else ()
-    try:
-        field_adapters(kind)[name].validate_python(entries if isinstance(old, tuple) else text)
-    except ValidationError as error:
-        require(False, key, text or "nothing", expected(error))
-
-
-def in_one_line(box: str) -> str:
-    r"""Join what tyro prints in a framed box: its first paragraph, and the options or commands that it suggests.
-
-    Example:
-        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps you meant: │\n│ --b INT │\n╰──────╯")
-        'a is wrong; perhaps you meant --b'
-    """
-    lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
-    _, fault, *hints = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
-    text = [fault.partition(" Got errors:")[0], *(hint for hint in hints if hint.startswith("Available"))]
-    options = [option for hint in hints if hint.startswith("Perhaps") for option in re.findall(r"--[\w-]+", hint)]
-    near = " or ".join(option for option in dict.fromkeys(options) if option != "--help")
-    return "; ".join([*text, *([f"perhaps you meant {near}"] if near else [])])
-
-
-def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
-    """Write a run's name and configuration to `run_dir`/config.json.
-
-    Raises:
-        ConfigError: the folder holds a run of another name or configuration; the line names what differs.
-    """
-    path = run_dir / "config.json"
-    if not path.exists():
-        write_text(path, json.dumps({"run": name, "config": dataclasses.asdict(run)}, indent=2) + "\n")
-        return
-    held, hint = read_name(run_dir), "choose another --run-dir"
-    require(held == name, "RUN", name, f"{held}, which {run_dir} holds; {hint}")
-    old, new = read_config(run_dir, type(run.model)).fields(), run.fields()
-    differing = [key for key in new if old[key] != new[key]]
-    had, asked = (", ".join(f"{key}={shown(values[key])}" for key in differing) for values in (old, new))
-    require(not differing, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let errors of a value name the file it was read from."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def validate_json(kind: Any, text: str) -> Any:
-    """Return the dataclass that a JSON text holds; raise for a field that is unknown, missing or out of range."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        require(False, ".".join(map(str, first["loc"])) or "content", first["input"], expected(error))
-
-
-def read_name(run_dir: Path) -> str:
-    """Return the name of the run that a folder holds."""
-    path = run_dir / "config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a run's configuration ({error})") from None
-
-
-def read_config(run_dir: Path, model: type[M]) -> Run[M]:
-    """Return the configuration that `write_config` wrote of a run whose `model` part is of this class."""
-    read_name(run_dir)
-    path = run_dir / "config.json"
-    with naming(path):
-        content = json.loads(path.read_text(encoding="utf-8")).get("config")
-        run: Run[M] = validate_json(Run[model], json.dumps(content))  # type: ignore[valid-type]
-    return run
-
-
-def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
-    """Return a JSON object of a run folder that has at least these keys; `made_by` is the command that writes it."""
-    with _naming(path, made_by):
-        content = _parsed(path.read_text(encoding="utf-8"))
-        if lacking := [key for key in keys if key not in content]:
-            raise ValueError(f"it has no {', '.join(lacking)}")
-    return content
-
-
-def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file that has one in every line; of a long file every k-th one, and the last."""
-    with _naming(path, made_by), path.open(encoding="utf-8") as file:
-        step = -(-sum(1 for _ in file) // MAX_LINES)
-        file.seek(0)
-        contents, last = list[dict[str, Any]](), None
-        for i, line in enumerate(file):
-            last = _parsed(line)
-            if i % step == 0:
-                contents.append(last)
-    return contents if last is None or contents[-1] is last else [*contents, last]
-
-
-def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
-    """Return the named arrays of a run folder's .npz file."""
-    with _naming(path, made_by), path.open("rb") as file, np.load(file) as arrays:
-        return dict(arrays)
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """Parse a JSON object."""
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content
-
-
-@contextlib.contextmanager
-def _naming(path: Path, made_by: str) -> Iterator[None]:
-    """Let errors of reading a file name it, and the command that makes it."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error

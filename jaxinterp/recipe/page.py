@@ -19,8 +19,8 @@ from jaxinterp.figures.curves import (
 )
 from jaxinterp.figures.html import Page, Picture, Section, Table, picture
 from jaxinterp.figures.maps import color_weights, panel
-from jaxinterp.recipe.config import MAX_LINES
 from jaxinterp.recipe.family import Report
+from jaxinterp.recipe.run_folder import MAX_LINES
 
 
 def first_of_each_class(labels: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:

@@ -11,7 +11,7 @@ from PIL import Image
 from jaxinterp.app import cli, stages
 from jaxinterp.app.console import errors_in_one_line
 from jaxinterp.app.registry import runs
-from jaxinterp.recipe.config import write_config
+from jaxinterp.recipe.run_folder import write_config
 
 
 @pytest.fixture(scope="module")

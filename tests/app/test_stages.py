@@ -14,7 +14,7 @@ from jaxinterp.app.results import read_results, write_results
 from jaxinterp.errors import CheckpointError, ConfigError
 from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
-from jaxinterp.recipe.config import read_arrays
+from jaxinterp.recipe.run_folder import read_arrays
 
 DIGITS = ("digits", "digits-dlgn", "digits-p4", "digits-learnt")
 FAST = sorted(name for name in runs() if name.split("/")[1] in DIGITS or name == "distill/mnist")

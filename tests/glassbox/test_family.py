@@ -11,7 +11,7 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.glassbox import family as glassbox
 from jaxinterp.glassbox.classifier import GlassBoxClassifier
-from jaxinterp.recipe.config import override
+from jaxinterp.recipe.overrides import override
 
 FAMILY = glassbox.GlassBoxFamily()
 DIGITS = runs()["glassbox/digits"].run

@@ -9,7 +9,7 @@ from jaxinterp.app import overview, stages
 from jaxinterp.app.registry import runs
 from jaxinterp.errors import ConfigError
 from jaxinterp.glassbox.learned import LearnedFamily
-from jaxinterp.recipe.config import override
+from jaxinterp.recipe.overrides import override
 
 FAMILY = LearnedFamily()
 P4 = FAMILY.smoke(runs()["glassbox/digits-p4"].run).replace(

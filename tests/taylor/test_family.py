@@ -16,8 +16,10 @@ from jaxinterp.app.registry import runs
 from jaxinterp.data import hold_out, load
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.explain.series import orders, truncated_accuracy
-from jaxinterp.recipe.config import Experiment, override, read_json
+from jaxinterp.recipe.config import Experiment
 from jaxinterp.recipe.data import training_data
+from jaxinterp.recipe.overrides import override
+from jaxinterp.recipe.run_folder import read_json
 from jaxinterp.taylor.distill import ImageSet, read_set, write_set
 from jaxinterp.taylor.distill.family import DistillFamily
 from jaxinterp.taylor.family import PenalizedLoss, TaylorFamily

@@ -1,0 +1,126 @@
+"""The files of a run's folder.
+
+What reads a file raises ConfigError if it is missing or damaged: one line with the file, the fault, and how to make it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from jaxinterp.checks import expected, require, shown
+from jaxinterp.errors import ConfigError
+from jaxinterp.files import write_text
+from jaxinterp.recipe.config import M, Run
+
+MAX_LINES = 2000  # of a log that are kept, more than a curve can show
+
+
+def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
+    """Write a run's name and configuration to `run_dir`/config.json.
+
+    Raises:
+        ConfigError: the folder holds a run of another name or configuration; the line names what differs.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        write_text(path, json.dumps({"run": name, "config": dataclasses.asdict(run)}, indent=2) + "\n")
+        return
+    held, hint = read_name(run_dir), "choose another --run-dir"
+    require(held == name, "RUN", name, f"{held}, which {run_dir} holds; {hint}")
+    old, new = read_config(run_dir, type(run.model)).fields(), run.fields()
+    differing = [key for key in new if old[key] != new[key]]
+    had, asked = (", ".join(f"{key}={shown(values[key])}" for key in differing) for values in (old, new))
+    require(not differing, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of a value name the file it was read from."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def validate_json(kind: Any, text: str) -> Any:
+    """Return the dataclass that a JSON text holds; raise for a field that is unknown, missing or out of range."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        require(False, ".".join(map(str, first["loc"])) or "content", first["input"], expected(error))
+
+
+def read_name(run_dir: Path) -> str:
+    """Return the name of the run that a folder holds."""
+    path = run_dir / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a run's configuration ({error})") from None
+
+
+def read_config(run_dir: Path, model: type[M]) -> Run[M]:
+    """Return the configuration that `write_config` wrote of a run whose `model` part is of this class."""
+    read_name(run_dir)
+    path = run_dir / "config.json"
+    with naming(path):
+        content = json.loads(path.read_text(encoding="utf-8")).get("config")
+        run: Run[M] = validate_json(Run[model], json.dumps(content))  # type: ignore[valid-type]
+    return run
+
+
+def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
+    """Return a JSON object of a run folder that has at least these keys; `made_by` is the command that writes it."""
+    with _naming(path, made_by):
+        content = _parsed(path.read_text(encoding="utf-8"))
+        if lacking := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {', '.join(lacking)}")
+    return content
+
+
+def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file that has one in every line; of a long file every k-th one, and the last."""
+    with _naming(path, made_by), path.open(encoding="utf-8") as file:
+        step = -(-sum(1 for _ in file) // MAX_LINES)
+        file.seek(0)
+        contents, last = list[dict[str, Any]](), None
+        for i, line in enumerate(file):
+            last = _parsed(line)
+            if i % step == 0:
+                contents.append(last)
+    return contents if last is None or contents[-1] is last else [*contents, last]
+
+
+def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
+    """Return the named arrays of a run folder's .npz file."""
+    with _naming(path, made_by), path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Parse a JSON object."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+@contextlib.contextmanager
+def _naming(path: Path, made_by: str) -> Iterator[None]:
+    """Let errors of reading a file name it, and the command that makes it."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
