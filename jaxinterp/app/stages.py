@@ -27,12 +27,12 @@ from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import compose_page, likeliest, top_maps
 from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, write_config
 from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
+from jaxinterp.train.result import Which
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
 PRETRAINED = "pretrained"  # folder, within a run's, of the run that is trained first
 MAPS = "maps.npz"  # file, within a run's folder, of the first grid's maps
 LOGITS = "logits.npz"  # and of the test images' logits, "last" and "best"
-Which = Literal["last", "best"]
 
 
 def train(
@@ -192,7 +192,7 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
     for path, image, line in zip(paths, images, lines, strict=True):
         decomposition = net.decompose(image[None])
         parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), decomposition)
-        probability = 1 / (1 + np.exp(-net.log_odds(parts.logits[None])[0]))
+        probability = net.probabilities(parts.logits[None])[0]
         entries = [
             {
                 "class": label,

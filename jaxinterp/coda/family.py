@@ -107,7 +107,7 @@ class CoDAFamily(Family[CoDAModel]):
 
     def explainable(self, trained: TrainedRun[CoDAModel]) -> Explainable:
         """Explain a CoDA Net from its encoded image, a hybrid from its trunk's output."""
-        network, model, evaluate = trained.network, trained.run.model, trained.run.evaluate
+        network, model = trained.network, trained.run.model
         prefix = "coda/" if model.trunk_depth else ""
         names = tuple(f"{prefix}layer_{i}" for i in range(len(model.features)))
         return Explainable(
@@ -120,6 +120,4 @@ class CoDAFamily(Family[CoDAModel]):
             layer="trunk" if model.trunk_depth else None,
             layers=names[:-1],
             pooled=names[-1],
-            occlusions=evaluate.occlusion,
-            stride=evaluate.occlusion_stride,
         )

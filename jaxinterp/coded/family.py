@@ -114,9 +114,9 @@ class CodedLoss(ClassificationLoss):
         coding = jnp.float32(0)
         for energy, code in zip(energies, self.model.codes, strict=True):
             coding += coding_loss(energy, jnp.asarray(code.table, energy.dtype)[batch["label"]], self.power)
-        loss = self.per_logits_loss(logits, batch["label"]) + self.mu * coding
-        accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
-        return loss, (updates["batch_stats"], {"loss": loss, "accuracy": accuracy, "coding": coding})
+        metrics = self.of_logits(logits, batch["label"])
+        loss = metrics["loss"] + self.mu * coding
+        return loss, (updates["batch_stats"], {**metrics, "loss": loss, "coding": coding})
 
 
 @dataclass(frozen=True)
@@ -186,16 +186,9 @@ class CodedFamily(Family[CodedModel]):
 
     def explainable(self, trained: TrainedRun[CodedModel]) -> Explainable:
         """Explain a network: affine in the image once the energies are held."""
-        blocks, evaluate = len(trained.network.blocks), trained.run.evaluate
+        blocks = len(trained.network.blocks)
         layers = tuple(f"block_{int(i)}/out" for i in np.linspace(1, blocks, min(3, blocks)))
-        return softmax_explainable(
-            trained.network,
-            trained.variables,
-            occlusions=evaluate.occlusion,
-            stride=evaluate.occlusion_stride,
-            layers=layers,
-            pooled=layers[-1],
-        )
+        return softmax_explainable(trained.network, trained.variables, layers=layers, pooled=layers[-1])
 
     def measure(self, trained: TrainedRun[CodedModel], log: Log) -> dict[str, Any]:
         """Measure decoding, single-class classifiers, early exit, removals and specificity."""

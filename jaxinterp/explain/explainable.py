@@ -66,6 +66,12 @@ class Explainable:
         others = np.where(np.eye(logits.shape[1], dtype=bool), -np.inf, logits[:, None])
         return logits - np.logaddexp.reduce(others, axis=-1)
 
+    def probabilities(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+        """Return p of every class in float64, sigmoids or the softmax, as the logits were trained."""
+        from scipy.special import expit
+
+        return np.asarray(expit(self.log_odds(logits).astype(float)))
+
     def decompose(self, images: Images, targets: Targets = None) -> Decomposition:
         """Decompose the targets' logits exactly, at the network's own layer."""
         return self._decompose(images, targets, [self.layer])[0]

@@ -193,7 +193,7 @@ class GatedFamily(Family[GatedModel]):
 
     def explainable(self, trained: TrainedRun[GatedModel]) -> Explainable:
         """Explain a network: affine in the standardized image, whatever the gates are."""
-        network, model, evaluate = trained.network, trained.run.model, trained.run.evaluate
+        network, model = trained.network, trained.run.model
         value = "body" if model.regime == "relu" else "body/value_network"
         spatial = model.architecture != "fc"
         gates = [f"{value}/gate_{i}" for i in spatial_gates(model.layers, trained.run.data.image_shape)]
@@ -207,8 +207,6 @@ class GatedFamily(Family[GatedModel]):
             layer=gates[0] if spatial and model.regime != "relu" and model.value_input == "ones" else None,
             layers=tuple(gates) if spatial else (),
             pooled=gates[-1] if spatial else None,
-            occlusions=evaluate.occlusion,
-            stride=evaluate.occlusion_stride,
             probability="softmax",
         )
 

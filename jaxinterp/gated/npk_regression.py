@@ -109,8 +109,11 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, x: Images) -> Float[np.ndarray, "m classes"]:
         """Predict the regression targets of images, one column per class of `classes_`, without holding the kernel."""
-        side, solution, logits = self._read(x), self.solution_, []
-        for rows in self._blocks(len(x)):
+        return self._decide(self._read(x))
+
+    def _decide(self, side: Side) -> Float[np.ndarray, "m classes"]:
+        solution, logits = self.solution_, []
+        for rows in self._blocks(len(side[0])):
             total = solution.offset
             for columns in self._blocks(len(self.inputs_)):
                 k = np.asarray(self._between(_rows(side, rows), columns), np.float64)
@@ -127,7 +130,10 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
 
         With the offset, `solution_.offset`, the shares of an image sum to its `decision_function`.
         """
-        side, blocks = self._read(x), self._blocks(len(self.inputs_))
+        return self._share(self._read(x))
+
+    def _share(self, side: Side) -> Float[np.ndarray, "m n classes"]:
+        blocks = self._blocks(len(self.inputs_))
         return self.solution_.shares(np.concatenate([self._between(side, columns) for columns in blocks], axis=1))
 
     def _fit_tiles(self, targets: Float[np.ndarray, "n classes"]) -> tuple[Ridge, str]:
@@ -205,15 +211,11 @@ def evaluate(
         the sum of all shares and the `count` largest for and against it as [training image, share]; and `overlap`, see
         `class_overlap`, (gates, classes, classes).
     """
-    start, logits, solution, deciding = (
-        time.perf_counter(),
-        regressor.decision_function(images),
-        regressor.solution_,
-        [],
-    )
+    start, side = time.perf_counter(), regressor._read(images)  # gates are computed once for all measures
+    logits, solution, deciding = regressor._decide(side), regressor.solution_, []
     accuracy = float((logits.argmax(1) == labels).mean())
     regressor._log(f"accuracy {accuracy:.4f} on {len(labels)} images ({time.perf_counter() - start:.1f} s)")
-    for index, every in zip(shown.tolist(), regressor.shares(images[shown]), strict=True):
+    for index, every in zip(shown.tolist(), regressor._share(_rows(side, shown)), strict=True):
         best = int(logits[index].argmax())
         shares = every[:, best]
         order = np.argsort(-np.abs(shares), kind="stable")
@@ -230,6 +232,5 @@ def evaluate(
         "npk_images": float(len(regressor.inputs_)),
         "npk_test_images": float(len(labels)),
     }
-    gates = regressor.network.read(images, regressor.batch_size)[1]
-    overlap = class_overlap(gates, labels, len(regressor.classes_)).round(6).tolist()
+    overlap = class_overlap(side[1], labels, len(regressor.classes_)).round(6).tolist()
     return {"metrics": metrics, "deciding": deciding, "overlap": overlap}

@@ -135,10 +135,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
 
     def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
         """Explain a fitted network."""
-        sizes, stride = trained.run.evaluate.occlusion, trained.run.evaluate.occlusion_stride
-        return softmax_explainable(
-            trained.network, trained.variables, occlusions=sizes, stride=stride, constant="a constant of the class"
-        )
+        return softmax_explainable(trained.network, trained.variables, constant="a constant of the class")
 
     def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""

@@ -107,9 +107,8 @@ class LearnedFamily(Family[LearnedModel]):
     def explainable(self, trained: TrainedRun[LearnedModel]) -> Explainable:
         """Explain a trained network: affine where its gates are held."""
         layers = tuple(f"conv_{i}" for i in range(5)) if trained.run.model.network == "alexnet" else ()
-        fields = {"layers": layers, "pooled": layers[-1] if layers else None}
-        sizes, stride = trained.run.evaluate.occlusion, trained.run.evaluate.occlusion_stride
-        return softmax_explainable(trained.network, trained.variables, occlusions=sizes, stride=stride, **fields)
+        pooled = layers[-1] if layers else None
+        return softmax_explainable(trained.network, trained.variables, layers=layers, pooled=pooled)
 
     def measure(self, trained: TrainedRun[LearnedModel], log: Log) -> dict[str, Any]:
         """Count parameters, and measure the accuracy on turned test images if those of the run are upright."""

@@ -58,6 +58,12 @@ class ClassificationLoss:
         logits, updates = self.model.apply(
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
-        loss = self.per_logits_loss(logits, batch["label"])
-        accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
-        return loss, (updates.get("batch_stats", batch_stats), {"loss": loss, "accuracy": accuracy})
+        metrics = self.of_logits(logits, batch["label"])
+        return metrics["loss"], (updates.get("batch_stats", batch_stats), metrics)
+
+    def of_logits(
+        self, logits: Float[Array, "batch classes"], labels: Int32[Array, " batch"]
+    ) -> dict[str, Float[Array, ""]]:
+        """Return the metrics that logits alone give: loss and accuracy."""
+        accuracy = (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+        return {"loss": self.per_logits_loss(logits, labels), "accuracy": accuracy}

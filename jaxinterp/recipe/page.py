@@ -53,8 +53,7 @@ def top_maps(
 ) -> Figure:
     """Draw images under their names, and beside each the contribution maps of its `likeliest` classes."""
     top = likeliest(logits, maps.shape[1])
-    odds = np.take_along_axis(net.log_odds(logits), top, 1).astype(float)
-    shares = 1 / (1 + np.exp(-odds))
+    shares = np.take_along_axis(net.probabilities(logits), top, 1)
     titles = [
         [f"{classes[k]}: p {p:.3f}" for k, p in zip(*pair, strict=True)] for pair in zip(top, shares, strict=True)
     ]

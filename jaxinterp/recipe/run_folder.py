@@ -62,21 +62,26 @@ def validate_json(kind: Any, text: str) -> Any:
 
 def read_name(run_dir: Path) -> str:
     """Return the name of the run that a folder holds."""
+    return str(_read_content(run_dir)["run"])
+
+
+def _read_content(run_dir: Path) -> dict[str, Any]:
+    """Return the JSON object that `write_config` wrote, with its name at least."""
     path = run_dir / "config.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content["run"]
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's configuration ({error})") from None
+    return content
 
 
 def read_config(run_dir: Path, model: type[M]) -> Run[M]:
     """Return the configuration that `write_config` wrote of a run whose `model` part is of this class."""
-    read_name(run_dir)
-    path = run_dir / "config.json"
-    with naming(path):
-        content = json.loads(path.read_text(encoding="utf-8")).get("config")
+    content = _read_content(run_dir).get("config")
+    with naming(run_dir / "config.json"):
         run: Run[M] = validate_json(Run[model], json.dumps(content))  # type: ignore[valid-type]
     return run
 

@@ -131,8 +131,7 @@ def centered(model: TaylorModel, variables: Any, data: Dataset) -> Any:
 
 def explained_about(trained: TrainedRun[Any], point: Callable[[Any], Array], **fields: Any) -> Explainable:
     """Explain a network in x − x0; `point` takes x0 out of its variables."""
-    variables, evaluate = trained.variables, trained.run.evaluate
-    fields |= {"occlusions": evaluate.occlusion, "stride": evaluate.occlusion_stride}
+    variables = trained.variables
     net = softmax_explainable(trained.network, variables, **fields)
     return replace(
         net,

@@ -47,6 +47,7 @@ def test_log_odds_are_those_of_the_softmax(net):
     p = np.asarray(jax.nn.softmax(logits[:1]))
     np.testing.assert_allclose(net.log_odds(logits)[:1], np.log(p / (1 - p)), rtol=1e-6)
     assert np.isfinite(net.log_odds(logits)).all()
+    np.testing.assert_allclose(net.probabilities(logits), jax.nn.softmax(logits), rtol=1e-5)
     assert "Array" not in repr(net)
 
 
