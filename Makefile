@@ -13,7 +13,7 @@ test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest
 
 slow: $(VENV)/.installed
-	XLA_FLAGS="" $(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow
 
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff check
@@ -27,7 +27,7 @@ bench: $(VENV)/.installed
 readme: $(VENV)/.installed
 	$(VENV)/bin/python experiments/update_readme.py README.md experiments/results/README.md
 
-# What was tested, one file per supported Python; every other version is refused here by its missing file.
+# What was tested, one file per supported Python; any other version stops here for want of its file.
 lock: $(VENV)/.installed
 	for v in 3.11 3.12 3.13; do \
 	  $(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version $$v --universal --quiet \

@@ -43,7 +43,7 @@ SCALE = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     batch: int = 16
     rounds: int = 7

@@ -45,7 +45,7 @@ DEEP = {  # gradients past ReLUs: one of two million that rounds the other way a
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     batch: int = 32
     rounds: int = 5

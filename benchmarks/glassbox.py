@@ -18,8 +18,8 @@ import torch
 import tyro
 
 from benchmarks.measuring import alternate, record, relative
+from jaxinterp.app.registry import runs
 from jaxinterp.glassbox.classifier import GlassBoxClassifier
-from jaxinterp.glassbox.family import PAIR, group_of
 from jaxinterp.glassbox.network import OrbitRepresentation, orbit_kernel, respond
 
 
@@ -35,12 +35,13 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure, print and write the results."""
-    group = group_of(PAIR)
+    model = runs()["glassbox/mnist-3-8"].run.model
+    group = model.elements
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(options.transform, 28, 28, 1)).astype(np.float32)
     labels = np.arange(options.fit) % 2
     classifier = GlassBoxClassifier(
-        OrbitRepresentation(group, PAIR.templates, PAIR.invariants), "svm_rbf", PAIR.components, batch=options.chunk
+        OrbitRepresentation(group, model.templates, model.invariants), "svm_rbf", model.components, batch=options.chunk
     )
     with warnings.catch_warnings():  # of a group that leaves the grid, which is not the point here
         warnings.simplefilter("ignore")
@@ -73,7 +74,7 @@ def main(options: Options) -> None:
         "fit_seconds": median["fit"],
         "transform_seconds": median["transform"],
     }
-    setting = {**vars(options), "group": group.name, "templates": PAIR.templates, "components": PAIR.components}
+    setting = {**vars(options), "group": group.name, "templates": model.templates, "components": model.components}
     record("glassbox", seconds, ratios, setting=setting, relative_difference={"respond": difference})
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: jobs timed in turn, memory of one job, and one record of it as JSON."""
+"""Shared tools of the benchmarks: jobs timed in turn, memory of one job, and one record of it as JSON."""
 
 import ctypes
 import json

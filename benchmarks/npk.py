@@ -26,7 +26,7 @@ from jaxinterp.gated.network import GatedNetwork, Network
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the benchmark."""
 
     n: int = 8192
     width: int = 512

@@ -183,4 +183,4 @@ RUNS: dict[str, Experiment[CodedModel]] = {
 if __name__ == "__main__":
     from jaxinterp.app.cli import run_experiment
 
-    run_experiment()
+    run_experiment(__file__)

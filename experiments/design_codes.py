@@ -11,14 +11,18 @@ and column sums.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, islice
+from operator import xor
 from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
 from jaxtyping import Int, PRNGKeyArray
+from numpy.random import Generator
 
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.coded.codes import Code, largest_distance, require_integer
@@ -45,29 +49,21 @@ MAX_FULL_ANNEALING = 200  # above this many classes one restart with a third of 
 
 @dataclass(frozen=True)
 class Options:
-    """Which tables are searched for, and the file they go to."""
+    """Options: the tables to search for, and the file to write."""
 
     names: tuple[str, ...] = tuple(TABLES)
     path: Path = Path("jaxinterp/coded/codes.json")  # its other tables are kept
     seed: int = 0
 
 
-def design(num_classes: int, length: int, weight: int, key: PRNGKeyArray, distance: int | None = None) -> Code:
-    """Search for a constant-weight code with balanced columns and the largest distance.
+def design(num_classes: int, length: int, weight: int, key: PRNGKeyArray) -> Code:
+    """Search for a constant-weight code with balanced columns and the largest distance; compare it with `code.bound`.
 
     Args:
         num_classes: words K ≥ 2, one for each class.
         length: bits N of a word, one for each path, ≤ 62.
         weight: ones a of every word, in [1, N − 1].
         key: a JAX key; the same key gives the same code.
-        distance: even distance to reach; None for the largest that is found, from `largest_distance` downwards.
-
-    Returns:
-        The code; compare `code.distance` with `code.bound`.
-
-    Raises:
-        ConfigError: arguments out of range, fewer words than classes, or a distance above the bound, before any search;
-            or, after it, no code with the distance asked for was found.
 
     Example:
         >>> code = design(10, 10, 3, jax.random.key(0))
@@ -80,27 +76,22 @@ def design(num_classes: int, length: int, weight: int, key: PRNGKeyArray, distan
     require_integer("length", length, 2, 62)
     require_integer("weight", weight, 1, length - 1)
     words = math.comb(length, weight)
-    expected = f"at most the {words} words of length {length} and weight {weight}"
-    require(words >= num_classes, "num_classes", num_classes, expected)
-    bound = largest_distance(num_classes, length, weight)
-    possible = distance is None or distance in range(2, bound + 1, 2)
-    require(possible, "distance", repr(distance), f"an even number from 2 to the upper bound {bound}")
+    require(words >= num_classes, "num_classes", num_classes, f"at most {words}, the words of this length and weight")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    smallest_gap = int(num_classes * weight % length != 0)
-    for target in range(bound, 0, -2) if distance is None else (distance,):
-        best: Code | None = None
+    for target in range(largest_distance(num_classes, length, weight), 0, -2):
+        codes: list[Code] = []
         for search in (_search_linear, _search_lexicode, _anneal):
             code = search(num_classes, length, weight, target, rng)
-            if code is not None and (best is None or code.gap < best.gap):
-                best = code
-            if best is not None and best.gap <= smallest_gap:
+            codes += [] if code is None else [code]
+            if code is not None and code.gap <= (num_classes * weight % length != 0):  # no smaller one is possible
                 break
-        if best is not None:
+        if codes:
+            best = min(codes, key=lambda code: code.gap)
             return Code(best.words, target, best.gap)
-    raise ConfigError(f"distance: got {distance}, expected one that the search reaches (the upper bound is {bound})")
+    raise ConfigError(f"num_classes: got {num_classes}, expected fewer, of which the search finds a code")
 
 
-def _search_linear(num_classes: int, length: int, weight: int, distance: int, rng: np.random.Generator) -> Code | None:
+def _search_linear(num_classes: int, length: int, weight: int, distance: int, rng: Generator) -> Code | None:
     """Choose among the words of weight a in the linear code, or translate of one, that has most of them."""
     pool = np.zeros(0, np.int64)
     for span in (_span(_linear_lexicode(length, distance)), _trace_code(length, distance)):
@@ -110,45 +101,23 @@ def _search_linear(num_classes: int, length: int, weight: int, distance: int, rn
     return _balanced_subset(pool, num_classes, length, rng)
 
 
-def _search_lexicode(
-    num_classes: int, length: int, weight: int, distance: int, rng: np.random.Generator
-) -> Code | None:
-    """Choose among the words, in increasing order, that are far from all kept before them."""
+def _search_lexicode(num_classes: int, length: int, weight: int, distance: int, rng: Generator) -> Code | None:
+    """Choose among the words, in increasing order, that are far from all kept before them.
+
+    Words increase as their zeros, written from the highest bit down, do in lexicographic order.
+    """
     kept = np.zeros(0, np.int64)
-    for words in _words_in_order(length, weight, MAX_WALK):
-        left = words[~_near(words, kept, distance)] if len(kept) else words
+    zeros = islice(combinations(range(length - 1, -1, -1), length - weight), MAX_WALK)
+    while len(kept) < POOL_FACTOR * num_classes and (block := list(islice(zeros, 1 << 14))):
+        words = (1 << length) - 1 - (1 << np.array(block, np.int64)).sum(1)
+        near = np.zeros(len(words), bool)
+        for chunk in np.array_split(kept, max(1, len(words) * len(kept) >> 22)):
+            near |= (np.bitwise_count(words[:, None] ^ chunk) < distance).any(1)
+        left = words[~near]
         while len(left):
             kept = np.append(kept, left[0])
             left = left[np.bitwise_count(left ^ left[0]) >= distance]
-        if len(kept) >= POOL_FACTOR * num_classes:
-            break
     return _balanced_subset(kept, num_classes, length, rng)
-
-
-def _words_in_order(length: int, weight: int, limit: int) -> Iterator[Int[np.ndarray, " block"]]:
-    """Yield blocks of integers of `length` bits with `weight` ones, in increasing order, at most `limit` in all.
-
-    With the k-th lowest one at position p_k, a word is number Σ_k C(p_k, k) in this order (the combinatorial number
-    system), so a whole block is computed at once, from its numbers.
-    """
-    binomials = np.array([[math.comb(p, k) for p in range(length + 1)] for k in range(weight + 1)], np.int64)
-    block, count = 1 << 14, min(limit, math.comb(length, weight))
-    for start in range(0, count, block):
-        number = np.arange(start, min(start + block, count), dtype=np.int64)
-        words = np.zeros_like(number)
-        for k in range(weight, 0, -1):
-            position = np.searchsorted(binomials[k], number, side="right") - 1
-            number = number - binomials[k][position]
-            words |= np.int64(1) << position
-        yield words
-
-
-def _near(words: Int[np.ndarray, " m"], kept: Int[np.ndarray, " n"], distance: int) -> np.ndarray:
-    """Return whether each word is nearer than `distance` to a kept one."""
-    near = np.zeros(len(words), bool)
-    for chunk in np.array_split(kept, max(1, len(words) * len(kept) >> 22)):
-        near |= (np.bitwise_count(words[:, None] ^ chunk) < distance).any(1)
-    return near
 
 
 def _linear_lexicode(length: int, distance: int) -> list[int]:
@@ -158,9 +127,7 @@ def _linear_lexicode(length: int, distance: int) -> list[int]:
     else the new bit is free. Cosets are numbered by their smallest words, which lie on the free bits, so that the first
     such coset gives the smallest vector.
     """
-    basis: list[int] = []
-    free: list[int] = []
-    lightest = np.zeros(1, np.uint8)
+    basis, free, lightest = list[int](), list[int](), np.zeros(1, np.uint8)
     for bit in range(length):
         far = np.flatnonzero(lightest >= distance - 1)
         if len(far):
@@ -195,23 +162,18 @@ def _trace_code(length: int, distance: int) -> Int[np.ndarray, " words"]:
     code = np.zeros(1, np.int64)
     if reducing is None:
         return code
-    powers = [1]
+    degree, powers = length.bit_length() - 1, [1]
     while len(powers) < length - 1:
-        doubled = powers[-1] << 1
-        powers.append(doubled ^ reducing if doubled >= length else doubled)
-    log = {element: i for i, element in enumerate(powers)}
+        powers.append(min(2 * powers[-1], 2 * powers[-1] ^ reducing))
 
     def trace(exponent: int) -> int:
-        """Tr(α^i) = Σ_j α^(i 2^j), 0 or 1."""
-        total = 0
-        for j in range(length.bit_length() - 1):
-            total ^= powers[exponent * 2**j % (length - 1)]
-        return total
+        """Return Tr(α^i) = Σ_j α^(i 2^j), 0 or 1."""
+        return reduce(xor, (powers[exponent * 2**j % (length - 1)] for j in range(degree)))
 
     basis = [(1 << length) - 1]
     for e in range(1, length - 1, 2):
-        for shift in range(length.bit_length() - 1):
-            word = sum(trace(shift + e * log[x]) << x for x in range(1, length))
+        for shift in range(degree):
+            word = sum(trace(shift + e * i) << x for i, x in enumerate(powers))
             for vector in basis:  # reduced, so that only independent words are taken
                 word = min(word, word ^ vector)
             if word:
@@ -225,9 +187,7 @@ def _trace_code(length: int, distance: int) -> Int[np.ndarray, " words"]:
     return code
 
 
-def _balanced_subset(
-    pool: Int[np.ndarray, " words"], num_classes: int, length: int, rng: np.random.Generator
-) -> Code | None:
+def _balanced_subset(pool: Int[np.ndarray, " words"], num_classes: int, length: int, rng: Generator) -> Code | None:
     """Choose one word of a pool per class, with balanced columns: swap the best pair until no swap helps.
 
     Swapping g_out for g_in changes the squared deviations of the column sums, |s|², by 2 <s, g_in − g_out> +
@@ -235,8 +195,8 @@ def _balanced_subset(
     """
     if len(pool) < num_classes:
         return None
-    limit = max(MAX_POOL, num_classes)
-    pool = pool if len(pool) <= limit else rng.choice(pool, limit, replace=False)
+    if len(pool) > (limit := max(MAX_POOL, num_classes)):
+        pool = rng.choice(pool, limit, replace=False)
     bits = (pool[:, None] >> np.arange(length)[::-1] & 1).astype(np.int64)
     weight = int(bits[0].sum())
     subsets: list[tuple[int, np.ndarray]] = []
@@ -252,23 +212,21 @@ def _balanced_subset(
                 break
             inside[i], outside[j] = outside[j].copy(), inside[i].copy()
         subsets.append((int(np.ptp(inside.sum(0))), inside))
-        if subsets[-1][0] <= int(num_classes * weight % length != 0) or not len(outside):
+        if subsets[-1][0] <= (num_classes * weight % length != 0) or not len(outside):
             break
     return Code.of(min(subsets, key=lambda subset: subset[0])[1])
 
 
-def _anneal(num_classes: int, length: int, weight: int, distance: int, rng: np.random.Generator) -> Code | None:
+def _anneal(num_classes: int, length: int, weight: int, distance: int, rng: Generator) -> Code | None:
     """Switch (1, 0), (0, 1) of two rows and two columns, by Metropolis, until no pair of rows is too near.
 
     energy = Σ_{i<j} max(0, D − d_ij)²        temperature 1 → 0.05
     """
-    small = num_classes <= MAX_FULL_ANNEALING
-    moves = MOVES if small else MOVES // 3
-    for _ in range(ANNEALINGS if small else 1):
+    restarts, moves = (ANNEALINGS, MOVES) if num_classes <= MAX_FULL_ANNEALING else (1, MOVES // 3)
+    for _ in range(restarts):
         table = np.zeros((num_classes, length), np.int8)
         for row in table:
-            loads = table.sum(0) + rng.random(length)
-            row[np.argsort(loads)[:weight]] = 1
+            row[np.argsort(table.sum(0) + rng.random(length))[:weight]] = 1
         rng.shuffle(table)
         distances = 2 * (weight - table.astype(np.int64) @ table.T)
         penalty = np.maximum(0, distance - distances) ** 2
@@ -277,21 +235,19 @@ def _anneal(num_classes: int, length: int, weight: int, distance: int, rng: np.r
         for move in range(moves):
             if energy == 0:
                 return Code.of(table)
-            i = int(rng.choice(np.flatnonzero(penalty.any(1)))) if move % 2 else int(rng.integers(num_classes))
+            i = int(rng.choice(np.flatnonzero(penalty.any(1))) if move % 2 else rng.integers(num_classes))
             j = int(rng.integers(num_classes))
             p, q = np.flatnonzero(table[i] > table[j]), np.flatnonzero(table[i] < table[j])
             if not len(p):
                 continue
-            columns = [rng.choice(p), rng.choice(q)]
             rows = table[[i, j]].copy()
-            rows[:, columns] ^= 1
+            rows[:, [rng.choice(p), rng.choice(q)]] ^= 1
             changed = np.stack([(table != row).sum(1) for row in rows])
             changed[0, j] = changed[1, i] = (rows[0] != rows[1]).sum()
             worse = np.maximum(0, distance - changed) ** 2
             worse[0, i] = worse[1, j] = 0
             delta = int(worse.sum() - penalty[i].sum() - penalty[j].sum() - worse[0, j] + penalty[i, j])
-            temperature = 0.05 ** (move / moves)
-            if delta <= 0 or rng.random() < math.exp(-delta / temperature):
+            if delta <= 0 or rng.random() < math.exp(-delta / 0.05 ** (move / moves)):
                 table[[i, j]] = rows
                 penalty[[i, j]], penalty[:, i], penalty[:, j] = worse, worse[0], worse[1]
                 energy += delta

@@ -9,7 +9,7 @@ Lakshminarayanan & Singh, NeurIPS 2020 (arXiv 2006.10529, "NPF") and arXiv 2110.
 `jaxinterp list` shows for each run where it stands in the papers, how long it took, and the printed numbers: they are
 the fields of `RUNS` below. Regimes: fixed random gates, independent of the values' weights (`frozen`, FR-II) or equal
 to them (`copied`, FR-DI); gates of a trained ReLU network (`learnt`, FLNPF: it is trained first, in the run's own
-folder `gates`); gates trained together with the values (`decoupled`, DNPFL) or alone, with fixed random values
+folder `pretrained`); gates trained together with the values (`decoupled`, DNPFL) or alone, with fixed random values
 (`gates`); and the ReLU network (`relu`).
 
 The papers print the best *test* accuracy over the epochs of a run, which is chosen on the test images: it stands here
@@ -238,4 +238,4 @@ REFERENCE = {"test_accuracy_highest": NPF["fc", "adam"][3]}
 if __name__ == "__main__":
     from jaxinterp.app.cli import run_experiment
 
-    run_experiment()
+    run_experiment(__file__)

@@ -147,4 +147,4 @@ RUNS: dict[str, Experiment[Any]] = {
 if __name__ == "__main__":
     from jaxinterp.app.cli import run_experiment
 
-    run_experiment()
+    run_experiment(__file__)

@@ -113,7 +113,7 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(metric: Metric | None, form: str) -> str:
-    """Write a metric as mean ± deviation, with the paper's number."""
+    """Write a metric as mean ± deviation, with the paper's number; – if it was not measured."""
     if metric is None:
         return "–"
     spread = f" ± {metric.std:{form}}" if metric.n > 1 and metric.std and "e" not in form else ""
@@ -123,15 +123,10 @@ def number(metric: Metric | None, form: str) -> str:
 
 def metrics_table(table: Table, results: Iterable[Results]) -> str:
     """Write one of `TABLES`; empty if no run has a row in it."""
-    keys = table.columns.keys() - set(table.shared)
+    keys = {"test_accuracy"} if table.best_baseline else table.columns.keys() - set(table.shared)
     rows = [result for result in results if keys & result.metrics.keys()]
-    if table.best_baseline:
-        rows = [result for result in rows if "test_accuracy" in result.metrics]
-    columns = {
-        name: column
-        for name, column in table.columns.items()
-        if table.sparse or any(name in result.metrics for result in rows)
-    }
+    measured = set(table.columns) if table.sparse else {name for result in rows for name in result.metrics}
+    columns = {name: column for name, column in table.columns.items() if name in measured}
     baseline = table.best_baseline and LOCALIZATION in columns
     lines = [["run", *(title for title, _ in columns.values()), *["best baseline's localization"] * baseline, "seeds"]]
     for result in rows:
@@ -144,10 +139,8 @@ def metrics_table(table: Table, results: Iterable[Results]) -> str:
 def best_baseline(result: Results) -> str:
     """Write the highest localization of a post-hoc method on the same network."""
     baselines = {name: m.mean for name, m in result.metrics.items() if name.startswith(f"{LOCALIZATION}_")}
-    if not baselines:
-        return "–"
-    best = max(baselines, key=baselines.__getitem__)
-    return f"{baselines[best]:.3f} ({best.removeprefix(f'{LOCALIZATION}_').replace('_', ' ')})"
+    best = max(baselines, key=baselines.__getitem__, default="")
+    return f"{baselines[best]:.3f} ({best.removeprefix(f'{LOCALIZATION}_').replace('_', ' ')})" if best else "–"
 
 
 def measurements_table(results: Iterable[Results]) -> str:
@@ -162,18 +155,11 @@ def measurements_table(results: Iterable[Results]) -> str:
 
 
 def ratios_table(benchmarks: Sequence[Mapping[str, Any]]) -> str:
-    """Write the ratios of benchmark files, a column per machine: ours over the other's speed, time or memory.
-
-    Args:
-        benchmarks: contents of the files, each with the name "benchmark", a "machine" in words, and a mapping "ratios"
-            of name → number.
-    """
-    cells = {
-        (content["benchmark"], content["machine"]): "; ".join(
-            f"{name.replace('_', ' ')} {ratio(name, float(value))}" for name, value in content["ratios"].items()
-        )
-        for content in benchmarks
-    }
+    """Write the ratios of benchmark files, a column per machine: ours over the other's speed, time or memory."""
+    cells = {}
+    for content in benchmarks:
+        ratios = [f"{name.replace('_', ' ')} {ratio(name, value)}" for name, value in content["ratios"].items()]
+        cells[content["benchmark"], content["machine"]] = "; ".join(ratios)
     names, machines = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
     rows = [[f"`{name}`", *(cells.get((name, machine), "–") for machine in machines)] for name in names]
     return markdown([["benchmark", *machines], *rows])
@@ -181,17 +167,12 @@ def ratios_table(benchmarks: Sequence[Mapping[str, Any]]) -> str:
 
 def ratio(name: str, value: float) -> str:
     """Write a ratio with its unit."""
-    units = (unit for end, unit in UNITS.items() if name.startswith(end) or name.endswith(end))
-    unit = next(units, None)
-    return f"{value:.3g}{SPEED}" if unit is None else f"{value:.3g} {unit}"
+    units = (f" {unit}" for end, unit in UNITS.items() if name.startswith(end) or name.endswith(end))
+    return f"{value:.3g}{next(units, SPEED)}"
 
 
 def read_benchmark(path: Path) -> dict[str, Any]:
-    """Read a benchmark's JSON file.
-
-    Raises:
-        ConfigError: it lacks what a table shows.
-    """
+    """Read a benchmark's JSON file: texts "benchmark" and "machine", and "ratios", numbers by name."""
     content = json.loads(path.read_text(encoding="utf-8"))
     kinds = {"benchmark": str, "machine": str, "ratios": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kinds[key]) for key in kinds):
@@ -200,14 +181,11 @@ def read_benchmark(path: Path) -> dict[str, Any]:
 
 
 def tables(root: Path, everything: bool = False) -> str:
-    """Write the tables of a repository's committed results.
+    """Write the tables of a repository's experiments/results/*.json and benchmarks/results/*.json.
 
     Args:
-        root: the repository, with experiments/results/*.json and benchmarks/results/*.json.
+        root: the repository.
         everything: every result, not only the headlines.
-
-    Raises:
-        ConfigError: a results file is damaged.
     """
     results = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
     results = [result for result in results if everything or result.headline]
@@ -220,10 +198,7 @@ def tables(root: Path, everything: bool = False) -> str:
 
 
 def with_results(readme: str, block: str, begin: str = BEGIN) -> str:
-    """Replace what stands between the two markers of a README.
-
-    Raises:
-        ConfigError: the markers are not there exactly once each, in order.
+    """Replace what stands between the two markers of a README, which must be there once each, in order.
 
     Example:
         >>> with_results(f"a {BEGIN} old {END} b", "new").splitlines()[1]
@@ -236,19 +211,15 @@ def with_results(readme: str, block: str, begin: str = BEGIN) -> str:
 
 
 def rewrite(readme: Path) -> bool:
-    """Bring the tables of a README up to date with the results files of its repository.
+    """Bring the tables of a README up to date with its repository's results; return whether it changed.
 
     Args:
         readme: at the root of the repository, or, for all results, in the folder that holds them.
-
-    Returns:
-        Whether the file changed.
     """
     old, folder = readme.read_text(encoding="utf-8"), readme.resolve().parent
-    if ALL in old:
-        new = with_results(old, tables(folder.parents[1], everything=True), ALL)
-    else:
-        new = with_results(old, tables(folder))
+    everything = ALL in old
+    block = tables(folder.parents[1] if everything else folder, everything)
+    new = with_results(old, block, ALL if everything else BEGIN)
     if new != old:
         write_text(readme, new)
     return new != old

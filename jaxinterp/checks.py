@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def require_at_least(name: str, value: Any, bound: int | float) -> None:
     require(all(x is None or x >= bound for x in values), name, value, f"at least {bound}")
 
 
-def require_one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise unless a value is among the choices; the message gives the closest ones.
+def require_one_of(name: str, value: Any, choices: Iterable[Any], otherwise: str = "") -> None:
+    """Raise unless a value is among the choices; the message gives the closest ones, else `otherwise` or all.
 
     Raises:
         ConfigError: it is not.
@@ -55,7 +55,7 @@ def require_one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
     known = list(choices)
     if value not in known:
         close = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=0.7)
-        require(False, name, value, " or ".join(close) if close else f"one of {', '.join(map(str, known))}")
+        require(False, name, value, " or ".join(close) or otherwise or f"one of {', '.join(map(str, known))}")
 
 
 def shown(value: Any) -> str:
@@ -88,7 +88,7 @@ def require_batch(x: Array) -> None:
 
 
 def require_variables(apply: Callable[..., Array], variables: Any, name: str) -> None:
-    """Raise for a Flax model in the place of its `apply`, and for an `apply` without the model's variables.
+    """Raise for a Flax model in place of its `apply`, and for an `apply` without the model's variables.
 
     Raises:
         ConfigError: one of these came.
@@ -132,16 +132,19 @@ class Checked:
         jaxinterp.errors.ConfigError: epochs: got 0, expected at least 1
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # an unknown field of a file raises
+
     def __post_init__(self) -> None:
         """Check every field, then `check`."""
         from pydantic import ValidationError
 
         kind: Any = type(self)
-        for name, adapter in _adapters(kind).items():
+        for name, adapter in field_adapters(kind).items():
             try:
-                adapter.validate_python(getattr(self, name), strict=True)
+                value = adapter.validate_python(getattr(self, name), strict=True)
             except ValidationError as error:
                 require(False, name, getattr(self, name), expected(error))
+            object.__setattr__(self, name, value)  # 1 is 1.0 where a float is wanted, as a file has it
         self.check()
 
     def check(self) -> None:
@@ -149,8 +152,8 @@ class Checked:
 
 
 @functools.cache
-def _adapters(kind: Any) -> dict[str, Any]:
-    """A validator for every field of a dataclass."""
+def field_adapters(kind: Any) -> dict[str, Any]:
+    """Return a pydantic validator for every field of a dataclass, by its name."""
     from pydantic import TypeAdapter
 
     hints = get_type_hints(kind, include_extras=True)
@@ -166,8 +169,10 @@ def expected(error: Any) -> str:
         "less_than": "less than {lt}",
         "literal_error": "one of {expected}",
         "int_type": "an integer",
+        "int_parsing": "an integer",
         "float_type": "a number",
-        "bool_type": "true or false",
+        "float_parsing": "a number",
+        "bool_type": "True or False",
         "string_type": "a text",
         "tuple_type": "a tuple",
         "none_required": "None",

@@ -11,13 +11,6 @@ _cache = Path(__file__).parent.parent / ".jax_cache" / hashlib.sha256(_build.enc
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
-# Compiling takes most of the tests' time. CI runs the core once more, and `make slow` its tests, with XLA_FLAGS set to
-# nothing, so on the code that users run: with both flags jax 0.10.2 gives one class' gradient of a deep VGG wrongly, in
-# float64 too, and with either of them alone rightly.
-_quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if version("jaxlib").startswith("0.10."):  # whose emitters take half of the time; later ones have no such flag
-    _quick += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _quick)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from contextlib import contextmanager  # noqa: E402

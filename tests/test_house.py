@@ -98,6 +98,6 @@ def test_there_is_no_circle_between_rooms() -> None:
     assert all(order.index(b) < order.index(a) for a, b in arrows if "jaxinterp" not in (a, b))
 
 
-def test_only_benchmarks_and_tests_import_experiments() -> None:
+def test_experiments_import_neither_benchmarks_nor_tests() -> None:
     for path in (ROOT / "experiments").rglob("*.py"):
         assert not {name for name in imports(path) if name.split(".")[0] in ("benchmarks", "tests")}, path

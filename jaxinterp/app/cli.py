@@ -13,25 +13,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
-from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxinterp import __version__
 from jaxinterp.app.console import errors_in_one_line, show
-from jaxinterp.checks import require, shown
+from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder
 from jaxinterp.recipe.config import in_one_line, override
 
-Seeds = Annotated[
-    tuple[int, ...],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT,INT,...",
-        instance_from_str=lambda words: tuple(int(seed) for seed in words[0].split(",")),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda seeds: [",".join(map(str, seeds)) or "(the run's own)"],
-    ),
-]
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
 RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
@@ -65,7 +54,7 @@ class Train:
     """Folder of the run; default runs/<run name, / as ->, then -smoke with --smoke, -seed-<seed> with --seeds."""
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
-    seeds: Seeds = ()
+    seeds: Annotated[str, arg(metavar="INT,INT,...")] = ""
     """Train once with each of these seeds, each in a folder of its own."""
     smoke: bool = False
     """Every stage, small: 64 embedded digits at the run's size, one epoch, low ranks; needs no other data."""
@@ -89,24 +78,23 @@ class Train:
             initialize(self.coordinator, self.processes, self.process_id)
         run = experiment_of(self.run).run
         run = override(family_of(run).smoke(run) if self.smoke else run, self.overrides)
-        require(len(set(self.seeds)) == len(self.seeds), "--seeds", shown(self.seeds), "different seeds")
         folder = self.run_dir or Path("runs") / f"{self.run.replace('/', '-')}{'-smoke' if self.smoke else ''}"
-        folders = {seed: folder.parent / f"{folder.name}-seed-{seed}" for seed in self.seeds}
-        for seed in self.seeds:
-            run.with_seed(seed)  # a wrong one raises before any is trained
-        for seed, run_dir in (folders or {run.train.seed: folder}).items():
-            result = stages.train(
-                self.run, run.with_seed(seed), run_dir, data_dir=self.data_dir, allow_older=self.allow_older
-            )
+        seeded = [override(run, [f"train.seed={seed}"]) for seed in self.seeds.split(",")] if self.seeds else []
+        folders = {folder.parent / f"{folder.name}-seed-{one.train.seed}": one for one in seeded} or {folder: run}
+        require(len(folders) >= len(seeded), "--seeds", self.seeds, "different seeds")
+        for run_dir, one in folders.items():
+            result = stages.train(self.run, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
             if result.interrupted:
                 show(console, f"interrupted; the same command resumes {run_dir}")
                 raise SystemExit(130 if result.interrupted == "SIGINT" else 143)
             show(console, stages.outcome(run_dir, result.summary))
-        return list(folders.values()) or [folder]
+        return list(folders)
 
     def to_the_end(self, console: Console) -> None:
         """Train, evaluate and report."""
         folders = self(console)
+        if self.process_id:
+            return  # the first process does the rest
         Evaluate(tuple(folders), self.data_dir)(console)
         for folder in folders:
             Report(folder, self.data_dir)(console)
@@ -143,12 +131,13 @@ class Evaluate:
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     results: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder in which to write <run>.json, the mean and spread over the seeds, such as experiments/results."""
+    """Folder in which to write <run>.json, the mean and spread over the seeds."""
 
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from jaxinterp.app import stages
-        from jaxinterp.app.publish import gather, metrics_table, one_run, publish, require_finished
+        from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished
+        from jaxinterp.app.results import write_results
 
         one_run(self.run_dirs)  # before anything is measured
         if self.results is not None:
@@ -156,10 +145,12 @@ class Evaluate:
             check_folder(self.results)
         for run_dir in self.run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
-        summary = gather(self.run_dirs)
+        summary = gather(self.run_dirs, self.results)
         console.print(metrics_table(summary))
         if self.results is not None:
-            show(console, f"results: {publish(summary, self.results)}")
+            path = self.results / f"{summary.run.replace('/', '_')}.json"
+            write_results(path, summary)
+            show(console, f"results: {path}")
 
 
 @dataclass(frozen=True)
@@ -214,41 +205,36 @@ Command = (
 
 
 def assignments(words: Sequence[str]) -> list[str]:
-    """Write options of a run's fields as assignments, and raise for options without a value.
-
-    Raises:
-        ConfigError: an option such as `--run-dir=`.
+    """Write options of a run's fields as assignments, all of them at the end.
 
     Example:
         >>> assignments(["train", "coda/mnist", "--train.epochs", "4", "--model.ranks", "4", "8", "--smoke"])
-        ['train', 'coda/mnist', 'train.epochs=4', 'model.ranks=4,8', '--smoke']
+        ['train', 'coda/mnist', '--smoke', 'train.epochs=4', 'model.ranks=4,8']
     """
-    written = list[str]()
+    others, written, growing = list[str](), list[str](), False
     for word in words:
-        require(not re.fullmatch(r"--[\w-]+=", word), word.rstrip("="), "nothing", "a value")
-        if re.fullmatch(r"--\w+(\.\w+)+(=.*)?", word):
-            key, equals, text = word[2:].partition("=")
-            written.append(f"{key}={text}" if equals else f"{key}=")
-        elif written and re.fullmatch(r"\w+(\.\w+)+=.*", written[-1]) and "=" not in word and word[:1] != "-":
-            written[-1] += f"{'' if written[-1].endswith('=') else ','}{word}"
+        field = re.fullmatch(r"(--)?(\w+(?:\.\w+)+)(=.*)?", word)
+        first = growing and written[-1].endswith("=")
+        if growing and "=" not in word and re.match(r"-\d|[^-]", word) and (first or "/" not in word):
+            written[-1] += word if first else f",{word}"
+        elif field is not None and any(field.group(1, 3)):
+            growing = field[3] is None  # --part.field VALUE ...; the names of runs have a slash and end it
+            written.append(field[2] + (field[3] or "="))
         else:
-            written.append(word)
-    return written
+            growing = False
+            others.append(word)
+    return others + written
 
 
 def parse(kind: Any, words: Sequence[str], prog: str) -> Any:
-    """Return the command that the words ask for.
-
-    Raises:
-        ConfigError: they ask for none.
-        SystemExit: after help.
-    """
-    box = io.StringIO()
+    """Return the command that the words ask for; leave after help."""
+    for word in words:
+        require(not re.fullmatch(r"--[\w-]+=", word), word.rstrip("="), "nothing", "a value")
+    arguments = assignments(words) if kind is Train or words[:1] == ["train"] else list(words)
+    box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                kind, prog=prog, description=__doc__, args=assignments(words), config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            return tyro.cli(kind, prog=prog, description=__doc__, args=arguments, config=options)
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(in_one_line(box.getvalue())) from None
@@ -265,8 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parse(Command, words, "jaxinterp")(Console())
 
 
-def run_experiment(arguments: Sequence[str] | None = None) -> None:
-    """Run a file of named runs as a script: train, evaluate and report a run."""
+def run_experiment(file: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a file of named runs as a script: train, evaluate and report one of the runs of its folder."""
+    from jaxinterp.app.registry import FOLDERS
+
     words = sys.argv[1:] if arguments is None else arguments
+    FOLDERS.insert(0, Path(file).resolve().parent)
     with errors_in_one_line():
-        parse(Train, words, Path(sys.argv[0]).name).to_the_end(Console())
+        parse(Train, words, Path(file).name).to_the_end(Console())

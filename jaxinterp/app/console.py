@@ -1,4 +1,4 @@
-"""What the command prints: lines as they are, and mistakes in one line."""
+"""Output of the command: lines as they are, and mistakes in one line."""
 
 import contextlib
 import sys
@@ -28,11 +28,7 @@ def warned_in_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print a mistake that the user can mend as one line on stderr, and leave with status 2.
-
-    Raises:
-        SystemExit: after the line.
-    """
+    """Print a mistake that the user can mend as one line on stderr, and leave with status 2."""
     try:
         with warned_in_one_line():
             yield

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jaxinterp.app import stages
 from jaxinterp.app.console import errors_in_one_line, show
-from jaxinterp.app.overview import HEADER, compose, member
+from jaxinterp.app.overview import HEADER, compose, summarize_run
 from jaxinterp.app.publish import gather, metrics_table
 from jaxinterp.app.registry import experiment_of, family_of
 from jaxinterp.errors import JaxInterpError
@@ -40,22 +40,15 @@ FIRST = ("coda/digits", "glassbox/digits")  # trained here; the others beside th
 
 
 def demo(run_dir: Path, smoke: bool, console: Console) -> None:
-    """Train, evaluate and report a network of each family; write one page about all, and print its table.
-
-    Args:
-        run_dir: folder of report.html, and of a folder for every family.
-        smoke: every stage in seconds, on a fraction of the images.
-        console: where to print.
-    """
+    """Train, evaluate and report a network of each family; write one page about all, and print its table."""
     os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)  # compiling takes most of the time, costly passes most of that
     check_folder(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     output = run_dir / "further.txt"
     others = [name for name in RUNS if name not in FIRST]
     # The compiler keeps one core busy: two processes use two cores.
-    process = get_context("spawn").Process(
-        target=train_in_subprocess, args=(others, run_dir, smoke, output), daemon=True
-    )
+    arguments = (others, run_dir, smoke, output)
+    process = get_context("spawn").Process(target=train_in_subprocess, args=arguments, daemon=True)
     process.start()
     for name in FIRST:
         complete(name, run_dir, smoke, console)
@@ -63,11 +56,11 @@ def demo(run_dir: Path, smoke: bool, console: Console) -> None:
     show(console, output.read_text(encoding="utf-8"))
     if process.exitcode:
         raise JaxInterpError(f"the networks of {output} were not finished: status {process.exitcode}")
-    members = [member(folder(run_dir, name)) for name in RUNS]
-    write(compose(members), run_dir / "report.html")
+    sections, rows = zip(*(summarize_run(folder(run_dir, name)) for name in RUNS), strict=True)
+    write(compose(sections, rows), run_dir / "report.html")
     table = Table(*HEADER, box=None, pad_edge=False)
-    for one in members:
-        table.add_row(*one.row)
+    for row in rows:
+        table.add_row(*row)
     show(console, f"report: {run_dir / 'report.html'}")
     console.print(table)
 
@@ -91,11 +84,7 @@ def complete(name: str, run_dir: Path, smoke: bool, console: Console) -> None:
 
 
 def train_in_subprocess(names: Sequence[str], run_dir: Path, smoke: bool, output: Path) -> None:
-    """Train runs one after another in a child process, logging to a file.
-
-    Raises:
-        SystemExit: with one line on stderr, where a network could not be made.
-    """
+    """Train runs one after another in a child process, logging to a file."""
     with output.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), errors_in_one_line():
         for name in names:
             complete(name, run_dir, smoke, Console(file=file, width=100))

@@ -7,23 +7,18 @@ from typing import Any
 from rich.table import Table
 
 from jaxinterp.app.registry import run_in, runs
-from jaxinterp.app.results import Results, summarize, write_results
+from jaxinterp.app.results import Results, summarize
 from jaxinterp.checks import require, shown
 from jaxinterp.recipe.config import Run, read_json, read_name
 
 
 def require_finished(run_dirs: Sequence[Path]) -> None:
-    """Raise unless all runs have finished, with the same package versions.
-
-    Raises:
-        ConfigError: one has not, or its versions differ; or run.json is missing or damaged.
-    """
-    infos = [read_json(run_dir / "run.json", f"jaxinterp train {read_name(run_dir)}") for run_dir in run_dirs]
-    for run_dir, info in zip(run_dirs, infos, strict=True):
-        command = f"jaxinterp train {read_name(run_dir)}"
-        require(
-            "summary" in info, str(run_dir), "a run that has not ended", f"a finished one; resume it by `{command}`"
-        )
+    """Raise unless all runs have finished, with the same package versions."""
+    commands = [f"jaxinterp train {read_name(run_dir)}" for run_dir in run_dirs]
+    infos = [read_json(run_dir / "run.json", command) for run_dir, command in zip(run_dirs, commands, strict=True)]
+    for run_dir, info, command in zip(run_dirs, infos, commands, strict=True):
+        wanted = f"a finished one; resume it by `{command}`"
+        require("summary" in info, str(run_dir), "a run that has not ended", wanted)
         same = info.get("versions") == infos[0].get("versions")
         require(same, str(run_dir), "other versions", f"those that {run_dirs[0]} was trained with")
 
@@ -35,13 +30,13 @@ def one_run(run_dirs: Sequence[Path]) -> tuple[str, list[Run[Any]], list[dict[st
         ConfigError: no folder, folders of different configurations, the same seed twice, or run.json is damaged.
     """
     require(run_dirs, "RUN_DIR", "none", "at least one run folder")
-    name, configurations = run_in(run_dirs[0])[0], list[Run[Any]]()
+    (name, _, first), configurations = run_in(run_dirs[0]), list[Run[Any]]()
     for run_dir in run_dirs:
-        found, _, run = run_in(run_dir)
-        require(found == name, str(run_dir), f"a run of {found}", f"{name} as in {run_dirs[0]}")
-        configurations.append(run)
-        same = run.with_seed(configurations[0].train.seed) == configurations[0]
+        other, _, run = run_in(run_dir)
+        require(other == name, str(run_dir), f"a run of {other}", f"{name} as in {run_dirs[0]}")
+        same = run.with_seed(first.train.seed) == first
         require(same, str(run_dir), "another configuration", f"the one of {run_dirs[0]}")
+        configurations.append(run)
     seeds = [run.train.seed for run in configurations]
     require(len(set(seeds)) == len(seeds), "seeds", tuple(seeds), "different ones")
     made_by = f"jaxinterp train {name}"
@@ -61,17 +56,15 @@ def train_command(name: str, configurations: Sequence[Run[Any]]) -> str:
     return " ".join(["jaxinterp train", name, *overrides(name, configurations[0]), "--seeds", seeds])
 
 
-def gather(run_dirs: Sequence[Path]) -> Results:
+def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
     """Collect the metrics of one run over its seeds.
 
     Args:
         run_dirs: evaluated run folders of the same configuration and different seeds.
+        out: the folder that results are written to, as the command names it.
 
     Returns:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
-
-    Raises:
-        ConfigError: see `one_run`; or a missing evaluation.
     """
     name, configurations, infos = one_run(run_dirs)
     experiment, seeds = runs()[name], tuple(run.train.seed for run in configurations)
@@ -82,7 +75,8 @@ def gather(run_dirs: Sequence[Path]) -> Results:
     require(same, shown(tuple(map(str, run_dirs))), "different metrics", "the same; evaluate all of them again")
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     folders = f"runs/{name.replace('/', '-')}-seed-"
-    evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds), "--results experiments/results"])
+    into = f" --results {out}" if out else ""
+    evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds)]) + into
     return Results(
         run=name,
         command=f"{train_command(name, configurations)} && {evaluate}",
@@ -92,13 +86,6 @@ def gather(run_dirs: Sequence[Path]) -> Results:
         metrics=summarize(values, {} if overrides(name, configurations[0]) else experiment.paper),
         headline=experiment.headline,
     )
-
-
-def publish(results: Results, folder: Path) -> Path:
-    """Write <run>.json (/ as _) into a folder; return its path."""
-    path = folder / f"{results.run.replace('/', '_')}.json"
-    write_results(path, results)
-    return path
 
 
 def metrics_table(results: Results) -> Table:

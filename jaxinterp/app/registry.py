@@ -15,7 +15,7 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.gated.family import GatedFamily
 from jaxinterp.glassbox.family import GlassBoxFamily
 from jaxinterp.glassbox.learned import LearnedFamily
-from jaxinterp.recipe.config import Experiment, Run, naming_config, read_config, read_name
+from jaxinterp.recipe.config import Experiment, Run, naming, read_config, read_name
 from jaxinterp.recipe.family import Family
 from jaxinterp.taylor.distill.family import DistillFamily
 from jaxinterp.taylor.family import TaylorFamily
@@ -29,8 +29,10 @@ FAMILIES: tuple[Family[Any], ...] = (
     GlassBoxFamily(),
     LearnedFamily(),
 )
-PAPERS = ("coda", "gated", "coded", "taylor", "glassbox")  # files of named runs: in the wheel, else beside the package
+PAPERS = ("coda", "gated", "coded", "taylor", "glassbox")  # files of named runs
 PACKAGE = Path(__file__).parents[1]
+# Where they lie: in the wheel, or beside the package of an editable install, the one thing it knows of its checkout.
+FOLDERS = [PACKAGE / "_recipes", PACKAGE.parent / "experiments"]
 
 
 def family_of(run: Run[Any]) -> Family[Any]:
@@ -41,32 +43,25 @@ def family_of(run: Run[Any]) -> Family[Any]:
 @cache
 def runs() -> Mapping[str, Experiment[Any]]:
     """Return all named runs, paper by paper."""
-    folders = PACKAGE / "_recipes", PACKAGE.parent / "experiments"
-    folder = next((folder for folder in folders if (folder / f"{PAPERS[0]}.py").exists()), None)
-    if folder is None:
-        raise ConfigError(f"named runs: got no {PAPERS[0]}.py, expected it in {' or '.join(map(str, folders))}")
     named: dict[str, Experiment[Any]] = {}
     for paper in PAPERS:
-        spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", folder / f"{paper}.py")
+        path = next((folder / f"{paper}.py" for folder in FOLDERS if (folder / f"{paper}.py").exists()), None)
+        if path is None:
+            raise ConfigError(f"named runs: got no {paper}.py, expected it in {' or '.join(map(str, FOLDERS))}")
+        spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", path)
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        reference = {
-            "reference": getattr(module, "REFERENCE", {}),
-            "reference_name": getattr(module, "REFERENCE_NAME", ""),
-        }
-        named |= {name: one if one.reference else replace(one, **reference) for name, one in module.RUNS.items()}
+        numbers, title = getattr(module, "REFERENCE", {}), getattr(module, "REFERENCE_NAME", "")
+        for name, one in module.RUNS.items():
+            named[name] = one if one.reference else replace(one, reference=numbers, reference_name=title)
     return named
 
 
 def experiment_of(name: str) -> Experiment[Any]:
-    """Return the named run of this name.
-
-    Raises:
-        ConfigError: there is none; the line gives the nearest names.
-    """
-    require_one_of("RUN", name, runs())
+    """Return the named run of this name; the error for an unknown one gives the nearest names."""
+    require_one_of("RUN", name, runs(), "a name that `jaxinterp list` prints")
     return runs()[name]
 
 
@@ -80,11 +75,9 @@ def run_in(run_dir: Path) -> tuple[str, Experiment[Any], Run[Any]]:
     """Return the name of the run that a folder holds, the named run, and the folder's configuration.
 
     Raises:
-        ConfigError: the folder holds no run, one of an unknown name, or a damaged configuration; the line names the
-            file.
+        ConfigError: the folder holds no run, or a damaged one; the line names the file.
     """
     name = read_name(run_dir)
-    with naming_config(run_dir):
+    with naming(run_dir / "config.json"):
         experiment = experiment_of(name)
-    run = read_config(run_dir, type(experiment.run.model))
-    return name, experiment, run
+    return name, experiment, read_config(run_dir, type(experiment.run.model))

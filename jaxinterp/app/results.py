@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jaxinterp.checks import require
-from jaxinterp.errors import ConfigError
+from jaxinterp.checks import Checked, require
 from jaxinterp.files import write_text
+from jaxinterp.recipe.config import naming, validate_json
 
 MOTIONS = ("h-flip", "v-flip", "turn", "scale")  # 90°, and 1/√2; of `equivariance_rows`
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Checked):
     """A number measured with n seeds: mean, sample deviation (0 if n = 1), and the paper's number."""
 
     n: int
@@ -25,7 +25,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Checked):
     """Results of a run: its command, where and with what they were made, its metrics; whether they are headlines."""
 
     run: str
@@ -47,9 +47,6 @@ def summarize(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float
     Returns:
         metric name → Metric, in the order of `measured`; std has n − 1 in its denominator.
 
-    Raises:
-        ConfigError: a metric has no number.
-
     Example:
         >>> summarize({"test_accuracy": [0.96, 0.98]}, {"test_accuracy": 0.9})["test_accuracy"].mean
         0.97
@@ -64,29 +61,17 @@ def summarize(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float
 
 def write_results(path: Path, results: Results) -> None:
     """Write results as JSON; a metric without a number in the paper has no key `paper`."""
-    content = asdict(results)
-    content["seeds"] = list(results.seeds)
-    for metric in content["metrics"].values():
-        if metric["paper"] is None:
-            del metric["paper"]
+    from pydantic import TypeAdapter
+
+    content = TypeAdapter(Results).dump_python(results, mode="json", exclude_none=True)
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote.
-
-    Raises:
-        ConfigError: the file is not JSON of that form; the line names the file and the fault.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {}
-        for name, m in content.pop("metrics").items():
-            paper = float(m["paper"]) if "paper" in m else None
-            metrics[name] = Metric(int(m["n"]), float(m["mean"]), float(m["std"]), paper)
-        return Results(**{**content, "seeds": tuple(content["seeds"]), "metrics": metrics})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a results file ({error})") from error
+    """Read what `write_results` wrote; the error for a damaged file names it and the fault."""
+    with naming(path):
+        results: Results = validate_json(Results, path.read_text(encoding="utf-8"))
+    return results
 
 
 def equivariance_rows(results: Iterable[Results]) -> list[list[str]]:

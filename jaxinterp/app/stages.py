@@ -20,7 +20,7 @@ from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.explainable import summed
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
-from jaxinterp.recipe.config import Run, naming_config, read_arrays, read_json, read_lines, write_config
+from jaxinterp.recipe.config import Run, naming, read_arrays, read_json, read_lines, write_config
 from jaxinterp.recipe.data import check_fits, split, training_data
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
@@ -47,8 +47,7 @@ def train(
         allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
 
     Raises:
-        JaxInterpError: see `jaxinterp.train.fit`, `recipe.data` and `write_config`; of a folder that was not there,
-            or empty, nothing is left unless a checkpoint was saved.
+        JaxInterpError: see `jaxinterp.train.fit`; nothing is left of a new folder unless a checkpoint was saved.
     """
     check_folder(run_dir)
     new = not run_dir.exists() or not any(run_dir.iterdir())
@@ -78,37 +77,20 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
     if isinstance(data, Dataset):
         sources = {part.split: dict(part.provenance) for part in (data, test)}
         write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
-    return family.fit(
-        Job(
-            run_dir=run_dir,
-            run=run,
-            network=network,
-            data=data,
-            validation=validation,
-            test=test,
-            init_from=partial(family.init_from, run, network, pretrained=pretrained, data=data),
-            fingerprint=fingerprint(family, run),
-            allow_older=allow_older,
-        )
-    )
+    init_from = partial(family.init_from, run, network, pretrained=pretrained, data=data)
+    same = fingerprint(family, run)
+    return family.fit(Job(run_dir, run, network, data, validation, test, init_from, same, allow_older))
 
 
 def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Describe a finished training in a line: test accuracy of the last epoch, and of the best on held-out images."""
-    parts = [
-        f"{which} (epoch {int(numbers['epoch'])}) {numbers['test_accuracy']:.2%}"
-        for which, numbers in summary.items()
-        if "test_accuracy" in numbers
-    ]
+    tested = {which: record for which, record in summary.items() if "test_accuracy" in record}
+    parts = [f"{which} (epoch {int(one['epoch'])}) {one['test_accuracy']:.2%}" for which, one in tested.items()]
     return f"{run_dir}: test accuracy {', '.join(parts)}" if parts else f"{run_dir}: trained"
 
 
 def build(family: Family[Any], run: Run[Any], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
-    """Build the network of a run and check by shape inference that it accepts the run's images.
-
-    Raises:
-        ConfigError: fields that do not fit one another, or the images.
-    """
+    """Build the network of a run and check by shape inference that it accepts the run's images."""
     network, shape = family.build(run, dtype), run.data.image_shape
     try:
         jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -132,7 +114,7 @@ def trained(run_dir: Path, which: Which = "last", data_dir: Path | None = None) 
     """
     name, experiment, run = run_in(run_dir)
     family = family_of(run)
-    with naming_config(run_dir):
+    with naming(run_dir / "config.json"):
         network = build(family, run)
     same = fingerprint(family, run)
     variables = load_variables(run_dir, network, run.data.image_shape, which, fingerprint=same)
@@ -155,9 +137,6 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> d
 
     Returns:
         The JSON values of `recipe.evaluation.measure`, the family's own, and the `step` of the checkpoint measured.
-
-    Raises:
-        ConfigError: the folder holds no run, or may not be written to.
     """
     check_folder(run_dir)
     step = last_step(run_dir)
@@ -200,7 +179,6 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
         A line for every image: how it was converted, the prediction, and what was written.
 
     Raises:
-        ConfigError: the folder holds no run, or `out` may not be written to.
         DataError: a file is missing or is not an image.
     """
     from jaxinterp.data.images import read_images
@@ -255,14 +233,7 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
 
 
 def report(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> Path:
-    """Write report.html into a trained run's folder; evaluate the run first if that is missing.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        ConfigError: the folder holds no run, may not be written to, or one of its files is missing or damaged.
-    """
+    """Write report.html into a trained run's folder, evaluated first if that is missing; return the page's path."""
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
     measured, sources = run_dir / "evaluation.json", run_dir / "data.json"

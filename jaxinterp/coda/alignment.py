@@ -34,6 +34,8 @@ from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.nn.patches import patches
 
 Rescale = Literal["squash", "l2"]
+Generator = tuple[Float[Array, "r j d"], Float[Array, "j d"]]  # A and b
+Coefficients = tuple[Float[Array, "m r"], Float[Array, "m j"]]  # h and scale
 
 # Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); below float64's resolution of ||v||².
 SQRT_EPSILON = 1e-24
@@ -89,15 +91,7 @@ def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
 
 
 def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array, Array]:
-    """Compute the terms of ||v_j||² = hᵀ (A_jᵀA_j) h + 2 (A_jᵀb_j)ᵀ h + ||b_j||², in float32 or wider.
-
-    Args:
-        A: (r, J, D).
-        b: (J, D).
-
-    Returns:
-        A_jᵀ A_j, (r, r, J); A_jᵀ b_j, (r, J); ||b_j||², (1, J).
-    """
+    """Compute the terms of ||v_j||², A_jᵀ A_j (r, r, J), A_jᵀ b_j (r, J) and ||b_j||² (1, J), in float32 or wider."""
     wide, precision = widened(A.dtype), lax.Precision.HIGHEST
     product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
     if jax.default_backend() == "cpu" and A.size * A.dtype.itemsize > GRAM_BATCH_BYTES:
@@ -111,20 +105,11 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
 
 def coefficients(
     p: Float[Array, "m d"], B: Float[Array, "d r"], norms: tuple[Array, Array, Array], rescale: Rescale
-) -> tuple[Float[Array, "m r"], Float[Array, "m j"]]:
-    """Compute the coefficients of the dynamic weights at each patch: w_j = scale_j (A_j h + b_j).
+) -> Coefficients:
+    """Compute h and scale of the dynamic weights at each patch, w_j = scale_j (A_j h + b_j), with `norms` from `gram`.
 
-    Args:
-        p: patches, (M, D).
-        B: (D, r), the shared projection.
-        norms: from `gram`.
-        rescale: "squash", scale = ||v|| / (1 + ||v||²), or "l2", scale = 1 / ||v||.
-
-    Returns:
-        h, (M, r), of p's type, and scale, (M, J), of the norms' type. The terms of ||v||² may cancel: below their
-        rounding error it is held at that error, without gradient.
-
-    Source: CVPR 2021, Eq. 2–4 and Sec. 3.4.
+    The scale, in the norms' type, is ||v|| / (1 + ||v||²) ("squash") or 1 / ||v|| ("l2"). The terms of ||v||² may
+    cancel: below their rounding error it is held at that error, without gradient.
     """
     square, cross, constant = norms
     h = jnp.matmul(p, B)
@@ -137,31 +122,21 @@ def coefficients(
     return h, norm / (1 + squared) if rescale == "squash" else 1 / norm
 
 
-def align(
-    p: Float[Array, "m d"],
-    A: Float[Array, "r j d"],
-    b: Float[Array, "j d"],
-    h: Float[Array, "m r"],
-    scale: Float[Array, "m j"],
-) -> Float[Array, "m j"]:
+def align(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
     """Compute <w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
+    (A, b), (h, scale) = generator, coefficients
     u = jnp.matmul(p, A.reshape(-1, A.shape[-1]).T).reshape(-1, *A.shape[:2])
     through_b = jnp.matmul(p, b.T, preferred_element_type=scale.dtype)
     return ((contract(h, u).astype(scale.dtype) + through_b) * scale).astype(p.dtype)
 
 
-def align_explicitly(
-    p: Float[Array, "m d"],
-    A: Float[Array, "r j d"],
-    b: Float[Array, "j d"],
-    h: Float[Array, "m r"],
-    scale: Float[Array, "m j"],
-) -> Float[Array, "m j"]:
+def align_explicitly(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
     """Compute <w_j, p> through w itself, so that the transpose for many classes shares one w.
 
     Forming w once costs as much as one factored pass; each class then costs J·D per position instead of
     (r + 1)·J·D. Only one chunk's w is alive at any time.
     """
+    (A, b), (h, scale) = generator, coefficients
     w = jnp.matmul(h, A.reshape(A.shape[0], -1)).reshape(-1, *A.shape[1:]) + b[None]
     return jnp.einsum("mjd,md->mj", (w.astype(scale.dtype) * scale[..., None]).astype(p.dtype), p)
 
@@ -169,16 +144,8 @@ def align_explicitly(
 def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array, "m _"]) -> Any:
     """Apply a per-row function to chunks of rows whose largest intermediate stays in a CPU core's cache.
 
-    The chunks are computed again in the backward pass instead of stored. On an accelerator the function is applied at
-    once.
-
-    Args:
-        function: (rows of each array) ↦ pytree of arrays with the same rows.
-        row_bytes: size of the largest intermediate, bytes per row.
-        arrays: arrays with a common first axis, (M, ...).
-
-    Returns:
-        The pytree for all rows.
+    `row_bytes` is its size per row. The chunks are computed again in the backward pass instead of stored. On an
+    accelerator the function is applied at once.
     """
     rows = arrays[0].shape[0]
     chunks = math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
@@ -244,9 +211,6 @@ class DynamicAlignmentConv(nn.Module):
 
         Returns:
             y = W(x) x, (N, H', W', J), or the pair (W(x) x, W(x) u) where `through` is given.
-
-        Raises:
-            ConfigError: `x` is not (N, H, W, C) floating, or with its padding smaller than the kernel.
         """
         floating = x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.floating)
         require(floating, "x", f"{x.dtype}{x.shape}", "floating images (N, H, W, C)")
@@ -265,15 +229,15 @@ class DynamicAlignmentConv(nn.Module):
         # One flat axis of positions: XLA's CPU compiler (jaxlib 0.10.2) fuses these reductions wrongly where a
         # spatial axis has length 1.
         def respond(p: Array) -> Array:
-            return align(p, A, b, *coefficients(p, B, norms, self.rescale))
+            return align(p, (A, b), coefficients(p, B, norms, self.rescale))
 
         def respond_frozen(p: Array) -> Array:
             held = coefficients(lax.stop_gradient(p), B, norms, self.rescale)
-            return align_explicitly(p, *lax.stop_gradient((A, b, *held)))
+            return align_explicitly(p, *lax.stop_gradient(((A, b), held)))
 
         def respond_through(p: Array, u: Array) -> tuple[Array, Array]:
-            h, scale = coefficients(p, B, norms, self.rescale)
-            return align(p, A, b, h, scale), align_explicitly(u, A, b, h, scale)
+            held = coefficients(p, B, norms, self.rescale)
+            return align(p, (A, b), held), align_explicitly(u, (A, b), held)
 
         # Bytes of one position's Gh, and of the larger of it and w.
         factored = j * r * jnp.dtype(widened(p.dtype)).itemsize
@@ -295,10 +259,4 @@ def _is_pair(value: Any) -> bool:
 
 
 def _uniform(fan_in: int) -> nn.initializers.Initializer:
-    """U(−1/√fan_in, 1/√fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return partial(jax.random.uniform, minval=-1 / math.sqrt(fan_in), maxval=1 / math.sqrt(fan_in))

@@ -1,10 +1,9 @@
 """Interpretable depth: how far below the output a network's decision can be read.
 
-A network's output is decomposed at every level, s_l = a_l ⊙ W_l(x)ᵀe_k, and each level's spatial contribution
-map is scored by the grid pointing game, bilinearly brought to the image. In a CoDA layer the contributions
-are exact: they sum to the logit minus a constant. In the conventional trunk of a hybrid they are input ×
-gradient, which leaves a bias that depends on the input. The curve of scores over levels is compared with that
-of a conventional network alone.
+A network's output is decomposed at every level, s_l = a_l ⊙ W_l(x)ᵀe_k, and each level's spatial contribution map is
+scored by the grid pointing game, bilinearly brought to the image. In a CoDA layer the contributions sum to the logit
+minus a constant. In the conventional trunk of a hybrid they are input × gradient, which leaves a bias that depends on
+the input. The curve of scores over levels is compared with that of a conventional network alone.
 
 Böhle, Fritz, Schiele, "Optimizing for Interpretability: Convolutional Dynamic Alignment Networks", TPAMI 2022
 (arXiv 2109.13004); the score is that of CVPR 2021, Eq. 11.
@@ -32,8 +31,8 @@ class Level(NamedTuple):
     Attributes:
         name: path of the activation, or "image" for the network's input.
         shape: (height, width, channels) of the activation on a grid of images.
-        unexplained: the part of the logits that depends on the input and that this level's contributions
-            leave out, max |b_l − b_top| / max |f − b_top| over the grids; ≤ 1e-4 where the level is exact.
+        unexplained: the part of the logits that depends on the input and that this level's contributions leave out,
+            max |b_l − b_top| / max |f − b_top| over the grids; ≤ 1e-4 where the level is exact.
         localization: grid pointing scores of the layer's contribution maps (positive contributions only).
     """
 
@@ -44,16 +43,9 @@ class Level(NamedTuple):
 
 
 def level_names(model: Callable[..., Any], x: Float[Array, "n h w c"], variables: Any) -> tuple[str, ...]:
-    """List the layers of a network from the image to the output.
+    """List "image", then the paths of stem, residual blocks, convolutions and CoDA layers in the order of their calls.
 
-    Args:
-        model: (variables, x) ↦ logits, calling a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
-        x: its input, (N, H, W, C).
-        variables: the model's variables.
-
-    Returns:
-        "image", then the paths of stem, residual blocks, convolutions and CoDA layers in the order of their
-        calls.
+    The model is (variables, x) ↦ logits, calling a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
     """
     names = activation_names(lambda x: model(variables, x), x)
     return (IMAGE, *(name for name in names if _LEVEL.fullmatch(name)))
@@ -71,9 +63,8 @@ def interpretable_depth(
     """Score the contributions of every layer of a network by the grid pointing game.
 
     Args:
-        model: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x,
-            frozen=True)`. The maps of the level "image" are those of its x, so encoded images show all six
-            channels' contributions.
+        model: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x, frozen=True)`. The maps of
+            the level "image" are those of its x, so encoded images show all six channels' contributions.
         images: inputs of `model`, (images, H, W, C).
         grids: from `sample_grids`, drawn once and used for every network that is compared.
         levels: names from `level_names`, ordered from the image to the output; None for all.
@@ -82,9 +73,6 @@ def interpretable_depth(
 
     Returns:
         One `Level` per name, in the same order.
-
-    Raises:
-        ConfigError: no level, an unknown one, or the function is not affine in its input.
 
     Source: TPAMI 2022 for the curve; CVPR 2021, Eq. 5–8 (contributions) and Eq. 11 (score).
     """
@@ -103,9 +91,7 @@ def interpretable_depth(
             return parts.contributions.sum(-1)
 
         scores[name] = grid_pointing_game(attribute, images, grids, upsample="linear", max_bytes=max_bytes)
-    logits, bias = {}, {}
-    for name, passes in seen.items():
-        logits[name], bias[name] = (np.concatenate([np.asarray(p[i]) for p in passes]) for i in (0, 1))
-    top = bias[levels[-1]]
-    size = np.abs(logits[levels[-1]] - top).max()
-    return [Level(n, shapes[n], float(np.abs(bias[n] - top).max() / size), scores[n]) for n in levels]
+    joined = {name: [np.concatenate(arrays) for arrays in zip(*passes, strict=True)] for name, passes in seen.items()}
+    logits, top = joined[levels[-1]]
+    gaps = {name: np.abs(bias - top).max() / np.abs(logits - top).max() for name, (_, bias) in joined.items()}
+    return [Level(name, shapes[name], float(gaps[name]), scores[name]) for name in levels]

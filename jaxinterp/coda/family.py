@@ -16,7 +16,7 @@ from jaxinterp.coda.hybrid import Hybrid
 from jaxinterp.coda.network import LOGIT_BIAS, CoDANet, alignment_penalty, encode, s_coda
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.nn.baselines import ResNetTrunk
-from jaxinterp.nn.losses import LossFn, classification_loss, sigmoid_bce
+from jaxinterp.nn.losses import ClassificationLoss, LossFn, sigmoid_bce
 from jaxinterp.recipe.config import Count, Model, Natural, NonNegative, Run, small
 from jaxinterp.recipe.family import Family, TrainedRun
 
@@ -55,7 +55,7 @@ class CoDAModel(Model):
         return self.features[-1]
 
     def check(self) -> None:
-        """The trunk is one of He et al.'s."""
+        """Require a trunk of He et al."""
         depth = self.trunk_depth
         require(not depth or (depth >= 8 and depth % 6 == 2), "trunk_depth", depth, "0 or 6n + 2: 8, 14, 20, 32, ...")
         blocks, most = self.trunk_blocks, max(0, depth - 2) // 2
@@ -73,7 +73,7 @@ class RegularizedLoss:
         self, params: Any, batch_stats: Any, batch: Mapping[str, Any], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[Any, dict[str, Array]]]:
         """Return the loss of a batch, with the penalty ⟨|W|⟩/T among its metrics."""
-        loss, (stats, metrics) = classification_loss(self.network, sigmoid_bce)(params, batch_stats, batch, key)
+        loss, (stats, metrics) = ClassificationLoss(self.network, sigmoid_bce)(params, batch_stats, batch, key)
         penalty = alignment_penalty(self.network, {"params": params}, batch["image"])
         total = loss + self.weight * penalty
         return total, (stats, {**metrics, "loss": total, "penalty": penalty})
@@ -92,22 +92,16 @@ class CoDAFamily(Family[CoDAModel]):
     def build(self, run: Run[CoDAModel], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
         """Return the network of a run."""
         model = run.model
-        coda = CoDANet(
-            model.features,
-            model.ranks,
-            model.kernel_sizes,
-            model.strides,
-            temperature=model.temperature,
-            rescale=model.rescale,
-            dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
-        )
+        own: dict[str, Any] = {"temperature": model.temperature, "rescale": model.rescale}
+        own["dtype"] = jnp.bfloat16 if dtype == "bfloat16" else None
+        coda = CoDANet(model.features, model.ranks, model.kernel_sizes, model.strides, **own)
         return Hybrid(ResNetTrunk(model.trunk_depth, model.trunk_blocks), coda) if model.trunk_depth else coda
 
     def loss(self, run: Run[CoDAModel], network: nn.Module) -> LossFn:
         """Return the sigmoid cross-entropy, with the regularizer where λ > 0."""
         weight = run.model.regularizer
         if not weight:
-            return classification_loss(network, sigmoid_bce)
+            return ClassificationLoss(network, sigmoid_bce)
         require(not run.model.trunk_depth, "regularizer", weight, "0 in a hybrid, which is not linear in the image")
         return RegularizedLoss(network, weight * run.model.temperature)
 

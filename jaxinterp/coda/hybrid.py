@@ -26,10 +26,8 @@ class Hybrid(nn.Module):
 
     Attributes:
         trunk: the embedding, called as `trunk(x, train, frozen)`, affine at each input in evaluation: a
-            `ResNetTrunk`, a `VGGTrunk`. Its parameters are those of a `CifarResNet`'s trunk, so that trained
-            ones fit.
-        coda: the dynamic alignment layers, sum pooling, temperature and logit bias, on the trunk's features
-            as they are (ReLU features need no encoding).
+            `ResNetTrunk`, a `VGGTrunk`. Trained parameters of a `CifarResNet`'s trunk fit.
+        coda: the CoDA net on the trunk's features as they are (ReLU features need no encoding).
         encode_input: encode images as (r, g, b, 1−r, 1−g, 1−b) for the trunk.
 
     Example:
@@ -51,22 +49,8 @@ class Hybrid(nn.Module):
     encode_input: bool = True
 
     def __call__(
-        self,
-        images: Float[Array, "n h w c"],
-        train: bool = False,
-        frozen: bool = False,
-        encoded: bool = False,
+        self, images: Float[Array, "n h w c"], train: bool = False, frozen: bool = False, encoded: bool = False
     ) -> Float[Array, "n classes"]:
-        """Classify.
-
-        Args:
-            images: (N, H, W, C) in [0, 1], or their encoding.
-            train: whether BatchNorm uses the statistics of this batch.
-            frozen: hold dynamic weights and BatchNorm statistics; the value is that of `train=False`.
-            encoded: whether the images are already encoded.
-
-        Returns:
-            Logits, (N, classes).
-        """
+        """Return the logits of images in [0, 1], or of their encoding; `frozen` holds weights and statistics."""
         x = encode(images) if self.encode_input and not encoded else images
         return self.coda(self.trunk(x, train, frozen), train, frozen, encoded=True)

@@ -30,9 +30,6 @@ def encode(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch two_chann
     Args:
         x: image, (..., C), in [0, 1], floating.
 
-    Returns:
-        (..., 2C), in [0, 1], of the same dtype.
-
     Example:
         >>> encode(jnp.array([0.25, 0.5, 1.0])).tolist()
         [0.25, 0.5, 1.0, 0.75, 0.5, 0.0]
@@ -77,14 +74,10 @@ class CoDANet(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lengths = {
-            name: len(value)
-            for name in ("features", "ranks", "kernel_sizes", "strides", "paddings")
-            if (value := getattr(self, name)) is not None
-        }
-        require(
-            len(set(lengths.values())) == 1, ", ".join(lengths), f"lengths {lengths}", "one entry per layer in each"
-        )
+        names = ("features", "ranks", "kernel_sizes", "strides", "paddings")
+        lengths = {name: len(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        fits = len(set(lengths.values())) == 1
+        require(fits, ", ".join(lengths), f"lengths {lengths}", "one entry per layer in each")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive finite number")
 
     @nn.compact
@@ -111,19 +104,10 @@ class CoDANet(nn.Module):
         del train
         x = images if encoded else encode(images)
         paddings = self.paddings or tuple((k - 1) // 2 for k in self.kernel_sizes)
+        own = (self.rescale, self.dtype, self.param_dtype)
         rows = zip(self.features, self.ranks, self.kernel_sizes, self.strides, paddings, strict=True)
         for i, (features, rank, kernel, stride, padding) in enumerate(rows):
-            layer = DynamicAlignmentConv(
-                features,
-                rank,
-                (kernel, kernel),
-                (stride, stride),
-                padding,
-                self.rescale,
-                self.dtype,
-                self.param_dtype,
-                name=f"layer_{i}",
-            )
+            layer = DynamicAlignmentConv(features, rank, (kernel,) * 2, (stride,) * 2, padding, *own, name=f"layer_{i}")
             if through is None:
                 x = layer(x, frozen)
             else:
@@ -159,10 +143,7 @@ def s_coda(temperature: float = 1000.0, rank: int = 32, classes: int = 10, **fie
 def l_coda(temperature: float = 100_000.0, classes: int = 100, **fields: Any) -> CoDANet:
     """Build the authors' 9-layer L net for 240×240 images: 47,517,408 parameters at 100 classes.
 
-    Args:
-        temperature: T on the sum over the 20×20 final positions.
-        classes: number of classes.
-        **fields: further fields of `CoDANet`.
+    T divides the sum over the 20×20 final positions; arguments as in `s_coda`.
 
     Source: CVPR 2021, Sec. 4; layer table from the authors' ImageNet-100 configuration.
     """
@@ -196,9 +177,6 @@ def alignment_penalty(
         targets: classes whose rows are penalized, (N, T); None for all.
         power: 1 or 2.
 
-    Returns:
-        The penalty, a scalar ≥ 0; the loss adds λ times it.
-
     Source: CVPR 2021, Sec. 3.3 (loss with λ⟨|W_{0→L}|⟩).
     """
     require_one_of("power", power, (1, 2))
@@ -208,8 +186,7 @@ def alignment_penalty(
         return model.apply(variables, e, encoded=True, through=u)[1]  # type: ignore[return-value, index]
 
     linear, pullback = jax.vjp(linear_part, e)
-    classes = linear.shape[-1]
-    rows = jnp.broadcast_to(jnp.arange(classes), linear.shape) if targets is None else targets
-    cotangents = jax.nn.one_hot(rows.T, classes, dtype=linear.dtype)
+    rows = jnp.broadcast_to(jnp.arange(linear.shape[-1]), linear.shape) if targets is None else targets
+    cotangents = jax.nn.one_hot(rows.T, linear.shape[-1], dtype=linear.dtype)
     weights = jax.vmap(lambda c: pullback(c)[0])(cotangents)
     return (jnp.abs(weights) if power == 1 else weights**2).mean()

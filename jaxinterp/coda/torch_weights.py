@@ -1,7 +1,6 @@
 """Weights of PyTorch networks: the authors' CoDA nets, from and to `CoDANet`, and coded blocks; torchvision's AlexNet.
 
-The published networks are an `nn.Sequential` whose layer i owns three arrays (pooling, temperature and logit
-bias own none):
+The published networks are an `nn.Sequential` whose layer i owns three arrays (pooling, temperature, logit bias none):
 
     i.weight_mod.weighting_f.0.weight   (r, C, k, k)        the projection B
     i.weight_mod.weighting_f.1.weight   (D·J, r, 1, 1)      the generators A_j, at channel d·J + j
@@ -13,6 +12,7 @@ is (D, r), A is (r, J, D) and b is (J, D).
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -29,18 +29,10 @@ from jaxinterp.errors import CheckpointError, ConfigError
 PROJECTION = "weight_mod.weighting_f.0.weight"
 GENERATOR = "weight_mod.weighting_f.1.weight"
 BIAS = "weight_mod.weighting_f.1.bias"
-_NAME = re.compile(rf"(?:module\.|model\.)*(\d+)\.({'|'.join(map(re.escape, (PROJECTION, GENERATOR, BIAS)))})")
+_NAME = re.compile(rf"(\d+)\.({'|'.join(map(re.escape, (PROJECTION, GENERATOR, BIAS)))})")
 
-ALEXNET = {
-    "conv_0": "features.0",
-    "conv_1": "features.3",
-    "conv_2": "features.6",
-    "conv_3": "features.8",
-    "conv_4": "features.10",
-    "dense_0": "classifier.1",
-    "dense_1": "classifier.4",
-    "classifier": "classifier.6",
-}
+ALEXNET = {f"conv_{i}": f"features.{j}" for i, j in enumerate((0, 3, 6, 8, 10))}
+ALEXNET |= {"dense_0": "classifier.1", "dense_1": "classifier.4", "classifier": "classifier.6"}
 """Names of the layers of `AlexNet` to torchvision's."""
 
 Params = dict[str, dict[str, Array]]
@@ -50,15 +42,15 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
     """Convert the authors' parameters of a CoDA net; PyTorch is not needed.
 
     Args:
-        state_dict: the authors' names, with or without the prefixes `module.` and `model.` that wrappers
-            leave, to arrays or tensors in their layouts (module docstring), of any floating type.
+        state_dict: the authors' names, with or without the prefixes `module.` and `model.` that wrappers leave, to
+            arrays or tensors in their layouts (module docstring), of any floating type.
 
     Returns:
-        {"layer_0": {"B": (D, r), "A": (r, J, D), "b": (J, D)}, …}, the `params` of a `CoDANet` with the same
-        layers, of the same type (float64 is kept under `jax.enable_x64` only).
+        {"layer_0": {"B": (D, r), "A": (r, J, D), "b": (J, D)}, …}, the `params` of a `CoDANet` with the same layers,
+        of the same type (float64 is kept under `jax.enable_x64` only).
 
     Raises:
-        ConfigError: in one line, which names are unknown, missing, given twice, or of a wrong shape.
+        ConfigError: names are unknown, missing, given twice, or of a wrong shape; the line says which.
 
     Example:
         >>> shapes = {"0.weight": (5, 6, 3, 3), "1.weight": (54 * 4, 5, 1, 1), "1.bias": (54 * 4,)}
@@ -67,57 +59,51 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
         >>> {name: array.shape for name, array in params["layer_0"].items()}
         {'B': (54, 5), 'A': (5, 4, 54), 'b': (4, 54)}
 
-    Source: parameter names and layouts of the authors' release (github.com/moboehle/CoDA-Nets,
-    `modules/DAUs.py`).
+    Source: parameter names and layouts of the authors' release (github.com/moboehle/CoDA-Nets, `modules/DAUs.py`).
     """
-    layers: dict[int, dict[str, np.ndarray]] = {}
-    unknown, twice = [], []
-    for name, value in state_dict.items():
-        match = _NAME.fullmatch(name)
-        if match is None:
-            unknown.append(name)
-            continue
-        layer = layers.setdefault(int(match[1]), {})
-        if match[2] in layer:
-            twice.append(name)
-        layer[match[2]] = np.asarray(value)
-    missing = [
-        f"{i}.{part}"
-        for i in range(max(len(layers), 1))
-        for part in (PROJECTION, GENERATOR, BIAS)
-        if part not in layers.get(i, {})
-    ]
-    _require_names("a CoDA net", unknown, missing, twice)
-
+    count = len({match[1] for match in map(_NAME.fullmatch, map(_plain, state_dict)) if match})
+    parts = (PROJECTION, GENERATOR, BIAS)
+    arrays = _arrays("a CoDA net", state_dict, [f"{i}.{part}" for i in range(max(count, 1)) for part in parts])
     params, channels = {}, None
-    for i in range(len(layers)):
-        params[f"layer_{i}"], channels = _layer(i, layers[i], channels)
+    for i in range(count):
+        params[f"layer_{i}"], channels = _layer(i, [arrays[f"{i}.{part}"] for part in parts], channels)
     return params
 
 
-def _require_names(kind: str, unknown: list[str], missing: list[str], twice: list[str]) -> None:
-    """Raise unless the names are those of a kind of network, once each."""
+def _plain(name: str) -> str:
+    """Return a parameter's name without the prefixes that wrappers leave."""
+    return re.sub(r"^(?:module\.|model\.)*", "", name)
+
+
+def _arrays(kind: str, state_dict: Mapping[str, Any], names: list[str]) -> dict[str, np.ndarray]:
+    """Return arrays by plain names, which must be those of a kind of network, once each."""
+    arrays = {_plain(name): np.asarray(value) for name, value in state_dict.items()}
+    seen = Counter(map(_plain, state_dict))
+    wrong = {
+        "unknown": [name for name in state_dict if _plain(name) not in names],
+        "missing": [name for name in names if name not in arrays],
+        "given twice": [name for name in state_dict if seen[_plain(name)] > 1],
+    }
     problems = [
-        f"{problem} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for problem, names in (("unknown", unknown), ("missing", missing), ("given twice", twice))
-        if names
+        f"{problem} {', '.join(some[:5])}" + (f" and {len(some) - 5} more" if len(some) > 5 else "")
+        for problem, some in wrong.items()
+        if some
     ]
     require(not problems, "state_dict", "; ".join(problems), f"the parameters of {kind}")
+    return arrays
 
 
-def _layer(i: int, arrays: Mapping[str, np.ndarray], channels: int | None) -> tuple[dict[str, Array], int]:
+def _layer(i: int, arrays: list[np.ndarray], channels: int | None) -> tuple[dict[str, Array], int]:
     """Return layer i's parameters and its number of units, after a layer with `channels` units."""
-    B, A, b = arrays[PROJECTION], arrays[GENERATOR], arrays[BIAS]
-
-    def check(part: str, array: np.ndarray, fits: bool, expected: str) -> None:
-        require(fits, f"{i}.{part}", f"shape {array.shape}", expected)
+    B, A, b = arrays
 
     square = B.ndim == 4 and B.shape[2] == B.shape[3] and channels in (None, B.shape[1])
-    check(PROJECTION, B, square, f"(r, {'C' if channels is None else channels}, k, k)")
+    require(square, f"{i}.{PROJECTION}", f"shape {B.shape}", f"(r, {channels or 'C'}, k, k)")
     rank, in_channels, kernel, _ = B.shape
     d = in_channels * kernel**2
-    check(BIAS, b, b.ndim == 1 and b.size > 0 and b.size % d == 0, f"(D·J,) with D = {d}")
-    check(GENERATOR, A, A.shape == (b.size, rank, 1, 1), f"({b.size}, {rank}, 1, 1)")
+    whole = b.ndim == 1 and b.size > 0 and b.size % d == 0
+    require(whole, f"{i}.{BIAS}", f"shape {b.shape}", f"(D·J,) with D = {d}")
+    require(A.shape == (b.size, rank, 1, 1), f"{i}.{GENERATOR}", f"shape {A.shape}", f"({b.size}, {rank}, 1, 1)")
     units, patch = b.size // d, (in_channels, kernel, kernel)
     return {
         "B": jnp.asarray(B.transpose(2, 3, 1, 0).reshape(d, rank)),
@@ -135,9 +121,6 @@ def to_torch(params: Mapping[str, Mapping[str, Array]], in_channels: int = 6) ->
 
     Returns:
         The authors' names to arrays in their layouts (module docstring), kernels square.
-
-    Raises:
-        ConfigError: if a layer is not there, or its D is not C·k² for any k.
     """
     state_dict: dict[str, np.ndarray] = {}
     for i in range(len(params)):
@@ -165,8 +148,8 @@ def load_torch(path: str | PathLike[str]) -> Params:
         As `from_torch`.
 
     Raises:
-        ConfigError: if PyTorch is not installed, or the names or shapes are not a CoDA net's.
-        CheckpointError: if the file is not there or cannot be read as tensors.
+        ConfigError: PyTorch is not installed, or the names or shapes are not a CoDA net's.
+        CheckpointError: the file is not there or cannot be read as tensors.
     """
     try:
         import torch
@@ -195,9 +178,6 @@ def coded_block_from_torch(state_dict: Mapping[str, Any], paths: int) -> tuple[d
 
     Returns:
         The `params` and `batch_stats` of a `CodedBlock`.
-
-    Raises:
-        ConfigError: a name is missing, or a shape does not fit N paths.
 
     Source: parameter names and layouts of the authors' release (github.com/avranasa/Coded-ResNeXt).
     """
@@ -245,24 +225,10 @@ def alexnet_from_torch(state_dict: Mapping[str, Any]) -> Params:
         {"conv_0": {"kernel": (k, k, C, O), "bias": (O,)}, …}, the `params` of an `AlexNet` with the same classes,
         widths, kernel, hidden units and side.
 
-    Raises:
-        ConfigError: in one line, which names are unknown, missing, given twice, or of a wrong shape.
-
     Source: names and layouts of torchvision/models/alexnet.py.
     """
     names = [f"{theirs}.{part}" for theirs in ALEXNET.values() for part in ("weight", "bias")]
-    arrays: dict[str, np.ndarray] = {}
-    unknown, twice = [], []
-    for name, value in state_dict.items():
-        plain = re.sub(r"^(?:module\.|model\.)*", "", name)
-        if plain not in names:
-            unknown.append(name)
-        elif plain in arrays:
-            twice.append(name)
-        else:
-            arrays[plain] = np.asarray(value)
-    _require_names("an AlexNet", unknown, [name for name in names if name not in arrays], twice)
-
+    arrays = _arrays("an AlexNet", state_dict, names)
     first = arrays[f"{ALEXNET['conv_0']}.weight"].shape
     inputs, kernel = first[1:3] if len(first) == 4 else (3, 11)
     params: Params = {}

@@ -41,17 +41,9 @@ def grouped_conv(
     On a CPU every group gets a convolution of its own: the backward pass of XLA's grouped convolution is a hundred
     times slower, a dense one with zeros between the groups takes four times as long, products batched over the groups
     twice. For few images or channels the dense one is used all the same, as it compiles in a tenth of the time.
-
-    Args:
-        x: (N, H, W, C).
-        kernel: (3, 3, d, C), output channels group by group.
-        strides: step in pixels.
-
-    Returns:
-        (N, ⌈H / strides⌉, ⌈W / strides⌉, C).
     """
-    d = kernel.shape[2]
-    groups = x.shape[3] // d
+    d, channels = kernel.shape[2:]
+    groups = channels // d
     convolve = partial(
         lax.conv_general_dilated,
         window_strides=(strides, strides),
@@ -60,10 +52,10 @@ def grouped_conv(
     )
     if jax.default_backend() != "cpu" or groups == 1:
         return convolve(x, kernel, feature_group_count=groups)
-    if x.size // strides**2 * 9 * x.shape[3] <= MAX_DENSE_MULTIPLY_ADDS:
+    if x.size // strides**2 * 9 * channels <= MAX_DENSE_MULTIPLY_ADDS:
         diagonal = jnp.eye(groups, dtype=kernel.dtype)[None, None, :, None, :, None]
         dense = diagonal * kernel.reshape(3, 3, 1, d, groups, -1)
-        return convolve(x, dense.reshape(3, 3, x.shape[3], -1))
+        return convolve(x, dense.reshape(3, 3, channels, -1))
     parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
     return jnp.concatenate([convolve(part, taps) for part, taps in parts], axis=3)
 
@@ -71,14 +63,7 @@ def grouped_conv(
 def path_energies(
     u: Float[Array, "batch h w paths d"], expand: Float[Array, "paths d c"]
 ) -> Float[Array, "batch paths"]:
-    """Compute E_n = mean over positions and channels of (W_n u_n)², in the Gram form of this file's head.
-
-    Args:
-        u: (B, H, W, N, d).
-        expand: W, (N, d, C).
-
-    Returns:
-        Energies ≥ 0, (B, N), float32 or wider.
+    """Compute E_n ≥ 0, the mean of (W_n u_n)² over positions and channels, float32 or wider, in the Gram form above.
 
     Source: arXiv 2202.05343, Eq. 2; the Gram form is ours.
     """
@@ -88,6 +73,11 @@ def path_energies(
     gram = jnp.einsum("ndc,nec->nde", expand, expand, precision=lax.Precision.HIGHEST)
     energies = jnp.einsum("bnde,nde->bn", second, gram, precision=lax.Precision.HIGHEST)
     return jnp.maximum(energies, 0) / (expand.shape[2] * u.shape[1] * u.shape[2])
+
+
+def _he(fan_out: int) -> nn.initializers.Initializer:
+    """Return the initializer N(0, 2 / fan_out)."""
+    return nn.initializers.normal(math.sqrt(2 / fan_out))
 
 
 class Pointwise(Layer):
@@ -107,8 +97,7 @@ class Pointwise(Layer):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w features"]:
         """Mix the channels of every pixel."""
-        init = nn.initializers.normal(math.sqrt(2 / self.fan_out))
-        kernel = self.param("kernel", init, (x.shape[3], self.features), self.param_dtype)
+        kernel = self.param("kernel", _he(self.fan_out), (x.shape[3], self.features), self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         return (x.reshape(-1, x.shape[3]) @ kernel).reshape(*x.shape[:3], self.features)
 
@@ -135,7 +124,7 @@ class CodedBlock(Layer):
     Attributes:
         features: output channels C.
         width: channels d of a path.
-        paths: paths present.
+        paths: paths that are present.
         divisor: N, which divides the sum of the energies; `paths` unless some were removed.
         strides: step of the 3×3 convolution in pixels.
         normalize: normalize energies; False for an ordinary ResNeXt block.
@@ -180,19 +169,17 @@ class CodedBlock(Layer):
         norm = partial(BatchNorm, ghost=self.ghost, **self.shared)
         u = lax.stop_gradient(x) if shortcuts_only else x
         u = nn.relu(norm(name="norm_reduce")(Pointwise(inner, size, name="reduce", **self.shared)(u), train))
-        init = nn.initializers.normal(math.sqrt(2 / (9 * size)))
-        kernel = self.param("inner_kernel", init, (3, 3, self.width, inner), self.param_dtype)
+        kernel = self.param("inner_kernel", _he(9 * size), (3, 3, self.width, inner), self.param_dtype)
         u, kernel = nn.dtypes.promote_dtype(u, kernel, dtype=self.dtype)
         u = nn.relu(norm(name="norm_inner")(grouped_conv(u, kernel, self.strides), train))
-        fan_out = self.features * (self.divisor if self.normalize else 1)
-        init = nn.initializers.normal(math.sqrt(2 / fan_out))
+        init = _he(self.features * (self.divisor if self.normalize else 1))
         expand = self.param("expand_kernel", init, (self.paths, self.width, self.features), self.param_dtype)
         u = u.reshape(*u.shape[:3], self.paths, self.width)
         wide = np.promote_types(np.float32, u.dtype)
         scale, energies = jnp.ones((len(x), self.paths), wide), None
         if keep is not None:
-            fits = jnp.shape(keep) in ((self.paths,), scale.shape)
-            require(fits, "keep", f"shape {jnp.shape(keep)}", f"({self.paths},) or {scale.shape}")
+            shapes = scale.shape[1:], scale.shape
+            require(jnp.shape(keep) in shapes, "keep", f"shape {jnp.shape(keep)}", f"one of {shapes}")
             keep = jnp.broadcast_to(jnp.asarray(keep), scale.shape).astype(wide)
         if self.normalize:
             energies = path_energies(u, expand) * (1 if keep is None else keep)

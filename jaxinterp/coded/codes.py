@@ -10,9 +10,9 @@ networks (Avranas and Kountouris, arXiv 2202.05343, Sec. 3.2.1) a good code has
 `codes.json` holds the frozen tables that `load_code` reads; `experiments/design_codes.py` searched for ours.
 """
 
+import functools
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
@@ -34,14 +34,12 @@ class Code:
         most_gap: largest allowed difference of two column sums; None for any.
 
     Raises:
-        ConfigError: no words, a word not made of 0 and 1, of another length or weight than the first, or equal to
-            another or nearer than `least_distance`, or columns less balanced than `most_gap`; the message names the
-            rows at fault, counted from 0.
+        ConfigError: not such a code; the message names the rows at fault, counted from 0.
 
     Example:
         >>> code = Code(("1100", "0011", "1010", "0101"))
-        >>> code.weight, code.distance, code.gap, code.ratio
-        (2, 2, 0, 0.5)
+        >>> code.weight, code.distance, code.gap
+        (2, 2, 0)
     """
 
     words: tuple[str, ...]
@@ -55,35 +53,24 @@ class Code:
             require(len(word) == self.length, "words", f"row {row} of length {len(word)}", f"{self.length} as row 0")
             ones = word.count("1")
             require(ones == self.weight, "words", f"row {row} of weight {ones}", f"{self.weight} as row 0")
-        i, j = np.unravel_index(self.distances.argmin(), self.distances.shape)
-        minimum = max(2, self.least_distance)
-        far = self.classes == 1 or self.distance >= minimum
-        require(far, "words", f"rows {i} and {j} at distance {self.distance}", f"at least {minimum}")
+        i, j = divmod(int(self.distances.argmin()), self.classes)
+        least = max(2, self.least_distance)
+        far = self.classes == 1 or self.distance >= least
+        require(far, "words", f"rows {i} and {j} at distance {self.distance}", f"at least {least}")
         sums = self.table.sum(0)
         uses = f"column {sums.argmax()} used {sums.max()} times and column {sums.argmin()} {sums.min()} times"
         balanced = self.most_gap is None or self.gap <= self.most_gap
         require(balanced, "words", uses, f"a difference of at most {self.most_gap}")
 
     @classmethod
-    def of(
-        cls, table: Integer[np.ndarray, "classes length"] | Sequence[Sequence[int | float]], **claims: int
-    ) -> "Code":
+    def of(cls, table: Integer[np.ndarray, "classes length"]) -> "Code":
         """Make a code from a table of 0 and 1, one row for each class.
 
-        Args:
-            table: (classes, length).
-            **claims: `least_distance` and `most_gap`, checked.
-
-        Raises:
-            ConfigError: an entry that is neither 0 nor 1, or rows that `Code` does not accept.
-
         Example:
-            >>> Code.of([[1, 0, 1], [0, 1, 1]]).words
+            >>> Code.of(np.array([[1, 0, 1], [0, 1, 1]])).words
             ('101', '011')
         """
-        wrong = next((bit for row in table for bit in row if bit not in (0, 1)), None)
-        require(wrong is None, "table", wrong, "0 and 1")
-        return cls(tuple("".join(str(int(bit)) for bit in row) for row in table), **claims)
+        return cls(tuple("".join(map(str, row)) for row in table.tolist()))
 
     @cached_property
     def table(self) -> UInt8[np.ndarray, "classes length"]:
@@ -105,16 +92,10 @@ class Code:
         """Ones of every word a."""
         return self.words[0].count("1")
 
-    @property
-    def ratio(self) -> float:
-        """The share of paths that is active for a class, r = a / N."""
-        return self.weight / self.length
-
     @cached_property
     def distances(self) -> Int[np.ndarray, "classes classes"]:
         """Hamming distances |w_i − w_j| = 2 (a − <w_i, w_j>); 2N on the diagonal, which no minimum then picks."""
-        table = self.table.astype(np.int64)
-        distances = 2 * (self.weight - table @ table.T)
+        distances = 2 * (self.weight - self.table.astype(np.int64) @ self.table.T)
         np.fill_diagonal(distances, 2 * self.length)
         return distances
 
@@ -123,31 +104,35 @@ class Code:
         """The smallest distance of two words D; 2N for a single word."""
         return int(self.distances.min())
 
-    @cached_property
+    @property
     def bound(self) -> int:
         """Upper bound on the minimum distance of as many words of this length and weight; see `largest_distance`."""
         return largest_distance(self.classes, self.length, self.weight)
 
-    @cached_property
+    @property
     def gap(self) -> int:
         """Largest column sum less the smallest."""
-        sums = self.table.sum(0, dtype=np.int64)
-        return int(sums.max() - sums.min())
+        return int(np.ptp(self.table.sum(0, dtype=np.int64)))
 
 
 @cache
+@functools.cache
+def _tables() -> dict[str, Any]:
+    tables: dict[str, Any] = json.loads(resources.files("jaxinterp.coded").joinpath("codes.json").read_text("utf-8"))
+    return tables
+
+
+def code_names() -> tuple[str, ...]:
+    """Return the names of the frozen tables."""
+    return tuple(_tables())
+
+
 def load_code(name: str) -> Code:
     """Load a frozen table: the paper's for CIFAR-10, and those of our runs for CIFAR-100 and ImageNet.
 
     Args:
         name: "cifar10-5-of-10" or "cifar10-3-of-10" (the paper's), "cifar100-8-of-20", "cifar100-4-of-20",
             "imagenet-16-of-32" or "imagenet-8-of-32".
-
-    Returns:
-        The code, its distance and balance checked.
-
-    Raises:
-        ConfigError: an unknown name.
 
     Example:
         >>> code = load_code("cifar10-3-of-10")
@@ -156,18 +141,13 @@ def load_code(name: str) -> Code:
 
     Source: arXiv 2202.05343, Table 3 (CIFAR-10); the others are ours, as the paper's were not printed.
     """
-    tables = json.loads(resources.files("jaxinterp.coded").joinpath("codes.json").read_text(encoding="utf-8"))
-    require_one_of("name", name, tables)
-    table = tables[name]
+    require_one_of("name", name, code_names())
+    table = _tables()[name]
     return Code(tuple(table["words"].split()), table["distance"], table["gap"])
 
 
 def require_integer(name: str, value: Any, least: int, most: int | float = math.inf) -> None:
-    """Raise unless a value is an integer from `least` to `most`.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Raise ConfigError unless a value is an integer from `least` to `most`."""
     fits = isinstance(value, int | np.integer) and least <= value <= most
     require(fits, name, repr(value), f"an integer from {least} {'on' if most == math.inf else f'to {most}'}")
 
@@ -182,15 +162,9 @@ def largest_code(length: int, distance: int, weight: int) -> int:
         distance: even D ≥ 2.
         weight: a in [0, N].
 
-    Returns:
-        The bound, ≥ 1.
-
     Example:
         >>> largest_code(8, 4, 4), largest_code(10, 4, 3)
         (14, 13)
-
-    Raises:
-        ConfigError: a number out of range.
 
     Source: Johnson, "A new upper bound for error-correcting codes", 1962, Eq. 3 and 4.
     """
@@ -226,9 +200,6 @@ def largest_distance(classes: int, length: int, weight: int) -> int:
     Example:
         >>> [largest_distance(*row) for row in ((10, 10, 3), (10, 10, 5), (100, 20, 8), (1000, 32, 16))]
         [4, 4, 8, 16]
-
-    Raises:
-        ConfigError: a number out of range.
     """
     require_integer("classes", classes, 2)
     require_integer("length", length, 1)

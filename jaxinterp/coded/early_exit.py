@@ -42,14 +42,8 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
     """Read the class off a block's energies.
 
     Args:
-        energies: (batch, N), ≥ 0, of all paths.
-        code: the block's code.
-
-    Returns:
-        Classes and margins.
-
-    Raises:
-        ConfigError: not N energies, negative, NaN or infinite ones, an image without any, or a code of a single word.
+        energies: (batch, N), finite and ≥ 0, of all paths; no image without any.
+        code: the block's code, of at least two words.
 
     Example:
         >>> decoded = decode(jnp.array([[3.0, 0.0, 1.0, 0.0]]), Code(("1100", "1010", "0011")))
@@ -63,8 +57,8 @@ def decode(energies: Float[Array, "batch paths"], code: Code) -> Decoded:
     total = energies.sum(1)
     if not isinstance(energies, jax.core.Tracer):
         require_finite("energies", energies)
-        require(bool((energies >= 0).all()), "energies", "negative values", "mean squares")
-        require(bool((total > 0).all()), "energies", f"{int((total <= 0).sum())} images without any", "positive totals")
+        squares = bool((energies >= 0).all() & (total > 0).all())
+        require(squares, "energies", "negative values, or an image without any", "mean squares, not all zero")
     scores = jnp.matmul(energies, jnp.asarray(code.table, energies.dtype).T, precision="highest")
     first, second = jnp.moveaxis(jax.lax.top_k(scores, 2)[0], 1, 0)
     return Decoded(scores.argmax(1), (first - second) / total)
@@ -101,18 +95,15 @@ def decode_blocks(
         images: (n, H, W, C) in [0, 1].
         batch: images per pass; the last batch is padded.
 
-    Returns:
-        Classes and margins.
-
     Raises:
-        ConfigError: a network without codes, no images, NaN, or an image without energy in a block.
+        ConfigError: an image has no energy in a block, or NaN.
     """
     _check(model, images)
     parts = [
         [np.asarray(a)[:, :real] for a in _decode_batch(model, variables, x)]
         for _, real, (x,) in padded_batches(batch, images)
     ]
-    predictions = BlockPredictions(*(np.concatenate(side, axis=1) for side in zip(*parts, strict=True)))
+    predictions = BlockPredictions(*(np.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
     _require_energy(predictions.margins)
     return predictions
 
@@ -130,8 +121,8 @@ def _require_energy(margins: np.ndarray) -> None:
 
 
 def _require_thresholds(thresholds: np.ndarray, blocks: int) -> None:
-    require(len(thresholds) == blocks, "thresholds", len(thresholds), f"one for each of {blocks} coded blocks")
-    require(not np.isnan(thresholds).any(), "thresholds", "NaN", "numbers, inf to let no image leave")
+    fits = len(thresholds) == blocks and not np.isnan(thresholds).any()
+    require(fits, "thresholds", thresholds, f"one for each of {blocks} coded blocks, inf to let no image leave")
 
 
 def choose_thresholds(
@@ -150,9 +141,6 @@ def choose_thresholds(
 
     Returns:
         Thresholds in [0, ∞]; ∞ where no image may leave.
-
-    Raises:
-        ConfigError: `points` out of range, not one label for each image, or margins that are not finite.
     """
     require(0 <= points < 1, "points", points, "a share in [0, 1)")
     require_labels("labels", labels, held.classes.shape[1])
@@ -179,13 +167,10 @@ def exit_blocks(
 
     Args:
         predictions: from `decode_blocks`.
-        thresholds: from `choose_thresholds`.
+        thresholds: from `choose_thresholds`, one for each coded block.
 
     Returns:
         The coded block, counted from 0, or their number for the whole network, (n,); and the class, (n,).
-
-    Raises:
-        ConfigError: not one threshold for each coded block, or NaN.
 
     Example:
         >>> predictions = BlockPredictions(np.array([[1, 2], [0, 0]]), np.array([[0.5, 0.1]]))
@@ -209,29 +194,20 @@ def compute_share(model: CodedResNeXt, stops: Int[np.ndarray, " n"], image_shape
 
     Returns:
         The mean share in (0, 1]; the block at which an image leaves counts in full.
-
-    Raises:
-        ConfigError: no stop, one that the network does not have, or no image's shape.
     """
     blocks = model.coded_blocks
-    require(len(image_shape) == 3, "image_shape", image_shape, "(H, W, C)")
     require_at_least("image_shape", image_shape, 1)
-    span = f"{stops.min()}..{stops.max()}" if len(stops) else "none"
-    inside = len(stops) and 0 <= stops.min() <= stops.max() <= len(blocks)
-    require(inside, "stops", span, f"coded blocks in [0, {len(blocks)}]")
+    require_labels("stops", stops, len(stops), len(blocks) + 1)
     sums = np.cumsum([part.multiply_adds for part in costs(model, image_shape)])
     return float(np.mean(np.array([*sums[blocks], sums[-1]])[stops]) / sums[-1])
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def _segment(model: CodedResNeXt, variables: Any, x: Array, first: int, last: int | None) -> Any:
-    out: Any = model.apply(variables, x, energies=True, first=first, last=last)
-    features, energies = out
+    output, energies = model.apply(variables, x, energies=True, first=first, last=last)  # type: ignore[misc]
     if last is None:
-        return features.argmax(-1)
-    code = model.blocks[last - 1][0].code
-    assert code is not None
-    return features, decode(energies[-1], code)
+        return output.argmax(-1)
+    return output, decode(energies[-1], model.codes[model.coded_blocks.index(last)])  # type: ignore[index]
 
 
 class EarlyExit:
@@ -239,35 +215,23 @@ class EarlyExit:
 
     The remaining images are gathered into batches of half the size, a quarter and so on, so that a handful of compiled
     programs serves every batch.
+
+    Args:
+        model: a network with codes.
+        variables: its variables.
+        thresholds: a margin for each coded block; ∞ to let no image leave there.
     """
 
     def __init__(self, model: CodedResNeXt, variables: Any, thresholds: Sequence[float] | np.ndarray) -> None:
-        """Set the margins at which images leave.
-
-        Args:
-            model: a network with codes.
-            variables: its variables.
-            thresholds: a margin for each coded block; ∞ to let no image leave there.
-
-        Raises:
-            ConfigError: not one threshold for each coded block, or NaN.
-        """
         self.model, self.variables, self.thresholds = model, variables, np.asarray(thresholds, float)
         _require_thresholds(self.thresholds, len(model.codes))
 
     def __call__(
         self, images: Float[np.ndarray, "n h w c"] | Float[Array, "n h w c"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Classify one batch of images.
-
-        Returns:
-            The class of each image, and where it left, as `exit_blocks` counts.
-
-        Raises:
-            ConfigError: a network without codes, no images, NaN, or an image without energy in a block.
-        """
-        count = len(images)
+        """Return the class of each image of a batch, and where it left, as `exit_blocks` counts."""
         _check(self.model, images)
+        count = len(images)
         classes, stops = np.zeros(count, int), np.full(count, len(self.thresholds))
         x, remaining, first = jnp.asarray(images), np.arange(count), 0
         for block, (last, threshold) in enumerate(zip(self.model.coded_blocks, self.thresholds, strict=True)):
@@ -278,15 +242,13 @@ class EarlyExit:
             _require_energy(margins)
             leave, first = margins >= threshold, last
             classes[remaining[leave]], stops[remaining[leave]] = predicted[leave], block
-            rows = np.flatnonzero(~leave)
+            rows, size = np.flatnonzero(~leave), len(x)
             remaining = remaining[rows]
-            if not len(remaining):
+            if not len(rows):
                 return classes, stops
-            size = len(x)
-            while size >= 2 * len(remaining):
+            while size >= 2 * len(rows):
                 size = -(-size // 2)
             if len(rows) < len(x):
                 x = jnp.take(x, jnp.asarray(np.resize(rows, size)), axis=0)
-        predicted = _segment(self.model, self.variables, x, first, None)
-        classes[remaining] = np.asarray(predicted)[: len(remaining)]
+        classes[remaining] = np.asarray(_segment(self.model, self.variables, x, first, None))[: len(remaining)]
         return classes, stops

@@ -20,6 +20,7 @@ from jaxinterp.errors import CheckpointError
 from jaxinterp.files import write_arrays
 
 DESCRIPTION = "description"
+FIELDS = ("classes", "stem", "mean", "std")  # of the network, described beside its stages
 DAMAGE = (OSError, EOFError, ArithmeticError, LookupError, ValueError, TypeError, MemoryError, BadZipFile, zlib.error)
 
 
@@ -29,33 +30,18 @@ def export_network(path: str | Path, model: CodedResNeXt, variables: Any) -> Non
     Args:
         path: the file, .npz; its folder is created.
         model: the network.
-        variables: its variables, float16, float32 or float64.
-
-    Raises:
-        ConfigError: variables that are not the network's, not finite, or of another type, such as bfloat16.
+        variables: its variables, finite, of float16, float32 or float64.
     """
-    fields = {
-        "stages": [asdict(stage) for stage in model.stages],
-        "classes": model.classes,
-        "stem": model.stem,
-        "mean": model.mean,
-        "std": model.std,
-    }
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    fields = {"stages": [asdict(stage) for stage in model.stages], **{name: getattr(model, name) for name in FIELDS}}
+    leaves = traverse_util.flatten_dict(dict(variables), sep="/")
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     fault = _fault(model, arrays)
     require(not fault, "variables", fault, "those of the model")
     write_arrays(Path(path), {DESCRIPTION: np.array(json.dumps(fields)), **arrays})
 
 
 def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
-    """Load a file that `export_network` wrote; the network computes in its input's type.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The network and its variables.
+    """Load the network and the variables that `export_network` wrote; the network computes in its input's type.
 
     Raises:
         CheckpointError: the file is missing, damaged (each array has a checksum), or its arrays are not the network's.
@@ -65,16 +51,10 @@ def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
             arrays = dict(content)
         fields = json.loads(str(arrays.pop(DESCRIPTION)))
         stages = tuple(
-            Stage(**{**stage, "code": None if stage["code"] is None else _code(stage["code"])})
+            Stage(**{**stage, "code": stage["code"] and Code(**_with_tuples(stage["code"]))})
             for stage in fields["stages"]
         )
-        network = CodedResNeXt(
-            stages=stages,
-            classes=fields["classes"],
-            stem=tuple(fields["stem"]),
-            mean=None if fields["mean"] is None else tuple(fields["mean"]),
-            std=None if fields["std"] is None else tuple(fields["std"]),
-        )
+        network = CodedResNeXt(stages=stages, **_with_tuples({name: fields[name] for name in FIELDS}))
         fault = _fault(network, arrays)
     except DAMAGE as error:
         raise CheckpointError(f"{path}: expected a coded network's file, got {error!r}") from None
@@ -119,5 +99,6 @@ def _shapes(network: CodedResNeXt, channels: int) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in variables.items()}
 
 
-def _code(fields: dict[str, Any]) -> Code:
-    return Code(**{**fields, "words": tuple(fields["words"])})
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields read from JSON, which knows no tuples, with tuples in place of lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

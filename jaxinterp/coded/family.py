@@ -4,7 +4,8 @@ Avranas and Kountouris, NeurIPS 2022 (arXiv 2202.05343).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,12 +15,12 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.coded import report as coded_report
-from jaxinterp.coded.codes import load_code
-from jaxinterp.coded.measures import Measurement, measure_paths, to_unit_floats
+from jaxinterp.coded.codes import code_names, load_code
+from jaxinterp.coded.measures import measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
-from jaxinterp.data import Dataset, hold_out
+from jaxinterp.data import hold_out
 from jaxinterp.errors import DataError
 from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.figures.html import Section
@@ -81,18 +82,17 @@ class CodedModel(Model):
     foreign: DataSet | Literal[""] = "cifar100"
 
     def check(self) -> None:
-        """Stages have as many entries, and codes as many words and paths as the network needs."""
-        stages = len(self.depths)
+        """Require as many entries as stages, and codes with as many paths as the network."""
         for name in ("features", "widths", "codes"):
-            count = len(getattr(self, name))
-            require(count == stages, name, f"{count} entries", f"{stages}, one for every stage, as depths")
+            fields = getattr(self, name)
+            require(len(fields) == len(self.depths), name, fields, f"{len(self.depths)} entries, as depths")
         coded = any(self.codes)
         require(coded or not (self.mu or self.drop), "mu, drop", f"{self.mu}, {self.drop} without codes", "0, 0")
         require(self.power >= 1, "power", self.power, "at least 1")
-        most = f"at most classes={self.classes}"
-        require(self.classifiers <= self.classes, "classifiers", self.classifiers, most)
+        require(self.classifiers <= self.classes, "classifiers", self.classifiers, f"at most classes={self.classes}")
         require(self.foreign != "imagenet2012", "foreign", self.foreign, "a data set that fits in memory")
         for name in filter(None, self.codes):
+            require_one_of("codes", name, code_names())
             length = load_code(name).length
             require(length == self.paths, "paths", self.paths, f"{length} as in the code {name}")
 
@@ -109,19 +109,11 @@ class CodedLoss(ClassificationLoss):
     ) -> tuple[Float[Array, ""], tuple[Any, dict[str, Array]]]:
         """Return the loss of a batch, with Σ_l L_l among its metrics."""
         assert isinstance(self.model, CodedResNeXt)
-        (logits, energies), updates = self.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            train=True,
-            energies=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        codes = zip(energies, self.model.codes, strict=True)
-        coding = sum(
-            (coding_loss(e, jnp.asarray(c.table, e.dtype)[batch["label"]], self.power) for e, c in codes),
-            jnp.float32(0),
-        )
+        apply = partial(self.model.apply, train=True, energies=True, mutable=["batch_stats"], rngs={"dropout": key})
+        (logits, energies), updates = apply({"params": params, "batch_stats": batch_stats}, batch["image"])
+        coding = jnp.float32(0)
+        for energy, code in zip(energies, self.model.codes, strict=True):
+            coding += coding_loss(energy, jnp.asarray(code.table, energy.dtype)[batch["label"]], self.power)
         loss = self.per_logits_loss(logits, batch["label"]) + self.mu * coding
         accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
         return loss, (updates["batch_stats"], {"loss": loss, "accuracy": accuracy, "coding": coding})
@@ -146,12 +138,12 @@ class CodedFamily(Family[CodedModel]):
     Model = CodedModel
 
     def smoke(self, run: Run[CodedModel]) -> Run[CodedModel]:
-        """Shrink a run to seconds: see `small`, with one block a stage and few channels."""
+        """Shrink a run to seconds: one block a stage and few channels."""
         stages = len(run.model.depths)
         return small(run).replace(
             model={
                 "depths": (1,) * stages,
-                "features": tuple(8 * (i + 1) for i in range(stages)),
+                "features": tuple(range(8, 8 * stages + 1, 8)),
                 "widths": (2,) * stages,
                 "ghost": min(run.model.ghost, 8),
                 "classifier_images": 48,
@@ -168,12 +160,10 @@ class CodedFamily(Family[CodedModel]):
         require(fits, "model.ghost", model.ghost, f"a divisor of {size}, the images of a micro-batch")
         other = not model.foreign or model.foreign != run.data.name
         require(other, "model.foreign", model.foreign, "another data set than the run's own")
-        stages = tuple(
-            Stage(depth, features, width, model.paths, 1 if i == 0 else 2, load_code(code) if code else None)
-            for i, (depth, features, width, code) in enumerate(
-                zip(model.depths, model.features, model.widths, model.codes, strict=True)
-            )
-        )
+        codes = [load_code(code) if code else None for code in model.codes]
+        strides = [1] + [2] * (len(codes) - 1)
+        sizes = zip(model.depths, model.features, model.widths, strides, codes, strict=True)
+        stages = tuple(Stage(depth, c, width, model.paths, step, code) for depth, c, width, step, code in sizes)
         return CodedResNeXt(
             stages=stages,
             classes=model.classes,
@@ -196,44 +186,39 @@ class CodedFamily(Family[CodedModel]):
 
     def explainable(self, trained: TrainedRun[CodedModel]) -> Explainable:
         """Explain a network: affine in the image once the energies are held."""
-        outs = tuple(f"block_{i}/out" for i in range(1, len(trained.network.blocks) + 1))
-        layers = tuple(outs[int(i)] for i in np.linspace(0, len(outs) - 1, min(3, len(outs))))
-        evaluate = trained.run.evaluate
+        blocks, evaluate = len(trained.network.blocks), trained.run.evaluate
+        layers = tuple(f"block_{int(i)}/out" for i in np.linspace(1, blocks, min(3, blocks)))
         return softmax_explainable(
             trained.network,
             trained.variables,
             occlusions=evaluate.occlusion,
             stride=evaluate.occlusion_stride,
             layers=layers,
-            pooled=outs[-1],
+            pooled=layers[-1],
         )
 
     def measure(self, trained: TrainedRun[CodedModel], log: Log) -> dict[str, Any]:
         """Measure decoding, single-class classifiers, early exit, removals and specificity."""
-        network, run, train = trained.network, trained.run, trained.train_data
-        if not network.codes:
+        if not trained.network.codes:
             return {}
-        held: Dataset | None = None
-        if run.train.val_fraction:
-            train, held = hold_out(train, run.train.val_fraction, run.train.seed)
+        model, options, data = trained.run.model, trained.run.train, trained.train_data
+        train, held = hold_out(data, options.val_fraction, options.seed) if options.val_fraction else (data, None)
         images, labels = trained.test_data
         with jax.default_matmul_precision("highest"):
             return measure_paths(
-                network,
+                trained.network,
                 trained.variables,
                 train=train,
                 held=held,
                 test_images=images,
                 test_labels=labels,
-                foreign=_foreign(trained, log),
+                foreign=foreign_images(trained, log),
                 folder=trained.run_dir,
-                options=Measurement(
-                    run.model.classifiers,
-                    run.model.classifier_images,
-                    run.model.path_images,
-                    run.train.eval_batch,
-                    run.train.seed,
-                ),
+                classifiers=model.classifiers,
+                classifier_images=model.classifier_images,
+                path_images=model.path_images,
+                batch=options.eval_batch,
+                seed=options.seed,
                 log=log,
             )
 
@@ -241,24 +226,21 @@ class CodedFamily(Family[CodedModel]):
         self, trained: TrainedRun[CodedModel], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]
     ) -> Reading | None:
         """Return the contributions of every block's paths to the `top` classes' logits; None for a baseline."""
-        if not trained.network.codes:
-            return None
-        return coded_report.reading(trained.network, trained.variables, image, top, trained.classes)
+        return coded_report.reading(trained, image, top) if trained.network.codes else None
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: paths beside the code, decoding, classifiers, removals."""
-        network = report.trained.network
-        return coded_report.sections(report, network) if network.codes else ()
+        return coded_report.sections(report) if report.trained.network.codes else ()
 
 
-def _foreign(trained: TrainedRun[CodedModel], log: Log) -> Float[np.ndarray, "n h w c"] | None:
+def foreign_images(trained: TrainedRun[CodedModel], log: Log) -> Float[np.ndarray, "n h w c"] | None:
     """Return test images of classes that the network does not know; None if the run names none or they are missing."""
     run, name = trained.run, trained.run.model.foreign
     if not name:
         return None
-    data = replace(run.data, name=name, image_size=run.data.image_shape[0], class_subset=())
+    other = run.replace(data={"name": name, "image_size": run.data.image_shape[0], "class_subset": ()})
     try:
-        return to_unit_floats(split(replace(run, data=data), "test", trained.data_dir))
+        return to_unit_floats(split(other, "test", trained.data_dir))
     except DataError as error:
         log(f"foreign images: {error}; left out")
         return None

@@ -6,25 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Integer
 
-from jaxinterp.figures.curves import FAINT, INK, ORACLE, UNIFORM, plain
+from jaxinterp.figures.curves import FAINT, INK, ORACLE, UNIFORM, blank, plain
 from jaxinterp.figures.maps import shared_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 MIN_LABEL_GAP = 0.05  # between labeled points, as a share of the axis
 MAX_NAMES = 24  # classes whose names fit beside a matrix
 OTHER = "#d62728"  # red, against the blue of ORACLE
-
-
-def _figure(width: int | float, height: int | float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Return an empty figure and its axes, side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def _finish(axes: "Axes", ylabel: str) -> None:
@@ -43,11 +34,9 @@ def paths_beside_code(
         shares: contribution of each path to the logit of each class, of one image or the mean over several.
         table: 0 and 1, the class' word.
         names: names of the classes.
-
-    Returns:
-        A matplotlib figure: on the left the code, filled where a path is active; on the right the contributions.
     """
-    figure, (left, right) = _figure(9, max(2.2, 0.26 * min(len(names), 60) + 0.9), 2)
+    figure = blank(9, max(2.2, 0.26 * min(len(names), 60) + 0.9))
+    left, right = figure.subplots(1, 2)
     limit = shared_limit(shares, 99.9)
     left.imshow(table, cmap="Grays", vmin=0, vmax=1.4, aspect="auto")
     drawn = right.imshow(shares, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto")
@@ -73,17 +62,14 @@ def decoding_curve(
         final: accuracy of the logits.
         paper: the paper's accuracy, block → accuracy.
         chance: accuracy of guessing.
-
-    Returns:
-        A matplotlib figure.
     """
-    figure, (axes,) = _figure(6, 3)
+    figure = blank(6, 3)
+    axes = figure.subplots()
     blocks = list(accuracy)
     axes.plot(range(len(blocks)), list(accuracy.values()), "o-", color=ORACLE, label="decoded from energies")
     if paper:
-        axes.plot(
-            [blocks.index(b) for b in paper], list(paper.values()), "s:", color=INK, label="the paper's", alpha=0.6
-        )
+        places = [blocks.index(block) for block in paper]
+        axes.plot(places, list(paper.values()), "s:", color=INK, label="the paper's", alpha=0.6)
     axes.axhline(final, color=INK, linewidth=1, label="logits of the whole network")
     axes.axhline(chance, color=UNIFORM, linewidth=1, linestyle="--", label="chance")
     axes.set_xticks(range(len(blocks)), [f"block {block}" for block in blocks], fontsize=8)
@@ -99,38 +85,28 @@ def exit_curve(exits: Mapping[str, Mapping[str, float]], whole: float) -> "Figur
     Args:
         exits: points of accuracy allowed to be lost → `accuracy` and `compute`, a share of the whole network's.
         whole: accuracy of the whole network.
-
-    Returns:
-        A matplotlib figure.
     """
-    figure, (axes,) = _figure(6, 3)
-    compute = [value["compute"] for value in exits.values()]
-    accuracy = [value["accuracy"] for value in exits.values()]
-    axes.plot(compute, accuracy, "o-", color=ORACLE, label="early exit")
-    left, right = min([*compute, 1.0]), 1.0
-    last = -np.inf
-    for name, x, y in sorted(zip(exits, compute, accuracy, strict=True), key=lambda point: point[1]):
-        if x - last < MIN_LABEL_GAP * (right - left):
+    figure = blank(6, 3)
+    axes = figure.subplots()
+    points = [(value["compute"], value["accuracy"]) for value in exits.values()]
+    axes.plot(*zip(*points, strict=True), "o-", color=ORACLE, label="early exit")
+    span, last = 1 - min([*(x for x, _ in points), 1.0]), -np.inf
+    for name, (x, y) in sorted(zip(exits, points, strict=True), key=lambda item: item[1][0]):
+        if x - last < MIN_LABEL_GAP * span:
             continue  # its label would lie on the one before
         last = x
         axes.annotate(f"{100 * float(name):g}", (x, y), (4, -9), textcoords="offset points", fontsize=7, color=INK)
     axes.plot([1], [whole], "D", color=INK, label="whole network")
     axes.set_xlabel("multiply-adds, as a share of the whole network's", fontsize=8)
-    axes.set_xlim(left - 0.1 * (right - left) - 0.01, right + 0.05 * (right - left) + 0.01)
+    axes.set_xlim(0.99 - 1.1 * span, 1.01 + 0.05 * span)
     _finish(axes, "test accuracy")
     return figure
 
 
 def removal_lines(removed: Mapping[str, Mapping[str, float]]) -> "Figure":
-    """Draw accuracy when paths of one block are removed, active for an image's class or not.
-
-    Args:
-        removed: "active" and "inactive" → number of paths → accuracy.
-
-    Returns:
-        A matplotlib figure.
-    """
-    figure, (axes,) = _figure(6, 3)
+    """Draw accuracy when paths of one block are removed: "active" and "inactive" → number of paths → accuracy."""
+    figure = blank(6, 3)
+    axes = figure.subplots()
     for (kind, values), color in zip(removed.items(), (OTHER, ORACLE), strict=True):
         axes.plot([int(k) for k in values], list(values.values()), "o-", color=color, label=f"{kind} paths")
     axes.set_xlabel("paths removed", fontsize=8)
@@ -147,11 +123,9 @@ def specificity_matrix(
         lost: (i, j), accuracy lost on class j without the paths of class i; NaN where there are no images.
         overlap: (i, j), number of paths that i and j share.
         names: names of the classes.
-
-    Returns:
-        A matplotlib figure.
     """
-    figure, (left, right) = _figure(9, 3.6, 2)
+    figure = blank(9, 3.6)
+    left, right = figure.subplots(1, 2)
     limit = float(np.nanmax(np.abs(lost))) or 1.0
     drawn = left.imshow(lost, cmap="bwr", vmin=-limit, vmax=limit)
     left.set_xlabel("accuracy lost by class", fontsize=8)

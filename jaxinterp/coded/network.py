@@ -24,7 +24,6 @@ from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import ConvNet
 
-Energies = list[Float[Array, "batch paths"]]
 Keep = Sequence[Float[Array | np.ndarray, "..."] | None]
 
 
@@ -40,9 +39,6 @@ class Stage:
         strides: step of the first block in pixels.
         code: the classes' words, of length N; None for ordinary blocks, whose paths serve every class.
         kept: paths left after others were removed; None for N.
-
-    Raises:
-        ConfigError: a number out of range, or a code of another length.
     """
 
     blocks: int
@@ -72,14 +68,12 @@ def coding_loss(
 ) -> Float[Array, ""]:
     """Compare the shares of energy with the words: mean over batch and paths of |a E_n / Σ_j E_j − w_n|^power.
 
+    It is 0 where the energy is shared equally by exactly the active paths. Without any energy all shares are 0.
+
     Args:
         energies: (B, N), ≥ 0, of all paths before any is dropped.
         words: word of each image's class, (B, N), 0 or 1, all of weight a.
         power: exponent; 4 in the paper.
-
-    Returns:
-        A scalar ≥ 0; 0 where the energy is shared equally by exactly the active paths. Without any energy all shares
-        are 0.
 
     Example:
         >>> word = jnp.array([[1.0, 0.0, 1.0, 0.0]])
@@ -90,8 +84,7 @@ def coding_loss(
     """
     total = energies.sum(1, keepdims=True)
     shares = energies / jnp.where(total > 0, total, 1)
-    miss = jnp.abs(words.sum(1, keepdims=True) * shares - words)
-    return (miss**power).mean()
+    return (jnp.abs(words.sum(1, keepdims=True) * shares - words) ** power).mean()
 
 
 class CodedResNeXt(ConvNet):
@@ -137,11 +130,7 @@ class CodedResNeXt(ConvNet):
         return [i for i, (stage, _) in enumerate(self.blocks, 1) if stage.code is not None]
 
     def require_codes(self) -> None:
-        """Raise for a network without coded blocks.
-
-        Raises:
-            ConfigError: no stage has a code.
-        """
+        """Raise ConfigError for a network without coded blocks."""
         require(self.codes, "model", "an ordinary ResNeXt", "a network with coded blocks")
 
     @nn.compact
@@ -159,23 +148,17 @@ class CodedResNeXt(ConvNet):
         """Classify images, or run some of the blocks.
 
         Args:
-            x: (N, H, W, C) in [0, 1]; with `first` > 0 the output of block `first`, counted from 1, which may be the
-                last.
+            x: (N, H, W, C) in [0, 1]; with `first` > 0 the output of block `first`, counted from 1.
             train: BatchNorm with the batch's statistics, and dropped paths (from the `dropout` key).
             frozen: hold energies and BatchNorm: the logits are then piecewise linear in the input.
             energies: return the energies of the coded blocks too.
-            keep: for each coded block None or 0 and 1, (paths,) or (N, paths): paths to keep; the energies of others
-                count as zero.
+            keep: for each coded block None or 0 and 1, (paths,) or (N, paths); energies of removed paths are zero.
             shortcuts_only: see `CodedBlock`.
             first: blocks that `x` has passed already.
             last: stop after this block, counted from 1; None for the whole network.
 
         Returns:
             Logits (N, classes), or block `last`'s output; with `energies` the pair with a list of (N, paths).
-
-        Raises:
-            ConfigError: `x` is not a batch of floating images, `keep` has not one entry for each coded block, or there
-                are no such blocks.
         """
         images = x.ndim == 4 and 0 not in x.shape and jnp.issubdtype(x.dtype, jnp.floating)
         require(images, "x", f"{x.dtype}{x.shape}", "floating images (N, H, W, C) in [0, 1], no axis empty")
@@ -187,19 +170,13 @@ class CodedResNeXt(ConvNet):
         require(inside, "first, last", f"{first}, {last}", f"0 <= first < last <= {len(blocks)}")
         if first == 0:
             x = self._stem(self.standardize(x), train and not frozen)
-        recorded: Energies = []
-        masks: dict[Code, Array] = {}
-        index = sum(stage.code is not None for stage, _ in blocks[:first])
+        recorded: list[Array] = []
+        masks: dict[Code | None, Array] = {}
+        kept = dict(zip(self.coded_blocks, keeps, strict=True))
         for i, (stage, strides) in enumerate(blocks[first:stop], first + 1):
-            mask, kept = None, None
-            if stage.code is not None:
-                kept, index = keeps[index], index + 1
-                if train and not frozen and self.drop:
-                    if stage.code not in masks:
-                        shape = (len(x), stage.present)
-                        alive = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.drop, shape)
-                        masks[stage.code] = alive.astype(self.param_dtype) / (1 - self.drop)
-                    mask = masks[stage.code]
+            if stage.code not in masks and stage.code is not None and train and not frozen and self.drop:
+                alive = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.drop, (len(x), stage.present))
+                masks[stage.code] = alive.astype(self.param_dtype) / (1 - self.drop)
             x, energy = CodedBlock(
                 stage.features,
                 stage.width,
@@ -210,10 +187,10 @@ class CodedResNeXt(ConvNet):
                 self.ghost,
                 name=f"block_{i}",
                 **self.shared,
-            )(x, train, frozen, mask, kept, shortcuts_only)
+            )(x, train, frozen, masks.get(stage.code), kept.get(i), shortcuts_only)
             recorded += [] if energy is None else [energy]
         if last is None:
-            pooled = x.astype(np.promote_types(np.float32, x.dtype)).mean((1, 2))
+            x = x.astype(np.promote_types(np.float32, x.dtype)).mean((1, 2))
             bound = 1 / math.sqrt(x.shape[-1])
             init = nn.initializers.uniform(2 * bound)
             x = nn.Dense(
@@ -222,17 +199,16 @@ class CodedResNeXt(ConvNet):
                 kernel_init=lambda *args: init(*args) - jnp.asarray(bound, self.param_dtype),
                 param_dtype=self.param_dtype,
                 name="classifier",
-            )(pooled)
+            )(x)
         return (x, recorded) if energies else x
 
     def _stem(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 64"]:
         side, strides = self.stem
-        pad = (side - 1) // 2
         x = nn.Conv(
             64,
             (side, side),
-            (strides, strides),
-            padding=((pad, pad), (pad, pad)),
+            strides,
+            padding=(side - 1) // 2,
             use_bias=False,
             kernel_init=nn.initializers.normal(math.sqrt(2 / (64 * side**2))),
             dtype=self.dtype,
@@ -240,13 +216,11 @@ class CodedResNeXt(ConvNet):
             name="stem",
         )(x)
         x = nn.relu(BatchNorm(ghost=self.ghost, name="norm_stem", **self.shared)(x, train))
-        if strides == 1:
-            return x
-        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        return x if strides == 1 else nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
 def coded_cifar10(coded: bool = True, **fields: Any) -> CodedResNeXt:
-    """Make ResNeXt-29 (10×11d): 4,638,926 parameters.
+    """Make ResNeXt-29 (10×11d): 4,638,926 parameters; `experiments/coded.py` has the paper's other networks.
 
     Args:
         coded: whether stages c3 and c4 have the paper's codes 5/10 and 3/10; else the baseline.
@@ -254,37 +228,6 @@ def coded_cifar10(coded: bool = True, **fields: Any) -> CodedResNeXt:
 
     Source: arXiv 2202.05343, Tables 1 and 3.
     """
-    return _cifar(10, 11, ("cifar10-5-of-10", "cifar10-3-of-10"), coded, classes=10, **fields)
-
-
-def coded_cifar100(coded: bool = True, **fields: Any) -> CodedResNeXt:
-    """Make ResNeXt-29 (20×6d): 4,749,136 parameters; codes 8/20 and 4/20, with tables of ours.
-
-    Source: arXiv 2202.05343, Table 1.
-    """
-    return _cifar(20, 6, ("cifar100-8-of-20", "cifar100-4-of-20"), coded, classes=100, **fields)
-
-
-def _cifar(paths: int, width: int, codes: tuple[str, str], coded: bool, **fields: Any) -> CodedResNeXt:
-    c3, c4 = (load_code(name) if coded else None for name in codes)
-    stages = (
-        Stage(3, 256, width, paths),
-        Stage(3, 512, 2 * width, paths, 2, c3),
-        Stage(3, 1024, 4 * width, paths, 2, c4),
-    )
+    c3, c4 = (load_code(name) if coded else None for name in ("cifar10-5-of-10", "cifar10-3-of-10"))
+    stages = Stage(3, 256, 11, 10), Stage(3, 512, 22, 10, 2, c3), Stage(3, 1024, 44, 10, 2, c4)
     return CodedResNeXt(stages=stages, **fields)
-
-
-def coded_imagenet(coded: bool = True, **fields: Any) -> CodedResNeXt:
-    """Make ResNeXt-50 (32×4d) for 160×160 images: 25,027,904 parameters; codes 16/32 and 8/32, with tables of ours.
-
-    Source: arXiv 2202.05343, Table 1.
-    """
-    c4, c5 = (load_code(name) if coded else None for name in ("imagenet-16-of-32", "imagenet-8-of-32"))
-    stages = (
-        Stage(3, 256, 4, 32),
-        Stage(4, 512, 8, 32, 2),
-        Stage(6, 1024, 16, 32, 2, c4),
-        Stage(3, 2048, 32, 32, 2, c5),
-    )
-    return CodedResNeXt(stages=stages, **{"classes": 1000, "stem": (7, 2), **fields})

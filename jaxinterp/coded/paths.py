@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.checks import require, require_finite, require_labels
-from jaxinterp.coded.network import CodedResNeXt
+from jaxinterp.coded.network import CodedResNeXt, Keep
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.decompose import Targets, decompose
 
@@ -58,6 +58,8 @@ def path_shares(
 ) -> PathShares:
     """Compute the contribution of every path of every block to every logit, in one backward pass.
 
+    Σ paths + stem + shift = logits up to `residual`.
+
     Args:
         model: the network.
         variables: its variables.
@@ -65,64 +67,46 @@ def path_shares(
         targets: classes, as in `decompose`.
         max_bytes: as in `decompose`.
 
-    Returns:
-        The shares; Σ paths + stem + shift = logits up to `residual`.
-
-    Raises:
-        ConfigError: as `decompose`.
-
     Source: the decomposition is ours; paths as in arXiv 2202.05343, Fig. 1.
     """
     levels: list[str | None] = [None, *(f"block_{i}/paths" for i in range(1, len(model.blocks) + 1))]
-    parts = decompose(_shortcuts(model), x, targets, layer=levels, variables=variables, max_bytes=max_bytes)
-    shares = []
-    for part, (stage, _) in zip(parts[1:], model.blocks, strict=True):
-        batch, count = part.logits.shape
-        shares.append(part.contributions.reshape(batch, count, -1, stage.present, stage.width).sum((2, 4)))
-    logits, stem = parts[0].logits, parts[0].contributions.sum((2, 3, 4))
+    first, *parts = decompose(_shortcuts(model), x, targets, layer=levels, variables=variables, max_bytes=max_bytes)
+    shares = [
+        part.contributions.reshape(*part.logits.shape, -1, stage.present, stage.width).sum((2, 4))
+        for part, (stage, _) in zip(parts, model.blocks, strict=True)
+    ]
+    logits, stem = first.logits, first.contributions.sum((2, 3, 4))
     # Each level's bias is the logit less that level's linear part; their sum keeps what no level explains.
-    shift = sum((part.bias for part in parts[1:]), parts[0].bias) - len(shares) * logits
+    shift = sum((part.bias for part in parts), first.bias) - len(shares) * logits
     explained = sum((share.sum(-1) for share in shares), stem + shift)
     return PathShares(logits, shares, stem, shift, logits - explained)
 
 
+@partial(jax.jit, static_argnames="active")
 def sample_removal(
     words: Float[Array, "batch paths"], count: int | Int[Array, ""], active: bool, key: PRNGKeyArray
 ) -> Float[Array, "batch paths"]:
-    """Sample a `keep` mask that removes paths of each image, drawn without replacement.
+    """Sample a `keep` mask, (batch, N), that removes paths of each image, drawn without replacement.
 
     Args:
         words: the word of each image's class, (batch, N).
-        count: number of paths to remove; at most as many as there are.
+        count: number of paths to remove; all of them if there are fewer.
         active: among the paths that are active for the image's class, or among the others.
         key: a JAX key.
-
-    Returns:
-        0 for a removed path and 1 else, (batch, N).
-
-    Raises:
-        ConfigError: a negative count, or more than there are paths to remove; not seen under `jit`.
 
     Source: arXiv 2202.05343, Sec. 4.2.
     """
     eligible = (words > 0.5) == active
-    if not any(isinstance(value, jax.core.Tracer) for value in (count, words)):
-        available = int(eligible.sum(1).min())
-        require(0 <= int(count) <= available, "count", int(count), f"0 to {available}, the fewest paths of an image")
     order = jnp.where(eligible, jax.random.uniform(key, words.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
     return ((rank >= count) | ~eligible).astype(words.dtype)
 
 
 @partial(jax.jit, static_argnums=0)
-def _correct(
-    model: CodedResNeXt, variables: Any, images: Array, labels: Array, keep: Sequence[Array | None]
-) -> Float[Array, " batch"]:
-    logits = model.apply(variables, images, keep=keep)
-    return (logits.argmax(-1) == labels).astype(jnp.float32)  # type: ignore[union-attr]
-
-
-_sample_removal = jax.jit(sample_removal, static_argnames="active")
+def masked_logits(model: CodedResNeXt, variables: Any, images: Float[Array, "n h w c"], keep: Keep) -> Array:
+    """Return the logits of a network of which only some paths are kept; see `CodedResNeXt`."""
+    logits: Array = model.apply(variables, images, keep=keep)  # type: ignore[assignment]
+    return logits
 
 
 def _check(model: CodedResNeXt, images: Any, labels: Any) -> None:
@@ -142,7 +126,7 @@ def accuracy_without(
     key: PRNGKeyArray,
     batch: int = 256,
 ) -> Float[np.ndarray, " counts"]:
-    """Measure accuracy when paths of one block are removed, drawn anew for each image: active for its class or not.
+    """Measure accuracy without paths of one block, active for an image's class or not, drawn anew for each image.
 
     Args:
         model: a network with codes.
@@ -151,15 +135,9 @@ def accuracy_without(
         labels: their true classes.
         block: which coded block, counted from 0.
         counts: numbers of paths to remove; up to the weight of the code (active) or the rest (not).
-        active: remove among the paths of the true class, or among the others.
+        active: as in `sample_removal`.
         key: a JAX key.
         batch: images per pass.
-
-    Returns:
-        The accuracy in [0, 1] for each of `counts`.
-
-    Raises:
-        ConfigError: labels or counts out of range, images that are not finite, or no such block.
 
     Source: arXiv 2202.05343, Fig. 2a.
     """
@@ -174,8 +152,8 @@ def accuracy_without(
         words = jnp.asarray(code.table, jnp.float32)[y]
         for i, count in enumerate(counts):
             subkey = jax.random.fold_in(jax.random.fold_in(key, start), i)
-            keep[block] = _sample_removal(words, jnp.int32(count), active=active, key=subkey)
-            correct[i] += float(_correct(model, variables, x, y, keep)[:real].sum())
+            keep[block] = sample_removal(words, count, active=active, key=subkey)
+            correct[i] += int((masked_logits(model, variables, x, keep).argmax(-1) == y)[:real].sum())
     return correct / len(labels)
 
 
@@ -185,7 +163,7 @@ class Specificity(NamedTuple):
     Attributes:
         accuracy: of each class, nothing removed, (classes,); NaN for a class without images.
         lost: accuracy lost on class j when the paths of class i are removed, (i, j).
-        overlap: number of paths that i and j share, over the chosen blocks, (i, j).
+        overlap: number of paths that i and j share, over all coded blocks, (i, j).
     """
 
     accuracy: Float[np.ndarray, " classes"]
@@ -198,7 +176,6 @@ def specificity(
     variables: Any,
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
-    blocks: Sequence[int] | None = None,
     batch: int = 256,
 ) -> Specificity:
     """Remove all paths of class i, for all images, and measure the accuracy that each class j loses.
@@ -208,34 +185,24 @@ def specificity(
         variables: its variables.
         images: (N, H, W, C) in [0, 1].
         labels: their classes; a class without images gets NaN.
-        blocks: the coded blocks in which they are removed, counted from 0; None for all.
         batch: images per pass.
 
     Returns:
-        The matrix, and the number of paths that each two classes share. If paths are as disentangled as the code, the
-        loss grows with the overlap and is largest on the diagonal.
-
-    Raises:
-        ConfigError: labels out of range, images that are not finite, no such block, none, or one twice.
+        The losses beside the number of shared paths. If paths are as disentangled as the code, the loss grows with the
+        overlap and is largest on the diagonal.
 
     Source: ours; the paper removes paths of each image's own class only.
     """
     _check(model, images, labels)
-    chosen = tuple(range(len(model.codes)) if blocks is None else blocks)
-    distinct = set(chosen) <= set(range(len(model.codes))) and 0 < len(set(chosen)) == len(chosen)
-    require(distinct, "blocks", chosen, f"different ones from 0 to {len(model.codes) - 1}")
     classes = model.classes
     tables = [code.table[:classes].astype(np.float32) for code in model.codes]
+    keeps = [np.vstack([1 - table, np.ones_like(table[:1])]) for table in tables]  # the last row removes nothing
     correct = np.zeros((classes + 1, classes))
     for _, real, (x, y) in padded_batches(batch, images, labels.astype(np.int32)):
-        for i in range(classes + 1):  # the last: nothing removed
-            keep = [
-                jnp.ones(table.shape[1]) if i == classes or block not in chosen else jnp.asarray(1 - table[i])
-                for block, table in enumerate(tables)
-            ]
-            hits = np.asarray(_correct(model, variables, x, y, keep))[:real]
-            correct[i] += np.bincount(np.asarray(y)[:real], hits, classes)
+        for i in range(classes + 1):
+            logits = masked_logits(model, variables, x, [jnp.asarray(keep[i]) for keep in keeps])
+            correct[i] += np.bincount(np.asarray(y)[:real], np.asarray(logits.argmax(-1) == y)[:real], classes)
     with np.errstate(invalid="ignore"):
         accuracy = correct / np.bincount(labels, minlength=classes)
-    overlap = sum(tables[block].astype(np.int64) @ tables[block].astype(np.int64).T for block in chosen)
-    return Specificity(accuracy[-1], accuracy[-1] - accuracy[:-1], np.asarray(overlap))
+    overlap = np.sum([table @ table.T for table in tables], 0)
+    return Specificity(accuracy[-1], accuracy[-1] - accuracy[:-1], overlap.astype(int))

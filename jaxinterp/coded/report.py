@@ -1,6 +1,5 @@
-"""What only coded networks show in their report: paths beside their code, decoding, classifiers, removals."""
+"""Report sections of coded networks: paths beside their code, decoding, classifiers, removals."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,44 +7,38 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.coded.figures import decoding_curve, exit_curve, paths_beside_code, removal_lines, specificity_matrix
-from jaxinterp.coded.network import CodedResNeXt
 from jaxinterp.coded.paths import path_shares
 from jaxinterp.figures.html import Section, Table, picture
-from jaxinterp.recipe.family import Reading, Report
+from jaxinterp.recipe.family import Reading, Report, TrainedRun
 
-SHOWN = 200  # test images whose paths are read
+MAX_PATH_IMAGES = 200  # test images whose paths are drawn
 
 
-def sections(report: Report, model: CodedResNeXt) -> list[Section]:
-    """All of them, in the order of the paper."""
+def sections(report: Report) -> list[Section]:
+    """Return all sections, in the order of the paper."""
     classifiers = [_classifiers(report)] if report.results["classifiers"] else []
-    return [_paths(report, model), _decoding(report), *classifiers, _removals(report)]
+    return [_paths(report), _decoding(report), *classifiers, _removals(report)]
 
 
-def _paths(report: Report, model: CodedResNeXt) -> Section:
-    """The class × path maps of the last block of each code."""
-    images, labels = report.images[:SHOWN], report.labels[:SHOWN].astype(int)
-    parts = path_shares(model, report.explainable.variables, jnp.asarray(images), labels)
-    size = float(jnp.abs(parts.logits).max())
-    missed = float(jnp.abs(parts.residual).max()) / size
+def _paths(report: Report) -> Section:
+    """Draw the class × path maps of the last block of each code."""
+    model, classes = report.trained.network, np.unique(report.labels[:MAX_PATH_IMAGES])
+    images, labels = report.images[:MAX_PATH_IMAGES], report.labels[:MAX_PATH_IMAGES].astype(int)
+    parts = path_shares(model, report.trained.variables, jnp.asarray(images), labels)
+    missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
     pictures = []
-    blocks = [i for i, (stage, _) in enumerate(model.blocks) if stage.code is not None]
-    for block in blocks:
-        code = model.blocks[block][0].code
-        if code is None or (block + 1 in blocks and model.blocks[block + 1][0].code == code):
-            continue
-        present = np.unique(labels)
-        share = np.asarray(parts.paths[block])[:, 0]
-        mean = np.stack([share[labels == k].mean(0) for k in present])
-        names = [report.classes[k] for k in present]
-        figure = paths_beside_code(mean, code.table[present], names)
-        active = code.table[present].astype(bool)
+    last = dict(zip(model.codes, model.coded_blocks, strict=True))  # a code's later blocks replace the earlier
+    for code, block in last.items():
+        share = np.asarray(parts.paths[block - 1])[:, 0]
+        mean = np.stack([share[labels == k].mean(0) for k in classes])
+        words = code.table[classes]
+        figure = paths_beside_code(mean, words, [report.classes[k] for k in classes])
         caption = (
-            f"Block {block + 1}, mean over the first {len(images)} test images; its code has distance {code.distance}, "
+            f"Block {block}, mean over the first {len(images)} test images; its code has distance {code.distance}, "
             f"{code.bound} is the upper bound. Active paths contribute "
-            f"{mean[active].mean():+.2g} each on average, the others {mean[~active].mean():+.2g}."
+            f"{mean[words == 1].mean():+.2g} each on average, the others {mean[words == 0].mean():+.2g}."
         )
-        pictures.append(picture(figure, caption, f"Paths of block {block + 1} and their code", 900))
+        pictures.append(picture(figure, caption, f"Paths of block {block} and their code", 900))
     return Section(
         "The paths of every class",
         [
@@ -58,15 +51,10 @@ def _paths(report: Report, model: CodedResNeXt) -> Section:
     )
 
 
-def reading(
-    model: CodedResNeXt,
-    variables: Any,
-    image: Float[np.ndarray, "h w c"],
-    top: Int[np.ndarray, " t"],
-    names: Sequence[str],
-) -> Reading:
-    """Of one image: what each path of every block hands on to the `top` classes' logits; the last coded one drawn."""
-    parts = path_shares(model, variables, jnp.asarray(image)[None], top[None].astype(np.int32))
+def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]) -> Reading:
+    """Return what each path of every block hands on to the `top` classes' logits; the last coded one is drawn."""
+    model, names = trained.network, trained.classes
+    parts = path_shares(model, trained.variables, jnp.asarray(image)[None], top[None].astype(np.int32))
     codes = [stage.code for stage, _ in model.blocks]
     numbers = [
         {
@@ -82,28 +70,20 @@ def reading(
         }
         for t, k in enumerate(top)
     ]
-    last, code = [(i, code) for i, code in enumerate(codes) if code is not None][-1]
-    drawn = paths_beside_code(np.asarray(parts.paths[last])[0], code.table[top], [names[k] for k in top])
-    return Reading("paths", numbers, drawn)
+    shares, words = parts.paths[model.coded_blocks[-1] - 1], model.codes[-1].table[top]
+    return Reading("paths", numbers, paths_beside_code(np.asarray(shares)[0], words, [names[k] for k in top]))
 
 
 def _decoding(report: Report) -> Section:
-    found, paper = report.results, report.paper
-    printed = {
-        key.removeprefix("decoding_accuracy_block_"): value
-        for key, value in paper.items()
-        if key.startswith("decoding_accuracy_block_")
-    }
-    whole = found["metrics"]["test_accuracy"]
-    curve = decoding_curve(found["decoding"], whole, printed, 1 / len(report.classes))
+    results, metrics, prefix = report.results, report.results["metrics"], "decoding_accuracy_block_"
+    printed = {key.removeprefix(prefix): value for key, value in report.paper.items() if key.startswith(prefix)}
+    whole = metrics["test_accuracy"]
+    curve = decoding_curve(results["decoding"], whole, printed, 1 / len(report.classes))
     pictures = [picture(curve, "The class whose word lies nearest to a block's energies.", "Decoding by block", 700)]
     text = ["The class can be read off the energies of a coded block, before the network has come to its end."]
-    if "exits" in found:
-        metrics = found["metrics"]
-        caption = (
-            "Numbers are the points of accuracy that thresholds may lose on the held-out images they are chosen on."
-        )
-        pictures.append(picture(exit_curve(found["exits"], whole), caption, "Early exit", 700))
+    if "exits" in results:
+        caption = "Numbers: points of accuracy that thresholds may lose on the held-out images they are chosen on."
+        pictures.append(picture(exit_curve(results["exits"], whole), caption, "Early exit", 700))
         text.append(
             "An image may leave at the first block that is sure of it, and the later blocks are not run. With half a "
             f"point allowed on held-out images: test accuracy {metrics['early_exit_accuracy']:.2%} instead of "
@@ -135,13 +115,13 @@ def _classifiers(report: Report) -> Section:
 
 
 def _removals(report: Report) -> Section:
-    found, metrics = report.results, report.results["metrics"]
+    results, metrics = report.results, report.results["metrics"]
     text = ["Paths of one block are removed that are active for the image's own class, or that are not."]
-    drawn = removal_lines(found["removed"])
-    pictures = [picture(drawn, "Other paths are drawn for every image.", "Removal of paths", 600)]
-    if "specificity" in found:
-        lost = np.array(found["specificity"]["lost"], float)
-        overlap = np.array(found["specificity"]["overlap"], int)
+    caption = "Other paths are drawn for every image."
+    pictures = [picture(removal_lines(results["removed"]), caption, "Removal of paths", 600)]
+    if "specificity" in results:
+        lost = np.array(results["specificity"]["lost"], float)
+        overlap = np.array(results["specificity"]["overlap"], int)
         text.append(
             "Then all paths of one class are removed for everybody: a class loses "
             f"{metrics['specificity_own']:.3f} of its accuracy without its own paths and "

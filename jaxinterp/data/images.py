@@ -42,7 +42,8 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     if not classes:
         return dataset
     known = len(set(classes)) == len(classes) and set(classes) <= set(range(len(dataset.classes)))
-    require(known, "only", tuple(classes), f"different classes in [0, {len(dataset.classes)}) of {dataset.name}")
+    wanted = f"different classes in [0, {len(dataset.classes)}) of {dataset.name}"
+    require(known, "class_subset", tuple(classes), wanted)
     places = np.flatnonzero(np.isin(dataset.labels, classes))
     numbers = np.full(len(dataset.classes), -1, np.int32)
     numbers[list(classes)] = np.arange(len(classes))

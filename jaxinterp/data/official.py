@@ -82,7 +82,7 @@ def read_official(name: str, split: str, data_dir: Path) -> Split | None:
         archive = folder / _ARCHIVES.get(name, "")
         if files:
             contents = [_verified(name, path) for path in files]
-        elif archive.is_file():
+        elif name in _ARCHIVES and archive.is_file():
             files, contents = [archive], _unpack(_verified(name, archive), members)
         else:
             continue

@@ -1,4 +1,4 @@
-"""What a network's output is made of: exact decompositions, post-hoc baselines, metrics and drawings."""
+"""Exact decompositions, post-hoc attribution methods, and metrics of both."""
 
 from jaxinterp.explain.decompose import Decomposition, decompose, select_targets
 from jaxinterp.explain.tracing import activation_names

@@ -53,9 +53,6 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
     Returns:
         (batch, T) int32.
 
-    Raises:
-        ConfigError: a shape or a class is out of range.
-
     Example:
         >>> select_targets(None, 2, 3).tolist(), select_targets([2, 0], 2, 3).tolist()
         ([[0, 1, 2], [0, 1, 2]], [[2], [0]])
@@ -69,15 +66,13 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
             low, high = values.min(), values.max()
             require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes in [0, {classes})")
     rows = jnp.asarray(targets, dtype=jnp.int32)
-    if rows.ndim == 0:
-        return jnp.broadcast_to(rows, (batch, 1))
-    fits = rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:]
+    fits = rows.ndim == 0 or (rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:])
     require(fits, "targets", f"shape {rows.shape}", f"(), ({batch},) or ({batch}, T), T at least 1")
-    return rows[:, None] if rows.ndim == 1 else rows
+    return rows if rows.ndim == 2 else jnp.broadcast_to(rows[..., None], (batch, 1))
 
 
 class Bound(NamedTuple):
-    """A checked call: x ↦ logits with its variables, the classes to explain, and what one pass takes."""
+    """A checked call: x ↦ logits with its variables, the classes to explain, and the memory of one pass."""
 
     model: jax.tree_util.Partial
     rows: Int[Array, "batch t"]
@@ -92,29 +87,15 @@ def bind(
     layers: Sequence[str | None] = (None,),
     given: Sequence[Array] = (),
 ) -> Bound:
-    """Check the arguments that all methods share, and tie the variables to the function.
-
-    Args:
-        model: (x, *given) ↦ logits, or (variables, x, *given) ↦ logits where `variables` is given.
-        x: input, (batch, ...), floating.
-        targets: see `select_targets`.
-        variables: any pytree, or None.
-        layers: paths of Flax submodules that will be addressed; None is the input.
-        given: further arrays of the examples, (batch, ...) each.
-
-    Raises:
-        ConfigError: `x` is not a floating batch, the output is not (batch, classes), or `targets` or `layers` do
-            not fit.
-    """
+    """Check the arguments that all methods share, and tie the variables to the function; `layers` will be addressed."""
     require_batch(x)
     require_variables(model, variables, "model")
     if any(layer is not None for layer in layers):
         model = unjitted(model)
     bound = jax.tree_util.Partial(model, *(() if variables is None else (variables,)))
     size = footprint(bound, x, *given)
-    require(
-        len(size.output) == 2 and size.output[0] == len(x), "model", f"output {size.output}", f"({len(x)}, classes)"
-    )
+    fits = len(size.output) == 2 and size.output[0] == len(x)
+    require(fits, "model", f"output {size.output}", f"({len(x)}, classes)")
     require_levels(bound, x, layers, given)
     return Bound(bound, select_targets(targets, *size.output), size)
 
@@ -171,8 +152,8 @@ def decompose(
             baked into a program.
         x: input, (batch, ...), floating.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        layer: path of a Flax submodule, such as "layer_3" or "trunk/block_2"; its output takes the place of `x`. A list
-            of paths, None in it being `x`, is explained in one program with one backward pass.
+        layer: path of a Flax submodule, such as "trunk/block_2"; its output takes the place of `x`. A list of paths,
+            None in it being `x`, is explained in one program with one backward pass.
         variables: the model's variables, any pytree.
         given: further arrays of the examples, (batch, ...) each, such as gates; `model` gets them after `x`.
         max_bytes: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
@@ -183,8 +164,7 @@ def decompose(
         A `Decomposition`, on the shape of `x` or of the activation; a list of them where `layer` is a list.
 
     Raises:
-        ConfigError: `x` is not a batch of finite floating arrays, `targets` or `layer` does not fit, or the function
-            is not affine at `x`.
+        ConfigError: the function is not affine at `x`, or an argument does not fit.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
@@ -224,8 +204,7 @@ def _pass(
     for i, (value, mapped) in enumerate(zip(values, jax.vmap(pullback)(cotangents), strict=True)):
         weights = jnp.moveaxis(mapped, 0, 1)
         contributions = weights * value[:, None]
-        tangents = [*zeros[:i], value, *zeros[i + 1 :]]
-        linear = jax.jvp(lambda *deltas: function(*deltas)[0], zeros, tangents)[1]
+        linear = jax.jvp(lambda *deltas: function(*deltas)[0], zeros, [*zeros[:i], value, *zeros[i + 1 :]])[1]
         bias = jnp.take_along_axis(logits - linear, rows, axis=1)
         explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
         parts.append(Decomposition(chosen, weights, contributions, bias, chosen - explained - bias))
@@ -239,18 +218,16 @@ def _slopes(model: Callable[..., Array], x: Array, direction: Array, *given: Arr
     def slope(t: Array) -> Array:
         return jax.jvp(lambda x: model(x, *given), (x + direction * t,), (direction,))[1]
 
-    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
-    return jax.jvp(slope, (zero,), (one,))
+    return jax.jvp(slope, (jnp.zeros((), x.dtype),), (jnp.ones((), x.dtype),))
 
 
 def _require_affine(model: Callable[..., Array], x: Array, compiled: bool, given: Sequence[Array]) -> None:
     """Raise for curvature along a fixed random direction; frozen properly, a function has exactly none there."""
     if isinstance(x, jax.core.Tracer):
         return
-    direction = jax.random.normal(jax.random.key(0), (1, *x.shape[1:]), x.dtype)
-    slopes = _slopes if compiled else unjitted(_slopes)
-    first, second = slopes(model, x[:1], direction, *(array[:1] for array in given))
-    curvature, size = float(jnp.abs(second).max()), float(jnp.abs(first).max())
+    direction = jnp.asarray(np.random.default_rng(0).standard_normal((1, *x.shape[1:])), x.dtype)
+    slopes = (_slopes if compiled else unjitted(_slopes))(model, x[:1], direction, *(array[:1] for array in given))
+    size, curvature = (float(jnp.abs(slope).max()) for slope in slopes)
     require(
         curvature <= 1e-3 * size,  # False for NaN too
         "model",

@@ -50,12 +50,12 @@ class Explainable:
     predict: Apply
     frozen: Apply
     encode: Callable[[Array], Array]
-    bias: float | None
-    layer: str | None
-    layers: tuple[str, ...]
-    pooled: str | None
-    occlusions: tuple[int, ...]
-    stride: int
+    bias: float | None = None
+    layer: str | None = None
+    layers: tuple[str, ...] = ()
+    pooled: str | None = None
+    occlusions: tuple[int, ...] = (5, 9)
+    stride: int = 2
     probability: Literal["sigmoid", "softmax"] = "sigmoid"
     constant: str = "a part that depends on the image"
 
@@ -75,7 +75,7 @@ class Explainable:
         return summed(self.decompose(images, targets), images)
 
     def levels(self, images: Images, targets: Targets = None) -> list[Maps]:
-        """Return the same maps at the network's own layer, then at every further one of `layers`."""
+        """Return the maps at the network's own layer, then at every further one of `layers`."""
         return [summed(part, images) for part in self._decompose(images, targets, [self.layer, *self.layers])]
 
     def _decompose(self, images: Images, targets: Targets, layers: list[str | None]) -> list[Decomposition]:
@@ -84,61 +84,38 @@ class Explainable:
 
     def methods(self) -> Mapping[str, Method]:
         """Return the decomposition and post-hoc methods on the same network, as set in CVPR 2021, Sec. 5.2."""
-        given = {"variables": self.variables}
         methods: dict[str, Callable[..., Any]] = {
-            "gradient": partial(gradient, self.apply, **given),
-            "input_x_gradient": partial(input_x_gradient, self.apply, **given),
-            "integrated_gradients": partial(integrated_gradients, self.apply, steps=20, **given),
-            **{
-                f"occlusion_{k}": partial(occlusion, self.apply, window=k, stride=self.stride, **given)
-                for k in self.occlusions
-            },
+            "gradient": gradient,
+            "input_x_gradient": input_x_gradient,
+            "integrated_gradients": partial(integrated_gradients, steps=20),
         }
+        for k in self.occlusions:
+            methods[f"occlusion_{k}"] = partial(occlusion, window=k, stride=self.stride)
         if self.pooled is not None:
-            methods["grad_cam"] = partial(grad_cam, self.apply, layer=self.pooled, **given)
-        return {OURS: self.maps, **{name: _summed(method) for name, method in methods.items()}}
+            methods["grad_cam"] = partial(grad_cam, layer=self.pooled)
+        return {OURS: self.maps, **{name: partial(self._summed, method) for name, method in methods.items()}}
+
+    def _summed(self, method: Callable[..., Any], images: Images, targets: Targets = None) -> Maps:
+        """Return a post-hoc method's contributions summed over channels."""
+        return method(self.apply, jnp.asarray(images), targets, variables=self.variables).contributions.sum(-1)
 
 
-def softmax_explainable(
-    model: nn.Module, variables: Any, *, occlusions: tuple[int, ...] = (5, 9), stride: int = 2, **fields: Any
-) -> Explainable:
+def softmax_explainable(model: nn.Module, variables: Any, **fields: Any) -> Explainable:
     """Wrap a softmax classifier that takes images as they are, and is affine in them with `frozen`.
 
-    Args:
-        model: a Flax model, called with (x) or (x, frozen=True).
-        variables: its variables.
-        occlusions: window sizes of the occlusion baselines in pixels.
-        stride: step of their windows in pixels.
-        **fields: further fields of `Explainable`; by default there are no layers and no pooled maps.
+    `fields` are further fields of `Explainable`.
     """
 
     def apply(variables: Any, x: Array) -> Any:
         return model.apply(variables, x)
 
-    defaults: dict[str, Any] = {"bias": None, "layer": None, "layers": (), "pooled": None}
-    return Explainable(
-        variables=variables,
-        apply=apply,
-        predict=apply,
-        frozen=lambda variables, x: model.apply(variables, x, frozen=True),
-        encode=lambda x: x,
-        occlusions=occlusions,
-        stride=stride,
-        probability="softmax",
-        **(defaults | fields),
-    )
+    def frozen(variables: Any, x: Array) -> Any:
+        return model.apply(variables, x, frozen=True)
+
+    return Explainable(variables, apply, apply, frozen, lambda x: x, probability="softmax", **fields)
 
 
 def summed(parts: Decomposition, images: Float[Array | np.ndarray, "n height width channels"]) -> Maps:
     """Sum contributions over channels and enlarge them to the images (nearest pixel)."""
     sums = parts.contributions.sum(-1)
     return jax.image.resize(sums, (*sums.shape[:2], *images.shape[1:3]), "nearest")
-
-
-def _summed(method: Callable[..., Any]) -> Method:
-    """Wrap a method so that it returns contributions summed over channels."""
-
-    def maps(images: Images, targets: Targets = None) -> Maps:
-        return method(jnp.asarray(images), targets).contributions.sum(-1)
-
-    return maps

@@ -56,7 +56,6 @@ def propagate(
 
     Raises:
         NotPolynomialError: an operation is not polynomial; the line names it and its module.
-        ConfigError: `max_order` is negative.
 
     Example:
         >>> propagate(lambda x: (x * x).sum(), jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]), 3).tolist()
@@ -65,9 +64,7 @@ def propagate(
     require_at_least("max_order", max_order, 0)
     line = _Series(jnp.stack([x0, step])[: max_order + 1])
     outs = interpret(function, x0, line, lambda operation, args: _apply(operation, args, max_order))
-    return jax.tree.map(
-        lambda out: _padded(_as_series(out).terms, max_order + 1), outs, is_leaf=lambda out: isinstance(out, _Series)
-    )
+    return jax.tree.map(lambda out: _terms(out, max_order + 1), outs, is_leaf=lambda out: isinstance(out, _Series))
 
 
 def _apply(operation: Operation, args: list[Any], max_order: int) -> list[Any]:
@@ -109,10 +106,9 @@ def _is_linear(operation: Operation) -> bool:
 def _linear(run: Callable[..., Any], args: list[Any], joint: set[int]) -> list[_Series]:
     """Apply an operation, linear in its `joint` arguments together, to every coefficient; constants have order 0."""
     count = max(len(arg.terms) for arg in args if isinstance(arg, _Series))
-    mapped = [_padded(_as_series(arg).terms, count) if i in joint else arg for i, arg in enumerate(args)]
-    return [
-        _Series(out) for out in jax.vmap(run, in_axes=[0 if i in joint else None for i in range(len(args))])(*mapped)
-    ]
+    mapped = [_terms(arg, count) if i in joint else arg for i, arg in enumerate(args)]
+    over = jax.vmap(run, in_axes=[0 if i in joint else None for i in range(len(args))])
+    return [_Series(out) for out in over(*mapped)]
 
 
 def _cauchy(multiply: Callable[..., Array], p: Array, q: Array, max_order: int) -> Array:
@@ -124,9 +120,7 @@ def _cauchy(multiply: Callable[..., Array], p: Array, q: Array, max_order: int) 
     return jnp.stack(terms)
 
 
-def _as_series(value: Any) -> _Series:
-    return value if isinstance(value, _Series) else _Series(jnp.asarray(value)[None])
-
-
-def _padded(terms: Array, count: int) -> Array:
+def _terms(value: Any, count: int) -> Array:
+    """Return that many coefficients of a series or a constant."""
+    terms = value.terms if isinstance(value, _Series) else jnp.asarray(value)[None]
     return jnp.pad(terms, ((0, count - len(terms)), *((0, 0),) * (terms.ndim - 1)))

@@ -16,7 +16,7 @@ and the sum over orders is the integrated gradient from x0.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,61 +24,25 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels
-from jaxinterp.explain.decompose import Targets, bind
-from jaxinterp.explain.propagation import NotPolynomialError, propagate
-from jaxinterp.explain.tracing import Footprint, in_chunks, split_at, unjitted
-
-__all__ = [
-    "NotPolynomialError",
-    "OrderContributions",
-    "contributions",
-    "energy",
-    "order_penalty",
-    "orders",
-    "pairs",
-    "propagate",
-    "truncated_accuracy",
-]
-
-
-@runtime_checkable
-class _Ranged(Protocol):
-    """A model that knows the range of its training images."""
-
-    def warn_outside(self, x: Array) -> None: ...
-
-
-class _Call(NamedTuple):
-    """A checked call: x ↦ logits, inputs, expansion points, classes to explain, and what a pass takes."""
-
-    model: jax.tree_util.Partial
-    x: Array
-    x0: Array
-    rows: Array
-    size: Footprint
+from jaxinterp.explain.decompose import Bound, Targets, bind
+from jaxinterp.explain.propagation import NotPolynomialError as NotPolynomialError
+from jaxinterp.explain.propagation import propagate as propagate
+from jaxinterp.explain.tracing import in_chunks, split_at, unjitted
 
 
 def _checked(
-    model: Callable[..., Array],
-    x: Any,
-    x0: Any,
-    max_order: int,
-    targets: Targets,
-    variables: Any,
-    layer: str | None = None,
-) -> _Call:
-    """Check the arguments that all readings share."""
+    model: Callable[..., Array], x: Any, x0: Any, max_order: int, targets: Targets, variables: Any, layer: str | None
+) -> tuple[Bound, Array, Array]:
+    """Check the arguments that all readings share; return the call, the inputs and the expansion points."""
     x = jnp.asarray(x)
     x0 = jnp.asarray(x0, x.dtype)
     require(x0.shape in (x.shape, x.shape[1:]), "x0", f"shape {x0.shape}", f"{x.shape[1:]} or {x.shape}")
     require_at_least("max_order", max_order, 0)
     require_finite("x", x)
     require_finite("x0", x0)
-    owner = getattr(model, "__self__", None)
-    if isinstance(owner, _Ranged):
-        owner.warn_outside(x)  # here, because traced values are not known
-    bound, rows, size = bind(model, x, targets, variables, (layer,))
-    return _Call(bound, x, jnp.broadcast_to(x0, x.shape), rows, size)
+    if warn := getattr(getattr(model, "__self__", None), "warn_outside", None):
+        warn(x)  # here, because traced values are not known
+    return bind(model, x, targets, variables, (layer,)), x, jnp.broadcast_to(x0, x.shape)
 
 
 def orders(
@@ -95,7 +59,7 @@ def orders(
 
     Args:
         model: x ↦ logits (batch, classes), a polynomial, examples independent of one another; or (variables, x) ↦
-            logits where `variables` is given: then it is compiled once, for as long as the same function is passed.
+            logits where `variables` is given, compiled once for as long as the same function is passed.
         x: inputs, (batch, ...).
         x0: expansion point, of one example's shape or of the batch's.
         max_order: M ≥ 0; the degree of the polynomial for all of it.
@@ -105,12 +69,10 @@ def orders(
         max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
 
     Returns:
-        (M + 1, batch, classes). The sum over orders is f(x), where M is the degree or more and nothing goes around
-        the submodule.
+        (M + 1, batch, classes); the sum over orders is f(x) if M ≥ degree and nothing goes around the submodule.
 
     Raises:
         NotPolynomialError: an operation is not polynomial; the line names it and its module.
-        ConfigError: x0 of another shape, values that are not finite, a negative order, an unknown `layer`.
 
     Example:
         >>> square = lambda x: (x**2).sum(-1, keepdims=True)
@@ -118,10 +80,10 @@ def orders(
         [1.0, 4.0, 4.0]
     """
     with jax.default_matmul_precision("highest"):
-        call = _checked(model, x, x0, max_order, None, variables, layer)
+        call, x, x0 = _checked(model, x, x0, max_order, None, variables, layer)
         run = partial(unjitted(_orders) if variables is None else _orders, call.model, layer, max_order)
         size = (max_order + 2) * call.size.bytes_each(1)
-        return jnp.moveaxis(in_chunks(run, (call.x, call.x0), size, max_bytes), 1, 0)
+        return jnp.moveaxis(in_chunks(run, (x, x0), size, max_bytes), 1, 0)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -137,9 +99,9 @@ def _line(
     """Return function, point and step of an expansion in the input, or in a submodule's output."""
     if layer is None:
         return model, x0, x - x0
-    zeros, added = split_at(model, x0, [layer])
-    (here,), (there,) = added(*zeros)[1], split_at(model, x, [layer])[1](*zeros)[1]
-    return lambda y: added(y)[0], zeros[0], there - here
+    (zero,), added = split_at(model, x0, [layer])
+    (here,), (there,) = added(zero)[1], split_at(model, x, [layer])[1](zero)[1]
+    return lambda y: added(y)[0], zero, there - here
 
 
 class OrderContributions(NamedTuple):
@@ -173,18 +135,7 @@ def contributions(
 
         c_{m,i} = d_i ∂_i f_m / m,      Σ_i c_{m,i} = f_m,      Σ_m c_{m,i} = integrated gradient of entry i from x0
 
-    Args:
-        model: as in `orders`.
-        x: inputs, (batch, ...).
-        x0: expansion point.
-        max_order: M ≥ 1.
-        targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        variables: the model's variables.
-        layer: path of a Flax submodule.
-        max_bytes: bytes that one pass may take by estimate.
-
-    Raises:
-        NotPolynomialError, ConfigError: as `orders`.
+    Takes the arguments of `orders`, M ≥ 1, and as `targets` None for all classes, an int, (batch,) or (batch, T).
 
     Example:
         >>> product = lambda x: x[:, :1] * x[:, 1:] + x[:, :1]
@@ -196,21 +147,17 @@ def contributions(
     """
     with jax.default_matmul_precision("highest"):
         require_at_least("max_order", max_order, 1)
-        call = _checked(model, x, x0, max_order, targets, variables, layer)
+        call, x, x0 = _checked(model, x, x0, max_order, targets, variables, layer)
         run = partial(unjitted(_contributions) if variables is None else _contributions, call.model, layer, max_order)
         size = 3 * (max_order + 2) * call.size.bytes_each(call.rows.shape[1])
-        return in_chunks(run, (call.x, call.x0, call.rows), size, max_bytes)
+        return in_chunks(run, (x, x0, call.rows), size, max_bytes)
 
 
-def _with_gradients(function: Callable[..., Array], rows: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """Return x ↦ the targets' logits, (batch, T), and their gradients, (batch, T, ...)."""
-
-    def values(x: Array) -> tuple[Array, Array]:
-        logits, pullback = jax.vjp(function, x)
-        cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
-        return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
-
-    return values
+def _with_gradients(function: Callable[..., Array], rows: Array, x: Array) -> tuple[Array, Array]:
+    """Return the targets' logits, (batch, T), and their gradients, (batch, T, ...)."""
+    logits, pullback = jax.vjp(function, x)
+    cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
+    return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -218,13 +165,12 @@ def _contributions(
     model: Callable[..., Array], layer: str | None, max_order: int, x: Array, x0: Array, rows: Array
 ) -> OrderContributions:
     function, start, step = _line(model, layer, x, x0)
-    values, gradients = propagate(_with_gradients(function, rows), start, step, max_order)
+    values, gradients = propagate(partial(_with_gradients, function, rows), start, step, max_order)
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
     terms = jnp.moveaxis(values, 0, 2)
-    logits = jnp.take_along_axis(model(x), rows, axis=1)
-    residual = terms[:, :, 1:] - parts.reshape(*parts.shape[:3], -1).sum(-1)
-    return OrderContributions(terms, parts, logits - terms.sum(-1), residual)
+    remainder = jnp.take_along_axis(model(x), rows, axis=1) - terms.sum(-1)
+    return OrderContributions(terms, parts, remainder, terms[:, :, 1:] - parts.reshape(*parts.shape[:3], -1).sum(-1))
 
 
 def pairs(
@@ -245,52 +191,41 @@ def pairs(
         x0: expansion point.
         pixels: (y, x) of the pixels whose pairs are returned; all where None.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        variables: the model's variables.
-        max_bytes: bytes that one pass may take by estimate.
+        variables: as in `orders`.
+        max_bytes: as in `orders`.
 
     Returns:
         (batch, T, P, H, W), summed over channels. The sum over the last two axes is the pixel's contribution to order
         2, and the sum over all pixels f_2; a pixel's square is at its own position.
-
-    Raises:
-        ConfigError: as `orders`, or a pixel outside of the image.
     """
     with jax.default_matmul_precision("highest"):
-        call = _checked(model, x, x0, 2, targets, variables)
-        require(call.x.ndim == 4, "x", f"shape {call.x.shape}", "images (batch, H, W, C)")
-        height, width = call.x.shape[1:3]
-        every = [(y, c) for y in range(height) for c in range(width)]
-        chosen = np.asarray(every if pixels is None else pixels)
+        call, x, x0 = _checked(model, x, x0, 2, targets, variables, None)
+        require(x.ndim == 4, "x", f"shape {x.shape}", "images (batch, H, W, C)")
+        height, width = x.shape[1:3]
+        chosen = np.asarray(list(np.ndindex(height, width)) if pixels is None else pixels)
         fits = len(chosen) > 0 and chosen.shape[1:] == (2,) and np.issubdtype(chosen.dtype, np.integer)
         inside = fits and chosen.min() >= 0 and (chosen < (height, width)).all()
         require(inside, "pixels", f"{chosen.tolist()[:3]} of shape {chosen.shape}", f"(y, x) within {height}x{width}")
         run = partial(unjitted(_pairs) if variables is None else _pairs, call.model, jnp.asarray(chosen, jnp.int32))
         count = call.rows.shape[1]
-        maps = count * len(chosen) * height * width * call.x.dtype.itemsize
-        return in_chunks(run, (call.x, call.x0, call.rows), 4 * call.size.bytes_each(count) + maps, max_bytes)
+        maps = count * len(chosen) * height * width * x.dtype.itemsize
+        return in_chunks(run, (x, x0, call.rows), 4 * call.size.bytes_each(count) + maps, max_bytes)
 
 
 @jax.jit
 def _pairs(model: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:
     step = x - x0
-    with_gradients = _with_gradients(model, rows)
 
     def one(pixel: Array) -> Array:
         mask = jnp.zeros(x.shape[1:3], x.dtype).at[pixel[0], pixel[1]].set(1)
-        row = jax.jvp(lambda x: with_gradients(x)[1], (x0,), (step * mask[None, :, :, None],))[1]
+        row = jax.jvp(lambda x: _with_gradients(model, rows, x)[1], (x0,), (step * mask[None, :, :, None],))[1]
         return (row * step[:, None]).sum(-1) / 2
 
     return jnp.moveaxis(jax.lax.map(one, pixels), 0, 2)
 
 
 def energy(terms: Float[Array | np.ndarray, "orders n classes"]) -> Float[np.ndarray, " orders"]:
-    """Return the root mean square of every order over images and classes, less the mean over classes.
-
-    A constant added to all logits decides nothing.
-
-    Args:
-        terms: f_0, …, f_M, from `orders`.
-    """
+    """Return the root mean square of every order of `orders`, less the mean over classes, which decides nothing."""
     values = np.asarray(terms, np.float64)
     return np.sqrt(((values - values.mean(-1, keepdims=True)) ** 2).mean((1, 2)))
 

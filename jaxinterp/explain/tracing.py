@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,31 +21,23 @@ def unjitted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], bytes_each: int, max_bytes: int) -> Any:
-    """Apply a per-example function to equal chunks along the first axis, each within a memory budget.
+    """Apply a per-example function to equal chunks along the first axis, each within a budget of `max_bytes` ≥ 1.
 
     Args:
         function: (chunk of each array) ↦ pytree of arrays with the examples first.
         arrays: arrays with a common first axis, (batch, ...).
         bytes_each: estimate of the bytes that one example takes.
-        max_bytes: budget in bytes, ≥ 1.
-
-    Returns:
-        The pytree for the whole batch.
-
-    Raises:
-        ConfigError: `max_bytes` < 1.
+        max_bytes: the budget.
     """
     require_at_least("max_bytes", max_bytes, 1)
     batch = arrays[0].shape[0]
-    count = min(batch, max(1, math.ceil(batch * bytes_each / max_bytes)))
-    if count == 1:
+    size = math.ceil(batch / min(batch, max(1, math.ceil(batch * bytes_each / max_bytes))))
+    if size == batch:
         return function(*arrays)
-    size = math.ceil(batch / count)
     # The last chunk reaches back, so that every chunk has one shape and one compiled program serves all.
-    starts = [min(i * size, batch - size) for i in range(math.ceil(batch / size))]
+    starts = [min(start, batch - size) for start in range(0, batch, size)]
     parts = [function(*(a[s : s + size] for a in arrays)) for s in starts]
-    overlap = starts[-2] + size - starts[-1] if len(starts) > 1 else 0
-    parts[-1] = jax.tree.map(lambda a: a[overlap:], parts[-1])
+    parts[-1] = jax.tree.map(lambda a: a[starts[-2] + size - starts[-1] :], parts[-1])
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
@@ -65,32 +57,22 @@ def once_per_shape(trace: Callable[..., Traced]) -> Callable[..., Traced]:
         jax.eval_shape(lambda *values: results.append(trace(*jax.tree.unflatten(structure, values))), *leaves)
         return results[0]
 
-    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
-
     @wraps(trace)
     def traced(model: Callable[..., Any], *arrays: Any) -> Traced:
         leaves, structure = jax.tree.flatten((model, *arrays))
-        if (
-            not isinstance(model, jax.tree_util.Partial)
-            or not model.args
-            or model.keywords
-            or hasattr(model.func, "lower")
-            or not all(hasattr(leaf, "dtype") for leaf in leaves)
-        ):
+        bound = model if isinstance(model, jax.tree_util.Partial) and model.args and not model.keywords else None
+        if bound is None or hasattr(bound.func, "lower") or not all(hasattr(leaf, "dtype") for leaf in leaves):
             return trace(model, *arrays)
-        return copy(cached(structure, tuple(map(abstract, leaves)), bool(jax.config.read("jax_enable_x64"))))
+        kinds = (jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in leaves)
+        return copy(cached(structure, tuple(kinds), bool(jax.config.read("jax_enable_x64"))))
 
     return traced
 
 
 class Footprint(NamedTuple):
-    """Output shape and memory of a function.
+    """Shape of a function's output (batch, ...), bytes of an example's forward pass, and of its largest value.
 
-    Attributes:
-        output: shape of its output, (batch, ...).
-        forward: bytes of every value of one example's forward pass.
-        largest: bytes of the largest of them, which each cotangent takes once more.
+    Each cotangent takes the largest value once more.
     """
 
     output: tuple[int, ...]
@@ -104,13 +86,7 @@ class Footprint(NamedTuple):
 
 @once_per_shape
 def footprint(model: Callable[..., Array], x: Array | jax.ShapeDtypeStruct, *given: Array) -> Footprint:
-    """Measure the output's shape and an example's memory from traced programs; nothing is computed.
-
-    Args:
-        model: (x, *given) ↦ output, (batch, ...).
-        x: input, (batch, ...).
-        *given: as in `decompose`.
-    """
+    """Measure the shape of the output of (x, *given) ↦ output and an example's memory; nothing is computed."""
 
     def sizes(count: int) -> list[int]:
         inputs = (jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in (x, *given))
@@ -135,18 +111,9 @@ def _sizes(jaxpr: Any) -> Iterator[int]:
 def split_at(
     model: Callable[[Array], Array], x: Array, levels: Sequence[str | None]
 ) -> tuple[list[Array], Callable[..., tuple[Array, list[Array]]]]:
-    """Rewrite the logits as a function of what is added to the input or to the outputs of named Flax submodules.
+    """Rewrite the logits as a function of what is added to the input (level None) or to outputs of Flax submodules.
 
-    Args:
-        model: x ↦ logits, calling a Flax model, not jitted.
-        x: input, (batch, ...).
-        levels: paths of the submodules; None is the input.
-
-    Returns:
-        Zeros of every level's shape, and (what is added to each level) ↦ (logits, every level's activation).
-
-    Raises:
-        ConfigError: a submodule cannot be reached because its call was traced before.
+    Returns zeros of every level's shape, and (what is added to each level) ↦ (logits, every level's activation).
     """
 
     def added(*deltas: Array) -> tuple[Array, list[Array]]:
@@ -179,7 +146,7 @@ def activation_names(model: Callable[..., Array], x: Array, *given: Array) -> di
         *given: as in `decompose`.
 
     Returns:
-        {path: shape} in the order of the calls; a path is what `decompose(..., layer=path)` takes.
+        {path: shape} in the order of the calls; `decompose(..., layer=path)` takes such a path.
     """
     names: dict[str, tuple[int, ...]] = {}
     repeated: set[str] = set()
@@ -210,15 +177,7 @@ def require_levels(
 
 
 class Operation(NamedTuple):
-    """One equation of a traced program.
-
-    Attributes:
-        name: the primitive's name.
-        params: its parameters.
-        run: (*arrays) ↦ list of its outputs.
-        dtype: type of its first output.
-        module: path of the module that applies it, as in the traced name stack.
-    """
+    """One equation of a traced program: primitive, its first output's type, and the path of the module around it."""
 
     name: str
     params: dict[str, Any]
@@ -237,16 +196,9 @@ WRAPPERS = frozenset({
 
 
 def interpret(function: Callable[..., Any], example: Array, value: Any, rule: Rule) -> Any:
-    """Trace a function of one array, and run the program on another kind of value.
+    """Trace a function with an example, and run the program on a value of another kind in its place.
 
-    Args:
-        function: array ↦ pytree of arrays.
-        example: the array with which it is traced.
-        value: the argument in its place, of any type.
-        rule: (operation, its arguments, arrays or other values) ↦ its outputs. Wrapped programs are opened first.
-
-    Returns:
-        The function's pytree of outputs, of arrays or other values.
+    The rule maps an operation and its arguments, arrays or other values, to its outputs; wrapped programs are opened.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(example)
     return jax.tree.unflatten(jax.tree.structure(shape), _interpret(closed.jaxpr, closed.consts, [value], rule, ""))
@@ -258,32 +210,31 @@ def _interpret(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rul
     def read(atom: Any) -> Any:
         return atom.val if hasattr(atom, "val") else known[atom]
 
-    last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not hasattr(atom, "val")}
-    last |= dict.fromkeys((atom for atom in jaxpr.outvars if not hasattr(atom, "val")), len(jaxpr.eqns))
+    uses = [*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars]
+    last = {atom: i for i, atoms in enumerate(uses) for atom in atoms if not hasattr(atom, "val")}
     for i, eqn in enumerate(jaxpr.eqns):
         path = "/".join(filter(None, (module, str(eqn.source_info.name_stack))))
         values = [read(atom) for atom in eqn.invars]
-        wrapped = _wrapped(eqn)
-        outs = _interpret(*wrapped, values, rule, path) if wrapped else rule(_operation(eqn, path), values)
+        if wrapped := _wrapped(eqn):
+            outs = _interpret(*wrapped, values, rule, path)
+        else:
+            run = partial(_run, eqn)
+            outs = rule(Operation(eqn.primitive.name, eqn.params, run, eqn.outvars[0].aval.dtype, path), values)
         known.update(zip(eqn.outvars, outs, strict=True))
         for atom in {a for a in eqn.invars if not hasattr(a, "val") and last[a] == i}:
             del known[atom]  # hold only what is still read
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _operation(eqn: Any, path: str) -> Operation:
-    def run(*arrays: Any) -> list[Array]:
-        outs = eqn.primitive.bind(*arrays, **eqn.params)
-        return list(outs) if eqn.primitive.multiple_results else [outs]
-
-    return Operation(eqn.primitive.name, eqn.params, run, eqn.outvars[0].aval.dtype, path)
+def _run(eqn: Any, *arrays: Any) -> list[Array]:
+    outs = eqn.primitive.bind(*arrays, **eqn.params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
 def _wrapped(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """Return the program that an operation only wraps, such as a jitted function, with its constants."""
-    if eqn.primitive.name in WRAPPERS:
-        for value in eqn.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and len(inner.invars) == len(eqn.invars):
-                return inner, getattr(value, "consts", ())
+    for value in eqn.params.values() if eqn.primitive.name in WRAPPERS else ():
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns") and len(inner.invars) == len(eqn.invars):
+            return inner, getattr(value, "consts", ())
     return None

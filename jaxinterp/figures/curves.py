@@ -1,7 +1,4 @@
-"""Plots of metrics of explanations and of training, as matplotlib figures.
-
-matplotlib is imported where a figure is made, and no window or global state of it is touched.
-"""
+"""Plots of metrics of explanations and of training, as matplotlib figures without a window or global state."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +30,7 @@ INK, FAINT, ORACLE, UNIFORM = "#333333", "#dddddd", "#1f5fbf", "#e69f00"
 
 
 def blank(width: int | float, height: int | float) -> "Figure":
-    """Return an empty figure of that size in inches, without a window or global state."""
+    """Return an empty figure of that size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -49,39 +46,42 @@ def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
         scores: method → scores in [0, 1], any shape; they count positive attribution only.
         cells: images in a grid, n².
     """
-    order = sorted(scores, key=lambda name: float(np.mean(np.asarray(scores[name]))))
-    values = [np.ravel(np.asarray(scores[name])) for name in order]
+    values = {name: np.ravel(np.asarray(score)) for name, score in scores.items()}
+    order = sorted(values, key=lambda name: float(values[name].mean()))
+    labels, colors = zip(*map(method_style, order), strict=True)
     figure = blank(7, 0.42 * len(order) + 1.1)
     axes = figure.subplots()
     boxes = axes.boxplot(
-        values,
+        [values[name] for name in order],
         orientation="horizontal",
         widths=0.62,
         showfliers=False,
         patch_artist=True,
-        tick_labels=[method_style(name)[0] for name in order],
+        tick_labels=labels,
         showmeans=True,
         meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": INK},
         medianprops={"color": INK, "linewidth": 1.6},
     )
-    for name, box, median in zip(order, boxes["boxes"], boxes["medians"], strict=True):
-        box.set(facecolor=method_style(name)[1], edgecolor=INK)
-        median.set_color("white" if method_style(name)[1] == METHODS["occlusion_9"][1] else INK)
-    axes.axvline(1, color=ORACLE, linestyle="--", linewidth=1.2, zorder=0.5)
-    axes.axvline(1 / cells, color=UNIFORM, linestyle="--", linewidth=1.2, zorder=0.5)
-    for x, text, color in ((1, "oracle", ORACLE), (1 / cells, "uniform", UNIFORM)):
-        axes.annotate(text, (x, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      ha="center", fontsize=9, color=color)  # fmt: skip
-    side = round(np.sqrt(cells))
-    axes.set(xlim=(-0.02, 1.04), xlabel=f"positive evidence in the right cell, {side}×{side} grids")
+    for color, box, median in zip(colors, boxes["boxes"], boxes["medians"], strict=True):
+        box.set(facecolor=color, edgecolor=INK)
+        median.set_color("white" if color == METHODS["occlusion_9"][1] else INK)
+    _threshold(axes, 1.0, "oracle", ORACLE, zorder=0.5)
+    _threshold(axes, 1 / cells, "uniform", UNIFORM, zorder=0.5)
+    n = round(np.sqrt(cells))
+    axes.set(xlim=(-0.02, 1.04), xlabel=f"positive evidence in the right cell, {n}×{n} grids")
     plain(axes, grid="x")
     return figure
 
 
-def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "Figure":
-    """Plot the label's probability against the share of pixels removed, one line per method.
+def _threshold(axes: "Axes", x: int | float, text: str, color: str, zorder: int | float = 2) -> None:
+    """Draw a dashed vertical line with its name above."""
+    axes.axvline(x, color=color, linestyle="--", linewidth=1.2, zorder=zorder)
+    offset: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axes.annotate(text, (x, 1), (0, 3), ha="center", fontsize=9, color=color, **offset)
 
-    The legend gives each curve's mean.
+
+def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "Figure":
+    """Plot the label's probability against the share of pixels removed, one line per method, with its mean.
 
     Args:
         curves: method → mean label probability, (points,).
@@ -91,18 +91,19 @@ def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str
     figure = blank(7, 3.8)
     axes = figure.subplots()
     percent = 100 * np.asarray(fractions)
-    for name, curve in sorted(curves.items(), key=lambda item: -float(np.mean(np.asarray(item[1])))):
+    style: Any = {"linewidth": 2, "marker": "o", "markersize": 5.5, "markeredgecolor": INK, "markeredgewidth": 0.7}
+    every = 15 if len(percent) > 60 else max(1, len(percent) // 6)
+    means = {name: float(np.mean(np.asarray(curve))) for name, curve in curves.items()}
+    for name in sorted(curves, key=lambda name: -means[name]):
         label, color = method_style(name)
-        every = 15 if len(percent) > 60 else max(1, len(percent) // 6)
-        axes.plot(percent, np.asarray(curve), color=INK, linewidth=2.8)
-        axes.plot(percent, np.asarray(curve), color=color, linewidth=2, marker="o", markersize=5.5,
-                  markevery=every, markeredgecolor=INK, markeredgewidth=0.7,
-                  label=f"{label} ({float(np.mean(np.asarray(curve))):.3f})")  # fmt: skip
+        axes.plot(percent, np.asarray(curves[name]), color=INK, linewidth=2.8)
+        label = f"{label} ({means[name]:.3f})"
+        axes.plot(percent, np.asarray(curves[name]), color=color, markevery=every, label=label, **style)
     axes.set(xlabel=f"pixels removed, {order} important first (%)", ylabel="mean probability of the label")
     axes.margins(x=0.02)
     plain(axes, grid="y")
-    axes.legend(title="mean of the curve", fontsize=8, title_fontsize=8, frameon=False, loc="center left",
-                bbox_to_anchor=(1, 0.5))  # fmt: skip
+    beside: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(title="mean of the curve", fontsize=8, title_fontsize=8, frameon=False, **beside)
     return figure
 
 
@@ -123,9 +124,7 @@ def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "F
         axes.hist(positive, bins=edges.tolist(), color=METHODS["decomposition"][1], edgecolor="white", linewidth=0.5)
     axes.set_xscale("log")
     if tolerance is not None:
-        axes.axvline(tolerance, color=UNIFORM, linestyle="--", linewidth=1.2)
-        axes.annotate(f"tolerance {tolerance:g}", (tolerance, 1), (0, 3), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", ha="center", fontsize=9, color=UNIFORM)  # fmt: skip
+        _threshold(axes, tolerance, f"tolerance {tolerance:g}", UNIFORM)
     zeros = f", {len(sizes) - len(positive)} of them exactly zero" if len(positive) < len(sizes) else ""
     axes.set(xlabel="|logit − bias − Σ contributions|, relative", ylabel="logits")
     axes.set_title(f"{len(sizes)} logits{zeros}; largest {sizes.max(initial=0):.1e}", fontsize=10, loc="left", pad=16)
@@ -138,16 +137,11 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
     Args:
         history: one record per epoch with "epoch" and any of "loss", "val_loss", "test_loss", "accuracy", … .
-
-    Raises:
-        ConfigError: no record holds a loss or an accuracy.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    keys = {
-        measure: sorted({key for record in history for key in record if re.fullmatch(rf"(\w+_)?{measure}", key)})
-        for measure in ("loss", "accuracy")
-    }
+    names = sorted({key for record in history for key in record})
+    keys = {m: [key for key in names if re.fullmatch(rf"(\w+_)?{m}", key)] for m in ("loss", "accuracy")}
     shown = [measure for measure in keys if keys[measure]]
     require(shown, "history", "no loss and no accuracy", "one record per epoch")
     figure = blank(4.2 * len(shown), 3)
@@ -157,8 +151,8 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
             points = [(record["epoch"], record[key]) for record in history if key in record]
             part = key.removesuffix(measure).rstrip("_")
             label = {"": "train", "val": "validation"}.get(part, part)
-            axes.plot(*zip(*points, strict=True), label=label, color=colors.get(part, OTHERS[0]), linewidth=1.8,
-                      marker="o" if len(points) < 3 else None)  # fmt: skip
+            color, marker = colors.get(part, OTHERS[0]), "o" if len(points) < 3 else None
+            axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1.8, marker=marker)
         values = [record[key] for record in history for key in keys[measure] if key in record]
         if measure == "loss" and max(values) > 5 * min(values) > 0:
             axes.set_yscale("log")
@@ -172,12 +166,8 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def overlap_matrices(
-    overlaps: Sequence[Sequence[Sequence[float]]] | np.ndarray, names: Sequence[str], classes: Sequence[str]
-) -> "Figure":
-    """Draw heat maps of the overlap of the classes' open sub-networks, one for each layer of gates.
-
-    Each layer has its own color scale, with its ends printed above.
+def overlap_matrices(overlaps: Numbers, names: Sequence[str], classes: Sequence[str]) -> "Figure":
+    """Draw heat maps of the overlap of the classes' open sub-networks, one per layer of gates with its own scale.
 
     Args:
         overlaps: (layers, classes, classes), shares of the layer's units; NaN without pairs.
@@ -191,29 +181,21 @@ def overlap_matrices(
         low, high = (known.min(), known.max()) if known.size else (0, 1)
         axes.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
         axes.set_title(f"{name}: {low:.2f} to {high:.2f}" if known.size else f"{name}: no pairs", fontsize=9)
-        if len(classes) <= 12:
-            axes.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
-            axes.set_yticks(range(len(classes)), classes, fontsize=6)
-        else:
-            axes.set(xticks=[], yticks=[])
+        shown = list(classes) if len(classes) <= 12 else []
+        axes.set_xticks(range(len(shown)), shown, fontsize=6, rotation=90)
+        axes.set_yticks(range(len(shown)), shown, fontsize=6)
     return figure
 
 
 def method_style(name: str) -> tuple[str, str]:
-    """Return the label and color of a method's name, such as "grad_cam" or "occlusion_3".
-
-    Args:
-        name: a name of `METHODS`, or any other.
-
-    Returns:
-        The printed label, and a color that depends on the name only.
+    """Return the printed label of a method's name, of `METHODS` or any other, and a color that depends on it only.
 
     Example:
         >>> method_style("occlusion_9"), method_style("occlusion_3")[0]
         (('Occlusion 9', '#1a1a1a'), 'Occlusion 3')
     """
-    other = OTHERS[sum(map(ord, name)) % len(OTHERS)]
-    return METHODS.get(name, (name.replace("_", " ").capitalize(), other))
+    other = name.replace("_", " ").capitalize(), OTHERS[sum(map(ord, name)) % len(OTHERS)]
+    return METHODS.get(name, other)
 
 
 def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
@@ -225,21 +207,14 @@ def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
 
 
 def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
-    """Plot the energy of each order of a series, and the accuracy of the series truncated after it.
-
-    Args:
-        energy: (M + 1,), from `jaxinterp.explain.series.energy`, in logits.
-        accuracy: (M + 1,), in [0, 1].
-        chance: accuracy of guessing.
-    """
-    sizes, right = np.asarray(energy), np.asarray(accuracy)
-    order = np.arange(len(sizes))
+    """Plot the energy of each order of a series in logits, and the accuracy, with chance, of the series up to it."""
+    sizes, order = np.asarray(energy), np.arange(np.size(energy))
     figure = blank(9, 3.2)
     left, other = figure.subplots(1, 2)
     left.bar(order, np.maximum(sizes, 1e-9), color=METHODS["decomposition"][1], edgecolor=INK, linewidth=0.6)
     left.set(yscale="log", xlabel="order m", ylabel="energy (logits)")
     left.set_ylim(max(1e-6, float(sizes[sizes > 0].min(initial=1.0)) / 2), float(sizes.max(initial=1.0)) * 2)
-    other.plot(order, right, color=ORACLE, marker="o", markersize=4)
+    other.plot(order, np.asarray(accuracy), color=ORACLE, marker="o", markersize=4)
     other.axhline(chance, color=UNIFORM, linestyle="--", linewidth=1.2)
     other.annotate("chance", (len(order) - 1, chance), (0, 4), textcoords="offset points", ha="right", fontsize=9)
     other.set(ylim=(0, 1.03), xlabel="orders up to m", ylabel="accuracy")

@@ -59,15 +59,7 @@ class Page:
 
 
 def picture(figure: "MatplotlibFigure", caption: str, alt: str, width: int = 1000, dpi: int = 144) -> Picture:
-    """Render a matplotlib figure as a Picture, without a display.
-
-    Args:
-        figure: the figure.
-        caption: the text under it.
-        alt: alternative text.
-        width: largest display width, in CSS pixels.
-        dpi: resolution, in pixels per inch.
-    """
+    """Render a matplotlib figure as a Picture, at a resolution in pixels per inch, without a display."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return Picture(buffer.getvalue(), caption, alt, width)
@@ -82,12 +74,9 @@ def render(page: Page) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    loader = PackageLoader("jaxinterp.figures", "templates")
     environment = Environment(
-        loader=PackageLoader("jaxinterp.figures", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html").render(page=page)
 

@@ -2,11 +2,10 @@
 
 Contribution maps are drawn from blue (against the class) over white to red (for it), with limits symmetric about
 zero; their negative part is shown, while the metrics of grids and the color drawings count the positive part only.
-matplotlib is imported where a figure is made, without a window or global state.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -22,14 +21,11 @@ DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
 
 
 def shared_limit(maps: Numbers, percentile: float = 99.75) -> float:
-    """Return one color limit for many maps: a percentile of |map| over all of them.
+    """Return one color limit above zero for many maps: a percentile of |map| over all of them.
 
     Args:
         maps: any shape, in logits.
         percentile: in [0, 100]; the paper's shared scale takes 99.75.
-
-    Returns:
-        A limit above zero.
 
     Example:
         >>> shared_limit([-3.0, 1.0, 2.0], percentile=100.0)
@@ -85,9 +81,6 @@ def color_weights(
     Returns:
         RGBA in [0, 1], (..., H, W, 4), for a white background.
 
-    Raises:
-        ConfigError: neither 2 nor 6 channels, or an even `smooth`.
-
     Source: Böhle, Fritz, Schiele, "B-cos Networks", CVPR 2022, and its released drawing code.
     """
     from scipy.ndimage import uniform_filter
@@ -123,44 +116,28 @@ def panel(
         titles: of each map, rows × columns.
         image_titles: of each image; none by default.
         scale: full color is one value per "row" (maps of an image compare), per "map", or one for "all".
-
-    Returns:
-        A matplotlib figure.
     """
     from matplotlib.cm import ScalarMappable
 
     pictures = np.asarray(maps)
     rows, columns = pictures.shape[:2]
-    lengths = [len(row) for row in titles]
-    require(lengths == [columns] * rows, "titles", f"rows of {lengths}", f"{rows} of {columns}")
+    _require_titles(titles, rows, columns)
     signed = pictures.ndim == 4
     if signed:
-        limits = {
-            "row": np.percentile(np.abs(pictures), 99.99, axis=(1, 2, 3))[:, None],
-            "map": None,
-            "all": shared_limit(pictures),
-        }[scale]
-        pictures = contribution_map(pictures, limits)
-    shown = np.asarray(images)
-    shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
+        row = np.percentile(np.abs(pictures), 99.99, axis=(1, 2, 3))[:, None]
+        pictures = contribution_map(pictures, {"row": row, "map": None, "all": shared_limit(pictures)}[scale])
+    shown = np.broadcast_to(images, (*np.shape(images)[:-1], 3))
     tall = 1.5 * shown.shape[1] / shown.shape[2]
     figure = blank(1.55 * (columns + 1), (tall + 0.2) * rows + 0.5 * signed)
     grid = figure.subplots(rows, columns + 1, squeeze=False)
-    for i, line in enumerate(grid):
-        _picture(line[0], shown[i], image_titles[i] if len(image_titles) else "")
-        for axes, picture, title in zip(line[1:], pictures[i], titles[i], strict=True):
-            _picture(axes, picture, title)
+    for i in range(rows):
+        _picture(grid[i, 0], shown[i], image_titles[i] if len(image_titles) else "")
+    for i, j in np.ndindex(rows, columns):
+        _picture(grid[i, j + 1], pictures[i, j], titles[i][j])
     if signed:
         what = {"row": "each row's largest", "map": "each map's largest", "all": "the largest"}[scale]
-        bar = figure.colorbar(
-            ScalarMappable(cmap="bwr"),
-            ax=grid,
-            location="bottom",
-            aspect=60,
-            pad=0.01,
-            fraction=0.04,
-            ticks=[0, 0.5, 1],
-        )
+        place: Any = {"location": "bottom", "aspect": 60, "pad": 0.01, "fraction": 0.04}
+        bar = figure.colorbar(ScalarMappable(cmap="bwr"), ax=grid, ticks=[0, 0.5, 1], **place)
         bar.ax.set_xticklabels(["against the class", "0", "for the class"], fontsize=8)
         bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
         bar.ax.get_xticklabels()[2].set_horizontalalignment("right")
@@ -180,23 +157,23 @@ def filter_sheet(
         filters: (rows, columns, H, W).
         names: of the rows.
         titles: of each filter, rows × columns.
-
-    Returns:
-        A matplotlib figure.
     """
-    pictures = np.asarray(filters)
-    rows, columns = pictures.shape[:2]
-    lengths = [len(row) for row in titles]
+    drawn = contribution_map(filters)
+    rows, columns = drawn.shape[:2]
     require(len(names) == rows, "names", len(names), f"{rows}")
-    require(lengths == [columns] * rows, "titles", f"rows of {lengths}", f"{rows} of {columns}")
-    drawn = contribution_map(pictures, None)
+    _require_titles(titles, rows, columns)
     figure = blank(1.15 * columns + 0.6, 1.35 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for line, row, name, row_titles in zip(grid, drawn, names, titles, strict=True):
-        for axes, one, title in zip(line, row, row_titles, strict=True):
-            _picture(axes, one, title)
-        line[0].set_ylabel(name, fontsize=9)
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
+    for i, j in np.ndindex(rows, columns):
+        _picture(grid[i, j], drawn[i, j], titles[i][j])
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.set_ylabel(name, fontsize=9)
     return figure
+
+
+def _require_titles(titles: Sequence[Sequence[str]], rows: int, columns: int) -> None:
+    lengths = [len(row) for row in titles]
+    require(lengths == [columns] * rows, "titles", f"rows of {lengths}", f"{rows} of {columns}")
 
 
 def _picture(axes: "Axes", picture: np.ndarray, title: str) -> None:

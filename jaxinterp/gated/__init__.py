@@ -1,48 +1,21 @@
 """Deep gated networks and the neural path kernel (Lakshminarayanan and Singh, NeurIPS 2020).
 
-The networks DGN, DLGN and DLGN-SF are `GatedNetwork` with `gating` "relu", "linear" and "shallow".
+The networks DGN, DLGN and DLGN-SF are `GatedNetwork` with `gating` "relu", "linear" and "shallow". The layers of which
+architectures are made are in `jaxinterp.gated.architecture`, kernels in `jaxinterp.gated.kernels`.
 """
 
-from jaxinterp.gated.architecture import (
-    AvgPool,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    Gate,
-    GlobalAvgPool,
-    Residual,
-    c4gap,
-    fc,
-    gate_shapes,
-    resnet,
-    vconv,
-    vgg16,
-)
-from jaxinterp.gated.network import (
-    GatedNetwork,
-    GatingNetwork,
-    Network,
-    open_gates,
-)
+from jaxinterp.gated.architecture import c4gap, fc, gate_shapes, resnet, vconv, vgg16
+from jaxinterp.gated.network import GatedNetwork, GatingNetwork, Network, open_gates
 from jaxinterp.gated.npk_regression import NPKRegressor
 from jaxinterp.gated.path_network import PathNetwork
 from jaxinterp.gated.paths import class_overlap, effective_filters, margins, strongest_paths
 
 __all__ = [
-    "AvgPool",
-    "BatchNorm",
-    "Conv",
-    "Dense",
-    "Flatten",
-    "Gate",
     "GatedNetwork",
     "GatingNetwork",
-    "GlobalAvgPool",
     "NPKRegressor",
     "Network",
     "PathNetwork",
-    "Residual",
     "c4gap",
     "class_overlap",
     "effective_filters",

@@ -8,9 +8,11 @@ arXiv 2006.10529, "NPF") and "Disentangling deep neural networks with rectified 
 2110.03403, "DLGN").
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from typing import Literal, Union, get_args
 
 import numpy as np
@@ -49,12 +51,9 @@ class Conv:
             require_at_least(name, getattr(self, name), 1)
 
     @property
-    def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def pads(self) -> tuple[tuple[int, int], ...]:
         """Pixels added to both axes: (k − 1) // 2 before and k // 2 after, which keeps the size."""
-        if self.padding == "none":
-            return (0, 0), (0, 0)
-        (ky, kx) = self.kernel_size
-        return ((ky - 1) // 2, ky // 2), ((kx - 1) // 2, kx // 2)
+        return tuple((0, 0) if self.padding == "none" else ((k - 1) // 2, k // 2) for k in self.kernel_size)
 
 
 @dataclass(frozen=True)
@@ -106,34 +105,16 @@ def iter_layers(layers: Architecture) -> Iterator[Layer]:
     for layer in layers:
         yield layer
         if isinstance(layer, Residual):
-            yield from iter_layers(layer.body)
-            yield from iter_layers(layer.shortcut)
+            yield from iter_layers((*layer.body, *layer.shortcut))
 
 
 def gate_count(layers: Architecture) -> int:
-    """Count the gates of an architecture.
-
-    Example:
-        >>> gate_count(vgg16())
-        13
-    """
+    """Count the gates of an architecture."""
     return sum(isinstance(layer, Gate) for layer in iter_layers(layers))
 
 
 def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one example after a layer.
-
-    Args:
-        layer: the layer.
-        shape: of the example before it, (features,) or (height, width, channels).
-
-    Raises:
-        ConfigError: the layer does not fit the shape.
-
-    Example:
-        >>> output_shape(Conv(8, strides=(2, 2)), (32, 32, 3))
-        (16, 16, 8)
-    """
+    """Return the shape of one example after a layer, from that before it, (features,) or (height, width, channels)."""
     name, got = type(layer).__name__, f"an example of shape {shape}"
     if isinstance(layer, Dense):
         require(len(shape) == 1, name, got, "(features,); flatten or pool it first")
@@ -141,10 +122,8 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(layer, Conv | AvgPool | GlobalAvgPool):
         require(len(shape) == 3, name, got, "(height, width, channels)")
     if isinstance(layer, Conv):
-        sides = [
-            (size + sum(pad) - kernel) // stride + 1
-            for size, pad, kernel, stride in zip(shape, layer.pads, layer.kernel_size, layer.strides, strict=False)
-        ]
+        axes = zip(shape, layer.pads, layer.kernel_size, layer.strides, strict=False)
+        sides = [(size + sum(pad) - kernel) // stride + 1 for size, pad, kernel, stride in axes]
         require(min(sides) >= 1, name, got, f"room for windows of {layer.kernel_size}")
         return (*sides, layer.features)
     if isinstance(layer, AvgPool):
@@ -154,17 +133,16 @@ def output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(layer, GlobalAvgPool):
         return shape[-1:]
     if isinstance(layer, Flatten):
-        return (int(np.prod(shape)),)
+        return (math.prod(shape),)
     if isinstance(layer, Residual):
-        body, shortcut = (
-            reduce(lambda s, inner: output_shape(inner, s), b, shape) for b in (layer.body, layer.shortcut)
-        )
+        body, shortcut = (reduce(lambda s, one: output_shape(one, s), b, shape) for b in (layer.body, layer.shortcut))
         require(body == shortcut, name, f"body {body} and shortcut {shortcut}", "equal shapes")
         return body
     return shape
 
 
 def _shapes(layers: Architecture, shape: tuple[int, ...]) -> Iterator[tuple[Layer, tuple[int, ...]]]:
+    """Iterate over all layers with the shape of one example before each."""
     for layer in layers:
         yield layer, shape
         if isinstance(layer, Residual):
@@ -174,11 +152,7 @@ def _shapes(layers: Architecture, shape: tuple[int, ...]) -> Iterator[tuple[Laye
 
 
 def gate_shapes(layers: Architecture, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of all gates of one example, in order.
-
-    Args:
-        layers: the architecture.
-        shape: of the example at the input, (features,) or (height, width, channels).
+    """Return the shapes of all gates of one example, in order, from its `shape` at the input.
 
     Example:
         >>> gate_shapes(c4gap(8), (32, 32, 3))
@@ -188,17 +162,9 @@ def gate_shapes(layers: Architecture, shape: tuple[int, ...]) -> tuple[tuple[int
 
 
 def fan_ins(layers: Architecture, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the fan-in of every `Dense` and `Conv`, in order.
-
-    Example:
-        >>> fan_ins(fc(128, 3), (784,))
-        (784, 128, 128, 128)
-    """
-    return tuple(
-        before[-1] * (int(np.prod(layer.kernel_size)) if isinstance(layer, Conv) else 1)
-        for layer, before in _shapes(layers, shape)
-        if isinstance(layer, Dense | Conv)
-    )
+    """Return the fan-in of every `Dense` and `Conv`, in order."""
+    linear = [(layer, before) for layer, before in _shapes(layers, shape) if isinstance(layer, Dense | Conv)]
+    return tuple(c[-1] * (math.prod(layer.kernel_size) if isinstance(layer, Conv) else 1) for layer, c in linear)
 
 
 def fc(width: int = 128, hidden: int = 5, classes: int = 10, bias: bool = False, flatten: bool = False) -> Architecture:
@@ -215,37 +181,26 @@ def c4gap(width: int = 128, classes: int = 10, depth: int = 4, padding: Padding 
 def vconv(classes: int = 10, pooled: bool = False) -> Architecture:
     """Build NPF's VCONV, or GCONV if `pooled`: four gated 3×3 convolutions, two gated layers of 256, biases."""
     convolutions = tuple(layer for width in (64, 64, 128, 128) for layer in (Conv(width, bias=True), Gate()))
-    return (
-        *convolutions,
-        GlobalAvgPool() if pooled else Flatten(),
-        *((Dense(256, True), Gate()) * 2),
-        Dense(classes, True),
-    )
+    pool = GlobalAvgPool() if pooled else Flatten()
+    return (*convolutions, pool, *((Dense(256, True), Gate()) * 2), Dense(classes, True))
 
 
 def vgg16(classes: int = 10, width: int = 64) -> Architecture:
     """Build DLGN's VGG16: 13 convolutions with bias, BatchNorm and gate, 2×2 average pooling after each stage."""
     layers: list[Layer] = []
     for times, factor in ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)):
-        stage: Architecture = (Conv(width * factor, bias=True), BatchNorm(), Gate())
-        layers += (*(stage * times), AvgPool())
+        layers += [*(Conv(width * factor, bias=True), BatchNorm(), Gate()) * times, AvgPool()]
     return (*layers, GlobalAvgPool(), Dense(classes, True))
 
 
 def resnet(depth: int = 110, classes: int = 10, width: int = 16) -> Architecture:
-    """Build the pre-activation CIFAR ResNet of DLGN's code base: three groups of blocks, option-B shortcuts.
-
-    Raises:
-        ConfigError: `depth` is not 6n + 2.
-    """
+    """Build the pre-activation ResNet of DLGN's code base: three groups, option-B shortcuts, `depth` 6n + 2."""
     blocks, rest = divmod(depth - 2, 6)
     require(not rest and blocks >= 1, "depth", depth, "6n + 2: 8, 14, 20, ..., 110")
     layers: list[Layer] = [Conv(width)]
-    for group in range(3):
-        features = width * 2**group
-        for block in range(blocks):
-            first = group > 0 and block == 0
-            strides = (2, 2) if first else (1, 1)
-            body = (BatchNorm(), Gate(), Conv(features, strides=strides), BatchNorm(), Gate(), Conv(features))
-            layers.append(Residual(body, (Conv(features, (1, 1), strides),) if first else ()))
+    for group, block in product(range(3), range(blocks)):
+        features, first = width * 2**group, group > 0 and block == 0
+        strides = (2, 2) if first else (1, 1)
+        body = (BatchNorm(), Gate(), Conv(features, strides=strides), BatchNorm(), Gate(), Conv(features))
+        layers.append(Residual(body, (Conv(features, (1, 1), strides),) if first else ()))
     return (*layers, BatchNorm(), Gate(), GlobalAvgPool(), Dense(classes, True))

@@ -19,29 +19,19 @@ from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section
-from jaxinterp.gated import report as gated_report
-from jaxinterp.gated.architecture import (
-    Architecture,
-    Gate,
-    c4gap,
-    fc,
-    gate_count,
-    gate_shapes,
-    resnet,
-    vconv,
-    vgg16,
-)
+from jaxinterp.gated.architecture import Architecture, Gate, c4gap, fc, gate_count, gate_shapes, resnet, vconv, vgg16
 from jaxinterp.gated.network import GatedNetwork, Gates, Gating, Network
 from jaxinterp.gated.npk_regression import NPKRegressor, evaluate
 from jaxinterp.gated.path_network import PathNetwork
-from jaxinterp.nn.losses import LossFn, classification_loss, softmax_cross_entropy
+from jaxinterp.gated.report import filters, overlaps, regression
+from jaxinterp.nn.layers import ConvNet
+from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Natural, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.train import predict
 
 Regime = Literal["relu", "decoupled", "gates", "frozen", "copied", "learnt"]
-SOFT = ("decoupled", "gates")  # regimes whose gates are trained
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of the code base that DLGN names
 
 
@@ -88,15 +78,14 @@ class GatedModel(Model):
     kernel_memory: Positive = 4.0
 
     def check(self) -> None:
-        """Regimes, gates and value input fit one another."""
-        taken = self.regime in ("copied", "learnt")
+        """Require regimes, gates and value input that fit one another."""
+        taken, two = self.regime in ("copied", "learnt"), self.regime != "relu"
         require(not taken or self.gating == "relu", "gating", f"{self.gating} with regime={self.regime}", "relu")
         for name, none in (("order", ()), ("roll", None), ("value_input", "x")):
             value = getattr(self, name)
-            alone = self.regime == "relu" and value != none
-            require(not alone, name, value, f"{none!r} with regime=relu, which has one network only")
-        blind = self.architecture == "fc" and self.value_input == "ones"
-        require(not blind, "value_input", "ones with fc", "x: values would see nothing of an image")
+            require(two or value == none, name, value, f"{none!r} with regime=relu, which has one network only")
+        seeing = self.architecture != "fc" or self.value_input == "x"
+        require(seeing, "value_input", "ones with fc", "x: values would see nothing of an image")
 
     @property
     def layers(self) -> Architecture:
@@ -111,37 +100,19 @@ class GatedModel(Model):
         }[self.architecture]()
 
 
-class Classifier(nn.Module):
-    """A ReLU or gated network, `body`, on standardized images.
-
-    Attributes:
-        body: the network.
-        mean: of each channel, subtracted.
-        deviation: of each channel, divided by.
-    """
+class Classifier(ConvNet):
+    """A ReLU or gated network, `body`, on standardized images."""
 
     body: Network | GatedNetwork
-    mean: tuple[float, ...] = (0.0,)
-    deviation: tuple[float, ...] = (1.0,)
-
-    def encode(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Standardize images in [0, 1]."""
-        mean, deviation = (jnp.asarray(part, x.dtype).reshape(1, 1, 1, -1) for part in (self.mean, self.deviation))
-        return (x - mean) / deviation
 
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False, encoded: bool = False
     ) -> Float[Array, "n classes"]:
-        """Return logits of images, or of encoded images."""
-        return self.body(x if encoded else self.encode(x), train=train, frozen=frozen)
-
-    def gates(self, x: Float[Array, "n h w c"]) -> Gates:
-        """Return the gates of a gated network at images."""
-        assert isinstance(self.body, GatedNetwork)
-        return self.body.gates(self.encode(x))
+        """Return logits of images, or of standardized images."""
+        return self.body(x if encoded else self.standardize(x), train=train, frozen=frozen)
 
     def preactivations(self, x: Float[Array, "n h w c"]) -> Gates:
-        """Return the pre-activations of a gated network's gates at encoded images."""
+        """Return the pre-activations of a gated network's gates at standardized images."""
         assert isinstance(self.body, GatedNetwork)
         return self.body.gating_network(x)
 
@@ -156,14 +127,10 @@ class GatedFamily(Family[GatedModel]):
         """Shrink a run to seconds: see `small`, with narrow layers."""
         model, shrunk = run.model, small(run)
         convolutional = model.architecture in ("c4gap", "vconv", "gconv")
+        depth = {"resnet": 8, "c4gap": min(model.depth, 4)}.get(model.architecture, 2)
         return shrunk.replace(
             data={"image_size": 12 if convolutional else shrunk.data.image_size},
-            model={
-                "width": 4,
-                "depth": {"resnet": 8, "c4gap": min(model.depth, 4)}.get(model.architecture, 2),
-                "kernel_images": min(model.kernel_images, 24),
-                "kernel_tests": 8,
-            },
+            model={"width": 4, "depth": depth, "kernel_images": min(model.kernel_images, 24), "kernel_tests": 8},
             evaluate={"grid_sizes": shrunk.evaluate.grid_sizes if run.evaluate.grid_sizes else ()},
         )
 
@@ -171,13 +138,12 @@ class GatedFamily(Family[GatedModel]):
         """Return the network of a run."""
         model, data, sizes = run.model, run.data, run.evaluate.grid_sizes
         require(data.name != "imagenet2012", "data.name", data.name, "a data set that fits in memory")
-        fixed = model.architecture in ("fc", "vconv")
-        wanted = f"none: {model.architecture} takes one image size only"
-        require(not (sizes and fixed), "evaluate.grid_sizes", sizes, wanted)
-        scrambled = sizes and model.roll is not None
-        require(not scrambled, "model.roll", model.roll, "None with evaluate.grid_sizes: grids get scrambled")
-        channels = data.channels
-        require(not model.standardize or channels == len(MEAN), "data.channels", channels, "3 with model.standardize")
+        resizable = not sizes or model.architecture not in ("fc", "vconv")
+        require(resizable, "evaluate.grid_sizes", sizes, f"none: {model.architecture} takes one image size only")
+        straight = not sizes or model.roll is None
+        require(straight, "model.roll", model.roll, "None with evaluate.grid_sizes: grids get scrambled")
+        colored = not model.standardize or data.channels == len(MEAN)
+        require(colored, "data.channels", data.channels, "3 with model.standardize")
         try:
             layers = model.layers
             gate_shapes(layers, data.image_shape)
@@ -189,23 +155,14 @@ class GatedFamily(Family[GatedModel]):
             gates = gate_count(layers)
             permuted = sorted(model.order) in ([], list(range(gates)))
             require(permuted, "model.order", model.order, f"a permutation of 0 to {gates - 1}")
-            body = GatedNetwork(
-                layers,
-                model.gating,
-                hard=model.regime not in SOFT,
-                sharpness=model.sharpness,
-                scale=model.scale,
-                value_input=model.value_input,
-                order=model.order or None,
-                roll=model.roll,
-                weights=model.weights,
-                dtype=kind,
-            )
-        return Classifier(body, MEAN, DEVIATION) if model.standardize else Classifier(body)
+            fields = {name: getattr(model, name) for name in ("sharpness", "scale", "value_input", "roll", "weights")}
+            hard, order = model.regime not in ("decoupled", "gates"), model.order or None
+            body = GatedNetwork(layers, model.gating, hard=hard, order=order, dtype=kind, **fields)
+        return Classifier(body, mean=MEAN, std=DEVIATION) if model.standardize else Classifier(body)
 
     def loss(self, run: Run[GatedModel], network: nn.Module) -> LossFn:
         """Return the softmax cross-entropy."""
-        return classification_loss(network, softmax_cross_entropy)
+        return ClassificationLoss(network, softmax_cross_entropy)
 
     def frozen_params(self, run: Run[GatedModel]) -> Callable[[str], bool] | None:
         """Freeze the parameters of fixed gates, or the values' where gates are trained alone."""
@@ -227,11 +184,11 @@ class GatedFamily(Family[GatedModel]):
             return variables
         initial = dict(variables)
         for kind, values in variables.items():
-            body = dict(values.get("body", {}))
+            body = values.get("body", {})
             if "gating_network" in body:
                 source = body["value_network"] if pretrained is None else pretrained[kind]["body"]
-                body["gating_network"] = {layer: source[layer] for layer in body["gating_network"]}
-                initial[kind] = {**values, "body": body}
+                gates = {layer: source[layer] for layer in body["gating_network"]}
+                initial[kind] = {**values, "body": {**body, "gating_network": gates}}
         return initial
 
     def explainable(self, trained: TrainedRun[GatedModel]) -> Explainable:
@@ -245,7 +202,7 @@ class GatedFamily(Family[GatedModel]):
             apply=lambda variables, x: network.apply(variables, x),
             predict=lambda variables, x: network.apply(variables, x, encoded=True),
             frozen=lambda variables, x: network.apply(variables, x, encoded=True, frozen=True),
-            encode=network.encode,
+            encode=network.standardize,
             bias=None,
             layer=gates[0] if spatial and model.regime != "relu" and model.value_input == "ones" else None,
             layers=tuple(gates) if spatial else (),
@@ -257,10 +214,11 @@ class GatedFamily(Family[GatedModel]):
 
     def measure(self, trained: TrainedRun[GatedModel], log: Log) -> dict[str, Any]:
         """Measure NPK regression with the run's gates, if it asks for one, and the overlap of open sub-networks."""
-        model, train, batch = trained.run.model, trained.train_data, trained.run.train.eval_batch
+        model, batch = trained.run.model, trained.run.train.eval_batch
         count = model.kernel_images
         if not count:
             return {}
+        train = trained.train_data
         require(count <= len(train), "model.kernel_images", count, f"at most {len(train)}, the training images here")
         known = train.images[:count].astype(np.float32) / np.float32(train.maximum)
         images, labels = (part[: model.kernel_tests] for part in trained.test_data)
@@ -280,42 +238,27 @@ class GatedFamily(Family[GatedModel]):
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: deciding training images, shared sub-networks, filters of linear gates."""
-        trained, sections = report.trained, list[Section]()
+        model, sections = report.run.model, list[Section]()
         if "deciding" in report.results:
-            sections.append(gated_report.regression(report, trained.train_data))
-            sections.append(gated_report.overlaps(report))
-        model = trained.run.model
+            sections += [regression(report), overlaps(report)]
         if model.regime != "relu" and model.gating != "relu":
             count = gate_count(model.layers)
-            chosen = sorted({0, count // 2, count - 1})
-            gates = gated_report.linear_gates(trained.network, trained.variables, count)
-            names, shape = [f"gate {i}" for i in chosen], trained.run.data.image_shape
-            sections.append(gated_report.filters([gates[i] for i in chosen], shape, names))
+            sections.append(filters(report.trained, sorted({0, count // 2, count - 1})))
         return sections
 
 
 def path_network(trained: TrainedRun[GatedModel]) -> PathNetwork:
     """Return kernel, value inputs and gates of a run's network, as functions of images."""
     body = {kind: values["body"] for kind, values in trained.variables.items() if "body" in values}
-    return PathNetwork.of(trained.network.body, body, trained.network.encode)
+    return PathNetwork.of(trained.network.body, body, trained.network.standardize)
 
 
-def spatial_gates(layers: Architecture, shape: tuple[int, ...], most: int = 5) -> list[int]:
-    """Return the spatial gates that the whole value passes, not those of one branch of a residual block.
-
-    Args:
-        layers: the architecture.
-        shape: of an example.
-        most: how many, evenly from the first to the last.
-
-    Example:
-        >>> spatial_gates(c4gap(8), (32, 32, 3)), spatial_gates(resnet(20), (32, 32, 3))
-        ([0, 1, 2, 3], [18])
-    """
-    number, spatial = 0, []
-    for layer in layers:
-        if isinstance(layer, Gate) and len(gate_shapes(layers, shape)[number]) == 3:
+def spatial_gates(layers: Architecture, shape: tuple[int, ...]) -> list[int]:
+    """Return at most five spatial gates, evenly from the first to the last, that no residual block goes around."""
+    shapes, spatial = gate_shapes(layers, shape), list[int]()
+    for i, layer in enumerate(layers):
+        number = gate_count(layers[:i])
+        if isinstance(layer, Gate) and len(shapes[number]) == 3:
             spatial.append(number)
-        number += gate_count((layer,))
-    kept = np.linspace(0, len(spatial) - 1, min(most, len(spatial))).round().astype(int)
+    kept = np.linspace(0, len(spatial) - 1, min(5, len(spatial))).round().astype(int)
     return [spatial[i] for i in kept]

@@ -28,19 +28,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jaxinterp.checks import require, require_finite, require_one_of
-from jaxinterp.gated.architecture import (
-    Architecture,
-    AvgPool,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    Gate,
-    GlobalAvgPool,
-    Residual,
-    ValueInput,
-    gate_count,
-)
+from jaxinterp.gated import architecture as arch
+from jaxinterp.gated.architecture import Architecture, ValueInput, gate_count
 from jaxinterp.nn import batchnorm
 from jaxinterp.nn.layers import Layer
 
@@ -55,10 +44,7 @@ def weight_initializer(distribution: Weights = "normal", variance: float | None 
     Args:
         distribution: "normal"; "rademacher", ±σ as NPF's Theorem 5.1 assumes; or "glorot", uniform of variance
             2 / (fan-in + fan-out), the default of NPF's framework.
-        variance: σ² of every layer, He's 2 / fan-in if None; NPF's theory uses 2 / width in all layers.
-
-    Raises:
-        ConfigError: an unknown distribution, a variance that is not positive, or a variance with "glorot".
+        variance: σ² > 0 of every layer, He's 2 / fan-in if None (always with glorot); 2 / width in NPF's theory.
     """
     require_one_of("distribution", distribution, get_args(Weights))
     if distribution == "glorot":
@@ -83,9 +69,6 @@ def open_gates(preactivations: Gates, *, hard: bool = True, sharpness: float = 1
         sharpness: β of soft gates; 10 in DLGN, 4 in NPF's code.
         scale: the 1 + ε of NPF's code, 1.1 there.
 
-    Returns:
-        One gate for each, of the same shape and dtype.
-
     Example:
         >>> open_gates((jnp.array([-1.0, 0.0, 2.0]),))[0].tolist()
         [0.0, 0.0, 1.0]
@@ -99,34 +82,24 @@ class Mask(nn.Module):
     """Compute z = q ⊙ G; a module so that the gated activation has a name at which it can be decomposed."""
 
     def __call__(self, q: Float[Array, "n ..."], gate: Shaped[Array, "..."]) -> Float[Array, "n ..."]:
-        """Mask `q`."""
+        """Return z."""
         require(gate.shape == q.shape, f"gates: {self.name}", f"shape {gate.shape}", f"shape {q.shape}")
         return q * gate.astype(q.dtype)
 
 
 class _Part(Layer):
-    """A network along an architecture.
-
-    Attributes:
-        layers: the architecture.
-        weights: distribution of the initial weights.
-        variance: their variance; He's 2 / fan-in if None.
-    """
+    """A network along an architecture; its fields are those of `GatedNetwork`."""
 
     layers: Architecture
     weights: Weights = "normal"
     variance: float | None = None
 
-    def linear(self, layer: Dense | Conv, x: Array, name: str) -> Array:
+    def linear(self, layer: arch.Dense | arch.Conv, x: Array, name: str) -> Array:
         """Apply a dense or convolutional layer."""
-        options: dict[str, Any] = {
-            "use_bias": layer.bias,
-            "kernel_init": weight_initializer(self.weights, self.variance),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "name": name,
-        }
-        if isinstance(layer, Dense):
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = weight_initializer(self.weights, self.variance)
+        options: dict[str, Any] = {"use_bias": layer.bias, "kernel_init": init, "name": name, **types}
+        if isinstance(layer, arch.Dense):
             return nn.Dense(layer.features, **options)(x)
         if layer.padding == "circular":
             x = jnp.pad(x, ((0, 0), *layer.pads, (0, 0)), mode="wrap")
@@ -139,14 +112,7 @@ class _Part(Layer):
         return batchnorm.BatchNorm(**self.shared, name=name)(images, train).reshape(x.shape)
 
     def traverse(self, x: Array, train: bool, gate: Callable[[int, Array], Array], head: bool = True) -> Array:
-        """Run `x` through all layers, named `linear_i` and `norm_i` in order.
-
-        Args:
-            x: input.
-            train: normalize with the batch's statistics.
-            gate: (l, q_l) ↦ z_l.
-            head: run the layers after the last gate, too.
-        """
+        """Run `x` through all layers, or up to the last gate without `head`; `gate` is (l, q_l) ↦ z_l."""
         linears, norms, gates, last = count(), count(), 0, gate_count(self.layers)
 
         def run(layers: Architecture, x: Array) -> Array:
@@ -154,27 +120,27 @@ class _Part(Layer):
             for layer in layers:
                 if gates == last and not head:
                     break
-                if isinstance(layer, Dense | Conv):
+                if isinstance(layer, arch.Dense | arch.Conv):
                     x = self.linear(layer, x, f"linear_{next(linears)}")
-                elif isinstance(layer, BatchNorm):
+                elif isinstance(layer, arch.BatchNorm):
                     x = self.norm(x, train, f"norm_{next(norms)}")
-                elif isinstance(layer, Gate):
+                elif isinstance(layer, arch.Gate):
                     x = gate(gates, x)
                     gates += 1
-                elif isinstance(layer, Residual):
+                elif isinstance(layer, arch.Residual):
                     body = run(layer.body, x)
                     x = body if gates == last and not head else body + run(layer.shortcut, x)
                 else:
                     x = _pool(layer, x)
             return x
 
-        return run(self.layers, x)
+        return run(self.layers, self.widen(x))
 
 
-def _pool(layer: AvgPool | GlobalAvgPool | Flatten, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    if isinstance(layer, Flatten):
+def _pool(layer: arch.AvgPool | arch.GlobalAvgPool | arch.Flatten, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    if isinstance(layer, arch.Flatten):
         return x.reshape(len(x), -1)
-    if isinstance(layer, GlobalAvgPool):
+    if isinstance(layer, arch.GlobalAvgPool):
         return x.mean((1, 2))
     (wy, wx), (n, height, width, channels) = layer.window, x.shape
     rows, columns = height // wy, width // wx
@@ -184,7 +150,7 @@ def _pool(layer: AvgPool | GlobalAvgPool | Flatten, x: Float[Array, "n ..."]) ->
 class Network(_Part):
     """A value network, masked by gates given as data; without gates the ReLU network of the same weights.
 
-    Its layers are named `linear_i`, `norm_i` and `gate_l`, in order.
+    Its layers are named `linear_i`, `norm_i` and `gate_l`, in order; its fields are those of `GatedNetwork`.
 
     Source: NPF, Sec. 2 and 4 (GaLU units).
     """
@@ -193,19 +159,13 @@ class Network(_Part):
     def __call__(
         self, x: Float[Array, "n ..."], gates: Gates | None = None, train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Carry the value of `x` along the open paths.
+        """Carry the value of `x` along the open paths to the logits.
 
         Args:
             x: (N, features) or (N, H, W, C).
-            gates: one for each `Gate` of the architecture, (N, ...) as the activation there; None rectifies.
+            gates: one for each `Gate` of the architecture, (N, ...) as the activation there, finite; None rectifies.
             train: normalize with the batch's statistics.
             frozen: hold gates and statistics constant, which makes the network affine in `x`.
-
-        Returns:
-            Logits, (N, classes).
-
-        Raises:
-            ConfigError: gates of another number or shape than the architecture's, or, outside of `jit`, not finite.
         """
         expected = gate_count(self.layers)
         require(gates is None or len(gates) == expected, "gates", len(gates or ()), f"{expected}, one for each Gate")
@@ -255,47 +215,30 @@ class GatingNetwork(_Part):
 
         def run(layers: Architecture, x: Array, width: int, normed: bool) -> tuple[Array, int, bool]:
             for layer in layers:
-                if isinstance(layer, Dense | Conv):
+                if isinstance(layer, arch.Dense | arch.Conv):
                     width, normed = layer.features, False
-                    if isinstance(layer, Conv) and layer.strides != (1, 1):
-                        x = _pool(AvgPool(layer.strides), x)
-                elif isinstance(layer, BatchNorm):
+                    if isinstance(layer, arch.Conv) and layer.strides != (1, 1):
+                        x = _pool(arch.AvgPool(layer.strides), x)
+                elif isinstance(layer, arch.BatchNorm):
                     normed = True
-                elif isinstance(layer, Gate):
-                    feature = Conv(width, bias=not normed) if x.ndim == 4 else Dense(width, not normed)
+                elif isinstance(layer, arch.Gate):
+                    feature = arch.Conv(width, bias=not normed) if x.ndim == 4 else arch.Dense(width, not normed)
                     y = self.linear(feature, x, f"linear_{len(q)}")
                     q.append(self.norm(y, train, f"norm_{len(q)}") if normed else y)
-                elif isinstance(layer, Residual):
+                elif isinstance(layer, arch.Residual):
                     x, width, normed = run(layer.body, x, width, normed)
                 else:
                     x = _pool(layer, x)
             return x, width, normed
 
-        run(self.layers, x, x.shape[-1], False)
+        run(self.layers, self.widen(x), x.shape[-1], False)
         return tuple(q)
 
 
-def permute_gates(gates: Gates, order: Sequence[int]) -> Gates:
-    """Return gates in another order, l-th `gates[order[l]]`, all of equal shape (DLGN, Sec. 4).
-
-    Raises:
-        ConfigError: `order` is not a permutation of the gates.
-    """
-    permutation = sorted(order) == list(range(len(gates)))
-    require(permutation, "order", tuple(order), f"a permutation of 0 to {len(gates) - 1}")
-    return tuple(gates[i] for i in order)
-
-
 def tile_and_roll(gates: Gates, key: PRNGKeyArray, times: int = 5) -> Gates:
-    """Scramble gates of equal shape: concatenate in reverse order, roll in space and channels, and split again.
+    """Scramble gates of equal shape (N, H, W, C): concatenate in reverse order, roll H, W and channels, split again.
 
-    Args:
-        gates: (N, H, W, C) each.
-        key: of the offsets; one key scrambles all images alike.
-        times: number of random offsets that are added up, each uniform over H, W and all channels.
-
-    Returns:
-        Gates of the same shapes.
+    All images are rolled alike, along each axis by the sum of `times` uniform offsets.
 
     Source: drafts of DLGN (tile-and-roll experiment).
     """
@@ -321,7 +264,7 @@ class GatedNetwork(Layer):
         sharpness: β of soft gates.
         scale: the 1 + ε of soft gates in NPF's code.
         value_input: "x", or "ones", an all-ones tensor of the image's shape.
-        order: permutation of the gates, or None.
+        order: a permutation: the l-th gate is that of number order[l], all of equal shape (DLGN, Sec. 4); or None.
         roll: seed of `tile_and_roll`, or None.
         weights: distribution of the initial weights.
         variance: their variance; He's 2 / fan-in if None.
@@ -349,26 +292,18 @@ class GatedNetwork(Layer):
 
     def gates(self, x: Float[Array, "n ..."], train: bool = False) -> Gates:
         """Compute the gates of the value network at `x`; hard ones and their statistics are not trained."""
-        opened = open_gates(
-            self.gating_network(x, train and not self.hard), hard=self.hard, sharpness=self.sharpness, scale=self.scale
-        )
+        q = self.gating_network(x, train and not self.hard)
+        opened = open_gates(q, hard=self.hard, sharpness=self.sharpness, scale=self.scale)
         if self.order is not None:
-            opened = permute_gates(opened, self.order)
+            permutation = sorted(self.order) == list(range(len(opened)))
+            require(permutation, "order", self.order, f"a permutation of 0 to {len(opened) - 1}")
+            opened = tuple(opened[i] for i in self.order)
         return opened if self.roll is None else tile_and_roll(opened, jax.random.key(self.roll))
 
     def __call__(
         self, x: Float[Array, "n ..."], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Classify.
-
-        Args:
-            x: (N, features) or (N, H, W, C).
-            train: normalize with the batch's statistics.
-            frozen: hold gates and statistics constant, which makes the logits affine in `x`.
-
-        Returns:
-            Logits, (N, classes).
-        """
+        """Classify; arguments and logits as of `Network`, the gates being those at `x`."""
         gates = self.gates(lax.stop_gradient(x) if frozen else x, train and not frozen)
         value = x if self.value_input == "x" else jnp.ones_like(x)
         return self.value_network(value, gates, train, frozen)

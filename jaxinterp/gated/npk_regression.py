@@ -42,8 +42,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         network: kernel, and value inputs and gates of images; `PathNetwork.of` reads it off a trained network.
         classes: number of classes 0, ..., classes − 1; None takes the distinct labels of `fit`.
         ridges: λ to choose from, relative to the kernel's mean diagonal.
-        max_bytes: memory for the training images' kernel in float64. A larger kernel is kept in tiles, and as many
-            bytes of them in memory.
+        max_bytes: memory for the kernel in float64. A larger one is kept in tiles, as many bytes of them in memory.
         folder: of the tiles; needed for a larger kernel. Fitting the same images again resumes it.
         seed: of the choice of images for λ and for the preconditioner of a larger kernel.
         batch_size: images whose inputs and gates are computed at a time.
@@ -80,25 +79,14 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         batch_size: int = 256,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        self.network = network
-        self.classes = classes
-        self.ridges = ridges
-        self.max_bytes = max_bytes
-        self.folder = folder
-        self.seed = seed
-        self.batch_size = batch_size
-        self.log = log
+        self.network, self.classes, self.ridges, self.log = network, classes, ridges, log
+        self.max_bytes, self.folder, self.seed, self.batch_size = max_bytes, folder, seed, batch_size
 
     def fit(self, x: Images, y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
-        """Fit to training images.
-
-        Args:
-            x: images, (n, ...).
-            y: their labels, (n,).
+        """Fit to training images and their labels.
 
         Raises:
-            ConfigError: labels that do not match, a kernel larger than `max_bytes` without a `folder`, a folder with
-                tiles of another kernel, or a system that cannot be solved.
+            ConfigError: a kernel larger than `max_bytes` without a `folder`, or a folder with tiles of another kernel.
             DataError: a tile cannot be computed, read or written.
         """
         start, y, n = time.perf_counter(), np.asarray(y), len(x)
@@ -120,8 +108,15 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, x: Images) -> Float[np.ndarray, "m classes"]:
-        """Predict the regression targets of images, one column per class of `classes_`."""
-        return self._decide(self._read(x))
+        """Predict the regression targets of images, one column per class of `classes_`, without holding the kernel."""
+        side, solution, logits = self._read(x), self.solution_, []
+        for rows in self._blocks(len(x)):
+            total = solution.offset
+            for columns in self._blocks(len(self.inputs_)):
+                k = np.asarray(self._between(_rows(side, rows), columns), np.float64)
+                total = total + k @ solution.alpha[columns]
+            logits.append(total)
+        return np.concatenate(logits)
 
     def predict(self, x: Images) -> Shaped[np.ndarray, " m"]:
         """Predict the labels of images."""
@@ -132,10 +127,11 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
 
         With the offset, `solution_.offset`, the shares of an image sum to its `decision_function`.
         """
-        return self._shares(self._read(x))
+        side, blocks = self._read(x), self._blocks(len(self.inputs_))
+        return self.solution_.shares(np.concatenate([self._between(side, columns) for columns in blocks], axis=1))
 
     def _fit_tiles(self, targets: Float[np.ndarray, "n classes"]) -> tuple[Ridge, str]:
-        n, start, kernel, size = len(targets), time.perf_counter(), self.network.kernel, self._tile_size
+        n, start, kernel = len(targets), time.perf_counter(), self.network.kernel
         require(self.folder, "folder", self.folder, f"one for the kernel of {n} images, larger than max_bytes")
         identity = {
             "kernel": repr(replace(kernel, norms=())),
@@ -144,7 +140,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
             "gates": [crc32(gate) for gate in self.gates_],
         }
         options: dict[str, Any] = {"symmetric": True, "identity": identity, "cache_bytes": self.max_bytes}
-        tiles = Tiles(str(self.folder), (n, n), tile_size=size, **options)
+        tiles = Tiles(str(self.folder), (n, n), tile_size=self._tile_size, **options)
         computed = tiles.compute(lambda rows, columns: self._between(self._train(rows), columns))
         self._log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
         draw = np.random.default_rng(self.seed).permutation(n)
@@ -174,7 +170,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         return _rows((self.inputs_, self.gates_), rows)
 
     def _between(self, side: Side, rows: Any) -> Float[Array, "m n"]:
-        """Compute the kernel between some images and rows of the training images."""
+        """Compute the kernel between images and rows of the training images."""
         return self.network.kernel(*side, *self._train(rows))
 
     @property
@@ -185,21 +181,6 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
 
     def _blocks(self, count: int) -> list[slice]:
         return [slice(start, start + self._tile_size) for start in range(0, count, self._tile_size)]
-
-    def _decide(self, side: Side) -> Float[np.ndarray, "m classes"]:
-        """Predict block by block, without holding the kernel."""
-        blocks = []
-        for rows in self._blocks(len(side[0])):
-            total = self.solution_.offset
-            for columns in self._blocks(len(self.inputs_)):
-                k = np.asarray(self._between(_rows(side, rows), columns), np.float64)
-                total = total + k @ self.solution_.alpha[columns]
-            blocks.append(total)
-        return np.concatenate(blocks)
-
-    def _shares(self, side: Side) -> Float[np.ndarray, "m n classes"]:
-        k = np.concatenate([self._between(side, rows) for rows in self._blocks(len(self.inputs_))], axis=1)
-        return self.solution_.shares(k)
 
     def _log(self, line: str) -> None:
         if self.log is not None:
@@ -217,39 +198,31 @@ def evaluate(
     shown: Int[np.ndarray, " shown"],
     count: int = 4,
 ) -> dict[str, Any]:
-    """Evaluate a fitted regressor on test images.
-
-    Args:
-        regressor: fitted, with labels 0, ..., classes − 1.
-        images: test images, (m, ...).
-        labels: their labels, (m,).
-        shown: indices of test images whose deciding training images are listed.
-        count: training images listed for and against each prediction.
+    """Evaluate on test images a regressor fitted with labels 0, ..., classes − 1.
 
     Returns:
-        JSON values: `metrics` (name → number); `deciding`, for each of `shown` its prediction, the sum of the signed
-        shares of all training images, and the largest shares as [training image, share]; and `overlap`, how much
-        classes share open sub-networks, (gates, classes, classes).
+        JSON values: `metrics` (name → number); `deciding`, for each test image of the indices `shown` its prediction,
+        the sum of all shares and the `count` largest for and against it as [training image, share]; and `overlap`, see
+        `class_overlap`, (gates, classes, classes).
     """
-    start, side = time.perf_counter(), regressor._read(images)
-    logits, solution = regressor._decide(side), regressor.solution_
+    start, logits, solution, deciding = (
+        time.perf_counter(),
+        regressor.decision_function(images),
+        regressor.solution_,
+        [],
+    )
     accuracy = float((logits.argmax(1) == labels).mean())
     regressor._log(f"accuracy {accuracy:.4f} on {len(labels)} images ({time.perf_counter() - start:.1f} s)")
-    deciding = []
-    for index in shown.tolist():
+    for index, every in zip(shown.tolist(), regressor.shares(images[shown]), strict=True):
         best = int(logits[index].argmax())
-        shares = regressor._shares(_rows(side, slice(index, index + 1)))[0, :, best]
+        shares = every[:, best]
         order = np.argsort(-np.abs(shares), kind="stable")
+        numbers = {"prediction": logits[index, best], "offset": solution.offset[best], "sum": shares.sum()}
+        decisive = {"for": order[shares[order] > 0], "against": order[shares[order] < 0]}
         deciding.append(
-            {
-                "image": index,
-                "class": best,
-                "prediction": float(logits[index, best]),
-                "offset": float(solution.offset[best]),
-                "sum": float(shares.sum()),
-                "for": [[int(i), float(shares[i])] for i in order[shares[order] > 0][:count]],
-                "against": [[int(i), float(shares[i])] for i in order[shares[order] < 0][:count]],
-            }
+            {"image": index, "class": best}
+            | {name: float(number) for name, number in numbers.items()}
+            | {name: [[int(i), float(shares[i])] for i in indices[:count]] for name, indices in decisive.items()}
         )
     metrics = {
         "npk_test_accuracy": accuracy,
@@ -257,5 +230,6 @@ def evaluate(
         "npk_images": float(len(regressor.inputs_)),
         "npk_test_images": float(len(labels)),
     }
-    overlap = class_overlap(side[1], labels, len(regressor.classes_)).round(6).tolist()
+    gates = regressor.network.read(images, regressor.batch_size)[1]
+    overlap = class_overlap(gates, labels, len(regressor.classes_)).round(6).tolist()
     return {"metrics": metrics, "deciding": deciding, "overlap": overlap}

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxinterp.gated.architecture import BatchNorm, Flatten, ValueInput, iter_layers
+from jaxinterp.gated.architecture import BatchNorm, Flatten, iter_layers
 from jaxinterp.gated.kernels.path import Norm, Normalize, PathKernel
 from jaxinterp.gated.network import GatedNetwork, Gates, GatingNetwork, Network
 
@@ -25,14 +25,6 @@ class PathNetwork:
         kernel: of the value network.
         inputs: images, (n, ...) ↦ value inputs, (n, ...).
         gates: images, (n, ...) ↦ one gate for each `Gate` of the kernel's architecture, (n, ...).
-
-    Example:
-        >>> from jaxinterp.gated.architecture import fc
-        >>> layers, x = fc(4, 2, classes=3, flatten=True), jnp.ones((2, 5, 5, 1))
-        >>> dlgn = GatedNetwork(layers, hard=True)
-        >>> network = PathNetwork.of(dlgn, dlgn.init(jax.random.key(0), x))
-        >>> network.inputs(x).shape, [gate.shape for gate in network.gates(x)], network.kernel.exact
-        ((2, 25), [(2, 4), (2, 4)], True)
     """
 
     kernel: PathKernel
@@ -59,16 +51,20 @@ class PathNetwork:
             encode: images ↦ what the network reads, such as standardized images.
             normalize: of the kernel.
         """
-        read: Any = partial(GatingNetwork(network.layers, gating="relu").apply, variables)
-        hard, value_input, value = True, cast(ValueInput, "x"), variables
         if isinstance(network, GatedNetwork):
-            read = partial(network.apply, variables, method="gates")
+            read: Any = partial(network.apply, variables, method="gates")
             hard, value_input = network.hard, network.value_input
             value = {kind: parts["value_network"] for kind, parts in variables.items() if "value_network" in parts}
+        else:
+            read = partial(GatingNetwork(network.layers, gating="relu").apply, variables)
+            hard, value_input, value = True, "x", variables
         flat = isinstance(network.layers[0], Flatten)
-        layers = network.layers[1:] if flat else network.layers
-        norms = _norms(value, sum(isinstance(layer, BatchNorm) for layer in iter_layers(layers)))
-        kernel = PathKernel(layers, normalize=normalize, value_input=value_input, norms=norms, exact=hard)
+        layers, norms = network.layers[1:] if flat else network.layers, []
+        for i in range(sum(isinstance(layer, BatchNorm) for layer in iter_layers(layers))):
+            params, statistics = value["params"][f"norm_{i}"], value["batch_stats"][f"norm_{i}"]
+            scale = params["scale"] * jax.lax.rsqrt(statistics["var"] + EPSILON)
+            norms.append(Norm(scale, params["bias"] - statistics["mean"] * scale))
+        kernel = PathKernel(layers, normalize=normalize, value_input=value_input, norms=tuple(norms), exact=hard)
 
         def gates(x: Array) -> Gates:
             opened = read(encode(x))
@@ -83,15 +79,7 @@ class PathNetwork:
     def read(
         self, images: Float[Array | np.ndarray, "n ..."], batch_size: int = 256
     ) -> tuple[Shaped[np.ndarray, "n ..."], tuple[Shaped[np.ndarray, "n ..."], ...]]:
-        """Compute value inputs and gates of images, in batches of one size.
-
-        Args:
-            images: (n, ...).
-            batch_size: images per batch; the last one is filled up by repeating images.
-
-        Returns:
-            Value inputs and gates on the host.
-        """
+        """Compute value inputs and gates of images on the host, in batches of one size, the last one filled up."""
         batches = []
         for start in range(0, len(images), batch_size):
             x = jnp.asarray(images[np.arange(start, start + batch_size) % len(images)])
@@ -99,13 +87,3 @@ class PathNetwork:
             batches.append([np.asarray(part)[:count] for part in (self.inputs(x), *self.gates(x))])
         inputs, *gates = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return inputs, tuple(gates)
-
-
-def _norms(variables: Any, count: int) -> tuple[Norm, ...]:
-    """Read evaluation BatchNorm off a network as affine maps."""
-    norms = []
-    for i in range(count):
-        params, statistics = variables["params"][f"norm_{i}"], variables["batch_stats"][f"norm_{i}"]
-        scale = params["scale"] * jax.lax.rsqrt(statistics["var"] + EPSILON)
-        norms.append(Norm(scale, params["bias"] - statistics["mean"] * scale))
-    return tuple(norms)

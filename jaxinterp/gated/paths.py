@@ -19,14 +19,9 @@ from jaxinterp.gated.architecture import Gates
 
 
 class Filters(NamedTuple):
-    """Input filters of one layer's gates, q(x) = <weights, x> + bias.
+    """Input filters of one layer's gates, q(x) = <weights, x> + bias."""
 
-    Attributes:
-        weights: (units, *input shape).
-        bias: (units,).
-    """
-
-    weights: Float[Array, "units ..."]
+    weights: Float[Array, "units *input"]
     bias: Float[Array, " units"]
 
 
@@ -40,17 +35,13 @@ def effective_filters(
     """Compute the input filters of one layer's gates from their affine pre-activation.
 
     Args:
-        preactivation: x ↦ q of one layer, (1, ...) ↦ (1, ...), affine, such as
-            `lambda x: gating_network.apply(variables, x)[layer]` of a DLGN.
+        preactivation: (1, ...) ↦ (1, ...), `lambda x: gating_network.apply(variables, x)[layer]` of a DLGN, say.
         shape: shape of an example.
-        units: flat indices into q; all units if None.
+        units: flat indices into q, in the order of the filters; all units if None.
         dtype: type of the computation.
 
-    Returns:
-        The filters, in the order of `units`.
-
     Raises:
-        ConfigError: the pre-activation is not affine (as in a DGN), or a unit does not exist.
+        ConfigError: the pre-activation is not affine, as in a DGN.
 
     Source: DLGN, Sec. 3 (primal linearity).
     """
@@ -95,14 +86,11 @@ def class_overlap(
 
     Args:
         gates: one for each layer, (N, ...).
-        labels: (N,).
+        labels: (N,), in [0, classes).
         classes: number of classes.
 
     Returns:
         For every layer and pair of classes the mean over pairs of different examples; NaN without such a pair.
-
-    Raises:
-        ConfigError: labels out of [0, classes).
     """
     require_labels("labels", labels, len(labels), classes)
     membership = np.eye(classes)[np.asarray(labels)]
@@ -123,12 +111,7 @@ def class_overlap(
 
 
 class Paths(NamedTuple):
-    """The strongest paths from an example to one output.
-
-    Attributes:
-        units: unit of each layer on the path, from the input, (paths, layers).
-        contributions: signed contribution of each path to the output, by falling size, (paths,).
-    """
+    """The strongest paths from an example to one output: their units from the input on, signed contributions."""
 
     units: Int[np.ndarray, "paths layers"]
     contributions: Float[np.ndarray, " paths"]
@@ -156,15 +139,11 @@ def strongest_paths(
     Returns:
         At most k paths, strongest first, without those of contribution zero.
 
-    Raises:
-        ConfigError: shapes that do not match, an output that does not exist, or k < 1.
-
     Source: NPF, Sec. 2 (neural path feature and value).
     """
     require_at_least("k", k, 1)
     require(len(gates) == len(kernels) - 1, "gates", len(gates), f"{len(kernels) - 1}, one for each layer but the last")
-    layers = [np.asarray(kernel, np.float64) for kernel in kernels]
-    scales = [np.asarray(gate, np.float64) for gate in gates]
+    layers, scales = ([np.asarray(one, np.float64) for one in arrays] for arrays in (kernels, gates))
     widths = [len(np.asarray(x)), *(layer.shape[1] for layer in layers)]
     fan_ins, sizes = [len(layer) for layer in layers], [scale.shape for scale in scales]
     require(fan_ins == widths[:-1], "kernels", f"fan-ins {fan_ins}", f"{widths[:-1]}, the widths before them")
@@ -178,8 +157,7 @@ def strongest_paths(
         candidates = (values[:, :, None] * (layer * scale)[:, None]).reshape(width * survivors, -1).T
         best = np.argsort(-np.abs(candidates), axis=1, kind="stable")[:, :k]
         values = np.take_along_axis(candidates, best, axis=1)
-        below = units.reshape(width * survivors, -1)[best]
         here = np.broadcast_to(np.arange(len(values))[:, None, None], (*best.shape, 1))
-        units = np.concatenate([below, here], axis=-1)
+        units = np.concatenate([units.reshape(width * survivors, -1)[best], here], axis=-1)
     nonzero = values[0] != 0
     return Paths(units[0, nonzero, :-1], values[0, nonzero])

@@ -1,35 +1,33 @@
-"""What only gated networks show in their report: who decided in the regression, what gates see, what classes share."""
+"""Report sections of gated networks: deciding training images, filters of gates, shared sub-networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jaxtyping import Float
+from jaxtyping import Array
 
-from jaxinterp.data import Dataset
 from jaxinterp.figures.curves import overlap_matrices
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import filter_sheet, panel
-from jaxinterp.gated.paths import Filters, effective_filters
-from jaxinterp.recipe.family import Report
+from jaxinterp.gated.architecture import gate_shapes
+from jaxinterp.gated.paths import effective_filters
+from jaxinterp.recipe.family import Report, TrainedRun
 
-DRAWN = 8  # filters of a layer
+COLUMNS = 8  # training images beside a test image, and filters of a layer
 
 
-def regression(report: Report, train: Dataset) -> Section:
-    """Accuracy of the NPK regression beside its value network's, and the training images that decided."""
-    found, images, labels, classes = report.results, report.images, report.labels, report.classes
-    metrics, deciding = found["metrics"], found["deciding"]
+def regression(report: Report) -> Section:
+    """Return the accuracy of the NPK regression and of its value network, and the training images that decided."""
+    metrics, deciding, train = report.results["metrics"], report.results["deciding"], report.trained.train_data
+    images, labels, classes = report.images, report.labels, report.classes
     rows, titles, names = [], [], []
-    blank = np.ones((*images.shape[1:3], 3), np.float32)
     for one in deciding:
         shares = [*one["for"], *one["against"]]
-        drawn = [_rgb(train.images[i] / np.float32(train.maximum)) for i, _ in shares]
-        words = [f"{classes[int(train.labels[i])]}: {share:+.3f}" for i, share in shares]
-        rows.append(np.stack([*drawn, *[blank] * (8 - len(drawn))]))
-        titles.append([*words, *[""] * (8 - len(drawn))])
+        row, blank = np.ones((COLUMNS, *images.shape[1:3], 3), np.float32), [""] * (COLUMNS - len(shares))
+        for cell, (i, _) in zip(row, shares, strict=False):
+            cell[:] = train.images[i] / np.float32(train.maximum)  # gray to RGB, too
+        rows.append(row)
+        titles.append([f"{classes[int(train.labels[i])]}: {share:+.3f}" for i, share in shares] + blank)
         names.append(f"label {classes[int(labels[one['image']])]}, read {classes[one['class']]}")
     figure = panel(images[[one["image"] for one in deciding]], np.stack(rows), titles, names)
     table = [
@@ -53,19 +51,23 @@ def regression(report: Report, train: Dataset) -> Section:
     )
 
 
-def filters(preactivations: Sequence[Callable[[Any], Any]], shape: Sequence[int], names: Sequence[str]) -> Section:
-    """What gates look at in the input, where their pre-activations are affine: filters of the longest vectors."""
-    rows, titles = [], []
-    for preactivation in preactivations:
-        units = int(np.prod(np.shape(preactivation(jnp.zeros((1, *shape), jnp.float32)))[1:]))
+def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
+    """Return what the chosen gates of a linear gating network look at in the image: filters of the largest norm."""
+    shape, rows, titles = trained.run.data.image_shape, [], []
+    shapes = gate_shapes(trained.run.model.layers, shape)
+    for layer in chosen:
+
+        def preactivation(x: Array, layer: int = layer) -> Array:
+            return trained.network.apply(trained.variables, x, method="preactivations")[layer]
+
+        units = int(np.prod(shapes[layer]))
         some = np.linspace(0, units - 1, min(units, 256)).astype(int)
-        found: Filters = effective_filters(preactivation, shape, some)
-        flat = np.linalg.norm(np.asarray(found.weights).reshape(len(some), -1), axis=1)
-        best = np.argsort(-flat, kind="stable")[:DRAWN]
-        best = np.resize(best, DRAWN)
-        rows.append(np.asarray(found.weights)[best].sum(-1))
+        weights = np.asarray(effective_filters(preactivation, shape, some).weights)
+        norms = np.linalg.norm(weights.reshape(len(some), -1), axis=1)
+        best = np.resize(np.argsort(-norms, kind="stable")[:COLUMNS], COLUMNS)
+        rows.append(weights[best].sum(-1))
         titles.append([f"unit {some[i]}" for i in best])
-    figure = filter_sheet(np.stack(rows), names, titles)
+    figure = filter_sheet(np.stack(rows), [f"gate {i}" for i in chosen], titles)
     summed = "Summed over colors, e" if shape[-1] > 1 else "E"
     return Section(
         "What the gates look at",
@@ -78,25 +80,11 @@ def filters(preactivations: Sequence[Callable[[Any], Any]], shape: Sequence[int]
 
 
 def overlaps(report: Report) -> Section:
-    """Open sub-networks that classes share."""
-    found, classes = report.results, report.classes
-    names = [f"gate {i}" for i in range(len(found["overlap"]))]
-    figure = overlap_matrices(found["overlap"], names, classes)
+    """Return the open sub-networks that classes share."""
+    overlap = report.results["overlap"]
+    figure = overlap_matrices(overlap, [f"gate {i}" for i in range(len(overlap))], report.classes)
     return Section(
         "Which sub-networks classes share",
         ["Mean over pairs of test images of the share of units that are open for both, class by class."],
         [picture(figure, "Every layer has its own colors, from the least to the most.", "Overlap of gates", 900)],
     )
-
-
-def _rgb(image: np.ndarray) -> Float[np.ndarray, "h w 3"]:
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-
-
-def linear_gates(model: nn.Module, variables: Any, count: int) -> list[Callable[[Any], Any]]:
-    """Pre-activations of a linear gating network, layer by layer, as functions of what `encode` makes of images."""
-
-    def layer(index: int) -> Callable[[Any], Any]:
-        return lambda x: model.apply(variables, x, method="preactivations")[index]
-
-    return [layer(index) for index in range(count)]

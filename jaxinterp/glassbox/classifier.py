@@ -6,7 +6,6 @@ layers before, as one `GlassBox`. A kernel SVM is a sum over training images (`s
 
 import json
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ Images = Float[np.ndarray, "n h w c"]
 Templates = Float[np.ndarray, "k h w c"]
 
 _orbit_kernel = jax.jit(orbit_kernel, static_argnums=0)
+_features = jax.jit(lambda representation, kernel, x: representation.features(respond(kernel, x)), static_argnums=0)
 
 PIXEL_SLACK = 1e-3
 """How far beyond [0, 1] a pixel may lie, as after a rotation that interpolates."""
@@ -42,9 +42,7 @@ DESCRIPTION_FILE, TEMPLATES_FILE, PIPELINE_FILE = "classifier.json", "templates.
 
 @dataclass(frozen=True)
 class GlassBoxClassifier:
-    """A representation, a reduction and a classifier in one object.
-
-    `fit` returns a fitted copy; nothing is changed in place.
+    """A representation, a reduction and a classifier in one object; `fit` returns a fitted copy.
 
     Attributes:
         representation: the first layer.
@@ -73,12 +71,8 @@ class GlassBoxClassifier:
             images: (N, H, W, C), float32 in [0, 1].
             labels: (N,), at least two different integers; classes of equal size, or of at least `components` images.
 
-        Returns:
-            The fitted classifier.
-
         Raises:
-            ConfigError: images or labels of other shapes, types or values, or too few for the templates and the
-                components; a field out of range; images that the group cannot move.
+            ConfigError: too few images for the templates or the components.
         """
         images, labels = _as_float32(images), np.asarray(labels)
         _require_training(images, labels, self.components)
@@ -112,11 +106,8 @@ class GlassBoxClassifier:
         fits = low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK
         require(fits, "images", f"values in [{low:g}, {high:g}]", "[0, 1]")
         kernel = _orbit_kernel(self.representation.group, templates)
-        parts = [
-            np.asarray(_features(self.representation, kernel, x))[:real]
-            for _, real, (x,) in padded_batches(min(self.batch, len(images)), images)
-        ]
-        return np.concatenate(parts)
+        batches = padded_batches(min(self.batch, len(images)), images)
+        return np.concatenate([np.asarray(_features(self.representation, kernel, x))[:n] for _, n, (x,) in batches])
 
     @property
     def fitted(self) -> Pipeline:
@@ -134,25 +125,15 @@ class GlassBoxClassifier:
         return float((self.predict(images) == labels).mean())
 
     def decision_function(self, images: Images) -> Float[np.ndarray, "..."]:
-        """Return the classifier's scores: (N,) of two classes, above 0 for the second; else (N, classes or pairs).
-
-        Raises:
-            ConfigError: a classifier that has none (nearest neighbors, naive Bayes, the perceptron).
-        """
+        """Return the scores of an SVM, LDA or affine PCA, (N,) of two classes, > 0 for the second, or (N, classes)."""
         scores = hasattr(self.fitted, "decision_function")
         require(scores, "kind", self.kind, "one with scores: lda, svm_linear, svm_rbf or affine_pca")
         return np.asarray(self.fitted.decision_function(self.transform(images)))
 
     def network(self) -> tuple[GlassBox, Any]:
-        """Write the classifier as one Flax network, whose logits can be decomposed.
+        """Write an LDA, or a linear SVM of two classes, as a `GlassBox` and its variables: logits can be decomposed.
 
         Of two classes the logits are ∓ half the score, so that softmax gives the discriminant's probabilities.
-
-        Returns:
-            `GlassBox` and its variables.
-
-        Raises:
-            ConfigError: a classifier that is not affine in the features.
         """
         last = self.fitted["classifier"]
         classes = len(last.classes_)
@@ -183,15 +164,9 @@ class GlassBoxClassifier:
     def support_contributions(self, images: Images) -> tuple[Float[np.ndarray, "n s"], Int[np.ndarray, " s"], float]:
         """Compute what every support vector of a two-class SVM adds to an image's score: α_s k(z, z_s).
 
-        Args:
-            images: (N, H, W, C).
-
         Returns:
             The contributions (N, S), the places of the support vectors among the training images (S,), and the
             constant b: contributions sum to `decision_function` minus b.
-
-        Raises:
-            ConfigError: another classifier than an SVM of two classes.
         """
         last = self.fitted["classifier"]
         fits = self.kind in ("svm_rbf", "svm_linear") and len(last.classes_) == 2
@@ -204,11 +179,7 @@ class GlassBoxClassifier:
         return products * last.dual_coef_, np.asarray(last.support_), float(last.intercept_[0])
 
     def save(self, folder: str | Path) -> None:
-        """Write the fitted classifier into a folder: JSON, arrays, and a skops file, no pickle.
-
-        Raises:
-            ConfigError: the folder may not be written to, or the classifier is not fitted.
-        """
+        """Write the fitted classifier into a folder: JSON, arrays, and a skops file, no pickle."""
         content, folder = skops.io.dumps(self.fitted), Path(folder)
         check_folder(folder)
         first, group = self.representation, self.representation.group
@@ -227,11 +198,7 @@ class GlassBoxClassifier:
 
     @classmethod
     def load(cls, folder: str | Path, group: Group | None = None) -> "GlassBoxClassifier":
-        """Read a classifier that `save` wrote.
-
-        Args:
-            folder: the folder.
-            group: the group that is expected; any where None.
+        """Read a classifier that `save` wrote; where a group is given, one of this group.
 
         Raises:
             CheckpointError: a file is missing or damaged, holds foreign code, or the classifier is of another group.
@@ -243,9 +210,7 @@ class GlassBoxClassifier:
             saved, first = values.pop("group"), values.pop("representation")
             period = None if saved["period"] is None else tuple(saved["period"])
             saved_group = Group(saved["name"], tuple(Element(*e) for e in saved["elements"]), period)
-            representation = OrbitRepresentation(
-                saved_group, first["templates"], tuple(first["invariants"]), first["equivariant"]
-            )
+            representation = OrbitRepresentation(saved_group, **first | {"invariants": tuple(first["invariants"])})
             path = folder / TEMPLATES_FILE
             with np.load(path, allow_pickle=False) as arrays:
                 templates = arrays["templates"]
@@ -257,14 +222,11 @@ class GlassBoxClassifier:
             require(type(last) is expected, "classifier", type(last).__name__, f"{expected.__name__} of {loaded.kind}")
             width = max(part.stop for part in representation.blocks().values())
             require(steps.n_features_in_ == width, "features", steps.n_features_in_, f"{width}")
-            count = representation.templates
-            require(len(templates) == count, "templates", len(templates), f"{count}")
+            require(len(templates) == first["templates"], "templates", len(templates), f"{first['templates']}")
             require_finite("templates", templates)
         except Exception as error:
-            line = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{path}: not a file of a saved classifier ({type(error).__name__}: {line})"
-            ) from None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(f"{path}: not a file of a saved classifier ({reason})") from None
         if group is not None and saved_group != group:
             raise CheckpointError(f"{folder}: a classifier of the group {saved_group.name}, expected {group.name}")
         return loaded
@@ -288,14 +250,6 @@ def _require_training(images: Images, labels: Labels, components: int) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     require(len(classes) >= 2, "labels", f"one class only ({classes[0]})", "at least two")
     require(len(images) > components, "components", components, f"at most {len(images) - 1}, fewer than images")
-    require(
-        counts.min() == counts.max() or counts.min() >= components,
-        "labels",
-        f"{counts.min()} images of class {classes[counts.argmin()]} and up to {counts.max()} of others",
-        f"equally many, or at least components={components} of each",
-    )
-
-
-@partial(jax.jit, static_argnums=0)
-def _features(representation: OrbitRepresentation, kernel: Any, images: Any) -> Any:
-    return representation.features(respond(kernel, images))
+    enough = counts.min() == counts.max() or counts.min() >= components
+    smallest = f"{counts.min()} images of class {classes[counts.argmin()]} and up to {counts.max()} of others"
+    require(enough, "labels", smallest, f"equally many, or at least components={components} of each")

@@ -1,8 +1,4 @@
-"""The glass-box CNN as a family of runs: fitted in closed form, measured on upright and on rotated images.
-
-After "Analytical interpretation of the glass-box CNN" (arXiv 2101.10443), of which the abstracts could be read and the
-text could not: groups, templates, data and recipes are ours.
-"""
+"""The glass-box CNN as a family of runs: fitted in closed form, measured on upright and on rotated images."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +24,13 @@ from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Positive, Run, small
 from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
-from jaxinterp.symmetry.equivariance import equivariance_error
+from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error
 from jaxinterp.symmetry.groups import Group, dihedral, rotations
 from jaxinterp.symmetry.invariants import Name
 from jaxinterp.train import FitResult, fit_closed_form
 
 Kinds = tuple[Literal["lda", "svm_linear", "svm_rbf", "knn", "naive_bayes", "affine_pca", "mlp"], ...]
-AUGMENTED = 4  # angles at which the baseline of augmented pixels sees every training image
+AUGMENTED = 4  # angles at which the baseline of augmented pixels is fitted to every training image
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class GlassBoxModel(Model):
     equivariance_images: Count = 200
 
     def check(self) -> None:
-        """The network's own classifier is measured."""
+        """Require the network's own classifier among those measured."""
         require("lda" in self.kinds, "kinds", self.kinds, "lda among them, the network's own classifier")
 
     @property
@@ -92,11 +88,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
     def smoke(self, run: Run[GlassBoxModel]) -> Run[GlassBoxModel]:
         """Shrink a run to seconds: see `small`, with few templates and the first classes."""
         return small(run).replace(
-            data={
-                "image_size": None,
-                "max_images": 160,
-                "class_subset": tuple(range(len(run.data.class_subset))),
-            },
+            data={"image_size": None, "max_images": 160, "class_subset": tuple(range(len(run.data.class_subset)))},
             model={
                 "templates": 2 * run.model.classes,
                 "components": 4,
@@ -116,10 +108,8 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         require(not data.rotated, "data.rotated", True, "False: it is fitted to upright images, and tested on both")
         share = run.train.val_fraction
         require(not share, "train.val_fraction", share, "0: a closed form chooses no epoch")
-        kept = len(data.class_subset)
-        require(
-            kept in (0, model.classes), "data.class_subset", f"{kept} classes", f"{model.classes}, as model.classes"
-        )
+        kept, wanted = len(data.class_subset), f"{model.classes}, as model.classes"
+        require(kept in (0, model.classes), "data.class_subset", f"{kept} classes", wanted)
         require(data.name != "imagenet2012", "data.name", data.name, "a data set that fits in memory")
         return GlassBox(
             model.elements, model.templates, model.invariants, model.equivariant, model.components, model.classes
@@ -134,79 +124,47 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         return ClassificationLoss(network, softmax_cross_entropy)
 
     def init_from(self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
-        """Return the closed form: templates, standardization, PCA and discriminant of the first images of each class.
-
-        Raises:
-            ConfigError: too few images for the templates or components.
-        """
-        from jaxinterp.glassbox.classifier import GlassBoxClassifier
-
-        model = run.model
-        images, labels = first_of_classes(run, data)
-        classifier = GlassBoxClassifier(
-            model.representation, "lda", model.components, model.equivariant_weight, run.train.seed
-        )
-        return {**variables, **classifier.fit(images, labels).network()[1]}
+        """Return the closed form of the first images of each class: templates, standardization, PCA, discriminant."""
+        return {**variables, **_classifier(run).fit(*first_of_classes(run, data)).network()[1]}
 
     def fit(self, job: Job[GlassBoxModel]) -> FitResult:
         """Fit the closed form, and measure it on the training and the test images."""
         assert isinstance(job.data, Dataset)
-        return fit_closed_form(
-            job.run_dir,
-            job.network,
-            job.init_from,
-            softmax_cross_entropy,
-            job.data,
-            job.test,
-            job.run.train,
-            fingerprint=job.fingerprint,
-        )
+        arguments = job.run_dir, job.network, job.init_from, softmax_cross_entropy, job.data, job.test, job.run.train
+        return fit_closed_form(*arguments, fingerprint=job.fingerprint, allow_older=job.allow_older)
 
     def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
         """Explain a fitted network."""
-        evaluate = trained.run.evaluate
+        sizes, stride = trained.run.evaluate.occlusion, trained.run.evaluate.occlusion_stride
         return softmax_explainable(
-            trained.network,
-            trained.variables,
-            occlusions=evaluate.occlusion,
-            stride=evaluate.occlusion_stride,
-            constant="a constant of the class",
+            trained.network, trained.variables, occlusions=sizes, stride=stride, constant="a constant of the class"
         )
 
     def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""
         from sklearn.pipeline import Pipeline
 
-        from jaxinterp.glassbox.classifier import GlassBoxClassifier
         from jaxinterp.glassbox.pipeline import estimator, pipeline
 
         run, model, seed = trained.run, trained.run.model, trained.run.train.seed
-        images, labels = trained.test_data
-        labels = labels.astype(int)
+        images, labels = trained.test_data[0], trained.test_data[1].astype(int)
         rotated = rotate_randomly(images, seed)
-        train, wanted = first_of_classes(run, trained.train_data)
-        placed = trained.variables["params"]["representation"]["orbit"]
-        classifier = GlassBoxClassifier(
-            model.representation,
-            "lda",
-            model.components,
-            model.equivariant_weight,
-            seed,
-            templates=np.asarray(placed["templates"]),
-        )
+        train, train_labels = first_of_classes(run, trained.train_data)
+        params = trained.variables["params"]["representation"]["orbit"]
+        classifier = replace(_classifier(run), templates=np.asarray(params["templates"]))
         metrics: dict[str, float] = {"parameters": float(trained.parameters)}
         rows: list[dict[str, Any]] = []
 
-        def compare(name: str, kinds: Kinds, fit: Any, upright: Any, moved: Any, blocks: Mapping[str, slice]) -> None:
+        def compare(name: str, kinds: Kinds, fit: Any, tested: Sequence[Any], blocks: Mapping[str, slice]) -> None:
             features, targets = fit
             components = min(model.components, *features.shape)
-            spread = [separability(part, labels).ratio for part in (upright, moved)]
-            row = {"name": name, "features": features.shape[1], "J": spread, "accuracy": {}}
+            ratios = [separability(part, labels).ratio for part in tested]
+            row = {"name": name, "features": features.shape[1], "J": ratios, "accuracy": {}}
             front = pipeline("lda", blocks, components, model.classes, model.equivariant_weight, seed)[:-1]
-            reduced, *seen = front.fit_transform(features), *(front.transform(part) for part in (upright, moved))
+            reduced, *tested = front.fit_transform(features), *map(front.transform, tested)
             for kind in kinds:
                 last = estimator(kind, model.classes, components, seed).fit(reduced, targets)
-                predicted = [last.predict(part) for part in seen]
+                predicted = [last.predict(part) for part in tested]
                 accuracy = [float((part == labels).mean()) for part in predicted]
                 row["accuracy"][kind] = accuracy
                 log(f"{name}, {kind}: upright {accuracy[0]:.2%}, rotated {accuracy[1]:.2%}")
@@ -219,21 +177,19 @@ class GlassBoxFamily(Family[GlassBoxModel]):
                     metrics[f"rotated_accuracy_{name}_{kind}"] = accuracy[1]
             rows.append(row)
 
-        known, upright, moved = (classifier.transform(part) for part in (train, images, rotated))
-        compare("orbit", model.kinds, (known, wanted), upright, moved, classifier.representation.blocks())
-        few: Kinds = tuple(kind for kind in model.kinds if kind in ("lda", "svm_rbf"))
-        for baseline in model.baselines:
-            made = _baseline(baseline, run, train, wanted, log)
-            if made is not None:
-                transform, fit = made
-                upright, moved = transform(images), transform(rotated)
-                compare(baseline, few, fit, upright, moved, {"features": slice(0, upright.shape[1])})
-        orbit = Orbit(model.elements, model.templates)
-        some = jnp.asarray(images[: model.equivariance_images])
+        features, *tested = map(classifier.transform, (train, images, rotated))
+        compare("orbit", model.kinds, (features, train_labels), tested, classifier.representation.blocks())
+        baseline_kinds: Kinds = tuple(kind for kind in model.kinds if kind in ("lda", "svm_rbf"))
+        for name in model.baselines:
+            if (baseline := _baseline(name, run, train, train_labels, log)) is not None:
+                transform, fit = baseline
+                tested = [transform(images), transform(rotated)]
+                compare(name, baseline_kinds, fit, tested, {"features": slice(0, tested[0].shape[1])})
+        x = jnp.asarray(images[: model.equivariance_images])
         # The templates are an argument: XLA would fold constants for minutes.
-        respond = partial(jax.jit(orbit.apply), {"params": placed})
-        law = equivariance_error(respond, model.elements, some, "orbit")[1:]
-        unmoved = equivariance_error(respond, model.elements, some, lambda g, y: y)[1:]
+        respond = partial(jax.jit(Orbit(model.elements, model.templates).apply), {"params": params})
+        law = equivariance_error(respond, model.elements, x, "orbit")[1:]
+        unmoved = invariance_error(respond, model.elements, x)[1:]
         metrics |= {"equivariance_residual": float(law.max()), "equivariance_uncompensated": float(unmoved.mean())}
         log(f"E(h x)[g] = E(x)[g h] to {law.max():.2e} (without the permutation {unmoved.mean():.2f})")
         metrics["black_residual"] = black_residual(trained.explainable, images[: run.evaluate.removal_images])
@@ -251,6 +207,14 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         return glassbox_report.sections(report, report.trained.network)
 
 
+def _classifier(run: Run[GlassBoxModel]) -> Any:
+    """Return the network's own classifier, not fitted yet."""
+    from jaxinterp.glassbox.classifier import GlassBoxClassifier
+
+    model = run.model
+    return GlassBoxClassifier(model.representation, "lda", model.components, model.equivariant_weight, run.train.seed)
+
+
 def first_of_classes(
     run: Run[GlassBoxModel], data: Dataset
 ) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
@@ -262,10 +226,9 @@ def first_of_classes(
 
 def black_residual(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> float:
     """Return the largest |f(x) − f(0) − Σ contributions| over the largest |f(x)|; invariants of black are 0."""
-    x = jnp.asarray(images)
-    parts = net.decompose(images)
+    x, sums = jnp.asarray(images), net.decompose(images).contributions.sum((2, 3, 4))
     logits, black = (net.apply(net.variables, y) for y in (x, jnp.zeros_like(x[:1])))
-    return float(jnp.abs(logits - black - parts.contributions.sum((2, 3, 4))).max() / jnp.abs(logits).max())
+    return float(jnp.abs(logits - black - sums).max() / jnp.abs(logits).max())
 
 
 def _six_and_nine(
@@ -279,25 +242,22 @@ def _six_and_nine(
 
 
 def _baseline(
-    name: str, run: Run[GlassBoxModel], train: np.ndarray, wanted: np.ndarray, log: Callable[[str], None]
+    name: str, run: Run[GlassBoxModel], train: np.ndarray, labels: np.ndarray, log: Log
 ) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
-    """Features of a baseline, and those it is fitted to with their labels; None where it cannot be had."""
+    """Return a baseline's features as a function, and those it is fitted to, with labels; None if not installed."""
 
     def pixels(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1)
 
+    if name == "scattering":
+        scattering = _scattering(run.data.image_shape[0])
+        if scattering is None:
+            log("scattering: kymatio cannot be imported; left out")
+        return None if scattering is None else (scattering, (scattering(train), labels))
     if name == "pixels":
-        return pixels, (pixels(train), wanted)
-    if name == "augmented":
-        seen = np.concatenate(
-            [rotate_randomly(train, zlib.crc32(f"{run.train.seed} {i}".encode())) for i in range(AUGMENTED)]
-        )
-        return pixels, (pixels(seen), np.tile(wanted, AUGMENTED))
-    scattering = _scattering(run.data.image_shape[0])
-    if scattering is None:
-        log("scattering: kymatio cannot be imported; left out")
-        return None
-    return scattering, (scattering(train), wanted)
+        return pixels, (pixels(train), labels)
+    seeds = [zlib.crc32(f"{run.train.seed} {i}".encode()) for i in range(AUGMENTED)]
+    return pixels, (np.concatenate([pixels(rotate_randomly(train, s)) for s in seeds]), np.tile(labels, AUGMENTED))
 
 
 def _scattering(side: int) -> Callable[[np.ndarray], np.ndarray] | None:

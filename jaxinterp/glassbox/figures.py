@@ -9,21 +9,16 @@ from jaxtyping import Float
 from jaxinterp.figures.maps import shared_limit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def orbit_rows(
     images: Float[np.ndarray, "n h w c"], responses: Float[np.ndarray, "n g k"], names: Sequence[str]
 ) -> "Figure":
-    """Draw images, and beside each its responses: one row per template, one column per group element.
+    """Draw images in [0, 1], and beside each its responses E[g, k]: one row per template, one column per element.
 
-    Args:
-        images: in [0, 1], such as an image and moved ones.
-        responses: E[g, k] of each.
-        names: of the images.
-
-    Returns:
-        A matplotlib figure; all responses share one scale, red above and blue below 0.
+    All responses share one scale, red above and blue below 0.
     """
     from matplotlib.figure import Figure
 
@@ -31,13 +26,10 @@ def orbit_rows(
     axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 5])
     limit = shared_limit(responses, 99.9)
     for (left, right), image, parts, name in zip(axes, images, responses, names, strict=True):
-        left.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
-        left.set_title(name, fontsize=8)
+        _draw(left, image, name)
         right.imshow(parts.T, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        right.set_ylabel("template", fontsize=7)
-        for axis in (left, right):
-            axis.set_xticks([])
-            axis.set_yticks([])
+        right.set(ylabel="template", xticks=[], yticks=[])
+        right.yaxis.label.set_size(7)
     axes[-1, 1].set_xlabel("group element", fontsize=8)
     return figure
 
@@ -48,30 +40,24 @@ def deciding_templates(
     values: Float[np.ndarray, "n m"],
     names: Sequence[str],
 ) -> "Figure":
-    """Draw images, and beside each the templates that contributed most to its decision.
+    """Draw images in [0, 1], and beside each the templates that contributed most to its logit, and by how much.
 
-    Args:
-        images: in [0, 1].
-        templates: of each image, in [0, 1], as they were turned.
-        values: contributions to the logit.
-        names: of the images.
-
-    Returns:
-        A matplotlib figure; a frame is red for and blue against.
+    Templates are drawn as they were turned; a frame is red for and blue against.
     """
     from matplotlib.figure import Figure
 
     columns = 1 + templates.shape[1]
     figure = Figure(figsize=(1.1 * columns, 1.35 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, image, pictures, parts, name in zip(axes, images, templates, values, names, strict=True):
-        titles = [name, *(f"{value:+.2f}" for value in parts)]
-        for i, (axis, picture, title) in enumerate(zip(row, [image, *pictures], titles, strict=True)):
-            axis.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=8)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if i:
-                for spine in axis.spines.values():
-                    spine.set(color="#d62728" if parts[i - 1] > 0 else "#1f5fbf", linewidth=2)
+    for row, image, turned, parts, name in zip(axes, images, templates, values, names, strict=True):
+        _draw(row[0], image, name)
+        for panel, template, value in zip(row[1:], turned, parts, strict=True):
+            _draw(panel, template, f"{value:+.2f}")
+            panel.spines[:].set(color="#d62728" if value > 0 else "#1f5fbf", linewidth=2)
     return figure
+
+
+def _draw(axes: "Axes", image: Float[np.ndarray, "h w c"], title: str) -> None:
+    axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=8)
+    axes.set(xticks=[], yticks=[])

@@ -46,45 +46,24 @@ class GroupConv(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w *gc"]) -> Float[Array, "n h2 w2 g k"]:
-        """Convolve with every filter, moved by every group element.
-
-        Args:
-            x: images (N, H, W, C), or maps with a group axis (N, H, W, |G|, C).
-
-        Returns:
-            (N, H2, W2, |G|, features).
-
-        Raises:
-            ConfigError: a group that turns filters off their grid.
-        """
+        """Convolve images (N, H, W, C), or maps (N, H, W, |G|, C), with every filter moved by every group element."""
         self.group.require_closed()
         exact = is_exact(self.group, self.side, self.side)
         require(exact, "group", self.group.name, "one that permutes pixels: C1, C2, C4, D1, D2, D4")
         shape = (self.side, self.side, *x.shape[3:], self.features)
         init = nn.initializers.normal(math.sqrt(2 / math.prod(shape[:-1])))
         filters = self.param("filters", init, shape, self.param_dtype)
-        kernel = moved_filters(self.group, filters)
-        flat = x.reshape(*x.shape[:3], -1)
         kind = self.dtype or x.dtype
-        out = jax.lax.conv_general_dilated(
-            flat.astype(kind),
-            kernel.astype(kind),
-            (1, 1),
-            [(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel, flat = moved_filters(self.group, filters).astype(kind), x.reshape(*x.shape[:3], -1).astype(kind)
+        padding, layout = [(self.padding, self.padding)] * 2, ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(flat, kernel, (1, 1), padding, dimension_numbers=layout)
         return out.reshape(*out.shape[:3], len(self.group), self.features)
 
 
 def moved_filters(group: Group, filters: Float[Array, "s s *gc k"]) -> Float[Array, "s s i o"]:
-    """Return the filters g ψ_k of all g as one ordinary kernel, (s, s, |G| C, |G| K), or (s, s, C, |G| K) of a lifting.
+    """Return the filters g ψ_k of all g as one ordinary kernel, its output channels by group element, then filter.
 
-    Args:
-        group: the group.
-        filters: (s, s, C, K) of a lifting, (s, s, |G|, C, K) of a layer.
-
-    Returns:
-        The kernel; output channels run over group elements, then filters.
+    From (s, s, C, K) of a lifting to (s, s, C, |G| K), and from (s, s, |G|, C, K) of a layer to (s, s, |G| C, |G| K).
     """
     side, last = filters.shape[0], filters.shape[-1]
     stacked = jnp.moveaxis(filters, -1, 0)
@@ -100,10 +79,7 @@ class GroupBlock(Layer):
     """Group convolution, then optionally BatchNorm, ReLU, dropout and 2×2 maxima.
 
     Attributes:
-        group: see `GroupConv`, as the next three.
-        features: output channels.
-        side: of the filters in pixels.
-        padding: in pixels.
+        group, features, side, padding: see `GroupConv`.
         norm: BatchNorm.
         relu: ReLU, and dropout after it.
         dropout: share of the values that training drops.
@@ -121,11 +97,7 @@ class GroupBlock(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w *gc"], train: bool = False) -> Float[Array, "n h2 w2 g k"]:
-        """Return the maps (N, H2, W2, |G|, features) of images or maps with a group axis.
-
-        Raises:
-            ConfigError: maps smaller than the filters, or odd ones that would be pooled.
-        """
+        """Return the maps (N, H2, W2, |G|, features) of images or maps with a group axis."""
         fits = min(x.shape[1:3]) + 2 * self.padding >= self.side
         require(fits, "x", f"{x.shape[1]}x{x.shape[2]} maps", f"at least {self.side}x{self.side}")
         y = GroupConv(self.group, self.features, self.side, self.padding, name="conv", **self.shared)(x)
@@ -171,18 +143,9 @@ class GroupCNN(Layer):
     def block(self, i: int, name: str | None = None) -> GroupBlock:
         """Return the i-th block."""
         last = i == len(self.features) - 1
-        return GroupBlock(
-            self.group,
-            self.features[i],
-            self.sides[i],
-            self.padding,
-            self.norm and not last,
-            not last,
-            self.dropout,
-            i in self.pools,
-            name=name,
-            **self.shared,
-        )
+        shape = self.group, self.features[i], self.sides[i], self.padding
+        norm = self.norm and not last
+        return GroupBlock(*shape, norm, not last, self.dropout, i in self.pools, name=name, **self.shared)
 
     @nn.compact
     def __call__(
@@ -197,9 +160,6 @@ class GroupCNN(Layer):
 
         Returns:
             (N, classes), or (N, channels of the last block).
-
-        Raises:
-            ConfigError: fields that do not fit one another, or images too small for the blocks.
         """
         count, sides = len(self.features), len(self.sides)
         require(0 < count == sides, "features, sides", f"{count} and {sides} entries", "one of each per block")
@@ -229,19 +189,13 @@ def fit_stack(model: GroupCNN, variables: Any, images: Float[Array, "n h w c"], 
     """Fill every block's filters with patches of the maps below it, mean 0 and equal norms, in closed form.
 
     The norm is 1 before BatchNorm, whose statistics are those of the images; without it, the norm that gives the
-    answers to the images a mean square of 1. A `classifier` is left as it is.
+    answers to the images a mean square of 1. All other variables are returned as they are.
 
     Args:
         model: the network.
         variables: its variables, such as random ones.
         images: training images, (N, H, W, C), as many as the widest block has features or more.
         key: draws the images and the places of the patches.
-
-    Returns:
-        Variables of the same structure.
-
-    Raises:
-        ConfigError: fewer images than a block has filters.
     """
     widest = max(model.features)
     require(len(images) >= widest, "images", len(images), f"at least {widest}, the filters of the widest block")
@@ -266,16 +220,13 @@ def _patches(x: Float[Array, "n h w *gc"], count: int, side: int, key: PRNGKeyAr
     """Draw patches of different examples at random places, with mean 0 and norm 1; a flat one is 0."""
     which, *places = jax.random.split(key, 3)
     chosen = jax.random.choice(which, len(x), (count,), replace=False)
-    starts = [
+    rows, columns = (
         jax.random.randint(place, (count,), 0, length - side + 1)
         for place, length in zip(places, x.shape[1:3], strict=True)
-    ]
-    rest = [jnp.zeros((), starts[0].dtype)] * (x.ndim - 3)
-
-    def patch(image: Array, row: Array, column: Array) -> Array:
-        return jax.lax.dynamic_slice(image, (row, column, *rest), (side, side, *x.shape[3:]))
-
-    cut = jax.vmap(patch)(x[chosen], *starts)
+    )
+    reach = jnp.arange(side, dtype=rows.dtype)[None]
+    y, z = (start[:, None] + reach for start in (rows, columns))
+    cut = x[chosen[:, None, None], y[:, :, None], z[:, None, :]]
     flat = cut.reshape(count, -1)
     flat = flat - flat.mean(1, keepdims=True)
     size = jnp.linalg.norm(flat, axis=1, keepdims=True)

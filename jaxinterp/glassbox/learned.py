@@ -51,7 +51,7 @@ class LearnedModel(Model):
     classes: Count = 10
 
     def check(self) -> None:
-        """A group CNN has a filter side for each block, and its last block gives the classes."""
+        """Require a filter side for each block of a group CNN, and a last block that gives the classes."""
         if self.network == "alexnet":
             require(not self.filled, "filled", self.filled, "False with network=alexnet")
             return
@@ -70,13 +70,11 @@ class LearnedFamily(Family[LearnedModel]):
     def smoke(self, run: Run[LearnedModel]) -> Run[LearnedModel]:
         """Shrink a run to seconds: see `small`, with few channels."""
         *widths, last = run.model.features
+        features = (*(min(width, 4) for width in widths), min(last, 10))
         shrunk = small(run)
         return shrunk.replace(
             data={"image_size": run.data.image_size or shrunk.data.image_size},
-            model={
-                "features": (*(min(width, 4) for width in widths), min(last, 10)),
-                "scale": min(run.model.scale, 0.05),
-            },
+            model={"features": features, "scale": min(run.model.scale, 0.05)},
             train={"val_fraction": 0.0},
             evaluate={"grid_sizes": ()},
         )
@@ -87,14 +85,8 @@ class LearnedFamily(Family[LearnedModel]):
         require(run.data.name != "imagenet2012", "data.name", run.data.name, "a data set that fits in memory")
         if model.network == "alexnet":
             return AlexNet.cifar(model.classes, model.scale, dropout=model.dropout)
-        return GroupCNN(
-            GROUPS[model.network],
-            model.features,
-            model.sides,
-            model.pools,
-            dropout=model.dropout,
-            classes=model.classes if model.filled else None,
-        )
+        group, classes = GROUPS[model.network], model.classes if model.filled else None
+        return GroupCNN(group, model.features, model.sides, model.pools, dropout=model.dropout, classes=classes)
 
     def loss(self, run: Run[LearnedModel], network: nn.Module) -> LossFn:
         """Return the cross-entropy."""
@@ -105,11 +97,7 @@ class LearnedFamily(Family[LearnedModel]):
         return (lambda path: "classifier" not in path) if run.model.filled else None
 
     def init_from(self, run: Run[LearnedModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
-        """Return random variables, or fill the filters with patches of training images.
-
-        Raises:
-            ConfigError: fewer images than a block has filters.
-        """
+        """Return random variables, or fill the filters with patches of training images."""
         if not run.model.filled:
             return variables
         assert isinstance(network, GroupCNN)
@@ -119,15 +107,9 @@ class LearnedFamily(Family[LearnedModel]):
     def explainable(self, trained: TrainedRun[LearnedModel]) -> Explainable:
         """Explain a trained network: affine where its gates are held."""
         layers = tuple(f"conv_{i}" for i in range(5)) if trained.run.model.network == "alexnet" else ()
-        evaluate = trained.run.evaluate
-        return softmax_explainable(
-            trained.network,
-            trained.variables,
-            occlusions=evaluate.occlusion,
-            stride=evaluate.occlusion_stride,
-            layers=layers,
-            pooled=layers[-1] if layers else None,
-        )
+        fields = {"layers": layers, "pooled": layers[-1] if layers else None}
+        sizes, stride = trained.run.evaluate.occlusion, trained.run.evaluate.occlusion_stride
+        return softmax_explainable(trained.network, trained.variables, occlusions=sizes, stride=stride, **fields)
 
     def measure(self, trained: TrainedRun[LearnedModel], log: Log) -> dict[str, Any]:
         """Count parameters, and measure the accuracy on turned test images if those of the run are upright."""

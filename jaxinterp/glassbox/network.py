@@ -31,14 +31,8 @@ from jaxinterp.symmetry.invariants import CYCLIC, INVARIANTS, Name, linearized
 def orbit_kernel(group: Group, templates: Float[Array, "k h w c"]) -> Float[Array, "d g k"]:
     """Return the matrix of the templates g⁻¹ t_k, each with mean 0 and norm 1, that images are multiplied by.
 
-    Where the group leaves the grid they are cut to the disc that rotations leave inside of the image.
-
-    Args:
-        group: the group.
-        templates: t_k, (K, H, W, C).
-
-    Returns:
-        (H W C, |G|, K); a flat template is 0.
+    Where the group leaves the grid they are cut to the disc that rotations leave inside of the image. From templates
+    (K, H, W, C) to (H W C, |G|, K); a flat template is 0.
     """
     k, height, width, channels = templates.shape
     window = jnp.asarray(_window(group, height, width), templates.dtype)[None, None, :, :, None]
@@ -74,6 +68,7 @@ class Orbit(Layer):
         """Return the responses, (N, |G|, K), of images (N, H, W, C): one matrix product."""
         shape = (self.templates, *x.shape[1:])
         templates = self.param("templates", nn.initializers.uniform(1.0), shape, self.param_dtype)
+        x = self.widen(x)
         return respond(orbit_kernel(self.group, templates).astype(x.dtype), x)
 
 
@@ -98,11 +93,7 @@ class OrbitRepresentation(Layer):
     equivariant: bool = False
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ConfigError: no feature, an unknown invariant, or one that the group does not have.
-        """
+        """Check the fields."""
         super().__post_init__()
         require_at_least("templates", self.templates, 1)
         require(not isinstance(self.invariants, str), "invariants", repr(self.invariants), "a tuple of names")
@@ -147,10 +138,7 @@ class GlassBox(Layer):
     """Representation, standardization, dimension reduction and a linear classifier, as one network.
 
     Attributes:
-        group: the group.
-        templates: number of templates.
-        invariants: see `OrbitRepresentation`.
-        equivariant: see `OrbitRepresentation`.
+        group, templates, invariants, equivariant: see `OrbitRepresentation`.
         components: features that the reduction keeps.
         classes: outputs.
     """
@@ -179,9 +167,6 @@ class GlassBox(Layer):
             x: images, (N, H, W, C).
             train: as of all networks; changes nothing.
             frozen: hold the derivatives of the invariants, which makes the logits affine in `x`.
-
-        Returns:
-            (N, classes).
         """
         features = Standardize(name="standardize", **self.shared)(self.representation(x, frozen))
         reduced = nn.Dense(self.components, param_dtype=self.param_dtype, name="reduction")(features)
@@ -195,15 +180,12 @@ def choose_templates(
 
     Args:
         images: (N, H, W, C).
-        labels: (N,).
+        labels: (N,), each at least ⌈count / classes⌉ times.
         count: number of templates, the first classes one more where they do not divide it.
         seed: of the draw.
 
     Returns:
         (count, H, W, C), the classes taking turns.
-
-    Raises:
-        ConfigError: a class with too few images.
 
     Example:
         >>> images = np.arange(4.0).reshape(4, 1, 1, 1)

@@ -91,9 +91,6 @@ def estimator(kind: Kind, classes: int, components: int = 100, seed: int = 0) ->
         classes: number of classes.
         components: that it gets; every class' affine subspace has a fifth of them.
         seed: of the perceptron.
-
-    Raises:
-        ConfigError: an unknown `kind`.
     """
     require_one_of("kind", kind, KINDS)
     estimators: Mapping[Kind, Any] = {
@@ -120,31 +117,23 @@ def pipeline(
     """Build the steps standardize, weigh the blocks, reduce, classify; not fitted yet.
 
     Args:
-        kind: of the classifier.
+        kind: as of `estimator`.
         blocks: where the blocks of features lie, as `OrbitRepresentation.blocks`; one is enough.
         components: of the whitened PCA, exact.
         classes: number of classes.
         equivariant_weight: deviation of the whole equivariant block beside the invariant one's, > 0.
-        seed: of the perceptron's random numbers.
+        seed: of the perceptron.
 
     Returns:
         A `Pipeline` of "blocks", "pca" and "classifier".
-
-    Raises:
-        ConfigError: an unknown `kind`, or a weight that is not positive.
     """
     require(equivariant_weight > 0, "equivariant_weight", equivariant_weight, "a positive number")
     sizes = {name: part.stop - part.start for name, part in blocks.items()}
     weights = {name: (max(sizes.values()) / size) ** 0.5 for name, size in sizes.items()}
     if len(blocks) > 1 and "equivariant" in weights:
         weights["equivariant"] *= equivariant_weight
-    scaled = [
-        (name, make_pipeline(VarianceThreshold(MIN_VARIANCE), StandardScaler()), part) for name, part in blocks.items()
-    ]
-    return Pipeline(
-        [
-            ("blocks", ColumnTransformer(scaled, transformer_weights=weights)),
-            ("pca", PCA(components, whiten=True, svd_solver="full")),  # "auto" may draw random vectors
-            ("classifier", estimator(kind, classes, components, seed)),
-        ]
-    )
+    scaler = make_pipeline(VarianceThreshold(MIN_VARIANCE), StandardScaler())
+    scaled = ColumnTransformer([(name, scaler, part) for name, part in blocks.items()], transformer_weights=weights)
+    pca = PCA(components, whiten=True, svd_solver="full")  # "auto" may draw random vectors
+    last = estimator(kind, classes, components, seed)
+    return Pipeline([("blocks", scaled), ("pca", pca), ("classifier", last)])

@@ -1,7 +1,7 @@
 """Report sections of glass boxes: classifiers and baselines, the orbit of an image, deciding templates."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,63 +17,48 @@ from jaxinterp.recipe.family import Reading, Report
 from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.symmetry.groups import transform
 
-SHOWN, BEST = 24, 7  # templates whose responses are drawn, and templates that are drawn themselves
+RESPONSES_SHOWN = 24  # templates whose responses to an orbit are drawn
+TEMPLATES_SHOWN = 7  # templates that are drawn for a logit
 
 
 def sections(report: Report, model: GlassBox) -> list[Section]:
-    """All of them."""
+    """Return the sections that only glass boxes have."""
     return [_classifiers(report), _orbit(report, model), _templates(report, model)]
 
 
 def _classifiers(report: Report) -> Section:
     rows = []
-    for found in report.results["representations"]:
-        for kind, (upright, moved) in found["accuracy"].items():
-            spread = [f"{value:.2f}" for value in found["J"]]
-            rows.append([found["name"], str(found["features"]), kind, f"{upright:.2%}", f"{moved:.2%}", *spread])
+    for features in report.results["representations"]:
+        name, count, ratios = features["name"], str(features["features"]), [f"{ratio:.2f}" for ratio in features["J"]]
+        for kind, (upright, rotated) in features["accuracy"].items():
+            rows.append([name, count, kind, f"{upright:.2%}", f"{rotated:.2%}", *ratios])
     header = ["representation", "features", "classifier", "upright", "rotated", "J upright", "J rotated"]
-    return Section(
-        "Classifiers and representations, upright and rotated",
-        [
-            "All are fitted to the same upright images (the baseline of augmented pixels to rotated copies too), "
-            "and every representation is standardized and reduced in the same way. Rotated: every test image is turned "
-            "by an angle of its own. J, of the features as they are, is the distance of class means over the width of "
-            "classes; a representation with a larger J need not classify better, so the accuracies stand beside it."
-        ],
-        [],
-        [Table(header, rows)],
+    text = (
+        "All are fitted to the same upright images (the baseline of augmented pixels to rotated copies too), "
+        "and every representation is standardized and reduced in the same way. Rotated: every test image is turned "
+        "by an angle of its own. J, of the features as they are, is the distance of class means over the width of "
+        "classes; a representation with a larger J need not classify better, so the accuracies stand beside it."
     )
+    return Section("Classifiers and representations, upright and rotated", [text], tables=[Table(header, rows)])
 
 
 def _orbit(report: Report, model: GlassBox) -> Section:
-    chosen = first_of_each_class(report.labels, 1)
-    x = jnp.asarray(report.images[chosen])
-    places = [0, len(model.group) // 8 or 1, len(model.group) // 2]
-    moved = jnp.concatenate([transform(model.group, g, x) for g in places])
-    placed = report.explainable.variables["params"]["representation"]["orbit"]
-    responses = np.asarray(Orbit(model.group, model.templates).apply({"params": placed}, moved))[:, :, :SHOWN]
-    figure = orbit_rows(np.asarray(moved), responses, ["as it is", *(f"moved by element {g}" for g in places[1:])])
+    x = jnp.asarray(report.images[first_of_each_class(report.labels, 1)])
+    elements = [0, len(model.group) // 8 or 1, len(model.group) // 2]
+    moved = jnp.concatenate([transform(model.group, g, x) for g in elements])
+    params = report.explainable.variables["params"]["representation"]["orbit"]
+    responses = np.asarray(Orbit(model.group, model.templates).apply({"params": params}, moved))
+    names = ["as it is", *(f"moved by element {g}" for g in elements[1:])]
+    figure = orbit_rows(np.asarray(moved), responses[:, :, :RESPONSES_SHOWN], names)
     metrics = report.results["metrics"]
-    return Section(
-        "What turns with the image",
-        [
-            f"Responses E(x)[g, k] of an image to template k and element g of {model.group.name}: where the image is "
-            "moved, the columns are permuted, and nothing else happens. For every element this law holds to "
-            f"{metrics['equivariance_residual']:.1e} of the responses' norm; without the permutation they differ by "
-            f"{metrics['equivariance_uncompensated']:.2f}. What is left of the columns' order is invariant."
-        ],
-        [picture(figure, f"The first {SHOWN} templates; all rows share one scale.", "Responses to orbits", 760)],
+    text = (
+        f"Responses E(x)[g, k] of an image to template k and element g of {model.group.name}: where the image is "
+        "moved, the columns are permuted, and nothing else happens. For every element this law holds to "
+        f"{metrics['equivariance_residual']:.1e} of the responses' norm; without the permutation they differ by "
+        f"{metrics['equivariance_uncompensated']:.2f}. What is left of the columns' order is invariant."
     )
-
-
-class _Deciding(NamedTuple):
-    """The templates with the largest contributions, (images · targets, BEST) each, their strongest elements, drawn."""
-
-    parts: Decomposition
-    templates: Int[np.ndarray, "n m"]
-    elements: Int[np.ndarray, "n m"]
-    contributions: Float[np.ndarray, "n m"]
-    figure: Figure
+    caption = f"The first {RESPONSES_SHOWN} templates; all rows share one scale."
+    return Section("What turns with the image", [text], [picture(figure, caption, "Responses to orbits", 760)])
 
 
 def _deciding(
@@ -82,27 +67,23 @@ def _deciding(
     images: Float[np.ndarray, "n h w c"],
     targets: Int[np.ndarray, "n t"],
     names: Sequence[str],
-) -> _Deciding:
+) -> tuple[Decomposition, Int[np.ndarray, "nt m"], Int[np.ndarray, "nt m"], Float[np.ndarray, "nt m"], Figure]:
+    """Return the contributions, the templates with the largest, their strongest elements and sums, and a figure."""
     frozen: Any = net.frozen
     level = "representation/orbit"
     parts = decompose(frozen, jnp.asarray(images), targets, level, variables=net.variables, check=False)
     each = np.asarray(parts.contributions).reshape(-1, *parts.contributions.shape[2:])
     sums = each.sum(1)
-    best = np.argsort(-np.abs(sums), axis=1)[:, :BEST]
+    best = np.argsort(-np.abs(sums), axis=1)[:, :TEMPLATES_SHOWN]
     strongest = np.take_along_axis(np.abs(each).argmax(1), best, 1)
     values = np.take_along_axis(sums, best, 1)
     templates = jnp.asarray(net.variables["params"]["representation"]["orbit"]["templates"])
-    turned = np.stack(
-        [
-            np.concatenate(
-                [transform(model.group.inverses, int(g), templates[k][None]) for k, g in zip(*row, strict=True)]
-            )
-            for row in zip(best, strongest, strict=True)
-        ]
-    )
+    pairs = zip(strongest.ravel(), best.ravel(), strict=True)
+    turned = np.concatenate([transform(model.group.inverses, int(g), templates[k][None]) for g, k in pairs])
+    turned = turned.reshape(*best.shape, *turned.shape[1:])
     shown = np.repeat(images, targets.shape[1], axis=0)
     figure = deciding_templates(shown, turned, values, [f"as {names[k]}" for k in targets.ravel()])
-    return _Deciding(parts, best, strongest, values, figure)
+    return parts, best, strongest, values, figure
 
 
 def reading(
@@ -112,50 +93,40 @@ def reading(
     top: Int[np.ndarray, " t"],
     names: Sequence[str],
 ) -> Reading:
-    """Of one image: the templates with the largest contributions to the `top` classes, as they matched most."""
+    """Return the templates with the largest contributions to the `top` classes of an image, as they matched most."""
     if len(names) == 2:  # the logits are one score and its negative
         top = top[:1]
-    found = _deciding(model, net, image[None], top[None], names)
+    parts, best, strongest, values, figure = _deciding(model, net, image[None], top[None], names)
     numbers = [
         {
             "class": names[k],
             "group": model.group.name,
-            "logit": float(found.parts.logits[0, t]),
-            "constant": float(found.parts.bias[0, t]),
-            "residual": float(found.parts.residual[0, t]),
-            "other_templates": float(found.parts.contributions[0, t].sum() - found.contributions[t].sum()),
+            "logit": float(parts.logits[0, t]),
+            "constant": float(parts.bias[0, t]),
+            "residual": float(parts.residual[0, t]),
+            "other_templates": float(parts.contributions[0, t].sum() - values[t].sum()),
             "templates": [
                 {"template": int(template), "element": int(element), "contribution": float(value)}
-                for template, element, value in zip(
-                    found.templates[t], found.elements[t], found.contributions[t], strict=True
-                )
+                for template, element, value in zip(best[t], strongest[t], values[t], strict=True)
             ],
         }
         for t, k in enumerate(top)
     ]
-    return Reading("templates", numbers, found.figure)
+    return Reading("templates", numbers, figure)
 
 
 def _templates(report: Report, model: GlassBox) -> Section:
-    """The templates with the largest contributions to the predicted class, at their strongest element."""
     chosen = first_of_each_class(report.labels, 5)
     top = report.logits[chosen].argmax(1)[:, None]
-    found = _deciding(model, report.explainable, report.images[chosen], top, report.classes)
-    missed = float(jnp.abs(found.parts.residual).max()) / float(jnp.abs(found.parts.logits).max())
-    return Section(
-        "The templates that decided",
-        [
-            "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
-            "every (template, group element) contributes, and of a constant of the class. Largest relative "
-            f"residual: {missed:.1e}."
-        ],
-        [
-            picture(
-                found.figure,
-                "The training images with the largest contributions to the predicted class, turned as they matched "
-                "most; red speaks for the class, blue against it.",
-                "Templates that decided",
-                900,
-            )
-        ],
+    parts, *_, figure = _deciding(model, report.explainable, report.images[chosen], top, report.classes)
+    missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
+    text = (
+        "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
+        "every (template, group element) contributes, and of a constant of the class. Largest relative "
+        f"residual: {missed:.1e}."
     )
+    caption = (
+        "The training images with the largest contributions to the predicted class, turned as they matched "
+        "most; red speaks for the class, blue against it."
+    )
+    return Section("The templates that decided", [text], [picture(figure, caption, "Templates that decided", 900)])

@@ -46,10 +46,6 @@ def template_shares(
         layer: path of the layer, such as "trunk/conv_0/conv"; its channels are the templates.
         targets: see `decompose`.
         variables: the model's variables.
-
-    Returns:
-        A `TemplateShares`.
-
     """
     parts = decompose(apply_frozen, x, targets, layer, variables=variables)
     contributions = parts.contributions.reshape(*parts.logits.shape, -1, parts.contributions.shape[-1]).sum(2)

@@ -26,8 +26,8 @@ from jaxinterp.checks import require, require_one_of
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import ConvNet, Layer, max_pool
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Images = Float[Array, "n h w c"]
+Features = Float[Array, "n h2 w2 features"]
 
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
@@ -46,35 +46,17 @@ class ConvNorm(Layer):
     relu: bool = True
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n h2 w2 features"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Features:
         """Convolve, normalize with the batch's statistics (train) or the running ones, rectify."""
-        y = nn.Conv(
-            self.features,
-            (3, 3),
-            (self.strides, self.strides),
-            padding=((1, 1), (1, 1)),
-            use_bias=False,
-            kernel_init=nn.initializers.he_normal(),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="conv",
-        )(x)
+        own: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "name": "conv"}
+        init, strides = nn.initializers.he_normal(), (self.strides, self.strides)
+        y = nn.Conv(self.features, (3, 3), strides, padding=1, use_bias=False, kernel_init=init, **own)(x)
         z = BatchNorm(name="norm", **self.shared)(y, train and not frozen)
         return nn.relu(z) if self.relu else z
 
 
-def option_a(x: Float[Array, "n h w c"], features: int, strides: int) -> Float[Array, "n h2 w2 features"]:
-    """Apply the parameter-free shortcut: every `strides`-th pixel, zero channels on both sides.
-
-    Args:
-        x: (N, H, W, C).
-        features: output channels, ≥ C.
-        strides: step in pixels.
-
-    Returns:
-        (N, ⌈H / strides⌉, ⌈W / strides⌉, features).
+def option_a(x: Images, features: int, strides: int) -> Features:
+    """Apply the parameter-free shortcut: every `strides`-th pixel, zero channels on both sides up to `features` ≥ C.
 
     Example:
         >>> option_a(jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1), 3, 2).tolist()
@@ -96,9 +78,7 @@ class BasicBlock(Layer):
     strides: int = 1
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n h2 w2 features"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Features:
         """Apply two convolutions, and the shortcut around them."""
         y = ConvNorm(self.features, self.strides, name="conv_0", **self.shared)(x, train, frozen)
         y = ConvNorm(self.features, relu=False, name="conv_1", **self.shared)(y, train, frozen)
@@ -111,8 +91,7 @@ class ResNetTrunk(ConvNet):
     Attributes:
         depth: 6n + 2 of the whole network (20, 32, 44, 56, 110): three stages of n blocks.
         blocks: how many blocks to keep, 0 (stem only) to 3n; None for all.
-        width: channels of the first stage; the next two have twice and four times as many at half the
-            resolution.
+        width: channels of the first stage; the next two have 2 and 4 times as many at half the resolution.
 
     Source: He et al. 2016, Sec. 4.2.
     """
@@ -122,9 +101,7 @@ class ResNetTrunk(ConvNet):
     width: int = 16
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n h2 w2 features"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Features:
         """Return the features of images in [0, 1]."""
         per_stage, rest = divmod(self.depth - 2, 6)
         require(rest == 0 and per_stage > 0, "depth", self.depth, "6n + 2 with n >= 1: 8, 14, 20, 32, 44, 56, ...")
@@ -146,8 +123,7 @@ class VGGTrunk(ConvNet):
     differentiation give the same W(x).
 
     Attributes:
-        depth: 11, 13, 16 or 19 layers with weights, as the paper's configurations A, B, D, E (whose three
-            dense layers are here one, as is usual for 32×32 images).
+        depth: 11, 13, 16 or 19, the paper's configurations A, B, D, E (with one dense layer, not three, for 32×32).
         width: channels of the first stage; then 2, 4, 8, 8 times as many.
 
     Source: Simonyan and Zisserman 2015, Table 1, with BatchNorm after every convolution.
@@ -157,9 +133,7 @@ class VGGTrunk(ConvNet):
     width: int = 64
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n h2 w2 features"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Features:
         """Return the features of images in [0, 1], at least 32×32."""
         require_one_of("depth", self.depth, VGG_STAGES)
         require(min(x.shape[1:3]) >= 32, "x", f"{x.shape[1]}x{x.shape[2]} pixels", "at least 32x32: five poolings")
@@ -193,9 +167,7 @@ class CifarResNet(ConvNet):
     width: int = 16
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n classes"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Float[Array, "n classes"]:
         """Return the logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
         trunk = ResNetTrunk(self.depth, width=self.width, name="trunk", mean=self.mean, std=self.std, **self.shared)
         return self.classify(trunk(x, train, frozen), self.classes)
@@ -204,9 +176,8 @@ class CifarResNet(ConvNet):
 class VGG(ConvNet):
     """VGG-11, -13, -16 or -19 for small images (32×32 or larger), with BatchNorm and one linear layer.
 
-    Activations: `trunk`, `trunk/conv_0` … (after the ReLU). Attributes as in `VGGTrunk`, and `classes`. At
-    depth 16: 14,724,042 parameters (RGB, 10 classes; the convolutions have no bias, which BatchNorm would
-    cancel).
+    Activations: `trunk`, `trunk/conv_0` … (after the ReLU). Attributes as in `VGGTrunk`, and `classes`. At depth 16:
+    14,724,042 parameters (RGB, 10 classes; the convolutions have no bias, which BatchNorm would cancel).
 
     Source: Simonyan and Zisserman 2015, Table 1.
     """
@@ -216,9 +187,7 @@ class VGG(ConvNet):
     width: int = 64
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n classes"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Float[Array, "n classes"]:
         """Return the logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
         trunk = VGGTrunk(self.depth, width=self.width, name="trunk", mean=self.mean, std=self.std, **self.shared)
         return self.classify(trunk(x, train, frozen), self.classes)
@@ -287,9 +256,7 @@ class AlexNet(ConvNet):
         return cls(classes, **(small | fields))
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
-    ) -> Float[Array, "n classes"]:
+    def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Float[Array, "n classes"]:
         """Return the logits of images in [0, 1]; `frozen` turns dropout off."""
         require(len(self.widths) == 5, "widths", self.widths, "5 numbers, one for each convolution")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a rate in [0, 1)")
@@ -301,16 +268,8 @@ class AlexNet(ConvNet):
         x = self.standardize(x)
         for i, (features, kernel) in enumerate(zip(self.widths, (self.kernel, 5, 3, 3, 3), strict=True)):
             strides, padding = (self.strides, self.padding) if i == 0 else (1, kernel // 2)
-            x = nn.Conv(
-                features,
-                (kernel, kernel),
-                (strides, strides),
-                padding=((padding, padding), (padding, padding)),
-                dtype=self.dtype,
-                name=f"conv_{i}",
-                **own,
-            )(x)
-            x = nn.relu(x)
+            conv: dict[str, Any] = {"padding": padding, "dtype": self.dtype, "name": f"conv_{i}", **own}
+            x = nn.relu(nn.Conv(features, (kernel, kernel), (strides, strides), **conv)(x))
             if i in (0, 1, 4):
                 x = _max_pool_overlapping(x)
         n, channels, side = len(x), x.shape[-1], self.side

@@ -31,17 +31,9 @@ class BatchNorm(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *shape c"], train: bool = False) -> Float[Array, "n *shape c"]:
-        """Normalize with the batch's statistics (train) or the running ones, in float32 or wider.
+        """Normalize with the batch's statistics, and update the running ones (train), or with the running ones.
 
-        Args:
-            x: (N, ..., C), images or features.
-            train: use the batch's statistics and update the running ones.
-
-        Returns:
-            (N, ..., C), in the type of `x`.
-
-        Raises:
-            ConfigError: `ghost` does not divide the batch.
+        Computed in float32 or wider; returns the type of `x`. `ghost` must divide the batch.
         """
         channels, wide = x.shape[-1], np.promote_types(np.float32, self.param_dtype)
         init = nn.initializers.zeros if self.zero else nn.initializers.ones

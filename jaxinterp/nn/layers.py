@@ -29,6 +29,10 @@ class Layer(nn.Module, kw_only=True):
         """Return the same fields, for the layers inside."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype, "axis_name": self.axis_name}
 
+    def widen(self, x: Array) -> Array:
+        """Return an input at least as wide as the parameters: float16 images are read in float32."""
+        return x.astype(np.promote_types(x.dtype, self.param_dtype))
+
 
 class ConvNet(Layer, kw_only=True):
     """A network that optionally standardizes its images.
@@ -45,7 +49,7 @@ class ConvNet(Layer, kw_only=True):
         """Return (x − mean) / std, at least as wide as the parameters."""
         for name, value in (("mean", self.mean), ("std", self.std)):
             require(value is None or len(value) == x.shape[-1], name, value, f"{x.shape[-1]} numbers, one per channel")
-        x = x.astype(np.promote_types(x.dtype, self.param_dtype))
+        x = self.widen(x)
         if self.mean is not None:
             x = x - jnp.asarray(self.mean, x.dtype).reshape(1, 1, 1, -1)
         return x if self.std is None else x / jnp.asarray(self.std, x.dtype).reshape(1, 1, 1, -1)

@@ -20,13 +20,6 @@ def sigmoid_bce(logits: Float[Array, "batch classes"], labels: Int32[Array, " ba
 
         loss = mean_{i,k} [ -y_ik log s(l_ik) - (1 - y_ik) log(1 - s(l_ik)) ],   y one-hot, s the sigmoid
 
-    Args:
-        logits: Logits.
-        labels: Class indices in [0, classes).
-
-    Returns:
-        The loss, float32.
-
     Source: Böhle, Fritz, Schiele, "Convolutional Dynamic Alignment Networks", CVPR 2021, eq. 11.
 
     >>> round(float(sigmoid_bce(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
@@ -39,13 +32,6 @@ def sigmoid_bce(logits: Float[Array, "batch classes"], labels: Int32[Array, " ba
 def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Int32[Array, " batch"]) -> Float[Array, ""]:
     """Return the softmax cross-entropy averaged over the batch, `mean_i [-log softmax(l_i)[y_i]]`.
 
-    Args:
-        logits: Logits.
-        labels: Class indices in [0, classes).
-
-    Returns:
-        The loss, float32.
-
     >>> round(float(softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
     1.3863
     """
@@ -54,7 +40,12 @@ def softmax_cross_entropy(logits: Float[Array, "batch classes"], labels: Int32[A
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """A `LossFn` that applies a classifier to a batch's images in training mode; see `classification_loss`."""
+    """The loss of a classifier: images and labels in, loss, batch statistics, loss and accuracy out.
+
+    Attributes:
+        model: applied with `train=True`, `mutable=["batch_stats"]` and a `dropout` key.
+        per_logits_loss: `sigmoid_bce`, `softmax_cross_entropy`, or any mean over a batch of (logits, labels).
+    """
 
     model: nn.Module
     per_logits_loss: LogitsLoss
@@ -70,16 +61,3 @@ class ClassificationLoss:
         loss = self.per_logits_loss(logits, batch["label"])
         accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
         return loss, (updates.get("batch_stats", batch_stats), {"loss": loss, "accuracy": accuracy})
-
-
-def classification_loss(model: nn.Module, per_logits_loss: LogitsLoss) -> ClassificationLoss:
-    """The loss of a classifier: images and labels in, loss, batch statistics, loss and accuracy out.
-
-    Args:
-        model: Called as `model.apply(variables, image, train=True, mutable=["batch_stats"])`, with a `dropout` key.
-        per_logits_loss: `sigmoid_bce`, `softmax_cross_entropy`, or any mean over a batch of (logits, labels).
-
-    Returns:
-        A callable `(params, batch_stats, batch, key) -> (loss, (batch_stats, {"loss", "accuracy"}))`.
-    """
-    return ClassificationLoss(model, per_logits_loss)

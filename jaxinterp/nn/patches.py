@@ -27,9 +27,6 @@ def patches(
     Returns:
         (N, H2, W2, sides[0] · sides[1] · C), each patch in the order of a kernel (row, column, channel).
 
-    Raises:
-        ConfigError: the filter is larger than the padded image.
-
     Example:
         >>> patches(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2))[0, 0, 0].tolist()
         [0.0, 1.0, 2.0, 3.0]

@@ -1,1 +1,1 @@
-"""What a run is: its configuration, its family, its evaluation and its page."""
+"""A run: its configuration, its family, its evaluation and its page."""

@@ -1,12 +1,16 @@
-"""The configuration of a run, composed of parts; typed overrides; and the JSON files of a run's folder."""
+"""The configuration of a run, composed of parts; typed overrides; and the files of a run's folder.
+
+What reads a file raises ConfigError if it is missing or damaged: one line with the file, the fault, and how to make it.
+"""
 
 import contextlib
 import dataclasses
 import io
 import json
 import math
+import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -15,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from jaxinterp.checks import Checked, expected, require, shown
+from jaxinterp.checks import Checked, expected, field_adapters, require, require_one_of, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
 from jaxinterp.train.config import TrainConfig
@@ -28,6 +32,7 @@ Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Lt(1)]
 MAX_MAGNITUDE = {"uda": 30, "timm": 10}  # of RandAugment
+MAX_LINES = 2000  # of a log that are kept, more than a curve can show
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -49,7 +54,7 @@ class Model(Checked):
 
 @dataclass(frozen=True)
 class Data(Checked):
-    """Which images a run is trained and measured on.
+    """Images of a run, for training and measuring.
 
     Attributes:
         name: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
@@ -79,7 +84,7 @@ class Data(Checked):
 
 @dataclass(frozen=True)
 class Augment(Checked):
-    """How training images are augmented.
+    """Augmentation of the training images.
 
     Attributes:
         flip: mirror with probability 1/2.
@@ -96,7 +101,7 @@ class Augment(Checked):
     rand_augment_first: bool = False
 
     def check(self) -> None:
-        """RandAugment has two numbers, the second being a magnitude of its kind."""
+        """Require two numbers of RandAugment, the second a magnitude of its kind."""
         numbers, most = self.rand_augment, MAX_MAGNITUDE[self.rand_augment_kind]
         require(len(numbers) in (0, 2), "rand_augment", numbers, "n,m or nothing")
         require(not numbers or numbers[1] <= most, "rand_augment", numbers, f"a magnitude of at most {most}")
@@ -135,14 +140,14 @@ class Optim(Checked):
     warmup_epochs: Natural = 0
 
     def check(self) -> None:
-        """The schedule falls."""
-        highest = f"at most learning_rate={self.learning_rate}"
-        require(self.end_lr <= self.learning_rate, "end_lr", self.end_lr, highest)
+        """Require a schedule that falls."""
+        peak = self.learning_rate
+        require(self.end_lr <= peak, "end_lr", self.end_lr, f"at most learning_rate={peak}")
 
 
 @dataclass(frozen=True)
 class Evaluate(Checked):
-    """How explanations are measured.
+    """Measures of explanations.
 
     Attributes:
         grid_sizes: images along one side of the grids of the grid pointing game; not played if empty.
@@ -186,6 +191,8 @@ class Run(Generic[M]):
     train: TrainConfig = TRAIN
     evaluate: Evaluate = Evaluate()
 
+    __pydantic_config__ = Checked.__pydantic_config__
+
     def __post_init__(self) -> None:
         """Check what depends on several parts; every part has checked itself."""
         warmup, epochs = self.optim.warmup_epochs, self.train.epochs
@@ -221,7 +228,7 @@ class Experiment(Generic[M]):
         source: where it stands in the paper.
         time: how long training takes, and on what.
         paper: metric → the paper's number for this configuration.
-        headline: whether the README's table shows it.
+        headline: whether it is one of the results to show first.
         reference: metric → the paper's numbers for `reference_name`, for orientation.
         reference_name: the configuration that `reference` is about.
     """
@@ -237,34 +244,19 @@ class Experiment(Generic[M]):
 
 def small(run: AnyRun) -> AnyRun:
     """Shrink a run to seconds: one epoch on 64 embedded digits at the run's image size, and the least evaluation."""
-    sides = {**SIDES, "digits": None, "imagenet2012": 48}
+    sides, accum = {**SIDES, "digits": None, "imagenet2012": 48}, min(run.train.grad_accum_steps, 2)
+    evaluate = {"grid_sizes": (2,), "grids": 1, "eligible": "all", "removal_images": 4, "occlusion_stride": 8}
     return run.replace(
         data={"name": "digits", "image_size": sides[run.data.name], "max_images": 64},
         augment={"rand_augment": ()},
         optim={"warmup_epochs": 0},
-        train={
-            "epochs": 1,
-            "batch_size": 16,
-            "grad_accum_steps": min(run.train.grad_accum_steps, 2),
-            "val_fraction": 0.25,
-            "eval_batch": 16,
-        },
-        evaluate={
-            "grid_sizes": (2,),
-            "grids": 1,
-            "eligible": "all",
-            "removal_images": 4,
-            "occlusion": run.evaluate.occlusion[:1],
-            "occlusion_stride": 8,
-        },
+        train={"epochs": 1, "batch_size": 16, "grad_accum_steps": accum, "val_fraction": 0.25, "eval_batch": 16},
+        evaluate={**evaluate, "occlusion": run.evaluate.occlusion[:1]},
     )
 
 
 def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
     """Replace fields of a run by typed assignments, "part.field=value"; entries of a tuple are separated by commas.
-
-    Raises:
-        ConfigError: an unknown key (the line gives near ones), or a value of another type or out of range.
 
     Example:
         >>> run = override(Run(Model()), ["train.epochs=4", "evaluate.grid_sizes="])
@@ -273,37 +265,54 @@ def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
     """
     import tyro
 
-    if not assignments:
-        return run
     arguments, known = list[str](), run.fields()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
         bare = [name for name in known if name.endswith(f".{key}")]
-        require(not bare, "KEY", key, " or ".join(bare))
-        words = text.split(",") if text and isinstance(known.get(key), tuple) else [text][: bool(text)]
-        arguments += [f"--{key}", *words]
+        require_one_of("KEY", key, known, " or ".join(bare) or "a field of the run, such as train.epochs")
+        entries = text.split(",") if text else []
+        arguments += [f"--{key}", *(entries if isinstance(known[key], tuple) else [text])]
     kind: Any = Run[type(run.model)]  # type: ignore[misc]
-    box = io.StringIO()
+    box, options = io.StringIO(), (tyro.conf.FlagConversionOff,)
     try:
         with contextlib.redirect_stderr(box):
-            changed: AnyRun = tyro.cli(kind, default=run, args=arguments, config=(tyro.conf.FlagConversionOff,))
+            changed: AnyRun = tyro.cli(kind, default=run, args=arguments, config=options)
     except SystemExit:
-        raise ConfigError(in_one_line(box.getvalue())) from None
+        for assignment in assignments:
+            _require_type(run, *assignment.split("=", 1))
+        fault = re.sub(r"^Error parsing \w+: ", "", in_one_line(box.getvalue()))  # a part's own check, as it stands
+        raise ConfigError(fault) from None
     return changed
 
 
+def _require_type(run: Run[Any], key: str, text: str) -> None:
+    """Raise for a text that is not of its field's type, in the grammar of all errors."""
+    from pydantic import ValidationError
+
+    part, name = key.split(".")
+    old = run.fields()[key]
+    kind: Any = type(getattr(run, part))
+    entries = tuple(text.split(",")) if text else ()
+    try:
+        field_adapters(kind)[name].validate_python(entries if isinstance(old, tuple) else text)
+    except ValidationError as error:
+        require(False, key, text or "nothing", expected(error))
+
+
 def in_one_line(box: str) -> str:
-    r"""Join what tyro prints in a framed box: its first paragraph and its hint, without title and frame.
+    r"""Join what tyro prints in a framed box: its first paragraph, and the options or commands that it suggests.
 
     Example:
-        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps b │\n╰───────╯")
-        'a is wrong; Perhaps b'
+        >>> in_one_line("╭─── Oops ─╮\n│ a is  │\n│ wrong │\n│ ───── │\n│ Perhaps you meant: │\n│ --b INT │\n╰──────╯")
+        'a is wrong; perhaps you meant --b'
     """
     lines = ["\0" if "───" in line or "---" in line else line.strip("│| ") for line in box.splitlines()]
-    _, *paragraphs = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
-    hints = ("Perhaps", "Available")
-    return "; ".join(text for i, text in enumerate(paragraphs) if i == 0 or text.startswith(hints))
+    _, fault, *hints = (" ".join(paragraph.split()) for paragraph in " ".join(lines).split("\0"))
+    text = [fault.partition(" Got errors:")[0], *(hint for hint in hints if hint.startswith("Available"))]
+    options = [option for hint in hints if hint.startswith("Perhaps") for option in re.findall(r"--[\w-]+", hint)]
+    near = " or ".join(option for option in dict.fromkeys(options) if option != "--help")
+    return "; ".join([*text, *([f"perhaps you meant {near}"] if near else [])])
 
 
 def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
@@ -316,102 +325,95 @@ def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
     if not path.exists():
         write_text(path, json.dumps({"run": name, "config": dataclasses.asdict(run)}, indent=2) + "\n")
         return
-    holds, hint = read_name(run_dir), "choose another --run-dir"
-    require(holds == name, "RUN", name, f"{holds}, which {run_dir} holds; {hint}")
+    held, hint = read_name(run_dir), "choose another --run-dir"
+    require(held == name, "RUN", name, f"{held}, which {run_dir} holds; {hint}")
     old, new = read_config(run_dir, type(run.model)).fields(), run.fields()
-    differing = [key for key in new if old.get(key) != new[key]]
-    had, asked = (", ".join(f"{key}={shown(values.get(key))}" for key in differing) for values in (old, new))
+    differing = [key for key in new if old[key] != new[key]]
+    had, asked = (", ".join(f"{key}={shown(values[key])}" for key in differing) for values in (old, new))
     require(not differing, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
 
 
 @contextlib.contextmanager
-def naming_config(run_dir: Path) -> Iterator[None]:
-    """Let a configuration's errors name the file it was read from."""
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of a value name the file it was read from."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{run_dir / 'config.json'}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def validate_json(kind: Any, text: str) -> Any:
+    """Return the dataclass that a JSON text holds; raise for a field that is unknown, missing or out of range."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        require(False, ".".join(map(str, first["loc"])) or "content", first["input"], expected(error))
 
 
 def read_name(run_dir: Path) -> str:
-    """Return the name of the run that a folder holds.
-
-    Raises:
-        ConfigError: there is no config.json, or it is damaged.
-    """
+    """Return the name of the run that a folder holds."""
     path = run_dir / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's configuration ({error})") from None
 
 
 def read_config(run_dir: Path, model: type[M]) -> Run[M]:
-    """Return the configuration that `write_config` wrote.
-
-    Args:
-        run_dir: a run folder.
-        model: the class of the run's `model` part.
-
-    Raises:
-        ConfigError: there is no config.json, it is damaged, or a field is unknown, missing or has a wrong value.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
+    """Return the configuration that `write_config` wrote of a run whose `model` part is of this class."""
     read_name(run_dir)
-    kind: Any = Run[model]  # type: ignore[valid-type]
-    with naming_config(run_dir):
-        content = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("config")
-        try:
-            run: Run[M] = TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            require(False, ".".join(map(str, first["loc"])) or "config", first["input"], expected(error))
+    path = run_dir / "config.json"
+    with naming(path):
+        content = json.loads(path.read_text(encoding="utf-8")).get("config")
+        run: Run[M] = validate_json(Run[model], json.dumps(content))  # type: ignore[valid-type]
     return run
 
 
 def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
-    """Return a JSON object of a run folder that has at least these keys.
-
-    Raises:
-        ConfigError: it is missing or damaged; the line says which command makes it.
-    """
-    (content,) = _objects(path, made_by, lambda text: [text])
-    lacking = [key for key in keys if key not in content]
-    if lacking:
-        raise ConfigError(f"{path} is damaged (it has no {', '.join(lacking)}); it is made by `{made_by}`")
+    """Return a JSON object of a run folder that has at least these keys; `made_by` is the command that writes it."""
+    with _naming(path, made_by):
+        content = _parsed(path.read_text(encoding="utf-8"))
+        if lacking := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {', '.join(lacking)}")
     return content
 
 
 def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
-    """Return the JSON objects of a run folder's file that has one in every line.
-
-    Raises:
-        ConfigError: it is missing or damaged; the line says which command makes it.
-    """
-    return _objects(path, made_by, str.splitlines)
+    """Return the JSON objects of a file that has one in every line; of a long file every k-th one, and the last."""
+    with _naming(path, made_by), path.open(encoding="utf-8") as file:
+        step = -(-sum(1 for _ in file) // MAX_LINES)
+        file.seek(0)
+        contents, last = list[dict[str, Any]](), None
+        for i, line in enumerate(file):
+            last = _parsed(line)
+            if i % step == 0:
+                contents.append(last)
+    return contents if last is None or contents[-1] is last else [*contents, last]
 
 
 def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
-    """Return the named arrays of a run folder's .npz file.
+    """Return the named arrays of a run folder's .npz file."""
+    with _naming(path, made_by), path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
 
-    Raises:
-        ConfigError: it is missing or damaged; the line says which command makes it.
-    """
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Parse a JSON object."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+@contextlib.contextmanager
+def _naming(path: Path, made_by: str) -> Iterator[None]:
+    """Let errors of reading a file name it, and the command that makes it."""
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
+        yield
     except (OSError, EOFError, ValueError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
-
-
-def _objects(path: Path, made_by: str, parts: Callable[[str], list[str]]) -> list[dict[str, Any]]:
-    try:
-        contents = [json.loads(part) for part in parts(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
-    if not all(isinstance(content, dict) for content in contents):
-        raise ConfigError(f"{path}: expected a JSON object; it is made by `{made_by}`")
-    return contents

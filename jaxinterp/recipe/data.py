@@ -33,7 +33,6 @@ def split(run: Run[Any], which: Literal["train", "test"], data_dir: Path | None)
 
     Raises:
         DataError: the data are missing or damaged.
-        ConfigError: color images are asked for with fewer channels, or ImageNet is to be turned.
     """
     data = run.data
     if data.name == "imagenet2012":
@@ -49,23 +48,12 @@ def split(run: Run[Any], which: Literal["train", "test"], data_dir: Path | None)
 
 
 def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Stream, Dataset | None]:
-    """Load what a run trains on, and what it holds out.
-
-    Raises:
-        DataError: the data are missing or damaged.
-        ConfigError: a held-out share that leaves a part empty, or distilled images of a streamed data set.
-    """
-    data = run.data
+    """Load what a run trains on, and what it holds out; raise as `split` does."""
+    data, size = run.data, run.train.batch_size
     if data.name == "imagenet2012":
         require(not data.distilled, "data.distilled", data.distilled, "nothing with imagenet2012, which is streamed")
-        stream = training_stream(
-            run.model.classes,
-            image_size=data.image_shape[0],
-            batch_size=run.train.batch_size,
-            seed=run.train.seed,
-            data_dir=data_dir,
-        )
-        return stream, None
+        classes, seed, side = run.model.classes, run.train.seed, data.image_shape[0]
+        return training_stream(classes, image_size=side, batch_size=size, seed=seed, data_dir=data_dir), None
     images, held = split(run, "train", data_dir), None
     if share := run.train.val_fraction:
         kept = 0 < round(share * len(images)) < len(images)
@@ -74,7 +62,6 @@ def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Strea
     if data.distilled:
         reference = read_set(Path(data.distilled)).dataset(images.name, images.classes)
         images = resize(reference, data.image_shape[0], data.channels)
-    size = run.train.batch_size
     require(size <= len(images), "train.batch_size", size, f"at most {len(images)}, the training images")
     return images, held
 

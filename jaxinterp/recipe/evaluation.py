@@ -77,12 +77,8 @@ def measure(
         parts = []
         for rows in slices:
             x, y = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
-            maps = method(x, y)[:, 0]
-            parts.append(
-                pixel_deletion(
-                    net.predict, net.encode(x), maps, y, probability=net.probability, variables=net.variables
-                )
-            )
+            maps, inputs, p = method(x, y)[:, 0], net.encode(x), net.probability
+            parts.append(pixel_deletion(net.predict, inputs, maps, y, probability=p, variables=net.variables))
         curve = np.concatenate([part.curves for part in parts]).mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
         results["removal"][name] = curve.round(6).tolist()

@@ -30,15 +30,11 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job(Generic[M]):
-    """Everything that fitting a run needs.
+    """Everything that fitting a run needs: its folder, configuration, network and images.
 
     Attributes:
-        run_dir: the run's folder.
-        run: its configuration.
-        network: the network that is trained.
         data: training images, in memory or streamed.
         validation: held-out training images; None if no epoch is chosen.
-        test: test images.
         init_from: variables → the variables that training starts from.
         fingerprint: JSON values that a continuation must share.
         allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
@@ -61,13 +57,11 @@ class TrainedRun(Generic[M]):
 
     Attributes:
         run_dir: the run's folder.
-        name: its name.
-        experiment: the named run that it is, perhaps with overrides.
-        run: its configuration.
-        family: its family.
-        network: the network, in float32.
+        name: the name of the experiment.
+        experiment: the named run.
+        run: its configuration, perhaps with overrides.
+        network: in float32.
         variables: of the checkpoint that was read.
-        data_dir: the data folder.
     """
 
     run_dir: Path
@@ -110,12 +104,9 @@ class TrainedRun(Generic[M]):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a family says of one image besides its contribution maps.
+    """A family's own reading of one image, beside its contribution maps.
 
-    Attributes:
-        name: of the reading, in a word; the JSON file's key and the end of the figure's file name.
-        numbers: for the JSON file.
-        figure: of them.
+    The name, in a word, is the key of the numbers in the JSON file and the end of the figure's file name.
     """
 
     name: str
@@ -125,10 +116,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page of a run is made of.
+    """All that the page of a trained run is made of.
 
     Attributes:
-        trained: the run.
         images: test images, (N, H, W, C) in [0, 1].
         labels: their classes, (N,).
         logits: of all of them, (N, classes).
@@ -177,7 +167,7 @@ def steps_per_epoch(run: Run[Any], data: Dataset | Stream) -> int:
 
 
 class Family(Generic[M]):
-    """What a paper fulfils. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
+    """The protocol that a paper fulfills. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
 
     Attributes:
         title: name of the family, for people.
@@ -188,11 +178,7 @@ class Family(Generic[M]):
     Model: ClassVar[type[Model]]
 
     def build(self, run: Run[M], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
-        """Return the network of a run, which takes images in [0, 1].
-
-        Raises:
-            ConfigError: fields that do not fit one another.
-        """
+        """Return the network of a run, which takes images in [0, 1]; raise ConfigError for fields that do not fit."""
         raise NotImplementedError
 
     def smoke(self, run: Run[M]) -> Run[M]:

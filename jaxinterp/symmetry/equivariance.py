@@ -1,4 +1,4 @@
-"""How far functions of images, and the layers of any Flax network, are from equivariant.
+"""Equivariance of functions of images, and of the layers of any Flax network.
 
 A function is equivariant to a motion g where g moves its output by a known law, f(g x) = g f(x): `equivariance_error`
 measures how far it is from that, `invariance_error` how far from f(g x) = f(x).
@@ -26,21 +26,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.tracing import activation_names, footprint, in_chunks, require_levels, unjitted
+from jaxinterp.symmetry import maps
 from jaxinterp.symmetry.groups import Group, is_exact, permute, transform, transform_regular
-from jaxinterp.symmetry.maps import (
-    EquivariantMap,
-    MapRegression,
-    as_sites,
-    filter_sites,
-    grid_shape,
-    move_sites,
-    refine_map,
-    regression_bytes,
-    require_activations,
-    require_regression,
-    usable_support,
-    with_identity_rows,
-)
+from jaxinterp.symmetry.maps import EquivariantMap
 
 MIN_ABOVE_CHANCE = 0.1
 """Share of the way from chance to certainty below which no channel is called invariant: there is nothing to keep."""
@@ -49,7 +37,7 @@ MIN_ACCURACY_KEPT = 0.95
 """Share of the compensated accuracy that must be left when rows of invariant channels are replaced."""
 
 Law = Literal["spatial", "regular", "orbit"] | Callable[[int, Array], Array]
-"""How an output moves with the image: its pixels alone, its pixels and group axis, its group axis, or a function."""
+"""The law by which an output moves: pixels alone, pixels and group axis, group axis alone, or a function."""
 
 
 def equivariance_error(
@@ -67,9 +55,6 @@ def equivariance_error(
     Returns:
         (|G|,), 0 where f is equivariant.
 
-    Raises:
-        ConfigError: see `transform`; an output that the law cannot move.
-
     Example:
         >>> from jaxinterp.symmetry.groups import rotations
         >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
@@ -77,30 +62,20 @@ def equivariance_error(
         0.0
     """
     out = f(x)
-    if not isinstance(law, str):
-        return _errors(f, group, x, lambda g: law(g, out))
-    laws = {"spatial": transform, "regular": transform_regular, "orbit": permute}
-    require_one_of("law", law, laws)
-    require(law != "spatial" or out.ndim >= 3, "f", f"an output {out.shape}", "maps (N, h, w, ...), or another law")
-    axis = {"regular": 3, "orbit": 1}.get(law)
-    fits = axis is None or out.shape[axis : axis + 1] == (len(group),)
-    require(fits, "f", f"an output {out.shape}", f"{len(group)} of {group.name} on axis {axis}")
-    return _errors(f, group, x, lambda g: laws[law](group, g, out))
+    if isinstance(law, str):
+        laws = {"spatial": transform, "regular": transform_regular, "orbit": permute}
+        require_one_of("law", law, laws)
+        require(law != "spatial" or out.ndim >= 3, "f", f"an output {out.shape}", "maps (N, h, w, ...), or another law")
+        axis = {"regular": 3, "orbit": 1}.get(law)
+        fits = axis is None or out.shape[axis : axis + 1] == (len(group),)
+        require(fits, "f", f"an output {out.shape}", f"{len(group)} of {group.name} on axis {axis}")
+        law = partial(laws[law], group)
+    moved = (f(transform(group, g, x)) for g in range(len(group)))
+    return np.array([_relative(y - law(g, out), y) for g, y in enumerate(moved)])
 
 
 def invariance_error(f: Callable[[Array], Array], group: Group, x: Float[Array, "n h w c"]) -> Float[np.ndarray, " g"]:
-    """Compute ‖f(g x) − f(x)‖ / ‖f(g x)‖ of every element, the norms over all images.
-
-    Args:
-        f: images ↦ output, (N, ...), such as an applied Flax model.
-        group: the group.
-        x: images, (N, H, W, C).
-
-    Returns:
-        (|G|,), 0 where f is invariant.
-
-    Raises:
-        ConfigError: see `transform`.
+    """Compute ‖f(g x) − f(x)‖ / ‖f(g x)‖ of every element, (|G|,); arguments as of `equivariance_error`.
 
     Example:
         >>> from jaxinterp.symmetry.groups import rotations
@@ -111,13 +86,6 @@ def invariance_error(f: Callable[[Array], Array], group: Group, x: Float[Array, 
     return equivariance_error(f, group, x, lambda g, out: out)
 
 
-def _errors(
-    f: Callable[[Array], Array], group: Group, x: Array, expected: Callable[[int], Array]
-) -> Float[np.ndarray, " g"]:
-    moved = (f(transform(group, g, x)) for g in range(len(group)))
-    return np.array([_relative(out - expected(g), out) for g, out in enumerate(moved)])
-
-
 def _relative(difference: Array, reference: Array) -> float:
     """Return ‖difference‖ / ‖reference‖, in float64, so that no square is lost."""
     part, size = (float(np.linalg.norm(np.abs(np.asarray(y)).astype(np.float64))) for y in (difference, reference))
@@ -125,17 +93,7 @@ def _relative(difference: Array, reference: Array) -> float:
 
 
 def interpolation_error(group: Group, x: Float[Array, "n h w c"]) -> float:
-    """Compute the largest ‖g⁻¹ (g x) − x‖ / ‖x‖ of a group's elements: how far these images are from a group action.
-
-    Args:
-        group: the group.
-        x: images, (N, H, W, C), at least one of them not black.
-
-    Returns:
-        0 for exact groups.
-
-    Raises:
-        ConfigError: see `transform`.
+    """Compute the largest ‖g⁻¹ (g x) − x‖ / ‖x‖ of a group's elements, 0 where the group is exact on these images.
 
     Example:
         >>> from jaxinterp.symmetry.groups import rotations
@@ -198,10 +156,8 @@ def split_network(apply: Callable[..., Array], layer: str) -> tuple[Callable[...
 
     Returns:
         φ: (variables, x) ↦ the submodule's output, and head: (variables, z, x) ↦ logits with z in its place. Of x,
-        the head uses the shape, and what goes around the submodule where the network has a way around it.
-
-    Raises:
-        ConfigError: when called, if there is no such submodule, or if `z` is not of its output's shape and type.
+        the head uses the shape, and what goes around the submodule where the network has a way around it. Both raise
+        ConfigError if there is no such submodule.
 
     Example:
         >>> phi, head = split_network(nn.Sequential([nn.Dense(3), nn.Dense(2)]).apply, "layers_0")
@@ -253,8 +209,7 @@ def layer_equivariance(
     takes the accuracy to fall with every row (where it does not, one more row would still cost too much).
 
     Args:
-        apply: (variables, x) ↦ logits (N, classes), calling a Flax model in evaluation mode, the same function object
-            from call to call.
+        apply: (variables, x) ↦ logits (N, classes), a Flax model in evaluation mode; compiled once for one object.
         variables: the model's variables.
         images: x, (N, H, W, C).
         labels: (N,), in [0, classes).
@@ -265,8 +220,7 @@ def layer_equivariance(
         train: how many of the images, from the first on, the maps are fitted to; in [1, N).
         support: side of the filters in sites, odd.
         ridge: as in `fit_map`.
-        steps: of `refine_map` for M′, on the images of the fit; 0 leaves it as fitted. If there are any, the layer's
-            activations of these images are all kept in memory.
+        steps: of `refine_map` for M′, on the images of the fit, whose activations are all kept in memory; 0 for none.
         rate: learning rate of these steps.
         key: of these steps; default `jax.random.key(0)`.
         max_bytes: bytes that one pass may take by estimate.
@@ -275,13 +229,12 @@ def layer_equivariance(
         A `LayerEquivariance` for each of `layers`.
 
     Raises:
-        ConfigError: unknown, repeated or no `layers`, outputs of another shape, too few images, labels that do not
-            fit, a number out of range, images or maps that the group cannot move, values that are not finite.
+        ConfigError: too few training images for the unknowns of a map, or activations that are not finite.
 
     Source: Lenc & Vedaldi 2015; the residuals as numbers are ours.
     """
     require(not isinstance(layers, str), "layers", repr(layers), "a list of paths")
-    require_regression(support, ridge)
+    maps.require_regression(support, ridge)
     require_at_least("steps", steps, 0)
     require(0 < rate < math.inf, "rate", rate, "a positive finite number")
     require(1 <= train < len(images), "train", f"{train} of {len(images)} images", "at least 1, and not all of them")
@@ -295,22 +248,20 @@ def layer_equivariance(
     transform(group, g, images[:1])  # checks g and the images before anything is computed
     shapes, supports = activation_names(bound, images[:1]), {}
     for layer in layers:
-        require_activations(f"layers: {layer!r}", shapes[layer])
-        supports[layer] = usable_support(f"train: at {layer!r}", train, shapes[layer], support)
+        maps.require_activations(f"layers: {layer!r}", shapes[layer])
+        supports[layer] = maps.usable_support(f"train: at {layer!r}", train, shapes[layer], support)
 
-    back = Group(f"{group.name} inverted", tuple(element.inverse() for element in group.elements), group.period)
     key = jax.random.key(0) if key is None else key
     forward = footprint(bound, images[:1]).bytes_each(0)
-    test = (images[train:], labels[train:])
-    chance = 1 / logits[1]
+    test, chance = (images[train:], labels[train:]), 1 / logits[1]
     results = []
     with jax.default_matmul_precision("highest"):
         correct = partial(_correct, apply, group, variables)
         accuracy, moved = (_mean(in_chunks(partial(correct, np.int32(e)), test, forward, max_bytes)) for e in (0, g))
         for i, layer in enumerate(layers):
-            program = _Program(apply, layer, group, back, g)
-            each = 2 * forward + regression_bytes(shapes[layer], supports[layer])
-            forth, undo = (MapRegression(motions, g, supports[layer]) for motions in (group, back))
+            program = _Program(apply, layer, group, g)
+            each = 2 * forward + maps.regression_bytes(shapes[layer], supports[layer])
+            forth, undo = (maps.MapRegression(motions, g, supports[layer]) for motions in (group, group.inverses))
             for _, real, (x,) in padded_batches(max(1, max_bytes // each), images[:train]):
                 z, z_moved = _activations(program, variables, x)
                 forth.add(z, z_moved, real)
@@ -321,7 +272,7 @@ def layer_equivariance(
                 phi, head = split_network(apply, layer)
                 z_moved = in_chunks(partial(phi, variables), (moved_train,), forward, max_bytes)
                 rest, drawn = jax.tree_util.Partial(head, variables), jax.random.fold_in(key, i)
-                here = refine_map(here, rest, z_moved, labels[:train], steps, rate, drawn, given=(moved_train,))
+                here = maps.refine_map(here, rest, z_moved, labels[:train], steps, rate, drawn, given=(moved_train,))
 
             def compensated(map: EquivariantMap, program: _Program = program, each: int = each) -> float:
                 judge = partial(_correct_compensated, program, variables, map.filters, map.bias)
@@ -332,12 +283,12 @@ def layer_equivariance(
             squares, sums = (np.asarray(part, np.float64).sum(0) for part in parts)
             size = max(squares[3], np.finfo(np.float32).tiny)
             uncompensated, sites_moved, missed = np.sqrt(squares[:3] / size).tolist()
-            height, width, _ = grid_shape(shapes[layer])
+            height, width, _ = maps.grid_shape(shapes[layer])
             explained = float((sums**2).sum()) / (len(test[0]) * height * width) / size
             reached, low, high = compensated(here), 0, len(here.bias) + 1
             while high - low > 1 and reached > chance + MIN_ABOVE_CHANCE * (1 - chance):
                 middle = (low + high) // 2
-                enough = compensated(with_identity_rows(here, middle)) >= MIN_ACCURACY_KEPT * reached
+                enough = compensated(maps.with_identity_rows(here, middle)) >= MIN_ACCURACY_KEPT * reached
                 low, high = (middle, high) if enough else (low, middle)
             results.append(
                 LayerEquivariance(
@@ -363,12 +314,11 @@ def _mean(correct: Array) -> float:
 
 
 class _Program(NamedTuple):
-    """What the functions of a layer are compiled for: `back` moves by the inverses of `group`."""
+    """Static arguments of the functions of a layer."""
 
     apply: Callable[..., Array]
     layer: str
     group: Group
-    back: Group
     g: int
 
 
@@ -385,9 +335,9 @@ def _squares_and_sums(
 ) -> tuple[Float[Array, "n 4"], Float[Array, "n d"]]:
     """Return squares of φ(g x) less φ(x), less g φ(x), less M φ(x), and of φ(g x) itself; and its sums over sites."""
     z, target = _activations(program, variables, x)
-    sites, wanted = as_sites(z), as_sites(target)
-    mapped = as_sites(filter_sites(program.group, program.g, filters, bias, z))
-    missed = [wanted - sites, wanted - move_sites(program.group, program.g, z), wanted - mapped, wanted]
+    sites, wanted = maps.as_sites(z), maps.as_sites(target)
+    mapped = maps.as_sites(maps.filter_sites(program.group, program.g, filters, bias, z))
+    missed = [wanted - sites, wanted - maps.move_sites(program.group, program.g, z), wanted - mapped, wanted]
     return jnp.stack([jnp.square(part).sum((1, 2, 3)) for part in missed], -1), wanted.sum((1, 2))
 
 
@@ -406,5 +356,5 @@ def _correct_compensated(
     """Return 1 where g x is classified correctly when the layer's output is mapped back."""
     phi, head = split_network(program.apply, program.layer)
     moved = transform(program.group, program.g, x)
-    z = filter_sites(program.back, program.g, filters, bias, phi(variables, moved))
+    z = maps.filter_sites(program.group.inverses, program.g, filters, bias, phi(variables, moved))
     return (head(variables, z, moved).argmax(-1) == labels).astype(jnp.float32)

@@ -44,14 +44,8 @@ class Element(NamedTuple):
     def after(self, other: "Element") -> "Element":
         """Return the element that moves by `other`, then by this one."""
         a, b, c, d, u, v = self
-        return Element(
-            a * other.a + b * other.c,
-            a * other.b + b * other.d,
-            c * other.a + d * other.c,
-            c * other.b + d * other.d,
-            a * other.u + b * other.v + u,
-            c * other.u + d * other.v + v,
-        )
+        e, f, g, h, s, t = other
+        return Element(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h, a * s + b * t + u, c * s + d * t + v)
 
     def inverse(self) -> "Element":
         """Return the element that moves back."""
@@ -79,11 +73,7 @@ class Group:
     period: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the identity comes first, and no element twice.
-
-        Raises:
-            ConfigError: which element.
-        """
+        """Check that the identity comes first, and no element twice."""
         first = self.elements[:1]
         require(first and self.index(IDENTITY) == 0, "elements", first, f"the identity as the first of {self.name}")
         for i, element in enumerate(self.elements):
@@ -101,10 +91,7 @@ class Group:
 
     @cached_property
     def _places(self) -> dict[tuple[int, ...], int]:
-        places: dict[tuple[int, ...], int] = {}
-        for i, element in enumerate(self.elements):
-            places.setdefault(self._key(element), i)
-        return places
+        return {self._key(element): i for i, element in reversed(list(enumerate(self.elements)))}
 
     def index(self, element: Element) -> int:
         """Return the place of an element in the group, −1 where it is not in it."""
@@ -123,8 +110,7 @@ class Group:
     @property
     def inverses(self) -> "Group":
         """The inverse of every element, in their order."""
-        name = f"inverses of {self.name}"
-        return Group(name, tuple(e.inverse() for e in self.elements), self.period)
+        return Group(f"inverses of {self.name}", tuple(e.inverse() for e in self.elements), self.period)
 
     @property
     def closed(self) -> bool:
@@ -134,8 +120,8 @@ class Group:
     @property
     def cyclic(self) -> bool:
         """Whether the elements are 1, g, g², …, as spectra need them."""
-        steps = np.arange(len(self))
-        return bool((self.table == (steps[:, None] + steps) % len(self)).all())
+        powers = np.arange(len(self))
+        return bool((self.table == (powers[:, None] + powers) % len(self)).all())
 
     def require_closed(self) -> None:
         """Raise ConfigError where a product is not in the set."""
@@ -175,10 +161,7 @@ def rotations(n: int) -> Group:
 
 
 def dihedral(n: int) -> Group:
-    """Return the group D_n of n rotations, then the mirror (left to right) before each; exact for n = 1, 2, 4.
-
-    Args:
-        n: number of rotations, ≥ 1.
+    """Return the group D_n of n ≥ 1 rotations, then the mirror (left to right) before each; exact for n = 1, 2, 4.
 
     Example:
         >>> len(dihedral(4)), dihedral(4).closed, dihedral(4).cyclic
@@ -202,12 +185,7 @@ def flips(axis: Literal["horizontal", "vertical"] = "horizontal") -> Group:
 
 
 def shifts(height: int, width: int, step: int = 1) -> Group:
-    """Return the cyclic shifts of images of one size, by multiples of `step` pixels downwards and to the right.
-
-    Args:
-        height: of the images in pixels, a multiple of `step`.
-        width: of the images in pixels, a multiple of `step`.
-        step: in pixels, ≥ 1.
+    """Return the cyclic shifts of images of one size by multiples of `step` pixels, which divides height and width.
 
     Example:
         >>> transform(shifts(1, 3), 1, jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
@@ -235,8 +213,7 @@ def scales(ratio: int | float, n: int) -> Group:
     _require_count("n", n)
     require(1 < ratio < math.inf, "ratio", ratio, "a number above 1")
     powers = (0, *(sign * i for i in range(1, n + 1) for sign in (-1, 1)))
-    elements = tuple(Element(ratio**i, 0.0, 0.0, ratio**i) for i in powers)
-    return Group(f"scales {ratio:g}^-{n}..{n}", elements)
+    return Group(f"scales {ratio:g}^-{n}..{n}", tuple(Element(ratio**i, 0.0, 0.0, ratio**i) for i in powers))
 
 
 @lru_cache(maxsize=64)
@@ -272,9 +249,6 @@ def _sampling(group: Group, height: int, width: int) -> tuple[np.ndarray, np.nda
 def is_exact(group: Group, height: int, width: int) -> bool:
     """Return whether every element permutes the pixels of images of a size: no interpolation, nothing off the grid.
 
-    Raises:
-        ConfigError: images that the group cannot move, such as non-square ones for rotations.
-
     Example:
         >>> is_exact(rotations(4), 28, 28), is_exact(rotations(8), 28, 28)
         (True, False)
@@ -289,13 +263,10 @@ def transform(group: Group, g: int | Int[Array, ""], x: Float[Array, "n h w *c"]
     Args:
         group: the group.
         g: which element, in [0, |G|); may be traced.
-        x: images or feature maps, (N, H, W, ...).
+        x: images or feature maps, (N, H, W, ...); square for rotations, of the group's `period` for shifts.
 
     Returns:
         (N, H, W, ...).
-
-    Raises:
-        ConfigError: images that the group cannot move, such as non-square ones for rotations, or `g` out of range.
     """
     _require_element("g", group, g)
     require(x.ndim >= 3 and 0 not in x.shape, "x", f"shape {x.shape}", "images (N, H, W, ...), at least one")
@@ -306,51 +277,26 @@ def transform(group: Group, g: int | Int[Array, ""], x: Float[Array, "n h w *c"]
 
 def _require_element(name: str, group: Group, g: Any) -> None:
     """Raise unless g is the place of an element; a traced one is not known, and passes."""
-    known = not isinstance(g, jax.core.Tracer)
-    require(
-        not known or (0 <= g < len(group) and g == int(g)), name, g, f"an element of {group.name} in [0, {len(group)})"
-    )
+    inside = isinstance(g, jax.core.Tracer) or (0 <= g < len(group) and g == int(g))
+    require(inside, name, g, f"an element of {group.name} in [0, {len(group)})")
 
 
 @partial(jax.jit, static_argnums=0)
 def _transform(group: Group, g: Int[Array, ""], x: Float[Array, "n h w *c"]) -> Float[Array, "n h w *c"]:
     places, weights = _sampling(group, *x.shape[1:3])
-    flat = x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
     weight = jnp.asarray(weights, x.dtype)[g]
+    flat = x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
     taken = jnp.take(flat, jnp.asarray(places)[g], axis=1)
     return (taken * weight[None, :, :, None]).sum(2).reshape(x.shape)
 
 
 def orbit(group: Group, x: Float[Array, "n h w *c"]) -> Float[Array, "n g h w *c"]:
-    """Return all images g x.
-
-    Args:
-        group: the group.
-        x: images, (N, H, W, ...).
-
-    Returns:
-        (N, |G|, H, W, ...).
-
-    Raises:
-        ConfigError: see `transform`.
-    """
+    """Return all images g x of x, as of `transform`."""
     return jax.vmap(lambda g: transform(group, g, x), out_axes=1)(jnp.arange(len(group)))
 
 
 def transform_regular(group: Group, g: int | Int[Array, ""], z: Float[Array, "n h w g c"]) -> Float[Array, "n h w g c"]:
-    """Return g z for feature maps with a group axis, as of G-CNNs: (g z)[p, h] = z[g⁻¹ p, g⁻¹ h].
-
-    Args:
-        group: a group.
-        g: which element, in [0, |G|); may be traced.
-        z: (N, H, W, |G|, C).
-
-    Returns:
-        (N, H, W, |G|, C).
-
-    Raises:
-        ConfigError: see `transform`; a set that is no group, or another group axis.
-    """
+    """Return g z for feature maps with a group axis, as of G-CNNs: (g z)[p, h] = z[g⁻¹ p, g⁻¹ h]; see `transform`."""
     group.require_closed()
     fits = z.ndim >= 4 and z.shape[3] == len(group)
     require(fits, "z", f"shape {z.shape}", f"(N, H, W, {len(group)}, C) for {group.name}")
@@ -358,19 +304,7 @@ def transform_regular(group: Group, g: int | Int[Array, ""], z: Float[Array, "n 
 
 
 def permute(group: Group, h: int | Int[Array, ""], e: Float[Array, "n g *k"]) -> Float[Array, "n g *k"]:
-    """Return the responses of h x to an orbit from those of x, E(h x)[g] = E(x)[g h].
-
-    Args:
-        group: a group.
-        h: which element, in [0, |G|); may be traced.
-        e: (N, |G|, ...).
-
-    Returns:
-        (N, |G|, ...).
-
-    Raises:
-        ConfigError: a set that is no group, another group axis, or `h` out of range.
-    """
+    """Return the responses (N, |G|, ...) of h x to an orbit from those of x, E(h x)[g] = E(x)[g h]; see `transform`."""
     group.require_closed()
     _require_element("h", group, h)
     fits = e.ndim >= 2 and e.shape[1] == len(group)

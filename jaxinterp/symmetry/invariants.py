@@ -39,35 +39,8 @@ MAX_NETWORK_SIZE = 64
 """Group order up to which responses are sorted by a network of transpositions, whose size grows as its square."""
 
 
-def mean(e: Responses) -> Float[Array, "n k"]:
-    """Return mean_g E[g].
-
-    Example:
-        >>> mean(jnp.array([[[1.0], [3.0]]])).tolist()
-        [[2.0]]
-    """
-    return e.mean(1)
-
-
-def maximum(e: Responses) -> Float[Array, "n k"]:
-    """Return max_g E[g].
-
-    Example:
-        >>> maximum(jnp.array([[[1.0], [3.0]]])).tolist()
-        [[3.0]]
-    """
-    return e.max(1)
-
-
 def moments(e: Responses, orders: Sequence[int] = (1, 2, 3)) -> Float[Array, "n pk"]:
-    """Return (mean_g E[g]^p)^(1/p) of every order p, with the mean's sign.
-
-    Args:
-        e: responses, (N, |G|, K).
-        orders: the p, each ≥ 1.
-
-    Returns:
-        (N, P K), order by order.
+    """Return (mean_g E[g]^p)^(1/p) of every order p ≥ 1, with the mean's sign: (N, P K), order by order.
 
     Example:
         >>> moments(jnp.array([[[3.0], [-3.0]]])).tolist()
@@ -120,7 +93,7 @@ def spectrum(e: Responses) -> Float[Array, "n fk"]:
         [[2.0, 0.0, 0.0]]
     """
     unit, scale = _unit(e)
-    return (scale * _size(_fourier(unit))).reshape(len(e), -1)
+    return (scale * _size(jnp.fft.rfft(unit, axis=1, norm="ortho"))).reshape(len(e), -1)
 
 
 def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n bk"]:
@@ -135,9 +108,6 @@ def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n 
 
     Returns:
         (N, f (f + 1) K) for f frequencies.
-
-    Raises:
-        ConfigError: `frequencies` out of range.
     """
     order = e.shape[1]
     f = order if frequencies is None else frequencies
@@ -151,28 +121,20 @@ def bispectrum(e: Responses, frequencies: int | None = None) -> Float[Array, "n 
 def cross_power(e: Responses) -> Float[Array, "n fp"]:
     """Return F_{i,k} F̄_{i,l} of neighboring templates l = k + 1 (cyclically), real and imaginary.
 
-    Its size is taken to the power 1/2. Two templates' phases at one frequency turn together, so their difference stays.
-
-    Args:
-        e: responses along a cyclic group, (N, |G|, K), K ≥ 2.
-
-    Returns:
-        (N, 2 (⌊|G|/2⌋ + 1) K).
-
-    Raises:
-        ConfigError: fewer than 2 templates.
+    Its size is taken to the power 1/2. Two templates' phases at one frequency turn together, so their difference stays:
+    from responses (N, |G|, K) along a cyclic group, K ≥ 2, to (N, 2 (⌊|G|/2⌋ + 1) K).
     """
     require(e.shape[2] >= 2, "e", f"{e.shape[2]} template", "at least 2 for cross-power")
     unit, scale = _unit(e)
-    spectra = _fourier(unit)
+    spectra = jnp.fft.rfft(unit, axis=1, norm="ortho")
     products = spectra * jnp.conj(jnp.roll(spectra, -1, axis=2))
     return _parts(products, 1 / 2, jnp.sqrt(scale) * jnp.sqrt(jnp.roll(scale, -1, axis=2)))
 
 
 Name = Literal["mean", "max", "moments", "sorted", "spectrum", "bispectrum", "cross_power"]
 INVARIANTS: Mapping[Name, Callable[[Responses], Array]] = {
-    "mean": mean,
-    "max": maximum,
+    "mean": lambda e: e.mean(1),
+    "max": lambda e: e.max(1),
     "moments": moments,
     "sorted": sorted_orbit,
     "spectrum": spectrum,
@@ -191,12 +153,9 @@ def linearized(invariant: Callable[[Array], Array], e: Responses) -> Array:
         invariant: homogeneous of degree 1, as all of this file.
         e: responses, (N, |G|, K).
 
-    Returns:
-        The invariant's value, linear in `e`.
-
     Example:
-        >>> e = jnp.array([[[3.0], [1.0]]])
-        >>> linearized(maximum, e).tolist(), jax.grad(lambda e: linearized(maximum, e).sum())(e).ravel().tolist()
+        >>> e, largest = jnp.array([[[3.0], [1.0]]]), INVARIANTS["max"]
+        >>> linearized(largest, e).tolist(), jax.grad(lambda e: linearized(largest, e).sum())(e).ravel().tolist()
         ([[3.0]], [1.0, 0.0])
     """
     return jax.jvp(invariant, (lax.stop_gradient(e),), (e,))[1]
@@ -212,23 +171,19 @@ def _unit(e: Responses) -> tuple[Responses, Float[Array, "n 1 k"]]:
     return e / scale, scale
 
 
-def _fourier(e: Responses) -> Complex[Array, "n f k"]:
-    return jnp.fft.rfft(e, axis=1, norm="ortho")
-
-
 def _size(f: Complex[Array, "..."]) -> Float[Array, "..."]:
-    """|F| with derivative 0 where F is 0."""
+    """Return |F|, with derivative 0 where F is 0."""
     square = f.real**2 + f.imag**2
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def _parts(products: Complex[Array, "n f k"], exponent: float, scale: Float[Array, "n 1 k"]) -> Float[Array, "n f2k"]:
-    """Real and imaginary parts of p / |p|^exponent times the scale, 0 where p is 0."""
+    """Return real and imaginary parts of p / |p|^exponent times the scale, 0 where p is 0."""
     size = _size(products)
     factor = scale * jnp.where(size > 0, size, 1) ** -exponent
     return jnp.concatenate([products.real * factor, products.imag * factor], axis=1).reshape(len(products), -1)
 
 
 def _root(x: Array, p: int) -> Array:
-    """The p-th root of |x| with the sign of x, derivative 0 where x is 0."""
+    """Return the p-th root of |x| with the sign of x, derivative 0 where x is 0."""
     return jnp.sign(x) * jnp.where(x != 0, jnp.abs(jnp.where(x != 0, x, 1)) ** (1 / p), 0)

@@ -82,9 +82,6 @@ def apply_map(map: EquivariantMap, z: Float[Array, "n ..."]) -> Float[Array, "n 
 
     Returns:
         As `z`.
-
-    Raises:
-        ConfigError: another D, or maps that the group cannot move, such as non-square ones for rotations.
     """
     require_activations("z", z.shape)
     channels = grid_shape(z.shape)[2]
@@ -120,7 +117,7 @@ def regression_bytes(shape: tuple[int, ...], support: int) -> int:
 
 
 class MapRegression:
-    """Normal equations of one map, summed over parts of the images in float64, and their solution."""
+    """Normal equations of one map, summed in float64 over parts of the images, and their solution."""
 
     def __init__(self, group: Group, g: int, support: int) -> None:
         self.group, self.g, self.support = group, g, support
@@ -181,7 +178,8 @@ def fit_map(
     wider than the map can use is cut to it.
 
     Args:
-        phi_x: activations φ(x), (N, h, w, D), (N, h, w, |G|, K) with D = |G| K, or (N, D).
+        phi_x: activations φ(x), (N, h, w, D), (N, h, w, |G|, K) with D = |G| K, or (N, D); more sites, N h w, than a
+            filter has entries, m² D.
         phi_gx: activations φ(g x), of the same shape.
         group: the group.
         g: which element, in [0, |G|).
@@ -191,10 +189,6 @@ def fit_map(
 
     Returns:
         The map, float32.
-
-    Raises:
-        ConfigError: a number out of range, shapes that differ, values that are not finite, fewer sites than a filter
-            has entries, or maps that the group cannot move.
 
     Example:
         >>> from jaxinterp.symmetry.groups import flips
@@ -237,7 +231,7 @@ def refine_map(
         map: where to start, such as the regression's.
         head: z ↦ logits, the network after the layer, such as `Partial(split_network(apply, layer)[1], variables)`
             with `jax.tree_util.Partial` and `given=(x,)`; compiled once for as long as it is the same function.
-        z: activations before the map, (N, h, w, D), (N, h, w, |G|, K) or (N, D).
+        z: activations before the map, as of `apply_map`.
         labels: (N,), in [0, classes).
         steps: of the optimizer, ≥ 1.
         rate: learning rate, > 0.
@@ -248,9 +242,6 @@ def refine_map(
     Returns:
         The map after the last step.
 
-    Raises:
-        ConfigError: a number out of range, or arrays of different lengths.
-
     Source: Lenc & Vedaldi 2015, the transformation layer and its task-oriented loss, which AlexNet needs from Conv3 on.
     """
     require_at_least("steps", steps, 1)
@@ -260,12 +251,11 @@ def refine_map(
     for name, array in (("labels", labels), *((f"given[{i}]", array) for i, array in enumerate(given))):
         require(array.shape[:1] == z.shape[:1], name, f"shape {array.shape}", f"{len(z)} along the first axis as of z")
     head = head if isinstance(head, jax.tree_util.Partial) else jax.tree_util.Partial(head)
-    weights = (map.filters, map.bias)
+    weights, fixed = (map.filters, map.bias), ((z, labels, *given), jnp.float32(rate), key)
     state = optax.adam(rate).init(weights)
-    arrays, pace = (z, labels, *given), jnp.float32(rate)
     with jax.default_matmul_precision("highest"):
         for i in range(steps):
-            weights, state = _refined(map.group, map.g, batch, head, weights, state, arrays, pace, key, np.int32(i))
+            weights, state = _refined(map.group, map.g, batch, head, weights, state, *fixed, np.int32(i))
     return map._replace(filters=weights[0], bias=weights[1])
 
 
@@ -298,13 +288,8 @@ def _refined(
 def row_ratios(map: EquivariantMap) -> Float[np.ndarray, " d"]:
     """Return how far every channel's row is from a multiple of the identity's: ‖row without its diagonal‖ / ‖row‖.
 
-    The diagonal entry of channel i is the one that takes channel i at the same site.
-
-    Args:
-        map: the map.
-
-    Returns:
-        (D,), in [0, 1]; 0 for a row of zeros, a constant channel's.
+    The diagonal entry of channel i is the one that takes channel i at the same site. The ratios, (D,), are in [0, 1]; 0
+    for a row of zeros, a constant channel's.
 
     Source: Lenc & Vedaldi 2015, on invariant channels.
     """
@@ -316,18 +301,7 @@ def row_ratios(map: EquivariantMap) -> Float[np.ndarray, " d"]:
 
 
 def with_identity_rows(map: EquivariantMap, count: int) -> EquivariantMap:
-    """Replace the rows nearest to the identity's, by `row_ratios`, by it: their channels are taken as invariant.
-
-    Args:
-        map: the map.
-        count: how many rows, in [0, D].
-
-    Returns:
-        The map; its sites are moved as before.
-
-    Raises:
-        ConfigError: `count` out of range.
-    """
+    """Replace the `count` rows nearest to the identity's, by `row_ratios`, by it: channels taken as invariant."""
     require(0 <= count <= len(map.bias), "count", count, f"0 to {len(map.bias)} rows")
     rows = np.argsort(row_ratios(map), kind="stable")[:count]
     filters, bias, center = np.array(map.filters), np.array(map.bias), map.filters.shape[0] // 2

@@ -1,21 +1,11 @@
 """TaylorNet (after Yang, Xie & Yang, 2023; the design is ours): networks that are polynomials, read order by order."""
 
-from jaxinterp.taylor.network import (
-    Expansion,
-    LevelCount,
-    PolynomialResNet,
-    TaylorNet,
-    describe,
-    path_affine,
-    with_expansion_point,
-)
+from jaxinterp.taylor.network import PolynomialResNet, TaylorNet, describe, path_affine, with_expansion_point
 from jaxinterp.taylor.units import Form, Level, TaylorUnit, hierarchical, overlapping
 
 __all__ = [
-    "Expansion",
     "Form",
     "Level",
-    "LevelCount",
     "PolynomialResNet",
     "TaylorNet",
     "TaylorUnit",

@@ -1,8 +1,4 @@
-"""TaylorNets as a family of runs: network, order penalty, expansion point, and the accuracy of truncated series.
-
-After Yang, Xie & Yang, Chin. Phys. Lett. 40, 020501, 2023 (arXiv 2211.01779), of which the abstract could be read and
-neither the full text nor code: the design is ours.
-"""
+"""TaylorNets as a family of runs: network, order penalty, expansion point, and the accuracy of truncated series."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,22 +14,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.explainable import Explainable
+from jaxinterp.explain.explainable import Explainable, softmax_explainable
 from jaxinterp.explain.series import energy, order_penalty, orders, propagate, truncated_accuracy
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import AnyRun, Count, Model, NonNegative, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Reading, Report, TrainedRun
 from jaxinterp.taylor import report as taylor_report
-from jaxinterp.taylor.network import (
-    Expansion,
-    Form,
-    Level,
-    PolynomialResNet,
-    TaylorNet,
-    describe,
-    with_expansion_point,
-)
+from jaxinterp.taylor.network import Expansion, PolynomialResNet, TaylorNet, describe, with_expansion_point
+from jaxinterp.taylor.units import Form, hierarchical
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class TaylorModel(Model):
     order_images: Count = 10_000
 
     def check(self) -> None:
-        """Stages have as many entries, and the penalty is of a polynomial."""
+        """Require one entry per stage, and a penalty only of a polynomial."""
         stages, wanted = len(self.features), f"{len(self.features)} entries, as features"
         if self.design == "residual":
             require(len(self.depths) == stages > 0, "depths", f"{len(self.depths)} entries", wanted)
@@ -116,29 +105,21 @@ def shrunk(run: AnyRun) -> AnyRun:
     )
 
 
-def expansion(model: TaylorModel, dtype: Literal["float32", "bfloat16"]) -> Expansion:
-    """Return the polynomial network, on images in [0, 1]."""
-    kind = jnp.bfloat16 if dtype == "bfloat16" else None
+def expansion(run: AnyRun, dtype: Literal["float32", "bfloat16"]) -> Expansion:
+    """Return the polynomial network of a run, on images in [0, 1]."""
+    model, sizes, name = run.model, run.evaluate.grid_sizes, run.data.name
+    require(name != "imagenet2012", "data.name", name, "a data set that fits in memory")
+    require(not sizes, "evaluate.grid_sizes", sizes, "none: the expansion point has the image's size")
+
+    def fields(*names: str) -> dict[str, Any]:
+        return {name: getattr(model, name) for name in names}
+
+    shared = {**fields("classes", "scale"), "dtype": jnp.bfloat16 if dtype == "bfloat16" else None}
     if model.design == "residual":
-        return PolynomialResNet(
-            depths=model.depths, widths=model.features, classes=model.classes, scale=model.scale, dtype=kind
-        )
-    levels = tuple(
-        Level(features, rank, model.side, model.stride, model.order, model.form, model.shared)
-        for features, rank in zip(model.features, model.ranks or model.features, strict=True)
-    )
-    return TaylorNet(
-        levels=levels,
-        classes=model.classes,
-        size=model.size,
-        pool=model.pool,
-        head_order=model.head_order,
-        head_form=model.head_form,
-        head_rank=model.head_rank,
-        quadratic=model.quadratic,
-        scale=model.scale,
-        dtype=kind,
-    )
+        return PolynomialResNet(depths=model.depths, widths=model.features, **shared)
+    levels = hierarchical(model.features, model.ranks or None, **fields("side", "stride", "order", "form", "shared"))
+    head = fields("head_order", "head_form", "head_rank")
+    return TaylorNet(levels=levels, **fields("size", "pool", "quadratic"), **head, **shared)
 
 
 def centered(model: TaylorModel, variables: Any, data: Dataset) -> Any:
@@ -148,26 +129,16 @@ def centered(model: TaylorModel, variables: Any, data: Dataset) -> Any:
     return with_expansion_point(variables, data.images.mean(0, dtype=np.float64) / data.maximum)
 
 
-def explained_about(trained: TrainedRun[Any], point: Callable[[Any], Array]) -> Explainable:
+def explained_about(trained: TrainedRun[Any], point: Callable[[Any], Array], **fields: Any) -> Explainable:
     """Explain a network in x − x0; `point` takes x0 out of its variables."""
-    network, variables, evaluate = trained.network, trained.variables, trained.run.evaluate
-
-    def image(variables: Any, step: Array) -> Array:
-        return step + point(variables)[None]
-
-    return Explainable(
-        variables=variables,
-        apply=lambda variables, x: network.apply(variables, x),
-        predict=lambda variables, step: network.apply(variables, image(variables, step)),
-        frozen=lambda variables, step: network.apply(variables, image(variables, step), frozen=True),
+    variables, evaluate = trained.variables, trained.run.evaluate
+    fields |= {"occlusions": evaluate.occlusion, "stride": evaluate.occlusion_stride}
+    net = softmax_explainable(trained.network, variables, **fields)
+    return replace(
+        net,
+        predict=lambda variables, step: net.apply(variables, step + point(variables)[None]),
+        frozen=lambda variables, step: net.frozen(variables, step + point(variables)[None]),
         encode=lambda x: x - point(variables)[None],
-        bias=None,
-        layer=None,
-        layers=(),
-        pooled=None,
-        occlusions=evaluate.occlusion,
-        stride=evaluate.occlusion_stride,
-        probability="softmax",
     )
 
 
@@ -205,9 +176,7 @@ class TaylorFamily(Family[TaylorModel]):
 
     def build(self, run: Run[TaylorModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Expansion:
         """Return the network of a run."""
-        sizes = run.evaluate.grid_sizes
-        require(not sizes, "evaluate.grid_sizes", sizes, "none: the expansion point has the image's size")
-        return expansion(run.model, dtype)
+        return expansion(run, dtype)
 
     def loss(self, run: Run[TaylorModel], network: nn.Module) -> LossFn:
         """Return the cross-entropy, with the order penalty if there is one."""
@@ -222,22 +191,17 @@ class TaylorFamily(Family[TaylorModel]):
 
     def explainable(self, trained: TrainedRun[TaylorModel]) -> Explainable:
         """Explain a network in x − x0: affine once its path is held (integrated gradients, exactly)."""
-        net = explained_about(trained, lambda variables: variables["batch_stats"]["expansion_point"])
-        return replace(net, constant="its value at the expansion point")
+        fields = {"constant": "its value at the expansion point"}
+        return explained_about(trained, lambda variables: variables["batch_stats"]["expansion_point"], **fields)
 
     def measure(self, trained: TrainedRun[TaylorModel], log: Log) -> dict[str, Any]:
         """Measure the accuracy of truncated series and the energy of each order."""
-        network, model = trained.network, trained.run.model
+        network, model, variables = trained.network, trained.run.model, trained.variables
         max_order = min(model.orders, network.degree)
         images, labels = (part[: model.order_images] for part in trained.test_data)
-        x0 = trained.variables["batch_stats"]["expansion_point"]
-        terms = np.concatenate(
-            [
-                np.asarray(orders(network.apply, jnp.asarray(x), x0, max_order, variables=trained.variables))[:, :real]
-                for _, real, (x,) in padded_batches(trained.run.train.eval_batch, images)
-            ],
-            axis=1,
-        )
+        x0, batches = variables["batch_stats"]["expansion_point"], padded_batches(trained.run.train.eval_batch, images)
+        expand = partial(orders, network.apply, x0=x0, max_order=max_order, variables=variables)
+        terms = np.concatenate([np.asarray(expand(x))[:, :real] for _, real, (x,) in batches], axis=1)
         accuracy, sizes = truncated_accuracy(terms, labels), energy(terms)
         listed = ", ".join(f"{m}: {a:.2%}" for m, a in enumerate(accuracy))
         log(f"accuracy of orders up to m, {len(images)} images: {listed}")
@@ -250,16 +214,15 @@ class TaylorFamily(Family[TaylorModel]):
         return {
             "metrics": metrics,
             "orders": {"accuracy": accuracy.tolist(), "energy": sizes.tolist()},
-            "counts": [[row.name, *map(str, list(vars(row).values())[1:])] for row in counts],
+            "counts": [list(map(str, vars(row).values())) for row in counts],
         }
 
     def explain_image(
         self, trained: TrainedRun[TaylorModel], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]
     ) -> Reading:
         """Return the orders of every class's logit, and maps of the lowest ones for the `top` classes."""
-        orders, variables = trained.run.model.orders, trained.variables
-        return taylor_report.reading(trained.network, orders, variables, image, top, trained.classes)
+        return taylor_report.reading(trained, image, top)
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: orders, their maps, pairs of pixels, coefficients."""
-        return taylor_report.sections(report, report.trained.network)
+        return taylor_report.sections(report)

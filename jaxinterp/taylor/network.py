@@ -37,8 +37,7 @@ class Expansion(Layer, kw_only=True):
 
     Attributes:
         scale: s, by which x − x0 is divided.
-        bounds: smallest and largest pixel value of training; values outside raise a warning, since a polynomial
-            extrapolates badly.
+        bounds: smallest and largest pixel value of training; values outside raise a warning.
     """
 
     scale: float = 1.0
@@ -55,16 +54,13 @@ class Expansion(Layer, kw_only=True):
         return self.variable("batch_stats", "expansion_point", jnp.zeros, tuple(shape), wide).value
 
     def centered(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Compute (x − x0) / s.
-
-        Raises:
-            ValueError: images of another shape than x0, a scale that is not positive, or bounds in the wrong order.
-        """
+        """Compute (x − x0) / s."""
         require(self.scale > 0, "scale", self.scale, "a positive number")
         require(self.bounds[0] < self.bounds[1], "bounds", self.bounds, "the smallest value, then the largest")
         self.warn_outside(x)
         x0, shape = self.expansion_point(x.shape[1:]), x.shape[1:]
         require(x0.shape == shape, "x", f"images of shape {shape}", f"{x0.shape}, the shape of the expansion point")
+        x = self.widen(x)
         return (x - x0.astype(x.dtype)[None]) / jnp.asarray(self.scale, x.dtype)
 
     def warn_outside(self, x: Array | np.ndarray) -> None:
@@ -89,11 +85,7 @@ class Expansion(Layer, kw_only=True):
 
 
 def with_expansion_point(variables: Any, point: Float[Array | np.ndarray, "h w c"]) -> Any:
-    """Return the variables with another expansion point, such as the mean of the training images.
-
-    Raises:
-        ValueError: the point does not have an image's shape, or is not finite.
-    """
+    """Return the variables with another expansion point, such as the mean of the training images."""
     stats = dict(variables["batch_stats"])
     old = stats["expansion_point"]
     require(point.shape == old.shape, "point", f"shape {point.shape}", f"{old.shape}, the shape of one image")
@@ -173,9 +165,6 @@ class TaylorNet(Expansion, kw_only=True):
             train: no effect; accepted because training steps pass it.
             frozen: compute them as an affine function of x with frozen coefficients, see `path_affine`.
             features: return the flattened last level instead, which the last unit reads.
-
-        Raises:
-            ValueError: the levels do not fit the image, or are not of type `Level`.
         """
         for level in self.levels:
             require(isinstance(level, Level), "levels", level, "entries such as Level(8)")
@@ -188,7 +177,10 @@ class TaylorNet(Expansion, kw_only=True):
             require(fits, "pool", f"{self.pool} on {height}x{width} images", "a divisor of both")
             z = block_means(z, self.pool)
         if self.size is not None:
-            z = _pad_to(z, self.size)
+            longest = max(z.shape[1:3])
+            require(self.size >= longest, "size", self.size, f"at least {longest}, the side of the image")
+            sides = [((self.size - side) // 2, (self.size - side + 1) // 2) for side in z.shape[1:3]]
+            z = jnp.pad(z, ((0, 0), *sides, (0, 0)))
         if self.dtype is not None:
             z = z.astype(self.dtype)
         for i, level in enumerate(self.levels):
@@ -196,25 +188,17 @@ class TaylorNet(Expansion, kw_only=True):
         z = z.reshape(len(z), -1)
         if features:
             return z
-        unit = TaylorUnit(
-            self.classes, self.head_order, self.head_form, self.head_rank, self.quadratic, **self.shared, name="head"
-        )
+        order, form, rank = self.head_order, self.head_form, self.head_rank
+        unit = TaylorUnit(self.classes, order, form, rank, self.quadratic, **self.shared, name="head")
         return unit(z).astype(np.promote_types(np.float32, z.dtype))
 
 
-def _pad_to(z: Float[Array, "n h w c"], size: int) -> Float[Array, "n s s c"]:
-    """Pad a map with zeros on all sides to a square of side `size`."""
-    longest = max(z.shape[1:3])
-    require(size >= longest, "size", size, f"at least {longest}, the side of the image")
-    sides = [((size - side) // 2, (size - side + 1) // 2) for side in z.shape[1:3]]
-    return jnp.pad(z, ((0, 0), *sides, (0, 0)))
-
-
-def _conv(layer: Layer, features: int, side: int, stride: int, name: str) -> nn.Conv:
-    """Build a convolution of odd side without bias, padded to keep the size at stride 1."""
+def _conv_norm(layer: Layer, x: Array, features: int, side: int, stride: int, name: str, train: bool) -> Array:
+    """Convolve with odd kernels, padded to keep the size at stride 1, and normalize."""
     types: dict[str, Any] = {"dtype": layer.dtype, "param_dtype": layer.param_dtype}
     init, pad = nn.initializers.he_normal(), (side - 1) // 2
-    return nn.Conv(features, (side, side), stride, pad, use_bias=False, kernel_init=init, **types, name=name)
+    conv = nn.Conv(features, (side, side), stride, pad, use_bias=False, kernel_init=init, **types, name=name)
+    return BatchNorm(**layer.shared, name=f"norm_{name.removeprefix('conv_')}")(conv(x), train)
 
 
 class PolynomialBlock(Layer):
@@ -234,15 +218,13 @@ class PolynomialBlock(Layer):
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n h2 w2 c2"]:
         """Map (N, H, W, C) to (N, H/stride, W/stride, features)."""
 
-        def conv_norm(x: Array, side: int, stride: int, conv: str, norm: str) -> Array:
-            return BatchNorm(**self.shared, name=norm)(_conv(self, self.features, side, stride, conv)(x), train)
+        def conv_norm(x: Array, side: int, stride: int, name: str) -> Array:
+            return _conv_norm(self, x, self.features, side, stride, name, train)
 
-        h = conv_norm(x, 3, self.stride, "conv_1", "norm_1")
-        h = conv_norm(h, 3, 1, "conv_2", "norm_2")
-        s = x
-        if x.shape[-1] != self.features or self.stride > 1:
-            s = conv_norm(x, 1, self.stride, "shortcut", "norm_shortcut")
-        product = conv_norm(h * s, 1, 1, "product", "norm_product")
+        h = conv_norm(conv_norm(x, 3, self.stride, "conv_1"), 3, 1, "conv_2")
+        same = x.shape[-1] == self.features and self.stride == 1
+        s = x if same else conv_norm(x, 1, self.stride, "shortcut")
+        product = conv_norm(h * s, 1, 1, "product")
         alpha = self.param("alpha", nn.initializers.zeros, (), self.param_dtype)
         return h + s + alpha.astype(h.dtype) * product
 
@@ -267,22 +249,12 @@ class PolynomialResNet(Expansion, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False) -> Float[Array, "n k"]:
-        """Compute logits, (N, classes).
-
-        Args:
-            x: images, (N, H, W, C), in `bounds`.
-            train: normalize by the batch's statistics, for which the network is not a polynomial.
-            frozen: evaluate as an affine function of x with frozen coefficients, see `path_affine`.
-
-        Raises:
-            ValueError: depths and widths differ in length, or are empty.
-        """
+        """Compute logits as `TaylorNet` does; with `train` by the batch's statistics, which is not a polynomial."""
         entries = len(self.depths), len(self.widths)
         require(entries[0] == entries[1] > 0, "depths, widths", entries, "as many entries in both, at least one")
         if frozen:
             return self.frozen_logits(x)
-        z = _conv(self, self.widths[0], 3, 1, "stem")(self.centered(x))
-        z = BatchNorm(**self.shared, name="norm_stem")(z, train)
+        z = _conv_norm(self, self.centered(x), self.widths[0], 3, 1, "stem", train)
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for i in range(depth):
                 stride = 2 if stage and not i else 1
@@ -303,8 +275,7 @@ class LevelCount:
         outputs: features.
         degree: of the outputs as polynomials of the image.
         parameters: trained numbers.
-        coefficients: numbers in a full polynomial of the unit's order (of the network: its degree) in the inputs, of
-            every block if blocks have units of their own.
+        coefficients: numbers in full polynomials of the unit's order (of the network: its degree), one for each unit.
     """
 
     name: str
@@ -319,11 +290,7 @@ class LevelCount:
 def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
     """Count parameters, and coefficients of the full expansion, level by level and of the whole network.
 
-    A polynomial of order n in d inputs has C(d + n, n) coefficients for each output.
-
-    Args:
-        model: the network.
-        shape: of an image, (H, W, C).
+    A polynomial of order n in d inputs has C(d + n, n) coefficients for each output. `shape` is an image's, (H, W, C).
 
     Example:
         >>> from jaxinterp.taylor import hierarchical
@@ -334,23 +301,17 @@ def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
     image = jax.ShapeDtypeStruct((1, *shape), model.param_dtype)
     params: Any = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
+    def row(name: str, sites: int, inputs: int, outputs: int, order: int, part: Any, units: int = 1) -> LevelCount:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(part))
+        coefficients = units * outputs * math.comb(inputs + order, order)
+        return LevelCount(name, sites, inputs, outputs, degree, parameters, coefficients)
+
     rows, degree, channels = list[LevelCount](), 1, shape[-1]
     side = [model.size or s // model.pool for s in shape[:2]]
     for i, level in enumerate(model.levels):
-        side, degree, d = [s // level.stride for s in side], degree * level.order, level.side**2 * channels
-        sites, channels = math.prod(side), level.features
-        full = _coefficients(d, level.order, channels) * (1 if level.shared else sites)
-        rows.append(LevelCount(f"level {i}", sites, d, channels, degree, _size(params[f"level_{i}"]), full))
-    d, pixels, classes, degree = math.prod(side) * channels, math.prod(shape), model.classes, model.degree
-    head = _coefficients(d, model.head_order, classes)
-    rows.append(LevelCount("head", 1, d, classes, degree, _size(params["head"]), head))
-    full = _coefficients(pixels, degree, classes)
-    return [*rows, LevelCount("whole network", 1, pixels, classes, degree, _size(params), full)]
-
-
-def _size(params: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def _coefficients(inputs: int, order: int, outputs: int) -> int:
-    return outputs * math.comb(inputs + order, order)
+        side, degree, inputs = [s // level.stride for s in side], degree * level.order, level.side**2 * channels
+        sites, channels, part = math.prod(side), level.features, params[f"level_{i}"]
+        rows.append(row(f"level {i}", sites, inputs, channels, level.order, part, 1 if level.shared else sites))
+    degree = model.degree
+    head = row("head", 1, math.prod(side) * channels, model.classes, model.head_order, params["head"])
+    return [*rows, head, row("whole network", 1, math.prod(shape), model.classes, degree, params)]

@@ -1,6 +1,6 @@
 """Training: one pure step on any number of devices, checkpoints that survive a kill, logs without gaps."""
 
-from jaxinterp.nn.losses import classification_loss, sigmoid_bce, softmax_cross_entropy
+from jaxinterp.nn.losses import ClassificationLoss, sigmoid_bce, softmax_cross_entropy
 from jaxinterp.train.checkpoint import Checkpoints, load_variables
 from jaxinterp.train.closed_form import fit_closed_form
 from jaxinterp.train.config import TrainConfig
@@ -14,12 +14,12 @@ from jaxinterp.train.step import TrainState, compile_step, device_mesh, init_sta
 
 __all__ = [
     "Checkpoints",
+    "ClassificationLoss",
     "Evaluation",
     "FitResult",
     "ProgressMeter",
     "TrainConfig",
     "TrainState",
-    "classification_loss",
     "coda_imagenet",
     "compile_step",
     "cosine_by_epoch",

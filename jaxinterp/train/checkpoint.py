@@ -188,7 +188,7 @@ def _complete_steps(folder: Path) -> list[int]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence the reads that a failed one leaves behind: they complain, in other threads, after the error."""
+    """Silence the reads that a failed one leaves behind: in other threads, after the error (orbax 0.12 still does)."""
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     disabled, sys.unraisablehook, log.disabled = log.disabled, lambda _: None, True
     try:

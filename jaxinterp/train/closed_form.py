@@ -30,6 +30,7 @@ def fit_closed_form(
     test: Dataset | None,
     config: TrainConfig,
     *,
+    allow_older: bool = False,
     devices: Sequence[jax.Device] | None = None,
     validation: Dataset | None = None,
     fingerprint: Mapping[str, Any] | None = None,
@@ -61,7 +62,7 @@ def fit_closed_form(
     state: TrainState = jax.jit(init, out_shardings=replicated)()
     fingerprint = {**describe(train, model, config), **(fingerprint or {})}
     with Checkpoints(run_dir) as checkpoints:
-        results = checkpoints.restore(state, fingerprint=fingerprint)
+        results = checkpoints.restore(state, fingerprint=fingerprint, allow_older=allow_older)
         if results is None:
             begun = time.perf_counter()
             state = state.replace(**start_from("solve", solve, state.variables))  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ Positive = Annotated[int, Ge(1)]
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """How to train.
+    """Training configuration.
 
     Attributes:
         epochs: Epochs.

@@ -1,11 +1,8 @@
 """The training loop: resume, train, evaluate, save; a killed run that is started again ends with the same bits."""
 
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import flax.linen as nn
@@ -29,33 +26,8 @@ from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
 from jaxinterp.train.log import RunLog, count_epochs
 from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
+from jaxinterp.train.signals import Interruption
 from jaxinterp.train.step import TrainState, compile_step, device_mesh, init_state
-
-
-class _Interruption:
-    """While entered, SIGTERM and SIGINT only set `requested`; a second SIGINT raises KeyboardInterrupt.
-
-    Outside the main thread, where Python allows no handlers, and if `enabled` is false, nothing is installed.
-    """
-
-    def __init__(self, enabled: bool) -> None:
-        self.requested: str | None = None
-        self._enabled = enabled and threading.current_thread() is threading.main_thread()
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
-
-    def __enter__(self) -> "_Interruption":
-        if self._enabled:
-            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclass
@@ -115,7 +87,7 @@ class _Run:
     ) -> tuple[TrainState, str | None]:
         """Train to the end, or until a signal asks to stop; return the state and the signal's name."""
         compiled, stop, total = None, None, self.config.epochs * self.loader.steps
-        with _Interruption(enabled=jax.process_count() == 1) as interruption:
+        with Interruption(enabled=jax.process_count() == 1) as interruption:
             while self.step < total and stop is None:
                 epoch, begin = divmod(self.step, self.loader.steps)
                 for inputs in self.loader.epoch(epoch, begin):
@@ -140,6 +112,7 @@ class _Run:
                         count = self.step - epoch * self.loader.steps
                         raise DataError(f"epoch {epoch + 1} ended after {count} of {self.loader.steps} batches")
             if stop is not None and self.step < total:
+                interruption.handled = True
                 self.sync(state)
                 self.save(state)
                 self.checkpoints.wait()
@@ -195,7 +168,7 @@ def fit(
     Args:
         run_dir: The run folder: `checkpoints/`, `metrics.jsonl`, `run.json` and `tensorboard/` are written here.
         model: Called as `model.apply(variables, image, train=bool)`; under `pmap` BatchNorm has `axis_name="batch"`.
-        loss_fn: The loss; if it is `classification_loss(model, ...)`, it is reported on the held-out parts too.
+        loss_fn: The loss; if it is `ClassificationLoss(model, ...)`, it is reported on the held-out parts too.
         tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.
         test: Test data, evaluated once at the end, with the last and with the best variables.

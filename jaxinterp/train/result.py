@@ -1,4 +1,4 @@
-"""What training returns, and the epochs that its summary names."""
+"""The result of training, and the epochs that its summary names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Which = Literal["last", "best"]
 
 @dataclass(frozen=True, repr=False)
 class FitResult:
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
         state: The state at the end.

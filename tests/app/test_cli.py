@@ -46,9 +46,11 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_options_of_a_runs_fields_are_assignments() -> None:
-    words = ["train", "coda/mnist", "--model.ranks", "4", "8", "train.epochs=3", "--augment.flip=False", "--smoke"]
-    written = ["train", "coda/mnist", "model.ranks=4,8", "train.epochs=3", "augment.flip=False", "--smoke"]
+    words = ["train", "coda/mnist", "--model.ranks", "4", "8", "--smoke", "train.epochs=3", "--augment.flip=False"]
+    written = ["train", "coda/mnist", "--smoke", "model.ranks=4,8", "train.epochs=3", "augment.flip=False"]
     assert cli.assignments(words) == written
+    for before in (["--train.epochs", "4"], ["--train.epochs=4"], ["train.epochs=4"]):
+        assert cli.assignments(["train", *before, "coda/mnist"]) == ["train", "coda/mnist", "train.epochs=4"]
     assert cli.assignments(written) == written
 
 
@@ -79,11 +81,20 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits --smoke --run-dir=", "--run-dir"),
         (f"train coda/digits --smoke --run-dir {'a' * 300}", f"{'a' * 300}"),
         ("train coda/mnist --data-dir nowhere", "mnist (train)"),
-        ("train coda/digits --seeds a", "--seeds"),
+        (f"train coda/mnist --data-dir {__file__}", "mnist (train)"),
+        ("train coda/digits train.epochs=", "train.epochs: got nothing"),
+        ("train coda/digits --train.epochs --smoke", "train.epochs: got nothing"),
+        ("train coda/digits --model.features 8 -1", "model.features: got 8,-1"),
+        ("train coda/digits data.max_images=x", "data.max_images: got x, expected an integer"),
+        ("train coda/digits augment.flip=None", "augment.flip"),
+        ("train coda/digits model.temperature=9 --smoke --run-dir x train.epochs=0", "train.epochs"),
+        ("train coda/digits --seeds 1,,2", "train.seed: got nothing"),
+        ("train coda/digits --seeds a", "train.seed"),
         ("train coda/digits --process-id 1", "process_id"),
         ("train", "RUN"),
         ("trian coda/digits", "train"),
-        ("train coda/digits --smok", "--smoke"),
+        ("train coda/digits --smok", "perhaps you meant --smoke\n"),
+        ("evaluate nowhere/file", "is not a run folder"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
         ("report nowhere", "nowhere"),
@@ -208,7 +219,7 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
     [
         ("report", "metrics.jsonl", "}\n", "", "is missing or damaged"),
         ("report", "run.json", "{", "", "is missing or damaged"),
-        ("report", "evaluation.json", '"metrics": {}, ', "", "is damaged (it has no metrics)"),
+        ("report", "evaluation.json", '"metrics": {}, ', "", "(it has no metrics)"),
         ("report", "config.json", "200.0", '"hot"', "model.temperature"),
         ("evaluate", "config.json", "200.0", "-1.0", "temperature"),
         ("evaluate", "config.json", '"epochs": 1', '"epochs": 0', "train.epochs"),
@@ -303,6 +314,7 @@ def test_the_demo_makes_a_report_of_every_family(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:group. C16 leaves the grid:UserWarning")
 def test_what_fails_beside_the_demo_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gated").write_text("in the way")
     status, _, err = run(f"demo --smoke --run-dir {tmp_path}", capsys)

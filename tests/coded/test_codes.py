@@ -21,14 +21,11 @@ FROZEN = {
 def test_frozen_tables(name):
     code = load_code(name)
     assert (code.classes, code.length, code.weight, code.distance, code.gap) == FROZEN[name]
-
-
-def test_distance_and_gap_are_those_counted_word_by_word():
-    code = load_code("cifar100-4-of-20")
-    pairs = itertools.combinations(code.words, 2)
-    assert code.distance == min(sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairs)
-    sums = [column.count("1") for column in zip(*code.words, strict=True)]
-    assert code.gap == max(sums) - min(sums)
+    if code.classes <= 100:  # counted word by word
+        pairs = itertools.combinations(code.words, 2)
+        assert code.distance == min(sum(a != b for a, b in zip(*pair, strict=True)) for pair in pairs)
+        sums = [column.count("1") for column in zip(*code.words, strict=True)]
+        assert code.gap == max(sums) - min(sums)
 
 
 def test_distances_of_the_published_tables():
@@ -74,8 +71,8 @@ def test_a_bad_table_raises_with_its_rows(words, claims, says):
 def test_codes_of_tables():
     assert Code.of(np.array([[1, 0], [0, 1]])).words == ("10", "01")
     code = load_code("cifar10-3-of-10")
-    assert Code.of(code.table, least_distance=4, most_gap=0) == code
-    with pytest.raises(ValueError, match=r"^table: got 0\.5"):
-        Code.of([[1.0, 0.5], [0.0, 1.0]])
+    assert Code.of(code.table).words == code.words
+    with pytest.raises(ValueError, match=r"^words: got row 0 12"):
+        Code.of(np.array([[1, 2], [0, 1]]))
     with pytest.raises(ValueError, match=r"^name: got"):
         load_code("cifar")

@@ -9,17 +9,14 @@ import pytest
 
 from jaxinterp.coded.codes import Code
 from jaxinterp.coded.early_exit import decode_blocks
-from jaxinterp.coded.export import load_network
-from jaxinterp.coded.measures import POINTS, Measurement, measure_paths
+from jaxinterp.coded.measures import POINTS, measure_paths
 from jaxinterp.coded.network import CodedResNeXt, Stage
-from jaxinterp.coded.surgery import keep_only
 from jaxinterp.data import Dataset
 
 NET = CodedResNeXt(stages=(Stage(1, 8, 2, 2), Stage(1, 12, 2, 4, 2, Code(("1100", "0110", "0011")))), classes=3)
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def test_results_follow_from_one_another(tmp_path):
     rng = np.random.default_rng(0)
 
     def dataset(count):
@@ -30,7 +27,6 @@ def measured(tmp_path_factory):
     images = test.images.astype(np.float32) / 255
     variables = jax.jit(NET.init)(jax.random.key(0), jnp.asarray(images))
     lines: list[str] = []
-    folder = tmp_path_factory.mktemp("measured")
     results = measure_paths(
         NET,
         variables,
@@ -39,17 +35,15 @@ def measured(tmp_path_factory):
         test_images=images,
         test_labels=test.labels,
         foreign=images[:5],
-        folder=folder,
-        options=Measurement(classifiers=2, classifier_images=12, path_images=20, batch=8),
+        folder=tmp_path,
+        classifiers=2,
+        batch=8,
         log=lines.append,
     )
-    return results, lines, folder, variables, images, test.labels
-
-
-def test_results_follow_from_one_another(measured):
-    results, lines, _, variables, images, labels = measured
     metrics = results["metrics"]
-    accuracy = (decode_blocks(NET, variables, images).classes == labels).mean(1)
+    assert metrics["classifier_difference"] < 1e-5
+    assert sorted(path.name for path in (tmp_path / "classifiers").iterdir()) == ["0.npz", "1.npz"]
+    accuracy = (decode_blocks(NET, variables, images).classes == test.labels).mean(1)
     assert results["decoding"] == {"2": pytest.approx(accuracy[0])}
     assert metrics["decoding_accuracy_block_2"] == results["decoding"]["2"]
     for kind, counts in (("active", 3), ("inactive", 3)):
@@ -64,13 +58,3 @@ def test_results_follow_from_one_another(measured):
     assert np.array(results["specificity"]["lost"]).shape == (3, 3)
     assert [line.split(" ")[0] for line in lines] == ["decoding:", "classifiers", "early", "most", "specificity:"]
     json.dumps(results)
-
-
-def test_the_classifiers_are_written_and_are_the_masked_network(measured):
-    results, _, folder, variables, images, _ = measured
-    assert sorted(path.name for path in (folder / "classifiers").iterdir()) == ["0.npz", "1.npz"]
-    network, cut = load_network(folder / "classifiers" / "1.npz")
-    masked = jax.jit(NET.apply)(variables, jnp.asarray(images), keep=keep_only(NET, 1))
-    alone = jax.jit(network.apply)(cut, jnp.asarray(images))
-    np.testing.assert_allclose(alone[:, 0], masked[:, 1], rtol=1e-4, atol=1e-5)
-    assert results["metrics"]["classifier_difference"] < 1e-5

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
 
+from jaxinterp.app.registry import family_of, runs
 from jaxinterp.coda.torch_weights import coded_block_from_torch
 from jaxinterp.coded import block as coded_block
 from jaxinterp.coded.block import CodedBlock, grouped_conv, path_energies
 from jaxinterp.coded.codes import Code, load_code
-from jaxinterp.coded.network import CodedResNeXt, Stage, coded_cifar10, coded_cifar100, coded_imagenet, coding_loss
+from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.coded.surgery import binary_classifier, costs, keep_only
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/coded_resnext_blocks.npz")
@@ -26,14 +26,19 @@ STAGES = (
 )
 
 
+NORMS = {"norm_reduce": "bn_reduce", "norm_inner": "bn_internal", "norm_expand": "bn_expand"}
+NORMS["norm_skip"] = "skip_connection.bn_skip"
+NET = CodedResNeXt(stages=STAGES)
+close = partial(np.testing.assert_allclose, rtol=1e-13, atol=1e-13)
+
+
 class Golden(nn.Module):
     """The chain of blocks of the golden file: no stem, global average pooling, a linear head."""
 
     def setup(self):
-        net = CodedResNeXt(stages=STAGES)
         self.chain = [
             CodedBlock(s.features, s.width, s.paths, s.paths, step, s.code is not None, param_dtype=jnp.float64)
-            for s, step in net.blocks
+            for s, step in NET.blocks
         ]
 
     def __call__(self, x, head, train=False, keep=None):
@@ -57,28 +62,26 @@ def golden():
 
 
 def under(prefix):
-    """The arrays of the golden file whose names begin so."""
+    """The arrays of the golden file whose names begin with `prefix`."""
     return {k.removeprefix(prefix): GOLDEN[k] for k in GOLDEN if k.startswith(prefix)}
 
 
 def codes_loss(energies, labels):
-    codes = CodedResNeXt(stages=STAGES).codes
-    pairs = zip(energies, codes, strict=True)
+    pairs = zip(energies, NET.codes, strict=True)
     return sum(coding_loss(e, jnp.asarray(c.table, e.dtype)[labels]) for e, c in pairs)
 
 
 def test_the_authors_numbers_in_evaluation(golden):
     variables, x, head = golden
-    logits, energies, outputs = jax.jit(Golden().apply)(variables, x, head)
-    close = partial(np.testing.assert_allclose, rtol=1e-13, atol=1e-13)
+    apply = jax.jit(Golden().apply)
+    logits, energies, outputs = apply(variables, x, head)
     close(logits, GOLDEN["eval/logits"])
     for i, out in enumerate(outputs):
         close(out.transpose(0, 3, 1, 2), GOLDEN[f"eval/block{i}_out_nchw"])
     close(codes_loss(energies, GOLDEN["labels"]), GOLDEN["eval/coding_loss"])
-    net = CodedResNeXt(stages=STAGES)
     for k in range(10):
-        apart = jax.jit(Golden().apply)(variables, x, head, keep=keep_only(net, k))[0]
-        close(apart[:, k], GOLDEN[f"binary/logit_class{k}"])
+        alone = apply(variables, x, head, keep=keep_only(NET, k))[0]
+        close(alone[:, k], GOLDEN[f"binary/logit_class{k}"])
 
 
 def test_the_authors_numbers_in_training(golden):
@@ -95,19 +98,16 @@ def test_the_authors_numbers_in_training(golden):
         return cross + 6 * coding, (logits, coding, updates["batch_stats"])
 
     (total, (logits, coding, stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-    close = partial(np.testing.assert_allclose, rtol=1e-13, atol=1e-13)
     close(logits, GOLDEN["train/logits"])
     close(coding, GOLDEN["train/coding_loss"])
     close(total, GOLDEN["train/total_loss_mu6"])
     for i in range(4):
         want, _ = coded_block_from_torch(under(f"train/grad/block{i}/"), 10)
         jax.tree.map(close, grads[f"chain_{i}"], want)
-        for name in ("bn_reduce", "bn_internal", "bn_expand", "skip_connection.bn_skip"):
-            ours = {"bn_internal": "norm_inner", "skip_connection.bn_skip": "norm_skip"}.get(name, f"norm_{name[3:]}")
-            key = f"train/after/block{i}/{name}.running_"
-            if f"{key}mean" in GOLDEN:
-                close(stats[f"chain_{i}"][ours]["mean"], GOLDEN[f"{key}mean"])
-                close(stats[f"chain_{i}"][ours]["var"], GOLDEN[f"{key}var"])
+        for ours, theirs in NORMS.items():
+            key = f"train/after/block{i}/{theirs}.running_"
+            for moment in ("mean", "var") if f"{key}mean" in GOLDEN else ():
+                close(stats[f"chain_{i}"][ours][moment], GOLDEN[key + moment])
 
 
 def literal(u, expand, mask):
@@ -145,67 +145,56 @@ def test_the_gram_form_is_the_literal_form_and_so_are_its_gradients():
         assert narrow.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("size", [(6, 7), (1, 4)])
-@pytest.mark.parametrize(
-    "limit", [coded_block.MAX_DENSE_MULTIPLY_ADDS, 0]
-)  # as one dense convolution, and as one for each group
+@pytest.mark.parametrize(("strides", "size"), [(1, (6, 7)), (2, (6, 7)), (2, (1, 4))])
+@pytest.mark.parametrize("limit", [1 << 29, 0])  # as one dense convolution, and as one for each group
 def test_grouped_convolution_is_xlas(monkeypatch, strides, size, limit):
     monkeypatch.setattr(coded_block, "MAX_DENSE_MULTIPLY_ADDS", limit)
     x = jax.random.normal(jax.random.key(0), (2, *size, 12))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 12))
-
-    def theirs(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, (strides,) * 2, ((1, 1), (1, 1)), dimension_numbers=numbers, feature_group_count=3
-        )
-
-    for function in (lambda f: f(x, kernel), lambda f: jax.grad(lambda *a: (f(*a) ** 2).sum(), (0, 1))(x, kernel)):
-        jax.tree.map(
-            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-            function(partial(grouped_conv, strides=strides)),
-            function(theirs),
-        )
+    theirs = partial(
+        lax.conv_general_dilated,
+        window_strides=(strides, strides),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=3,
+    )
+    ours = partial(grouped_conv, strides=strides)
+    roughly = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    roughly(ours(x, kernel), theirs(x, kernel))
+    grads = [jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))(x, kernel) for f in (ours, theirs)]
+    jax.tree.map(roughly, *grads)
 
 
 @pytest.mark.parametrize(
-    ("network", "shape", "parameters", "kept", "faithful", "paper"),
+    ("name", "parameters", "kept", "without_shortcuts", "multiply_adds", "adds_kept"),
     [
-        (coded_cifar10, (32, 32, 3), 4_638_926, 2_149_034, 0.463, 0.372),
-        (coded_cifar100, (32, 32, 3), 4_749_136, 1_777_744, 0.374, 0.271),
-        (coded_imagenet, (160, 160, 3), 25_027_904, 10_416_448, 0.416, 0.343),
+        ("cifar10", 4_638_926, 2_149_034, 0.372, 741e6, 0.619),
+        ("cifar100", 4_749_136, 1_777_744, 0.271, 751e6, 0.552),
+        ("imagenet", 25_027_904, 10_416_448, 0.343, 2.16e9, 0.696),
     ],
 )
-def test_parameters_of_the_published_networks(network, shape, parameters, kept, faithful, paper):
-    model = network()
-    for kind in (True, False):
-        init = jax.eval_shape(network(kind).init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+def test_costs_of_the_published_networks(name, parameters, kept, without_shortcuts, multiply_adds, adds_kept):
+    for suffix in ("", "-baseline"):
+        run = runs()[f"coded/{name}{suffix}"].run
+        model, shape = family_of(run).build(run), run.data.image_shape
+        init = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         assert sum(leaf.size for leaf in jax.tree.leaves(init["params"])) == parameters
-    whole = costs(model, shape)
-    assert sum(part.parameters for part in whole) == parameters
-    small, _ = jax.eval_shape(lambda v: (0, binary_classifier(model, v, 3)[1]), init)[1], None
-    assert sum(leaf.size for leaf in jax.tree.leaves(small["params"])) == kept
-    stages = tuple(s if s.code is None else s.__class__(**{**vars(s), "kept": s.code.weight}) for s in model.stages)
-    part = costs(model.clone(stages=stages, classes=1), shape)
-    assert sum(p.parameters for p in part) == kept
-    assert kept / parameters == pytest.approx(faithful, abs=5e-4)
-    without = [sum(p.parameters - p.shortcut for p in side) for side in (part, whole)]
-    assert without[0] / without[1] == pytest.approx(paper, abs=1e-3)
+        if not suffix:
+            net, coded = model, init
+    small = {}
 
+    def cut(variables):
+        small["net"], sliced = binary_classifier(net, variables, 3)
+        return sliced
 
-def test_multiply_adds_are_the_specs():
-    for network, shape, adds, kept in (
-        (coded_cifar10, (32, 32, 3), 741e6, 0.619),
-        (coded_cifar100, (32, 32, 3), 751e6, 0.552),
-        (coded_imagenet, (160, 160, 3), 2.16e9, 0.696),
-    ):
-        model = network()
-        whole = sum(part.multiply_adds for part in costs(model, shape))
-        assert whole == pytest.approx(adds, rel=3e-3)
-        stages = tuple(s if s.code is None else s.__class__(**{**vars(s), "kept": s.code.weight}) for s in model.stages)
-        small = sum(part.multiply_adds for part in costs(model.clone(stages=stages, classes=1), shape))
-        assert small / whole == pytest.approx(kept, abs=1e-3)
+    assert sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cut, coded)["params"])) == kept
+    parts = [
+        np.sum([(p.parameters, p.parameters - p.shortcut, p.multiply_adds) for p in costs(each, shape)], 0)
+        for each in (small["net"], net)
+    ]
+    assert [part[0] for part in parts] == [kept, parameters]
+    assert parts[1][2] == pytest.approx(multiply_adds, rel=3e-3)
+    np.testing.assert_allclose((parts[0] / parts[1])[1:], [without_shortcuts, adds_kept], atol=1e-3)
 
 
 CODE = Code(("1100", "0110", "0011"))
@@ -217,25 +206,9 @@ APPLY = jax.jit(TINY.apply, static_argnames=("energies", "first", "last"))
 
 @pytest.fixture(scope="module")
 def tiny():
-    x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    x, rng = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1)), np.random.default_rng(0)
     variables = jax.jit(TINY.init)(jax.random.key(1), x)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [leaf + 0.3 * jax.random.uniform(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved), x
-
-
-def test_products_keep_the_shape_of_images_where_they_can_be_decomposed():
-    model = coded_cifar10()
-
-    def seen(variables, x):
-        _, state = model.apply(variables, x, capture_intermediates=lambda m, _: m.name in ("reduce", "skip"))
-        return state["intermediates"]["block_4"]
-
-    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    found = jax.eval_shape(seen, jax.eval_shape(model.init, jax.random.key(0), x), x)
-    shapes = {name: found[name]["__call__"][0].shape for name in ("reduce", "skip")}
-    assert shapes == {"reduce": (2, 32, 32, 220), "skip": (2, 16, 16, 512)}
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(0.3 * rng.random(leaf.shape), leaf.dtype), variables), x
 
 
 def test_a_class_alone_is_the_masked_network(tiny):
@@ -247,17 +220,6 @@ def test_a_class_alone_is_the_masked_network(tiny):
         assert logit.shape == (4, 1)
         np.testing.assert_allclose(logit[:, 0], whole[:, k], rtol=1e-5, atol=1e-5)
         assert not np.allclose(whole[:, k], APPLY(variables, x)[:, k], rtol=1e-3)
-
-
-def test_energies_and_outputs_do_not_change_with_the_scale_of_the_expansions(tiny):
-    variables, x = tiny
-    params = variables["params"]
-    scaled = {**params, "block_2": {**params["block_2"], "expand_kernel": 5 * params["block_2"]["expand_kernel"]}}
-    one, energies = APPLY(variables, x, energies=True)
-    two, larger = APPLY({**variables, "params": scaled}, x, energies=True)
-    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(larger[0], 25 * energies[0], rtol=1e-4)
-    assert [energy.shape for energy in energies] == [(4, 4), (4, 4)]
 
 
 def test_blocks_in_pieces_are_the_network(tiny):
@@ -276,15 +238,10 @@ def test_one_mask_serves_all_blocks_of_a_code():
     variables = jax.jit(net.init)(jax.random.key(1), x)
 
     def outputs(model):
-        """What the paths of every block hand on in training, (batch, positions, paths, d)."""
-        state = model.apply(
-            variables,
-            x,
-            train=True,
-            rngs={"dropout": jax.random.key(5)},
-            mutable=["batch_stats", "intermediates"],
-            capture_intermediates=lambda module, _: module.name == "paths",
-        )[1]["intermediates"]
+        """Return what the paths of every block hand on in training, (batch, positions, paths, d)."""
+        apply = partial(model.apply, rngs={"dropout": jax.random.key(5)}, mutable=["batch_stats", "intermediates"])
+        _, state = apply(variables, x, train=True, capture_intermediates=lambda module, _: module.name == "paths")
+        state = state["intermediates"]
         blocks = zip(range(1, 5), net.blocks, strict=True)
         return [state[f"block_{i}"]["paths"]["__call__"][0].reshape(64, -1, s.paths, 2) for i, (s, _) in blocks]
 
@@ -297,16 +254,14 @@ def test_one_mask_serves_all_blocks_of_a_code():
     np.testing.assert_allclose(dropping[1], np.where(one[:, None, :, None], 0, 2 * full[1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("power", [1, 2, 4])
-def test_coding_loss_at_uniform_energies(power):
+def test_coding_loss_at_uniform_energies():
     for weight, length, fourth in ((5, 10, 0.0625), (3, 10, 0.0777), (8, 20, 0.0672), (8, 32, 0.0820)):
-        r = weight / length
+        r, uniform = weight / length, jnp.full((1, length), 3.0)
         word = jnp.asarray([[1.0] * weight + [0.0] * (length - weight)])
-        want = r * (1 - r) ** power + (1 - r) * r**power
-        found = float(coding_loss(jnp.full((1, length), 3.0), word, power))
-        assert found == pytest.approx(want, rel=1e-5)
-        if power == 4:
-            assert found == pytest.approx(fourth, abs=5e-5)
+        for power in (1, 2, 4):
+            want = r * (1 - r) ** power + (1 - r) * r**power
+            assert float(coding_loss(uniform, word, power)) == pytest.approx(want, rel=1e-5)
+        assert float(coding_loss(uniform, word)) == pytest.approx(fourth, abs=5e-5)
 
 
 def test_gradients_without_any_energy_are_finite_and_the_sum_is_zero():
@@ -329,44 +284,3 @@ def test_gradients_without_any_energy_are_finite_and_the_sum_is_zero():
             assert (y[0] == 0).all()
             assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
     assert float(coding_loss(jnp.zeros((2, 4)), word)) == 0.5  # no shares: a / N
-
-
-def _with_expand(shape):
-    blocks = {f"block_{i}": {"expand_kernel": jnp.zeros(shape)} for i in (1, 2, 3)}
-    return {"params": blocks, "batch_stats": {}}
-
-
-def _init(x=(1, 8, 8, 1), dtype=jnp.float32, **given):
-    return TINY.init(jax.random.key(0), jnp.zeros(x, dtype), **given)
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("blocks", lambda: Stage(0, 8, 2, 10)),
-        ("code", lambda: Stage(1, 8, 2, 9, code=load_code("cifar10-3-of-10"))),
-        ("code", lambda: Stage(1, 8, 2, 2, code="10")),
-        ("kept", lambda: Stage(1, 8, 2, 10, kept=11)),
-        ("kept", lambda: Stage(1, 8, 2, 10, kept=0)),
-        ("stages", lambda: CodedResNeXt(stages=())),
-        ("code", lambda: CodedResNeXt(stages=STAGES, classes=11)),
-        ("drop", lambda: CodedResNeXt(stages=STAGES, drop=1.0)),
-        ("state_dict", lambda: coded_block_from_torch(under("block1/"), 5)),
-        ("model", lambda: binary_classifier(coded_cifar10(coded=False), {}, 1)),
-        ("class_index", lambda: binary_classifier(TINY, {}, 3)),
-        ("class_index", lambda: binary_classifier(TINY, {}, 1.5)),
-        ("class_index", lambda: keep_only(TINY, -1)),
-        ("variables", lambda: binary_classifier(TINY, _with_expand((9, 2, 12)), 1)),
-        ("variables", lambda: binary_classifier(TINY, _with_expand((4, 3, 12)), 1)),
-        ("keep", lambda: _init(keep=[None])),
-        ("keep", lambda: _init(keep=[jnp.ones(3)] * 2)),
-        ("x", lambda: _init((0, 8, 8, 1))),
-        ("x", lambda: _init(dtype=jnp.uint8)),
-        ("first, last", lambda: _init(last=4)),
-    ],
-)
-def test_bad_input_raises_in_one_line(name, make, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=f"^{name}: ") as error:
-        make()
-    assert "\n" not in str(error.value)

@@ -32,7 +32,7 @@ def test_take_and_select_classes_keep_images_with_their_labels():
     )
     assert select_classes(data, ()) is data
     for wrong in ((0, 3), (1, 1)):
-        with pytest.raises(ConfigError, match="only"):
+        with pytest.raises(ConfigError, match="class_subset"):
             select_classes(data, wrong)
 
 

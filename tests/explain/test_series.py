@@ -1,5 +1,7 @@
 """Orders of polynomials: against roots of unity, derivatives and integrated gradients; bad input in one line."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -26,14 +28,14 @@ NETS = {
 }
 
 
+@cache
 def made(name):
-    """Network, variables off their initial values, images, and expansion point."""
-    net = NETS[name]
-    x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1), jnp.float64)
-    variables = jax.jit(net.init)(jax.random.key(1), x)
-    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
-    x0 = jax.random.uniform(jax.random.key(2), (4, 4, 1), jnp.float64)
-    return net, with_expansion_point(variables, np.asarray(x0)), x, x0
+    """Network, variables off their initial values, images, and expansion point; in float64."""
+    net, rng = NETS[name], np.random.default_rng(0)
+    x, x0 = jnp.asarray(rng.uniform(size=(2, 4, 4, 1))), rng.uniform(size=(4, 4, 1))
+    variables = jax.jit(net.init)(jax.random.key(1, impl="unsafe_rbg"), x)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) + 0.1), variables)
+    return net, with_expansion_point(variables, x0), x, jnp.asarray(x0)
 
 
 def roots_of_unity(apply, variables, x, x0, degree):
@@ -62,10 +64,10 @@ def test_orders_sum_to_the_value_and_agree_with_derivatives(name):
         truncated = orders(net.apply, x, x0, 2, variables=variables)
         np.testing.assert_allclose(truncated, found[:3], atol=1e-12 * size)
         d, start = x - x0[None], jnp.broadcast_to(x0, x.shape)
-        line = jax.jit(lambda t: net.apply(variables, start + t * d))
-        first = jax.jacfwd(line)
-        np.testing.assert_allclose(found[1], first(0.0), atol=1e-10 * size)
-        np.testing.assert_allclose(found[2], jax.jacfwd(first)(0.0) / 2, atol=1e-10 * size)
+        first = jax.jacfwd(lambda t: net.apply(variables, start + t * d))
+        slope, curvature = jax.jit(lambda t: (first(t), jax.jacfwd(first)(t)))(0.0)
+        np.testing.assert_allclose(found[1], slope, atol=1e-10 * size)
+        np.testing.assert_allclose(found[2], curvature / 2, atol=1e-10 * size)
 
 
 @pytest.mark.parametrize("name", ["overlapping", pytest.param("dense", marks=pytest.mark.slow)])
@@ -126,7 +128,7 @@ def test_orders_at_a_level_are_those_of_the_network_above_it():
     with jax.enable_x64(True):
         net, variables, x, x0 = made("hierarchical")
         found = np.asarray(orders(net.apply, x, x0, 4, variables=variables, layer="level_0"))
-        np.testing.assert_allclose(found.sum(0), net.apply(variables, x), atol=1e-12)
+        np.testing.assert_allclose(found.sum(0), jax.jit(net.apply)(variables, x), atol=1e-12)
         assert np.abs(found[3:]).max() < 1e-14 < np.abs(found[2]).max()  # one level above it: of order 2
         parts = contributions(net.apply, x, x0, 2, variables=variables, layer="level_0")
         assert parts.contributions.shape == (2, 2, 2, 2, 2, 2)
@@ -142,7 +144,7 @@ def test_pairs_sum_to_order_two_and_are_the_hessian(name):
         second = contributions(net.apply, x, x0, 2, 1, variables=variables).contributions[:, 0, 1, ..., 0]
         np.testing.assert_allclose(found.sum((-1, -2)).reshape(2, 4, 4), second, atol=1e-12)
         np.testing.assert_allclose(found.reshape(2, 16, 16), found.reshape(2, 16, 16).swapaxes(1, 2), atol=1e-12)
-        hessian = jax.hessian(lambda x: net.apply(variables, x[None])[0, 1])(x0).reshape(16, 16)
+        hessian = jax.jit(jax.hessian(lambda x: net.apply(variables, x[None])[0, 1]))(x0).reshape(16, 16)
         d = np.asarray(x - x0[None]).reshape(2, 16)
         want = d[:, :, None] * np.asarray(hessian)[None] * d[:, None] / 2
         np.testing.assert_allclose(found.reshape(2, 16, 16), want, atol=1e-12)

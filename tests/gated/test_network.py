@@ -33,7 +33,6 @@ from jaxinterp.gated.network import (
     GatingNetwork,
     Network,
     open_gates,
-    permute_gates,
     tile_and_roll,
     weight_initializer,
 )
@@ -163,7 +162,7 @@ def test_permutation_and_scrambling():
     assert any(bool((a != b).any()) for a, b in zip(gates, rolled, strict=True))
     np.testing.assert_array_equal(np.stack(rolled), np.stack(tile_and_roll(gates, jax.random.key(5))))
     with pytest.raises(ValueError, match="order"):
-        permute_gates(gates, (0, 0, 1))
+        GatedNetwork(layers, order=(0, 0, 1)).apply(variables, x)
     with pytest.raises(ValueError, match="gates"):
         tile_and_roll((gates[0], gates[1][..., :1]), jax.random.key(0))
 

@@ -16,7 +16,7 @@ from jaxinterp.nn.baselines import (
     _max_pool_overlapping,
     option_a,
 )
-from jaxinterp.nn.losses import classification_loss, softmax_cross_entropy
+from jaxinterp.nn.losses import ClassificationLoss, softmax_cross_entropy
 
 TINY = {
     "resnet": (CifarResNet(depth=8, classes=5, width=4), (2, 8, 8, 3)),
@@ -274,7 +274,7 @@ def test_alexnet_names_its_convolutions_before_the_relu_and_drops_units_in_train
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, logits, atol=0.1 * float(jnp.abs(logits).max()))
 
-    loss, batch = classification_loss(ALEXNET, softmax_cross_entropy), {"image": images, "label": jnp.array([0, 3])}
+    loss, batch = ClassificationLoss(ALEXNET, softmax_cross_entropy), {"image": images, "label": jnp.array([0, 3])}
     gradient = jax.jit(jax.value_and_grad(lambda p, key: loss(p, {}, batch, key)[0]))
     (one, slope), (two, _) = (gradient(variables["params"], jax.random.key(i)) for i in range(2))
     assert all(jnp.isfinite(leaf).all() and jnp.any(leaf != 0) for leaf in jax.tree.leaves(slope))

@@ -8,7 +8,18 @@ from jaxinterp.app.registry import runs
 from jaxinterp.coda.family import CoDAModel
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_arrays
-from jaxinterp.recipe.config import Augment, Optim, Run, override, read_arrays, read_config, read_name, write_config
+from jaxinterp.recipe.config import (
+    MAX_LINES,
+    Augment,
+    Optim,
+    Run,
+    override,
+    read_arrays,
+    read_config,
+    read_lines,
+    read_name,
+    write_config,
+)
 from jaxinterp.train import TrainConfig
 
 S = Run(CoDAModel(), optim=Optim(learning_rate=2.5e-4), train=TrainConfig(epochs=200, batch_size=16, val_fraction=0.02))
@@ -68,15 +79,16 @@ def test_wrong_overrides_name_the_field(assignment: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        ({"color": 1}, "color"),
+        ({"model": {}, "color": 1}, "color"),
+        ({"model": {}, "train": {"epochs": 1, "batch_size": 1, "epoch": 3}}, r"train\.epoch: got 3"),
         ({"model": {"temperature": "hot"}}, r"model\.temperature"),
         ({"model": {}, "train": {"epochs": 0, "batch_size": 1}}, r"train\.epochs"),
         ({"model": {}, "train": {"epochs": 1.5, "batch_size": 1}}, r"train\.epochs"),
         ({"model": {}, "augment": {"flip": 1}}, r"augment\.flip"),
         ({"model": {}, "data": {"name": "mnits"}}, r"data\.name"),
         ({}, "model"),
-        ([], "config"),
-        (None, "config"),
+        ([], "content"),
+        (None, "content"),
     ],
 )
 def test_a_damaged_configuration_names_file_and_field(config: object, field: str, tmp_path: Path) -> None:
@@ -90,6 +102,18 @@ def test_a_file_that_is_no_configuration_is_named(text: str, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         read_config(tmp_path, CoDAModel)
+
+
+def test_a_long_log_is_thinned_and_keeps_its_last_line(tmp_path: Path) -> None:
+    path, records = tmp_path / "metrics.jsonl", [{"epoch": i} for i in range(1, 5 * MAX_LINES)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read_lines(path, "x") == [*records[::5], records[-1]]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records[:7]))
+    assert read_lines(path, "x") == records[:7]
+    for damage in ("{", "[]\n", "\n"):
+        path.write_text("".join(json.dumps(record) + "\n" for record in records[:7]) + damage)
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl .*`x`"):
+            read_lines(path, "x")
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])

@@ -13,7 +13,7 @@ import optax
 from conftest import Tiny, make_quadrants
 
 from jaxinterp.data.augment import flip
-from jaxinterp.train import ProgressMeter, TrainConfig, classification_loss, fit, initialize, softmax_cross_entropy
+from jaxinterp.train import ClassificationLoss, ProgressMeter, TrainConfig, fit, initialize, softmax_cross_entropy
 from jaxinterp.train.log import RunLog
 
 
@@ -57,7 +57,7 @@ def arm(kill, folder):
 
 def run(folder, devices):
     model = Tiny()
-    loss = classification_loss(model, softmax_cross_entropy)
+    loss = ClassificationLoss(model, softmax_cross_entropy)
     config = TrainConfig(epochs=3, batch_size=16, grad_accum_steps=2, eval_batch=10)
     test = make_quadrants(40, seed=1, split="test")
     return fit(folder, model, loss, optax.adam(1e-2), make_quadrants(110), test, flip(), config, devices=devices)

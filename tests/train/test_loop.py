@@ -12,9 +12,9 @@ import pytest
 from jaxinterp.data import Stream, epoch_order, flip, identity
 from jaxinterp.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from jaxinterp.train import (
+    ClassificationLoss,
     ProgressMeter,
     TrainConfig,
-    classification_loss,
     fit,
     fit_closed_form,
     load_variables,
@@ -30,7 +30,7 @@ def train(folder, model, data, test=None, tx=TX, augment=identity, **settings):
     names = ("devices", "validation", "schedule", "fingerprint", "allow_older")
     options = {"devices": jax.devices()[:1]} | {name: settings.pop(name) for name in names if name in settings}
     config = TrainConfig(**{"epochs": 3, "batch_size": 16, "eval_batch": 10} | settings)
-    loss = classification_loss(model, softmax_cross_entropy)
+    loss = ClassificationLoss(model, softmax_cross_entropy)
     return fit(folder, model, loss, tx, data, test, augment, config, **options)
 
 

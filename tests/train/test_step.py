@@ -7,7 +7,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxinterp.nn.losses import classification_loss, sigmoid_bce, softmax_cross_entropy
+from jaxinterp.nn.losses import ClassificationLoss, sigmoid_bce, softmax_cross_entropy
 from jaxinterp.train import compile_step, device_mesh, init_state, train_step
 
 TX = optax.sgd(0.1, momentum=0.9)
@@ -26,7 +26,7 @@ def copied(tree, mesh):
 
 
 def start(model, tx=TX):
-    loss = classification_loss(model, softmax_cross_entropy)
+    loss = ClassificationLoss(model, softmax_cross_entropy)
     return loss, init_state(model, loss, tx, jax.random.key(0), BATCHES[0])
 
 

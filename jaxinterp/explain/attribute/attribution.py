@@ -33,25 +33,14 @@ def target_gradients(
 
     The backward passes are one compiled program in a Python loop. Under `vmap` the intermediate values of all targets
     are alive at once, which took twice as long on a ResNet and eight times on a CoDA Net (2 CPU cores, 9 targets).
-
-    Args:
-        model: x ↦ logits (batch, classes), examples independent of one another, a pytree where `compiled`.
-        x: input, (batch, ...).
-        rows: classes, (batch, T).
-        compiled: compile the passes, or run them operation by operation (or inside the caller's jit).
-
-    Returns:
-        ∂f_k/∂x, (batch, T, ...).
+    Where not `compiled` they run operation by operation, or inside the caller's jit.
     """
     logits, pullback = (_forward if compiled else jax.vjp)(model, x)
     return pull_targets(logits, pullback, rows, compiled)
 
 
 def pull_targets(
-    logits: Float[Array, "batch classes"],
-    pullback: Callable[[Array], tuple[Array]],
-    rows: Int[Array, "batch t"],
-    compiled: bool,
+    logits: Float[Array, "batch classes"], pullback: Callable[[Array], tuple[Array]], rows: Array, compiled: bool
 ) -> Float[Array, "batch t *shape"]:
     """Run the second half of `target_gradients`, from the results of `jax.vjp`."""
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)

@@ -46,10 +46,6 @@ def grad_cam(
     Returns:
         An `Attribution` (batch, T, H, W, 1), never negative, without a gap.
 
-    Raises:
-        ConfigError: both or neither of `layer` and a pair given, an unknown `layer`, activations that are not
-            (batch, H', W', J), or as `gradient`.
-
     Example:
         >>> maps = jnp.array([[[[1.0, -1.0]]]])
         >>> cam = grad_cam((lambda x: x * maps, lambda a: a.sum((1, 2))), 3 * jnp.ones((1, 2, 2, 1)))
@@ -65,8 +61,7 @@ def grad_cam(
     with jax.default_matmul_precision("highest"):
         _, rows, size = bind(partial(_compose, *parts) if pair else parts[0], x, targets, variables, (layer,))
         compiled = variables is not None
-        given = (variables,) if compiled else ()
-        partials = [jax.tree_util.Partial(part, *given) for part in parts]
+        partials = [jax.tree_util.Partial(part, *((variables,) if compiled else ())) for part in parts]
 
         def explain(x: Array, rows: Array) -> Attribution:
             maps, logits, pullback = (_split if compiled else unjitted(_split))(layer, partials, x)
@@ -77,8 +72,7 @@ def grad_cam(
 
 
 def _compose(features: Callable[..., Array], head: Callable[..., Array], *args: Any) -> Array:
-    *variables, x = args
-    return head(*variables, features(*variables, x))
+    return head(*args[:-1], features(*args))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -35,9 +35,6 @@ def gradient(
     Returns:
         An `Attribution` on the shape of `x`, without a gap.
 
-    Raises:
-        ConfigError: `x`, `targets` or the output of `model` has a wrong shape or type.
-
     Example:
         >>> import jax.numpy as jnp
         >>> gradient(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
@@ -45,7 +42,13 @@ def gradient(
 
     Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3 (there with the absolute value).
     """
-    return _in_one_pass(False, model, x, targets, variables, max_bytes)
+    with jax.default_matmul_precision("highest"):
+        bound, rows, size = bind(model, x, targets, variables)
+
+        def explain(x: Array, rows: Array) -> Attribution:
+            return Attribution(target_gradients(bound, x, rows, variables is not None))
+
+        return in_chunks(explain, (x, rows), size.bytes_each(rows.shape[1]), max_bytes)
 
 
 def input_x_gradient(
@@ -59,17 +62,8 @@ def input_x_gradient(
     """Compute input times gradient, x ⊙ ∂f_k/∂x.
 
     The exact decomposition of a network that is linear around `x`, and of no other: on a CoDA Net the gradient also
-    runs through the dynamic weights, and the products do not sum to the logit.
-
-    Args:
-        model: see `gradient`.
-        x: input, (batch, ...), floating.
-        targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        variables: the model's variables, any pytree.
-        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
-
-    Returns:
-        An `Attribution` on the shape of `x`, without a gap.
+    runs through the dynamic weights, and the products do not sum to the logit. Arguments and result are those of
+    `gradient`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,18 +72,5 @@ def input_x_gradient(
 
     Source: Shrikumar, Greenside, Shcherbina, Kundaje, arXiv 1605.01713, Sec. 2.
     """
-    return _in_one_pass(True, model, x, targets, variables, max_bytes)
-
-
-def _in_one_pass(
-    times_input: bool, model: Callable[..., Array], x: Array, targets: Targets, variables: Any, max_bytes: int
-) -> Attribution:
-    """Run either method in chunks, compiled where the variables are given."""
-    with jax.default_matmul_precision("highest"):
-        bound, rows, size = bind(model, x, targets, variables)
-
-        def explain(x: Array, rows: Array) -> Attribution:
-            slopes = target_gradients(bound, x, rows, variables is not None)
-            return Attribution(slopes * x[:, None] if times_input else slopes)
-
-        return in_chunks(explain, (x, rows), size.bytes_each(rows.shape[1]), max_bytes)
+    slopes = gradient(model, x, targets, variables=variables, max_bytes=max_bytes).contributions
+    return Attribution(slopes * x[:, None])

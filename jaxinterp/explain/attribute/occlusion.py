@@ -15,40 +15,24 @@ from jaxinterp.explain.decompose import Targets, bind
 from jaxinterp.explain.tracing import in_chunks, unjitted
 
 
-def covered(size: int, window: int, stride: int, compat: bool = False) -> Bool[np.ndarray, "windows size"]:
+def covered(size: int, window: int, stride: int) -> Bool[np.ndarray, "windows size"]:
     """Mark the pixels of one image axis that each window covers; windows stand at multiples of the stride.
 
     Args:
         size: length of the axis in pixels.
         window: K, side of the window in pixels.
         stride: step between windows in pixels.
-        compat: cover as the authors' code does: K − 1 pixels for odd K, 2K − stride for even K, and no window
-            that would start in a last, incomplete stride.
 
     Returns:
         (windows, size); window i is centered at pixel i·stride (for even K, at that pixel's upper edge).
-
-    Raises:
-        ConfigError: `window` or `stride` < 1, or nothing would be covered.
 
     Example:
         >>> covered(5, window=3, stride=2).astype(int).tolist()
         [[1, 1, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]
     """
     require_at_least("window, stride", (window, stride), 1)
-    if not compat:
-        start = np.arange(0, size, stride) - window // 2
-        stop = start + window
-    elif window % 2:
-        center = np.arange(size // stride) * stride
-        start, stop = center - (window - 1) // 2, center + (window - 1) // 2
-    else:
-        center = np.arange(size // stride) * stride
-        start, stop = center + stride - window, center + window
-    pixel = np.arange(size)
-    inside = (start[:, None] <= pixel) & (pixel < stop[:, None])
-    require(len(inside) and inside.any(1).all(), "window", window, f"one that covers a pixel of {size}")
-    return inside
+    start, pixel = np.arange(0, size, stride)[:, None] - window // 2, np.arange(size)
+    return (start <= pixel) & (pixel < start + window)
 
 
 def occlusion(
@@ -59,7 +43,6 @@ def occlusion(
     window: int = 5,
     stride: int = 2,
     baseline: float = 0.0,
-    compat: bool = False,
     variables: Any = None,
     max_bytes: int = MAX_BYTES,
 ) -> Attribution:
@@ -74,15 +57,11 @@ def occlusion(
         window: K, side of the square window in pixels, at most the image's shorter side.
         stride: step between windows in pixels, at most the same.
         baseline: value of covered pixels, in the unit of `x`.
-        compat: cover as the authors' code does, see `covered`.
         variables: the model's variables, any pytree.
         max_bytes: bytes that one pass may take by estimate; images, then windows, run in chunks.
 
     Returns:
         An `Attribution` (batch, T, H, W, 1), without a gap.
-
-    Raises:
-        ConfigError: `window` or `stride` out of range, or as `gradient`.
 
     Example:
         >>> total = lambda x: x.sum((1, 2))
@@ -94,11 +73,8 @@ def occlusion(
     require(x.ndim == 4, "x", f"shape {x.shape}", "(batch, height, width, channels)")
     side = min(x.shape[1:3])
     require(max(window, stride) <= side, "window, stride", (window, stride), f"at most the image's side, {side}")
-    height, width = (covered(size, window, stride, compat) for size in x.shape[1:3])
-    pairs = (
-        jnp.asarray(np.repeat(height, len(width), axis=0)),
-        jnp.asarray(np.tile(width, (len(height), 1))),
-    )
+    height, width = (covered(size, window, stride) for size in x.shape[1:3])
+    pairs = jnp.asarray(np.repeat(height, len(width), axis=0)), jnp.asarray(np.tile(width, (len(height), 1)))
     with jax.default_matmul_precision("highest"):
         bound, rows, size = bind(model, x, targets, variables)
         bytes_each = size.bytes_each(1)
@@ -114,12 +90,7 @@ def occlusion(
 
 @jax.jit
 def _look(
-    model: Callable[[Array], Array],
-    value: Float[Array, ""],
-    x: Float[Array, "batch height width channels"],
-    rows: Int[Array, "batch t"],
-    tall: Bool[Array, "windows height"],
-    wide: Bool[Array, "windows width"],
+    model: Callable[[Array], Array], value: Array, x: Array, rows: Int[Array, "batch t"], tall: Array, wide: Array
 ) -> Float[Array, "windows batch t"]:
     """Return the targets' logits of the images under some windows, all windows in one batch."""
     hidden = (tall[:, :, None] & wide[:, None, :])[:, None, :, :, None]
@@ -130,12 +101,7 @@ def _look(
 
 @jax.jit
 def _spread(
-    model: Callable[[Array], Array],
-    x: Float[Array, "batch height width channels"],
-    rows: Int[Array, "batch t"],
-    logits: Float[Array, "windows batch t"],
-    tall: Bool[Array, "windows height"],
-    wide: Bool[Array, "windows width"],
+    model: Callable[[Array], Array], x: Array, rows: Array, logits: Float[Array, "w batch t"], tall: Array, wide: Array
 ) -> Float[Array, "batch t height width 1"]:
     """Spread each window's drop evenly over its pixels and sum over the windows."""
     drops = jnp.take_along_axis(model(x), rows, axis=1)[None] - logits

@@ -31,12 +31,6 @@ def completeness(contributions: Array, logits: Float[Array, "batch t"], referenc
         reference: the part that no entry explains, a number or (batch, T): the decomposition's bias, or the logits at
             a method's baseline.
 
-    Returns:
-        A `Completeness`.
-
-    Raises:
-        ConfigError: the shapes do not fit.
-
     Example:
         >>> completeness(jnp.array([[[1.0, 2.0]]]), jnp.array([[4.5]]), 0.5)
         Completeness(residual=Array([[1.]], dtype=float32), relative=Array([[0.25]], dtype=float32))

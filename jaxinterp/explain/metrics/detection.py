@@ -9,14 +9,7 @@ from jaxinterp.checks import require, require_finite
 
 
 class Detection(NamedTuple):
-    """Result of `detect`; all in [0, 1].
-
-    Attributes:
-        precision: share of positives among the called ones; 0 where none is called.
-        recall: share of the positives that are called.
-        f1: harmonic mean of the two.
-        balanced_accuracy: mean of the recall and of the share of negatives that are not called.
-    """
+    """Result of `detect`, all in [0, 1]; the precision is 0 where none is called."""
 
     precision: float
     recall: float
@@ -48,9 +41,6 @@ def best_threshold(
     Returns:
         A number between two neighboring scores, or below all of them where all are called positive.
 
-    Raises:
-        ConfigError: shapes that differ, scores that are not finite, or examples of one kind only.
-
     Example:
         >>> best_threshold(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, False, True, True]))
         1.5
@@ -65,11 +55,11 @@ def best_threshold(
     total = precision[:-1] + recall[:-1]
     f1 = np.divide(2 * precision[:-1] * recall[:-1], total, out=np.zeros_like(total), where=total > 0)
     lowest = float(thresholds[int(f1.argmax())])
-    below = scores[scores < lowest]
-    if not len(below):
+    below = float(scores[scores < lowest].max(initial=-np.inf))
+    if below == -np.inf:
         return lowest - 1
-    middle = (lowest + float(below.max())) / 2
-    return middle if middle < lowest else float(below.max())  # neighboring floats
+    middle = (lowest + below) / 2
+    return middle if middle < lowest else below  # neighboring floats
 
 
 def detect(
@@ -87,8 +77,8 @@ def detect(
         negatives: as in `best_threshold`.
 
     Example:
-        >>> detect(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True]), 0.5).precision.__round__(3)
-        0.667
+        >>> detect(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, True, False, True]), 0.5).recall
+        1.0
     """
     from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 

@@ -26,8 +26,8 @@ class Grids(NamedTuple):
     """Images that make up each grid; cell k of a grid lies in row k mod n, column k div n.
 
     Attributes:
-        images: indices into the images, (grids, n²) int32.
-        classes: their labels, distinct in each grid, (grids, n²) int32.
+        images: indices into the images.
+        classes: their labels, distinct in each grid.
         eligible: number of images predicted correctly and with enough confidence.
     """
 
@@ -75,15 +75,14 @@ def sample_grids(
         sampler: "aligned", each grid one draw; or "compat", the authors' code: NumPy's RandomState(42), drawing only
             while *more* than n² classes have images left, and reading the drawn list with a step one too long, so that
             after the first grid a grid straddles two draws, skips classes it already has and loses one image.
-        key: key of the "aligned" draws; "compat" has its own seed and takes none.
+        key: key of the "aligned" draws; None for "compat", which has its own seed.
         confidence: probability that an eligible image's label must exceed, in [0, 1).
 
     Returns:
         `Grids`, the most confident first.
 
     Raises:
-        ConfigError: a key missing or not wanted, shapes or labels that do not fit, logits that are not finite, or
-            too few eligible images for one grid.
+        ConfigError: too few eligible images for one grid, or an argument does not fit.
 
     Example:
         >>> grids = sample_grids(5 * np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1]), n=2, key=jax.random.key(0))
@@ -107,8 +106,7 @@ def sample_grids(
         rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
         chosen = _draws(queues, n * n, rng, spare=0)[:count]
     eligible = sum(map(len, queues))
-    sure = sum(len(queue) > 0 for queue in queues)
-    got = f"{eligible} images of {sure} classes predicted correctly with p > {confidence}"
+    got = f"{eligible} images of {sum(map(bool, map(len, queues)))} classes predicted correctly with p > {confidence}"
     require(chosen, "logits", got, f"enough for one {n}x{n} grid by the {sampler!r} sampler")
     images = np.array(chosen, np.int32)
     return Grids(images, labels[images].astype(np.int32), eligible)
@@ -116,9 +114,8 @@ def sample_grids(
 
 def _queues(logits: np.ndarray, labels: np.ndarray, confidence: float) -> list[np.ndarray]:
     """Return each class' eligible images, the most confident first, ties in file order."""
-    right = logits.argmax(1) == labels
     own = logits[np.arange(len(labels)), labels]
-    sure = right & (np.asarray(jax.nn.sigmoid(own)) > confidence)
+    sure = (logits.argmax(1) == labels) & (np.asarray(jax.nn.sigmoid(own)) > confidence)
     queues = [np.flatnonzero(sure & (labels == c)) for c in range(logits.shape[1])]
     return [queue[np.argsort(-own[queue], kind="stable")] for queue in queues]
 
@@ -127,8 +124,7 @@ def _draws(
     queues: list[np.ndarray], cells: int, rng: np.random.Generator | np.random.RandomState, spare: int
 ) -> list[list[int]]:
     """Draw blocks of the next images of distinct classes while at least `cells + spare` classes have images left."""
-    used = np.zeros(len(queues), int)
-    lengths = np.array([len(queue) for queue in queues])
+    used, lengths = np.zeros(len(queues), int), np.array([len(queue) for queue in queues])
     blocks: list[list[int]] = []
     while (used < lengths).sum() >= cells + spare:
         classes = rng.choice(np.flatnonzero(used < lengths), size=cells, replace=False)
@@ -139,29 +135,20 @@ def _draws(
 
 def _read_straddling(blocks: list[list[int]], labels: np.ndarray, cells: int, count: int) -> list[list[int]]:
     """Read a list of blocks as the authors' code does: classes already in the grid are skipped, then one entry is."""
-    entries = [image for block in blocks for image in block]
     grids: list[list[int]] = []
-    position = 0
-    while len(grids) < count:
-        grid: dict[int, int] = {}
-        while len(grid) < cells and position < len(entries):
-            grid.setdefault(int(labels[entries[position]]), entries[position])
-            position += 1
-        if len(grid) < cells:
-            break
-        grids.append(list(grid.values()))
-        position += 1
-    return grids
+    grid: dict[int, int] = {}
+    for image in (image for block in blocks for image in block):
+        if len(grid) == cells:  # complete: this entry is skipped
+            grid = {}
+            continue
+        grid.setdefault(int(labels[image]), image)
+        if len(grid) == cells:
+            grids.append(list(grid.values()))
+    return grids[:count]
 
 
 def tile_grid(images: Float[Array, "grids cells height width channels"]) -> Float[Array, "grids tall wide channels"]:
-    """Tile images into square grids at full resolution, without gaps, column by column.
-
-    Args:
-        images: (grids, n², H, W, C).
-
-    Returns:
-        (grids, n·H, n·W, C); image k lies in row k mod n, column k div n.
+    """Tile images into square grids at full resolution, without gaps: image k in row k mod n, column k div n.
 
     Example:
         >>> tile_grid(jnp.arange(4.0).reshape(1, 4, 1, 1, 1))[0, :, :, 0].tolist()
@@ -173,6 +160,9 @@ def tile_grid(images: Float[Array, "grids cells height width channels"]) -> Floa
     return cube.reshape(grids, n * height, n * width, channels)
 
 
+_tile = jax.jit(tile_grid)
+
+
 def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Array, "grids cells"]:
     """Score each cell's own map: the share of its positive attribution inside the cell, Eq. 11.
 
@@ -181,9 +171,6 @@ def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[A
 
     Returns:
         (grids, n²), in [0, 1]; 0 where a map has no positive part.
-
-    Raises:
-        ConfigError: the maps do not divide into n × n cells.
 
     Example:
         >>> grid_pointing_scores(jnp.ones((1, 4, 2, 2))).tolist()
@@ -216,18 +203,12 @@ def grid_pointing_game(
         upsample: interpolation of maps of another resolution to the grid's, "nearest" or "linear" (bilinear).
         max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal chunks.
 
-    Returns:
-        A `Localization`, on the host.
-
-    Raises:
-        ConfigError: `attribute` does not return (g, n², H', W').
-
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
     """
     pool = jnp.asarray(images)
 
     def score(members: Array, classes: Array) -> Array:
-        mosaic = _gather(pool, members)
+        mosaic = _tile(pool[members])
         maps = attribute(mosaic, classes)
         fits = maps.ndim == 4 and maps.shape[:2] == classes.shape
         require(fits, "attribute", f"maps {maps.shape}", f"{(*classes.shape, 'height', 'width')}")
@@ -238,13 +219,8 @@ def grid_pointing_game(
     bytes_each = 4 * 4 * cells * cells * int(np.prod(images.shape[1:]))
     arrays = (jnp.asarray(grids.images), jnp.asarray(grids.classes))
     scores = np.asarray(in_chunks(score, arrays, bytes_each, max_bytes))
-    low, middle, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
+    low, middle, high = np.percentile(scores, [25, 50, 75]).tolist()
     return Localization(scores, float(scores.mean()), (low, middle, high), grids.eligible)
-
-
-@jax.jit
-def _gather(pool: Array, members: Int[Array, "grids cells"]) -> Array:
-    return tile_grid(pool[members])
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -21,9 +21,9 @@ class Removal(NamedTuple):
     """Result of `pixel_deletion`.
 
     Attributes:
-        fractions: part of the pixels that is removed, in [0, 1], (points,).
-        curve: label probability averaged over the images, (points,).
-        curves: label probability of each image, (batch, points).
+        fractions: part of the pixels that is removed, in [0, 1].
+        curve: label probability averaged over the images.
+        curves: label probability of each image.
         mean: mean of the curve, the summary number.
     """
 
@@ -34,18 +34,12 @@ class Removal(NamedTuple):
 
 
 def removal_counts(pixels: int, fraction: float = 0.25, points: int = 128) -> Int[np.ndarray, " points"]:
-    """List the numbers of removed pixels at which the curve is read, up to max = ⌊fraction · pixels⌋.
+    """List the numbers of removed pixels at which the curve is read, from 0 up to max = ⌊fraction · pixels⌋.
 
     Args:
         pixels: pixels of one image.
         fraction: largest part removed, in (0, 1].
         points: intervals aimed at, of max // points pixels; 32×32 pixels give 129 points, two pixels apart.
-
-    Returns:
-        Increasing counts from 0.
-
-    Raises:
-        ConfigError: `fraction` or `points` out of range, or no pixel would be removed.
 
     Example:
         >>> removal_counts(8 * 8).tolist()[-3:], len(removal_counts(32 * 32))
@@ -97,8 +91,7 @@ def pixel_deletion(
     signed importance, so with "least" those against the label go first and a good map's curve rises.
 
     Args:
-        model: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits where `variables` is given; see
-            `jaxinterp.explain.attribute.gradient` on when the computation is compiled.
+        model: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits, compiled, with `variables`.
         encoded: the network's input after any encoding, (batch, H, W, C), floating.
         maps: channel-summed attribution of the label's logit, (batch, H, W), finite.
         labels: (batch,) integers.
@@ -108,12 +101,6 @@ def pixel_deletion(
         probability: "sigmoid" of the label's logit, or "softmax" for networks trained with it.
         variables: the model's variables, any pytree.
         max_bytes: bytes that one pass may take by estimate; images, then points, run in chunks.
-
-    Returns:
-        A `Removal`, on the host.
-
-    Raises:
-        ConfigError: an argument has a wrong shape or value.
 
     Example:
         >>> brightness = lambda x: x.sum((1, 2))
@@ -131,26 +118,19 @@ def pixel_deletion(
     counts = removal_counts(maps.shape[1] * maps.shape[2], fraction, points)
     with jax.default_matmul_precision("highest"):
         bound, rows, size = bind(model, encoded, labels, variables)
-        bytes_each = size.bytes_each(1)
+        bytes_each, levels = size.bytes_each(1), (jnp.asarray(counts),)
         look = partial(unjitted(_look) if variables is None else _look, probability == "sigmoid", bound)
-        levels = (jnp.asarray(counts),)
 
         def read(x: Array, ranks: Array, rows: Array) -> Array:
             return in_chunks(partial(look, x, ranks, rows), levels, bytes_each * len(x), max_bytes).T
 
         curves = np.asarray(in_chunks(read, (encoded, removal_ranks(maps, order), rows), bytes_each, max_bytes))
-    curve = curves.mean(0)
-    return Removal(counts / (maps.shape[1] * maps.shape[2]), curve, curves, float(curve.mean()))
+    return Removal(counts / (maps.shape[1] * maps.shape[2]), curves.mean(0), curves, float(curves.mean(0).mean()))
 
 
 @partial(jax.jit, static_argnums=0)
 def _look(
-    sigmoid: bool,
-    model: Callable[[Array], Array],
-    x: Float[Array, "batch height width channels"],
-    ranks: Int[Array, "batch height width"],
-    rows: Int[Array, "batch 1"],
-    counts: Int[Array, " points"],
+    sigmoid: bool, model: Callable[[Array], Array], x: Array, ranks: Array, rows: Array, counts: Int[Array, " points"]
 ) -> Float[Array, "points batch"]:
     """Return the labels' probabilities at some points of the curve, all points in one batch."""
     kept = ranks[None] >= counts[:, None, None, None]

@@ -14,7 +14,8 @@ class Separability(NamedTuple):
     Attributes:
         between: mean distance of two classes' means.
         within: mean over the classes of the mean distance of an example from its class' mean.
-        ratio: J = between / within. A larger J need not mean better classification; report the accuracy with it.
+        ratio: J = between / within, infinite where every class is one point. A larger J need not mean better
+            classification; report the accuracy with it.
     """
 
     between: float
@@ -29,12 +30,6 @@ def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n
         features: Φ(x), (N, F).
         labels: (N,), at least two classes.
 
-    Returns:
-        A `Separability`; the ratio is infinite where every class is one point.
-
-    Raises:
-        ConfigError: one class only, different numbers of features and labels, or values that are not finite.
-
     Example:
         >>> separability(np.array([[0.0], [2.0], [10.0], [12.0]]), np.array([0, 0, 1, 1]))
         Separability(between=10.0, within=1.0, ratio=10.0)
@@ -46,8 +41,6 @@ def separability(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n
     means = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
     apart = np.linalg.norm(means[:, None] - means, axis=-1)
     between = float(apart[np.triu_indices(len(classes), 1)].mean())
-    spread = [
-        np.linalg.norm(features[labels == c] - mean, axis=1).mean() for c, mean in zip(classes, means, strict=True)
-    ]
-    within = float(np.mean(spread))
+    spreads = (np.linalg.norm(features[labels == c] - m, axis=1).mean() for c, m in zip(classes, means, strict=True))
+    within = float(np.mean(list(spreads)))
     return Separability(between, within, between / within if within else float("inf"))

@@ -18,13 +18,9 @@ PANELS = 8  # of a symmetric matrix
 
 
 def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[Array, "n m"]:
-    """Evaluate a function of every pair.
+    """Evaluate `pairs`, (rows, columns) ↦ values, for n and m examples, pytrees of arrays with a common first axis.
 
-    Args:
-        pairs: (rows, columns) ↦ values of their pairs; both are pytrees of arrays with a common first axis.
-        left: n examples.
-        right: m examples.
-        bytes_each: bytes that one pair takes in the largest array.
+    One pair takes `bytes_each` bytes in the largest array.
     """
     n, m = (len(jax.tree.leaves(side)[0]) for side in (left, right))
     block = max(1, BLOCK_BYTES.get(jax.default_backend(), ACCELERATOR_BLOCK_BYTES) // bytes_each)
@@ -42,20 +38,16 @@ def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[A
 
 def _split(tree: Any, count: int, size: int) -> Any:
     """Split into blocks of one size along a new first axis, the last one padded with zeros."""
-    parts = math.ceil(count / size)
-    pad = parts * size - count
+    pad = -count % size
     return jax.tree.map(
-        lambda a: jnp.pad(a, ((0, pad), *((0, 0),) * (a.ndim - 1))).reshape(parts, size, *a.shape[1:]), tree
+        lambda a: jnp.pad(a, ((0, pad), *((0, 0),) * (a.ndim - 1))).reshape(-1, size, *a.shape[1:]), tree
     )
 
 
 def symmetric(pairs: Pairs, examples: Any, bytes_each: int | None = None) -> Float[Array, "n n"]:
-    """Evaluate a symmetric function of every pair of one set, about half of them by symmetry.
+    """Evaluate as `rectangular` a symmetric function of every pair of one set, about half of them by symmetry.
 
-    Args:
-        pairs: as in `rectangular`.
-        examples: n examples.
-        bytes_each: as in `rectangular`; None evaluates each panel of rows at once.
+    Each panel of rows is evaluated at once if `bytes_each` is None.
     """
     first = jax.tree.leaves(examples)[0]
     n = len(first)

@@ -36,22 +36,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_finite, require_one_of
-from jaxinterp.gated.architecture import (
-    Architecture,
-    AvgPool,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    Gate,
-    Gates,
-    GlobalAvgPool,
-    Residual,
-    ValueInput,
-    fan_ins,
-    gate_shapes,
-    iter_layers,
-)
+from jaxinterp.gated import architecture as arch
+from jaxinterp.gated.architecture import Architecture, Gates, ValueInput, fan_ins, gate_shapes, iter_layers
 from jaxinterp.gated.kernels.pairwise import rectangular, symmetric
 
 Kernel = Literal["npk", "ntk", "nngp"]
@@ -80,9 +66,6 @@ class PathKernel:
         norms: the value network's `BatchNorm` layers in order; identities if empty.
         exact: raise for gates other than 0 and 1.
 
-    Raises:
-        ConfigError: an unknown option, or a number of norms or variances that does not match the layers.
-
     Example:
         >>> from jaxinterp.gated.architecture import fc
         >>> gates = (jnp.array([[1, 1, 0], [0, 1, 0]]), jnp.array([[1, 0, 1], [1, 1, 1]]))
@@ -102,13 +85,12 @@ class PathKernel:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Check the options."""
         for name, options in (("get", Kernel), ("normalize", Normalize), ("value_input", ValueInput)):
             require_one_of(name, getattr(self, name), get_args(options))
         every = list(iter_layers(self.layers))
-        norms = sum(isinstance(layer, BatchNorm) for layer in every)
+        norms = sum(isinstance(layer, arch.BatchNorm) for layer in every)
         require(len(self.norms) in (0, norms), "norms", len(self.norms), f"{norms}, one for each BatchNorm")
-        weights, s = sum(isinstance(layer, Dense | Conv) for layer in every), self.weight_variances
+        weights, s = sum(isinstance(layer, arch.Dense | arch.Conv) for layer in every), self.weight_variances
         fits = not isinstance(s, tuple) or len(s) == weights
         require(fits, "weight_variances", s, f"{weights}, one for each Dense and Conv")
 
@@ -119,21 +101,17 @@ class PathKernel:
         x2: Float[Array | np.ndarray, "m ..."] | None = None,
         gates2: Gates | None = None,
     ) -> Float[Array, "n m"]:
-        """Compute the kernel of every pair.
+        """Compute the kernel of every pair, in the inputs' type.
 
         Args:
-            x: inputs, (N, features) or (N, H, W, C).
+            x: inputs, floating (N, features) or (N, H, W, C), finite as the gates.
             gates: one for each `Gate`, (N, ...) as the activation there; overlaps <G, G'> of booleans and integers
                 are counted exactly, their products have the inputs' type.
             x2: other inputs, (M, ...); `x` if None, which computes half of the pairs only.
             gates2: their gates.
 
-        Returns:
-            (N, M), in the inputs' type.
-
         Raises:
-            ConfigError: inputs that are not floating, gates that do not match the architecture and inputs, values
-                that are not finite, gates other than 0 and 1 if `exact`, or path counts or products beyond the type.
+            ConfigError: path counts or products beyond the type; another `normalize` keeps them small.
         """
         require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
         x, other = jnp.asarray(x), None
@@ -141,21 +119,24 @@ class PathKernel:
         if x2 is not None and gates2 is not None:
             x2 = jnp.asarray(x2)
             self._check(x2, gates2)
-            require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, {', '.join(map(str, x.shape[1:]))})")
+            require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, *{x.shape[1:]})")
             other = x2, _countable(gates2, x.dtype)
-        kernel = replace(self, norms=())  # static argument: must be hashable
-        return _compute(kernel, self.norms, (x, _countable(gates, x.dtype)), other)
+        static = replace(self, norms=())  # hashable
+        return _compute(static, self.norms, (x, _countable(gates, x.dtype)), other)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
         require(jnp.issubdtype(x.dtype, jnp.floating), "x", x.dtype, "floating values")
-        shapes = gate_shapes(self.layers, x.shape[1:])
+        shapes, named = (
+            gate_shapes(self.layers, x.shape[1:]),
+            {f"gates: gate {i}": gate for i, gate in enumerate(gates)},
+        )
         require(len(gates) == len(shapes), "gates", len(gates), f"{len(shapes)}, one for each Gate")
-        for i, (gate, shape) in enumerate(zip(gates, shapes, strict=True)):
-            require(gate.shape == (len(x), *shape), f"gates: gate {i}", f"shape {gate.shape}", f"{(len(x), *shape)}")
+        for (name, gate), shape in zip(named.items(), shapes, strict=True):
+            require(gate.shape == (len(x), *shape), name, f"shape {gate.shape}", f"{(len(x), *shape)}")
         products = 0.0  # log10 of the largest factor of a path's share
         with jax.ensure_compile_time_eval():
-            for name, array in (("x", x), *((f"gates: gate {i}", gate) for i, gate in enumerate(gates))):
+            for name, array in {"x": x, **named}.items():
                 if isinstance(array, jax.core.Tracer) or array.size == 0 or array.dtype == bool:
                     continue
                 if jnp.issubdtype(array.dtype, jnp.floating):
@@ -164,11 +145,10 @@ class PathKernel:
                     require(((array == 0) | (array == 1)).all(), name, "other values", "0 and 1, as exact=True needs")
                 if name != "x" or self.value_input == "x":
                     products += 2 * math.log10(max(float(jnp.abs(array).max()), 1.0))
-        limit = math.log10(float(jnp.finfo(x.dtype).max))
-        counted, paths = self.get == "npk" and self.normalize == "none", 0.0
-        if counted:  # bounded by the input's size, pairs of positions, windows, and widths of the gates
-            windows = [int(np.prod(layer.kernel_size)) for layer in iter_layers(self.layers) if isinstance(layer, Conv)]
-            factors = [x.shape[-1], int(np.prod(x.shape[1:-1])) ** 2, *(shape[-1] for shape in shapes), *windows]
+        limit, paths = math.log10(float(jnp.finfo(x.dtype).max)), 0.0
+        if self.get == "npk" and self.normalize == "none":  # by inputs, pairs of positions, gates' widths, windows
+            windows = [math.prod(one.kernel_size) for one in iter_layers(self.layers) if isinstance(one, arch.Conv)]
+            factors = [x.shape[-1], math.prod(x.shape[1:-1]) ** 2, *(shape[-1] for shape in shapes), *windows]
             paths = sum(math.log10(float(factor)) for factor in factors)
         require(paths <= limit, "normalize", f"none with up to 10^{paths:.0f} paths", "width or unit_diag")
         largest = f"products up to 10^{paths + products:.0f}"
@@ -196,12 +176,11 @@ class _Recursion:
     def __init__(self, kernel: PathKernel, norms: Sequence[Norm], shape: tuple[int, ...]) -> None:
         self.kernel, self.counts = kernel, kernel.get == "npk" and kernel.normalize == "none"
         # Without pooling, pairs of different positions never contribute.
-        mixed = any(isinstance(layer, AvgPool | GlobalAvgPool) for layer in iter_layers(kernel.layers))
-        self.axes = 4 if mixed else 2
+        pooled = any(isinstance(layer, arch.AvgPool | arch.GlobalAvgPool) for layer in iter_layers(kernel.layers))
+        self.axes = 4 if pooled else 2
+        s = 1.0 if kernel.get == "npk" else kernel.weight_variances
         fans = fan_ins(kernel.layers, shape)
-        s = kernel.weight_variances
-        given = s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans]
-        self.variances = iter([1.0] * len(fans) if kernel.get == "npk" else given)
+        self.variances = iter(s if isinstance(s, tuple) else [2 / fan if s is None else s for fan in fans])
         self.norms = iter(norms)
 
     def share(self, count: int, typical: float = 1.0) -> float:
@@ -214,11 +193,9 @@ class _Recursion:
         if self.kernel.value_input == "ones":
             x, x2 = jnp.ones_like(x), jnp.ones_like(x2)
         q = self.overlap(x, x2)
-        state = _State(q, None if self.kernel.get == "npk" else jnp.zeros_like(q), x.shape[-1], True)
+        state = _State(q, jnp.zeros_like(q) if self.kernel.get == "ntk" else None, x.shape[-1], True)
         state = self.run(self.kernel.layers, state, iter(zip(gates, gates2, strict=True)))
-        result = state.t if self.kernel.get == "ntk" else state.q
-        assert result is not None
-        return result
+        return state.q if state.t is None else state.t
 
     def overlap(self, g: Array, g2: Array) -> Array:
         """Compute inner products over channels, exact for integers."""
@@ -229,18 +206,19 @@ class _Recursion:
         return dot("nhwc,mhwc->nmhw" if self.axes == 2 else "nhwc,muvc->nhwmuv", g, g2)
 
     def run(self, layers: Architecture, state: _State, gates: Any) -> _State:
+        """Carry Q and T through layers, taking the gates of both sides in turn."""
         for layer in layers:
-            follows = state.norm is None or isinstance(layer, Gate)
+            follows = state.norm is None or isinstance(layer, arch.Gate)
             require(follows, "layers", f"{type(layer).__name__} after BatchNorm", "a Gate")
-            if isinstance(layer, Dense | Conv):
+            if isinstance(layer, arch.Dense | arch.Conv):
                 state = self.linear(layer, self.over_channels(state))
-            elif isinstance(layer, BatchNorm):
+            elif isinstance(layer, arch.BatchNorm):
                 state = state._replace(norm=next(self.norms, None))
-            elif isinstance(layer, Gate):
+            elif isinstance(layer, arch.Gate):
                 state = self.gate(state, *next(gates))
-            elif isinstance(layer, Residual):
+            elif isinstance(layer, arch.Residual):
                 state = self.residual(layer, state, gates)
-            elif isinstance(layer, Flatten):
+            elif isinstance(layer, arch.Flatten):
                 state = self.flatten(self.over_channels(state))
             else:
                 state = self.pool(layer, state)
@@ -257,33 +235,26 @@ class _Recursion:
         factor = state.channels * self.share(state.channels)
         return self.each(lambda a: a * jnp.asarray(factor, a.dtype), state)._replace(summed=True)
 
-    def linear(self, layer: Dense | Conv, state: _State) -> _State:
+    def linear(self, layer: arch.Dense | arch.Conv, state: _State) -> _State:
         s = next(self.variances)
-        if isinstance(layer, Conv):
+        if isinstance(layer, arch.Conv):
             state = self.each(partial(self.window, layer), state)
-        q, t = state.q, state.t
-        if t is not None:
-            t = q + s * t
-        q = s * q
+        q, t = s * state.q, None if state.t is None else state.q + s * state.t
         if layer.bias and self.kernel.get != "npk":
-            q = q + self.kernel.bias_variance
-            t = None if t is None else t + 1.0
+            q, t = q + self.kernel.bias_variance, None if t is None else t + 1.0
         return _State(q, t, layer.features, False)
 
-    def window(self, layer: Conv, a: Array) -> Array:
+    def window(self, layer: arch.Conv, a: Array) -> Array:
         """Sum over the common offsets of both windows, first along y, then along x."""
         mode = "wrap" if layer.padding == "circular" else "constant"
-        for axis in (0, 1):
-            kernel, stride, pads = layer.kernel_size[axis], layer.strides[axis], layer.pads[axis]
+        for axis, (kernel, stride, pads) in enumerate(zip(layer.kernel_size, layer.strides, layer.pads, strict=True)):
             axes = [2 + axis] if self.axes == 2 else [1 + axis, 4 + axis]
             a = _apart(jnp.pad(a, [pads if i in axes else (0, 0) for i in range(a.ndim)], mode=mode))
             size = (a.shape[axes[0]] - kernel) // stride + 1
-            terms = []
-            for offset in range(kernel):
-                cut = slice(offset, offset + stride * (size - 1) + 1, stride)
-                terms.append(a[tuple(cut if i in axes else slice(None) for i in range(a.ndim))])
+            cuts = [slice(offset, offset + stride * (size - 1) + 1, stride) for offset in range(kernel)]
+            terms = [a[tuple(cut if i in axes else slice(None) for i in range(a.ndim))] for cut in cuts]
             a = _apart(sum(terms[1:], terms[0]))
-        return a * jnp.asarray(self.share(int(np.prod(layer.kernel_size))), a.dtype)
+        return a * jnp.asarray(self.share(math.prod(layer.kernel_size)), a.dtype)
 
     def gate(self, state: _State, g: Array, g2: Array) -> _State:
         require(not state.summed, "layers", "a Gate on a masked activation", "a Dense or Conv before it")
@@ -291,15 +262,13 @@ class _Recursion:
         if state.norm is None:
             o = self.overlap(g, g2).astype(kind) * share
             return self.each(lambda a: a * o, state)._replace(summed=True)
-        mask, mask2 = g.astype(kind), g2.astype(kind)
         squares = [jnp.square(part).astype(kind).reshape(*(1,) * (g.ndim - 1), -1) for part in state.norm]
-        o, offset = (self.overlap(mask * square, mask2) * share for square in squares)
+        o, offset = (self.overlap(g.astype(kind) * square, g2.astype(kind)) * share for square in squares)
         t = None if state.t is None else state.t * o
         return state._replace(q=state.q * o + offset, t=t, summed=True, norm=None)
 
-    def residual(self, layer: Residual, state: _State, gates: Any) -> _State:
-        body = self.run(layer.body, state, gates)
-        around = self.run(layer.shortcut, state, gates)
+    def residual(self, layer: arch.Residual, state: _State, gates: Any) -> _State:
+        body, around = self.run(layer.body, state, gates), self.run(layer.shortcut, state, gates)
         if body.summed != around.summed:
             body, around = self.over_channels(body), self.over_channels(around)
         t = None if body.t is None or around.t is None else body.t + around.t
@@ -308,20 +277,19 @@ class _Recursion:
     def flatten(self, state: _State) -> _State:
         if state.q.ndim == 2:
             return state
-        positions = int(np.prod(state.q.shape[-2:]))
+        positions = math.prod(state.q.shape[-2:])
         equal = "nmhw->nm" if self.axes == 2 else "nhwmhw->nm"
         share = jnp.asarray(self.share(positions), state.q.dtype)
         return self.each(lambda a: jnp.einsum(equal, a) * share, state)._replace(channels=state.channels * positions)
 
-    def pool(self, layer: AvgPool | GlobalAvgPool, state: _State) -> _State:
+    def pool(self, layer: arch.AvgPool | arch.GlobalAvgPool, state: _State) -> _State:
         """Average over windows at either position; sum if paths are counted."""
         reduce = jnp.sum if self.counts else jnp.mean
-        if isinstance(layer, GlobalAvgPool):
+        if isinstance(layer, arch.GlobalAvgPool):
             return self.each(lambda a: reduce(a, axis=(1, 2, 4, 5)), state)
 
         def windows(a: Array) -> Array:
-            n, height, width, m = a.shape[:4]
-            (wy, wx) = layer.window
+            (wy, wx), (n, height, width, m) = layer.window, a.shape[:4]
             rows, columns = height // wy, width // wx
             a = a[:, : rows * wy, : columns * wx, :, : rows * wy, : columns * wx]
             return reduce(a.reshape(n, rows, wy, columns, wx, m, rows, wy, columns, wx), axis=(2, 4, 7, 9))
@@ -330,10 +298,7 @@ class _Recursion:
 
 
 def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
-    """Convert gates to the inputs' type, integers on accelerators to int8.
-
-    Outside of the compiled kernel, where the conversion would be fused into the products and slow them down.
-    """
+    """Convert gates to the inputs' type, integers on accelerators to int8, before XLA can fuse it into products."""
     counted = kind if jax.default_backend() == "cpu" else jnp.int8
     return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
 
@@ -348,15 +313,12 @@ def _compute(kernel: PathKernel, norms: Any, side: Any, other: Any) -> Array:
         return recursion()(*block, *other)
 
     def self_kernel(side: Any) -> Array:
-        single = jax.tree.map(lambda a: a[:, None], side)
-        return lax.map(lambda example: pairs(example, example)[0, 0], single)
+        return lax.map(lambda one: pairs(one, one)[0, 0], jax.tree.map(lambda a: a[:, None], side))
 
-    positions = 1 if x.ndim == 2 else int(np.prod(x.shape[1:3])) ** (recursion().axes // 2)
+    positions = 1 if x.ndim == 2 else math.prod(x.shape[1:3]) ** (recursion().axes // 2)
     bytes_each = positions * x.dtype.itemsize
-    if other is None:
-        k = symmetric(pairs, side, None if x.ndim == 2 else bytes_each)
-    else:
-        k = rectangular(pairs, side, other, bytes_each)
+    block = None if x.ndim == 2 else bytes_each
+    k = symmetric(pairs, side, block) if other is None else rectangular(pairs, side, other, bytes_each)
     if kernel.normalize != "unit_diag":
         return k
     diagonals = [jnp.diagonal(k)] * 2 if other is None else [self_kernel(side), self_kernel(other)]

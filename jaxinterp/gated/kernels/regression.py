@@ -18,9 +18,6 @@ RIDGES = tuple(10.0**k for k in range(-6, 1))
 def one_hot(labels: Int[np.ndarray, " n"], classes: int) -> Float[np.ndarray, "n classes"]:
     """Encode classes as regression targets: 1 − 1/classes for the label, −1/classes for the others.
 
-    Raises:
-        ConfigError: a label is not in [0, classes).
-
     Example:
         >>> one_hot(np.array([1]), 4).tolist()
         [[-0.25, 0.75, -0.25, -0.25]]
@@ -65,14 +62,10 @@ def kernel_ridge(
     Args:
         k: kernel of the training examples, (n, n), symmetric positive semidefinite.
         targets: (n, classes).
-        ridges: λ to choose from, > 0.
-
-    Returns:
-        The solution of least leave-one-out error.
+        ridges: λ > 0 to choose from.
 
     Raises:
-        ConfigError: a kernel that is not symmetric positive semidefinite and nonzero, values that are not finite,
-            shapes that do not match, or a λ that is not positive.
+        ConfigError: the kernel is not symmetric positive semidefinite, or zero; if rounding is why, try a larger λ.
     """
     import scipy.linalg
 
@@ -86,10 +79,8 @@ def kernel_ridge(
     require(symmetric, "k", f"entries up to {largest:g}, skew {skew:g}", "a symmetric matrix other than 0")
     require(ridges and all(0 < r < np.inf for r in ridges), "ridges", tuple(ridges), "positive finite numbers")
     size, offset = float(np.diagonal(k).mean()), targets.mean(0)
-    y, errors = targets - offset, {}
-    if len(ridges) == 1:
-        best = ridges[0]
-    else:
+    y, errors, best = targets - offset, {}, ridges[0]
+    if len(ridges) > 1:
         values, vectors = np.linalg.eigh(k)
         projected = vectors.T @ y
         for ridge in ridges:
@@ -101,9 +92,7 @@ def kernel_ridge(
     try:
         factor = scipy.linalg.cho_factor(k + best * size * np.eye(len(k)), lower=True)
     except np.linalg.LinAlgError as error:
-        raise ConfigError(
-            f"k: got an indefinite matrix at ridge {best:g}, expected a positive semidefinite one"
-        ) from error
+        raise ConfigError(f"k: got an indefinite matrix at ridge {best:g}, expected a semidefinite one") from error
     return Ridge(scipy.linalg.cho_solve(factor, y), offset, best, errors)
 
 
@@ -121,14 +110,9 @@ class Nystrom:
 
 
 def nystrom(columns: Float[np.ndarray, "n m"], indices: Int[np.ndarray, " m"]) -> Nystrom:
-    """Compute the Nyström approximation K_nm K_mm⁻¹ K_mn by its eigenvectors.
+    """Compute the Nyström approximation K_nm K_mm⁻¹ K_mn by its eigenvectors, from m columns of K and their indices.
 
-    Args:
-        columns: columns of K, (n, m).
-        indices: their indices, (m,).
-
-    Source: Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2021), Alg. 2.1, with columns instead of
-        random vectors.
+    Source: Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2021), Alg. 2.1; columns for random vectors.
     """
     import scipy.linalg
 
@@ -168,8 +152,7 @@ def conjugate_gradients(
         α, (n, classes), and the number of products.
 
     Raises:
-        ConfigError: the residual did not reach `tolerance`, targets that are not finite (n, classes), or a `ridge`,
-            `tolerance` or `steps` that is not positive.
+        ConfigError: the residual did not reach `tolerance`.
     """
     from scipy.sparse.linalg import LinearOperator, cg
 
@@ -189,13 +172,7 @@ def conjugate_gradients(
     def preconditioned(flat: np.ndarray) -> np.ndarray:
         return flat if approximation is None else approximation.precondition(flat.reshape(shape), ridge).ravel()
 
-    size = (targets.size, targets.size)
-    solution, failed = cg(
-        LinearOperator(size, shifted, dtype=np.float64),
-        targets.ravel(),
-        rtol=tolerance,
-        maxiter=steps,
-        M=LinearOperator(size, preconditioned, dtype=np.float64),
-    )
+    system, inverse = (LinearOperator((targets.size,) * 2, f, dtype=np.float64) for f in (shifted, preconditioned))
+    solution, failed = cg(system, targets.ravel(), rtol=tolerance, maxiter=steps, M=inverse)
     require(not failed, "steps", steps, f"enough for a relative residual of {tolerance:g}; a larger ridge needs fewer")
     return solution.reshape(shape), count

@@ -35,9 +35,6 @@ def tangent_kernel(
     Returns:
         (N, M), or (N, M, classes, classes).
 
-    Raises:
-        ConfigError: `classes` is neither, or a parameter is not floating.
-
     Example:
         >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
         >>> tangent_kernel(lambda w, x: x @ w, jnp.ones((2, 1)), x).tolist()
@@ -50,8 +47,7 @@ def tangent_kernel(
 
     def column(other: Any) -> Float[Array, "classes n classes"]:
         """Compute K(x, other) for every class of `other`, then of x."""
-        alone = jax.tree.map(lambda a: a[None], other)
-        out, pullback = jax.vjp(lambda params: function(params, alone)[0], params)
+        out, pullback = jax.vjp(lambda params: function(params, jax.tree.map(lambda a: a[None], other))[0], params)
 
         def along(cotangent: Array) -> Array:
             return jax.jvp(lambda params: function(params, x), (params,), (pullback(cotangent)[0],))[1]

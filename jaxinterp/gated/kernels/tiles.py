@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +53,22 @@ class Tiles:
             tile_size: rows and columns of a tile.
             symmetric: compute and store only half of a symmetric matrix.
             identity: JSON values that distinguish this kernel from others, such as architecture, data set and seeds.
-            cache_bytes: memory for tiles that `product` has read; reading and checking a tile takes longer than
-                multiplying with it.
+            cache_bytes: memory for tiles that `product` has read, since reading one takes longer than multiplying.
 
         Raises:
-            ConfigError: a size that is not a positive integer, a symmetric matrix that is not square, or a folder of
-                another or of an unknown kernel.
+            ConfigError: the folder is of another or of an unknown kernel.
             DataError: the folder's arrays are damaged, or cannot be created.
         """
         sizes = (*shape, tile_size)
-        require(
-            all(isinstance(size, int) and size > 0 for size in sizes), "shape, tile_size", sizes, "positive integers"
-        )
+        positive = all(isinstance(size, int) and size > 0 for size in sizes)
+        require(positive, "shape, tile_size", sizes, "positive integers")
         require(not symmetric or shape[0] == shape[1], "shape", shape, "a square for a symmetric kernel")
         self.folder, self.shape, self.tile_size, self.symmetric = Path(folder), shape, tile_size, symmetric
         self.counts = tuple(math.ceil(size / tile_size) for size in shape)
         self._complete = False  # once seen to be
         self._cache_tiles, self._cache = cache_bytes // (4 * tile_size**2), dict[tuple[int, int], np.ndarray]()
-        config = {
-            "format": FORMAT,
-            "shape": list(shape),
-            "tile": tile_size,
-            "symmetric": symmetric,
-            "identity": dict(identity or {}),
-        }
-        self._check_config(json.loads(json.dumps(config)))
+        kind = {"format": FORMAT, "shape": shape, "tile": tile_size, "symmetric": symmetric}
+        self._check_config(json.loads(json.dumps({**kind, "identity": dict(identity or {})})))
         # Entries never written, or lost, read as the fill value.
         self._kernel = self._open("kernel", "float32", shape, (tile_size, tile_size), "NaN")
         self._finished = self._open("finished", "uint8", self.counts, (1, 1), 0)
@@ -115,16 +107,12 @@ class Tiles:
             "fill_value": fill,
         }
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
-        try:
+        with _data_error(f"{path} cannot be opened as tiles"):
             return ts.open(spec, open=True, create=True).result()
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path} cannot be opened as tiles: {_first_line(error)}") from error
 
     def _slices(self, i: int, j: int) -> tuple[slice, slice]:
-        return tuple(  # type: ignore[return-value]
-            slice(k * self.tile_size, min((k + 1) * self.tile_size, size))
-            for k, size in zip((i, j), self.shape, strict=True)
-        )
+        size, (rows, columns) = self.tile_size, self.shape
+        return slice(i * size, min((i + 1) * size, rows)), slice(j * size, min((j + 1) * size, columns))
 
     def indices(self) -> Iterator[tuple[int, int]]:
         """Iterate over the indices of all tiles, of a symmetric matrix those on and above the diagonal."""
@@ -132,31 +120,22 @@ class Tiles:
             yield from ((i, j) for j in range(i if self.symmetric else 0, self.counts[1]))
 
     def unfinished(self) -> list[tuple[int, int]]:
-        """Return the indices of the tiles that are not finished.
-
-        Raises:
-            DataError: the list of finished tiles is damaged.
-        """
+        """Return the indices of the tiles that are not finished."""
         finished = self._read(self._finished, "the list of finished tiles")
         return [(i, j) for i, j in self.indices() if not finished[i, j]]
 
     def compute(self, block: Block, *, progress: bool = True) -> int:
-        """Compute the unfinished tiles.
+        """Compute the unfinished tiles; return how many this process computed.
 
-        Tiles are distributed over hosts, and on each host over its devices, one tile ahead of each. A tile is on disk
-        before it counts as finished, so a killed run loses only the tiles in progress. Hosts share the folder, and
-        wait for one another at the end.
+        Tiles are distributed over hosts, which share the folder and wait for one another at the end, and on each host
+        over its devices, one tile ahead of each. A killed run loses only the tiles in progress.
 
         Args:
             block: (rows, columns) ↦ that part of the matrix, float32; called on the tile's device.
             progress: show a progress bar on the terminal.
 
-        Returns:
-            The number of tiles that this process computed.
-
         Raises:
-            DataError: a tile is not finite, has another shape, or cannot be written (a full disk, say); finished tiles
-                are kept.
+            DataError: a tile is not finite or cannot be written (a full disk, say); finished tiles are kept.
         """
         # Distribute all tiles, since the unfinished ones may change while another host looks at them.
         assigned, unfinished = list(self.indices())[jax.process_index() :: jax.process_count()], set(self.unfinished())
@@ -168,12 +147,9 @@ class Tiles:
             for count, (i, j) in enumerate(mine):
                 with jax.default_device(devices[count % len(devices)]):
                     pending.append((i, j, block(*self._slices(i, j))))
-                if len(pending) > len(devices):
+                while len(pending) > (len(devices) if count + 1 < len(mine) else 0):
                     self._write(*pending.popleft())
                     bar.advance(task)
-            for tile in pending:
-                self._write(*tile)
-                bar.advance(task)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("jaxinterp.gated.kernels.tiles")
         return len(mine)
@@ -187,17 +163,13 @@ class Tiles:
             tile = wide.astype(np.float32)
         if not np.isfinite(tile).all():
             raise DataError(f"tile ({i}, {j}): expected finite float32 values, got NaN or infinity")
-        try:
+        with _data_error(f"tile ({i}, {j}) could not be written to {self.folder}"):
             self._kernel[rows, columns].write(tile).result()
             self._finished[i, j].write(np.uint8(1)).result()
-        except (ValueError, OSError) as error:
-            raise DataError(f"tile ({i}, {j}) could not be written to {self.folder}: {_first_line(error)}") from error
 
     def _read(self, stored: Any, name: str) -> np.ndarray:
-        try:
+        with _data_error(f"{self.folder}: {name} is damaged"):
             return np.asarray(stored.read().result())
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}: {name} is damaged: {_first_line(error)}") from error
 
     def _tile(self, i: int, j: int) -> Float[np.ndarray, "_ _"]:
         tile = self._read(self._kernel[self._slices(i, j)], f"tile ({i}, {j})")
@@ -206,12 +178,7 @@ class Tiles:
         return tile
 
     def __getitem__(self, index: tuple[int, int]) -> Float[np.ndarray, "_ _"]:
-        """Read the finished tile (i, j), also below the diagonal of a symmetric matrix.
-
-        Raises:
-            DataError: it is not finished, damaged or lost.
-            IndexError: it does not exist.
-        """
+        """Read the finished tile (i, j), also below the diagonal of a symmetric matrix."""
         i, j = index
         if not (0 <= i < self.counts[0] and 0 <= j < self.counts[1]):
             raise IndexError(f"index: got {index}, expected less than {self.counts}")
@@ -231,7 +198,6 @@ class Tiles:
 
         Raises:
             DataError: a tile is not finished, damaged or lost.
-            ConfigError: y is not (columns, k) of a floating type.
         """
         fits = y.ndim == 2 and len(y) == self.shape[1] and np.issubdtype(y.dtype, np.floating)
         require(fits, "y", f"{y.dtype}{y.shape}", f"floating ({self.shape[1]}, k)")
@@ -248,19 +214,14 @@ class Tiles:
             terms = [(rows, tile @ y[columns])]
             return terms + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
 
-        def add(terms: Terms) -> None:
-            for rows, term in terms.result():
-                total[rows] += term
-
         # One core per tile: a product with few columns is too short to share.
-        cores, pending = os.cpu_count() or 1, deque[Terms]()
+        cores, indices, pending = os.cpu_count() or 1, list(self.indices()), deque[Terms]()
         with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
-            for number, index in enumerate(self.indices()):
+            for number, index in enumerate(indices):
                 pending.append(pool.submit(multiply, *index, number < self._cache_tiles))
-                if len(pending) > 2 * cores:
-                    add(pending.popleft())
-            for terms in pending:
-                add(terms)
+                while len(pending) > (2 * cores if number + 1 < len(indices) else 0):
+                    for rows, term in pending.popleft().result():
+                        total[rows] += term
         return total
 
 
@@ -270,6 +231,11 @@ def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list
     return [(name, value, wanted) for name, value, wanted in pairs if value != wanted]
 
 
-def _first_line(error: Exception) -> str:
-    """Return a library's message without the description of its arrays that follows."""
-    return str(error).splitlines()[0].split(" [tensorstore_spec=")[0].split(" [source locations=")[0]
+@contextmanager
+def _data_error(fault: str) -> Iterator[None]:
+    """Raise tensorstore's errors as DataError, without the description of the array that follows their message."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = str(error).splitlines()[0].split(" [tensorstore_spec=")[0].split(" [source locations=")[0]
+        raise DataError(f"{fault}: {message}") from error

@@ -1,12 +1,8 @@
-"""Coarse-grained data distillation (images of a class merged into one, again and again), and its baselines.
-
-`flow` learns and applies the merging, `references` reads, writes and draws image sets and has the simple baselines,
-`condense` is the known baseline, gradient matching.
-"""
+"""Coarse-grained data distillation (images of a class merged into one, again and again), and its baselines."""
 
 from jaxinterp.data.image_set import ImageSet, read_set, write_set
 from jaxinterp.taylor.distill.condense import DistillationNet, condense, train_on
-from jaxinterp.taylor.distill.flow import Distiller, Merge, SimilarityLoss, best_levels, distill
+from jaxinterp.taylor.distill.flow import Distiller, SimilarityLoss, best_levels, distill
 from jaxinterp.taylor.distill.references import (
     class_means,
     contact_sheet,
@@ -19,7 +15,6 @@ __all__ = [
     "DistillationNet",
     "Distiller",
     "ImageSet",
-    "Merge",
     "SimilarityLoss",
     "best_levels",
     "class_means",

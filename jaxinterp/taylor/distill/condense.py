@@ -8,6 +8,7 @@ layer and class by class:
 Source: Zhao, Mopuri & Bilen, "Dataset Condensation with Gradient Matching" (ICLR 2021, arXiv 2006.05929).
 """
 
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -23,22 +24,6 @@ from jaxinterp.data.image_set import ImageSet, require_unit_range
 from jaxinterp.taylor.distill.references import random_references
 from jaxinterp.taylor.units import block_means
 from jaxinterp.train.evaluate import predict
-
-
-class InstanceNorm(nn.Module):
-    """Normalize every channel of every image: γ (x − μ) / √(σ² + 1e-5) + β."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Normalize (N, H, W, C)."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        centered = x - x.mean((1, 2), keepdims=True)
-        variance = (centered**2).mean((1, 2), keepdims=True)
-        return (
-            centered * lax.rsqrt(variance + jnp.asarray(1e-5, x.dtype)) * scale[None, None, None]
-            + bias[None, None, None]
-        )
 
 
 class DistillationNet(nn.Module):
@@ -59,9 +44,14 @@ class DistillationNet(nn.Module):
         """Compute logits, (N, classes), of images (N, H, W, C)."""
         for i in range(self.depth):
             x = nn.Conv(self.width, (3, 3), padding=((1, 1), (1, 1)), name=f"conv_{i}")(x)
-            x = InstanceNorm(name=f"norm_{i}")(x)
+            x = nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, name=f"norm_{i}")(x)
             x = block_means(nn.relu(x), 2)
         return nn.Dense(self.classes, name="classifier")(x.reshape(len(x), -1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial(net: DistillationNet, key: PRNGKeyArray, x: Array) -> Any:
+    return net.init(key, x)["params"]
 
 
 def _loss(net: DistillationNet, params: Any, images: Array, labels: Array) -> Float[Array, ""]:
@@ -69,12 +59,8 @@ def _loss(net: DistillationNet, params: Any, images: Array, labels: Array) -> Fl
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _mean_std(images: np.ndarray) -> tuple[float, float]:
-    return float(images.mean()), float(images.std()) or 1.0
-
-
 def gradient_distance(gradient: Any, target: Any) -> Float[Array, ""]:
-    """Sum 1 − cos of two gradients over kernels and their outputs; biases and norms are left out, as in the code."""
+    """Sum 1 − cos of two gradients over kernels and their outputs; biases and norms left out, as the authors do."""
 
     def distance(a: Array, b: Array) -> Array:
         if a.ndim < 2:
@@ -97,13 +83,11 @@ def condense(
     batch: int = 256,
     width: int = 128,
     depth: int = 3,
-    learning_rate: float = 0.1,
-    momentum: float = 0.5,
 ) -> ImageSet:
     """Condense a data set to `count` images of every class, starting from random real ones.
 
-    This is the paper's algorithm with one step per network, its setting for one image per class; for more, its inner
-    training of the network between steps is left out.
+    This is the paper's algorithm with one step per network, its setting for one image per class; for more images, its
+    training of the network between steps is left out. The images move by SGD with rate 0.1 and momentum 0.5.
 
     Args:
         images: float32 (N, H, W, C) in [0, 1].
@@ -115,45 +99,35 @@ def condense(
         batch: real images of one class in a step.
         width: channels of the network.
         depth: its blocks, each of which halves the map; deep networks' gradients on tiny images are too rough to match.
-        learning_rate: of the images.
-        momentum: of the images.
 
     Returns:
         The images, clipped to [0, 1].
-
-    Raises:
-        ValueError: a class has fewer images than `count`, the network is too deep for the images, they are not in
-            [0, 1], or `iterations` is negative.
     """
-    rows, columns = images.shape[1:3]
-    deepest = int(np.log2(min(rows, columns)))
-    require(0 <= depth <= deepest, "depth", f"{depth} on {rows}x{columns} images", f"0 to {deepest}")
+    side = min(images.shape[1:3])
+    require(0 <= depth < side.bit_length(), "depth", depth, f"0 to {side.bit_length() - 1} on images of side {side}")
     require_at_least("iterations", iterations, 0)
     require_unit_range(images)
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     start = random_references(images, labels, classes, count, seed)
     by_class = [np.flatnonzero(labels == c) for c in range(classes)]
-    net = DistillationNet(classes, width, depth)
-    tx = optax.sgd(learning_rate, momentum)
-    mean, std = _mean_std(images)
+    net, tx = DistillationNet(classes, width, depth), optax.sgd(0.1, momentum=0.5)
+    mean, std = float(images.mean()), float(images.std()) or 1.0
 
     @jax.jit
-    def step(params: Any, synthetic: Array, state: Any, real: Array, label: Array) -> tuple[Array, Any]:
+    def step(params: Any, synthetic: Array, state: Any, real: Array, label: Array) -> tuple[Any, Any]:
         def distance(synthetic: Array) -> Array:
             gradient = jax.grad(lambda p, x: _loss(net, p, x, jnp.broadcast_to(label, len(x))))
             return gradient_distance(gradient(params, synthetic), lax.stop_gradient(gradient(params, real)))
 
         updates, state = tx.update(jax.grad(distance)(synthetic), state)
-        moved: Any = optax.apply_updates(synthetic, updates)
-        return moved, state
+        return optax.apply_updates(synthetic, updates), state
 
     # A Python loop over classes, because XLA runs the body of a compiled loop on one core of a CPU.
-    init = jax.jit(lambda key, x: net.init(key, x)["params"])
     synthetic = [jnp.asarray((start.images[start.labels == c] - mean) / std) for c in range(classes)]
     states, rng = [tx.init(x) for x in synthetic], np.random.default_rng(seed)
     class_ids = jnp.arange(classes, dtype=jnp.int32)
     for i in range(iterations):
-        params = init(jax.random.fold_in(key, i), synthetic[0])
+        params = _initial(net, jax.random.fold_in(key, i), synthetic[0][:1])
         for c in range(classes):
             indices = rng.choice(by_class[c], min(batch, len(by_class[c])), replace=False)
             real = jnp.asarray((images[indices] - mean) / std)
@@ -161,6 +135,25 @@ def condense(
     condensed = np.clip(np.concatenate(synthetic) * std + mean, 0, 1).astype(np.float32)
     provenance = {"method": f"gradient matching, {iterations} networks of width {width}", "seed": str(seed)}
     return ImageSet(condensed, start.labels, provenance=provenance)
+
+
+@cache
+def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    schedule = optax.piecewise_constant_schedule(learning_rate, {steps // 2: 0.1})
+    return optax.chain(
+        optax.add_decayed_weights(5e-4),
+        optax.sgd(lambda step: jnp.float32(schedule(jnp.asarray(step, jnp.float32))), momentum=0.9),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(
+    net: DistillationNet, tx: Any, shift: int, params: Any, state: Any, x: Array, y: Array, key: PRNGKeyArray
+) -> tuple[Any, Any]:
+    offsets = jax.random.randint(key, (len(x), 2), -shift, shift + 1)
+    shifted = jax.vmap(lambda image, offset: jnp.roll(image, offset, (0, 1)))(x, offsets)
+    updates, state = tx.update(jax.grad(lambda p: _loss(net, p, shifted, y))(params), state, params)
+    return optax.apply_updates(params, updates), state
 
 
 def train_on(
@@ -194,24 +187,11 @@ def train_on(
         The accuracy, in [0, 1].
     """
     net = DistillationNet(classes, width, depth)
-    mean, std = _mean_std(references.images)
+    mean, std = float(references.images.mean()), float(references.images.std()) or 1.0
     x, y = jnp.asarray((references.images - mean) / std), jnp.asarray(references.labels)
-    schedule = optax.piecewise_constant_schedule(learning_rate, {steps // 2: 0.1})
-    tx = optax.chain(
-        optax.add_decayed_weights(5e-4),
-        optax.sgd(lambda step: jnp.float32(schedule(jnp.asarray(step, jnp.float32))), momentum=0.9),
-    )
-
-    @jax.jit
-    def step(params: Any, state: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
-        offsets = jax.random.randint(key, (len(x), 2), -shift, shift + 1)
-        shifted = jax.vmap(lambda image, offset: jnp.roll(image, offset, (0, 1)))(x, offsets)
-        updates, state = tx.update(jax.grad(lambda p: _loss(net, p, shifted, y))(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = jax.jit(net.init)(key, x)["params"]
+    params, tx = _initial(net, key, x[:1]), _optimizer(learning_rate, steps)
     state = tx.init(params)
     for step_key in jax.random.split(jax.random.fold_in(key, 1), steps):
-        params, state = step(params, state, step_key)
+        params, state = _step(net, tx, shift, params, state, x, y, step_key)
     logits = predict(net, {"params": params}, ((images - mean) / std).astype(np.float32))
     return float((logits.argmax(1) == labels).mean())

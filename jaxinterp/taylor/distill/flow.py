@@ -1,8 +1,7 @@
 """Multi-level distillation of a data set: one learned map merges b images of a class into one, level by level.
 
-After the abstract of Yang, Xie & Yang (Chin. Phys. Lett. 40, 020501, 2023, arXiv 2211.01779): a data set is abstracted
-level by level, and the resulting images are references for classification. The paper's text could not be had: map, loss
-and numbers are ours.
+After the abstract of Yang, Xie & Yang (2023, see `taylor.network`): a data set is abstracted level by level, and the
+resulting images are references for classification. Map, loss and numbers are ours.
 
     D_{k+1,c} = { G(x_1, …, x_b) : groups of D_{k,c} },      G(x_1, …, x_b) = clip(m + T(s − x0), 0, 1)
 
@@ -16,6 +15,7 @@ and the loss is the mean cross-entropy over the levels of a batch that is merged
 b, then one.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,11 +39,7 @@ from jaxinterp.taylor.units import Level, TaylorLevel
 
 
 class Merge(Layer):
-    """G: merge groups of images into one image each, whatever the order within a group.
-
-    Attributes:
-        width: channels between the two levels of Taylor units.
-    """
+    """G: merge groups of images into one each by two levels of Taylor units, `width` channels between them."""
 
     width: int = 16
 
@@ -76,11 +72,7 @@ class Distiller(Layer, kw_only=True):
     width: int = 16
 
     def setup(self) -> None:
-        """Create the merging map and log τ.
-
-        Raises:
-            ValueError: groups of fewer than two.
-        """
+        """Create the merging map and log τ."""
         require_at_least("group", self.group, 2)
         self.merge = Merge(self.width, **self.shared)
         self.log_tau = self.param("log_tau", nn.initializers.constant(np.log(10.0)), (), self.param_dtype)
@@ -89,13 +81,7 @@ class Distiller(Layer, kw_only=True):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False, frozen: bool = False
     ) -> Float[Array, "n classes"]:
-        """Compute logits τ e(x)·e(r_c), r_c the stored references.
-
-        Args:
-            x: images, (N, H, W, C) in [0, 1].
-            train: no effect; accepted because training steps pass it.
-            frozen: with |h(x)| frozen and h as an affine function of x, see `path_affine`.
-        """
+        """Compute logits τ e(x)·e(r_c), r_c the stored references, as `TaylorNet` does; `frozen` freezes |h(x)| too."""
         stored = self.variable("batch_stats", "references", jnp.zeros, (self.classes, *x.shape[1:]), x.dtype)
         references, tau = self.embed(stored.value), jnp.exp(self.log_tau)
         if self.is_initializing():
@@ -109,8 +95,7 @@ class Distiller(Layer, kw_only=True):
     @property
     def center(self) -> Float[Array, "h w c"]:
         """Expansion point x0 of the embedding."""
-        point: Array = self.embedding.variables["batch_stats"]["expansion_point"]
-        return point
+        return self.embedding.variables["batch_stats"]["expansion_point"]
 
     def embed(self, x: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         """Compute e(x), of norm 1."""
@@ -147,8 +132,7 @@ def reference_indices(labels: Int[Array, " n"], classes: int, count: int) -> Int
 class SimilarityLoss:
     """Mean cross-entropy of `scores` over the levels of a batch, plus a penalty on G's deviation from the mean.
 
-    The first b^levels examples of every class are references; the others are queries. A class that is absent from the
-    batch is ignored.
+    The first b^levels examples of every class are references, the others queries; absent classes are ignored.
 
     Attributes:
         model: the network.
@@ -189,15 +173,11 @@ class SimilarityLoss:
         correct = weight * (logits.argmax(-1) == labels).astype(weight.dtype)
         stats = {**batch_stats, "references": lax.stop_gradient(level[:, 0])}
         accuracy = correct.sum() / jnp.maximum(weight.sum(), 1)
-        metrics = {"loss": loss, "accuracy": accuracy, "deviation": deviation}
-        return loss, (stats, metrics)
+        return loss, (stats, {"loss": loss, "accuracy": accuracy, "deviation": deviation})
 
 
 def best_levels(labels: Int[np.ndarray, " n"], classes: int, group: int) -> int:
     """Return how often the rarest class can be merged: the largest L such that it has group^L images.
-
-    Raises:
-        ValueError: a group of fewer than two.
 
     Example:
         >>> best_levels(np.repeat(np.arange(3), 20), 3, 4)
@@ -205,10 +185,7 @@ def best_levels(labels: Int[np.ndarray, " n"], classes: int, group: int) -> int:
     """
     require_at_least("group", group, 2)
     rarest = int(np.bincount(np.asarray(labels), minlength=classes).min())
-    levels = 0
-    while group ** (levels + 1) <= rarest:
-        levels += 1
-    return levels
+    return next(levels for levels in itertools.count() if group ** (levels + 1) > rarest)
 
 
 def distill(
@@ -228,7 +205,7 @@ def distill(
         model: the network.
         variables: its variables.
         images: float32 (N, H, W, C) in [0, 1].
-        labels: int (N,), in [0, classes).
+        labels: int (N,), in [0, classes), at least group^L of each class.
         levels: L ≥ 1.
         seed: of the random choice and grouping of images.
         batch: groups in one pass.
@@ -236,39 +213,27 @@ def distill(
 
     Returns:
         L + 1 sets, with group^(L − k) images of every class at level k.
-
-    Raises:
-        ValueError: `levels` below 1, a class with fewer than group^L images, or images or labels out of range.
     """
     require_at_least("levels", levels, 1)
     require_labels("labels", labels, len(images), model.classes)
     require_unit_range(images)
-    need, counts = model.group**levels, np.bincount(labels, minlength=model.classes)
-    require(
-        counts.min() >= need,
-        "levels",
-        f"{levels}, which need {need} images of every class",
-        f"at most {best_levels(labels, model.classes, model.group)}: class {counts.argmin()} has {counts.min()} images",
-    )
+    most = best_levels(labels, model.classes, model.group)
+    require(levels <= most, "levels", levels, f"at most {most}: level 0 has {model.group}^levels images of every class")
     merge = jax.jit(partial(model.apply, method="merge_groups"))
-
-    def origin(method: str) -> dict[str, str]:
-        return {**(provenance or {}), "method": method, "seed": str(seed)}
-
-    drawn = random_references(images, labels, model.classes, need, seed)
-    sets = [replace(drawn, provenance=origin("real images, chosen at random"))]
+    origin = {**(provenance or {}), "method": "real images, chosen at random", "seed": str(seed)}
+    sets = [replace(random_references(images, labels, model.classes, model.group**levels, seed), provenance=origin)]
     for level in range(1, levels + 1):
         groups = sets[-1].images.reshape(-1, model.group, *images.shape[1:])
         parts = [np.asarray(merge(variables, x))[:real] for _, real, (x,) in padded_batches(batch, groups)]
-        method = f"merged {level} times in groups of {model.group}"
-        sets.append(ImageSet(np.concatenate(parts), sets[-1].labels[:: model.group], level, origin(method)))
+        origin = {**origin, "method": f"merged {level} times in groups of {model.group}"}
+        sets.append(ImageSet(np.concatenate(parts), sets[-1].labels[:: model.group], level, origin))
     return sets
 
 
 def fixed_point_error(model: Distiller, variables: Any, references: Float[np.ndarray, "n h w c"]) -> float:
     """Measure the root mean square of G(r, …, r) − r: zero if merging copies of a reference does not change it."""
     groups = jnp.repeat(jnp.asarray(references)[:, None], model.group, axis=1)
-    merged: Any = model.apply(variables, groups, method="merge_groups")
+    merged = jax.jit(partial(model.apply, method="merge_groups"))(variables, groups)
     return float(jnp.sqrt(((merged - references) ** 2).mean()))
 
 

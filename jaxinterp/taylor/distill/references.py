@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from jaxinterp.checks import require, require_labels
 from jaxinterp.data.image_set import ImageSet
+from jaxinterp.figures.curves import blank
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,19 +21,11 @@ def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: i
         levels: sets from fine to coarse, as `distill` returns them.
         classes: names of the rows.
         columns: single images in a row, over all levels.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: no level, or no class.
     """
-    from matplotlib.figure import Figure
-
     require(levels and classes, "levels, classes", f"{len(levels)} and {len(classes)}", "at least one of each")
     each = max(1, columns // len(levels))
     counts = [min(each, int((level.labels == 0).sum())) for level in levels]
-    figure = Figure(figsize=(0.62 * (sum(counts) + 1), 0.66 * len(classes) + 0.4), layout="constrained")
+    figure = blank(0.62 * (sum(counts) + 1), 0.66 * len(classes) + 0.4)
     axes = figure.subplots(len(classes), sum(counts), squeeze=False)
     for level, count, start in zip(levels, counts, np.cumsum([0, *counts]), strict=False):
         axes[0, start].set_title(f"level {level.level}", fontsize=9, loc="left")
@@ -47,67 +40,50 @@ def contact_sheet(levels: Sequence[ImageSet], classes: Sequence[str], columns: i
 
 
 def class_means(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int) -> ImageSet:
-    """Return the mean image of every class.
-
-    Raises:
-        ValueError: a class has no image, or a label is not in [0, classes).
-    """
-    _require_images_per_class(labels, classes, 1)
-    means = np.stack([images[labels == c].mean(0) for c in range(classes)]).astype(np.float32)
+    """Return the mean image of every class."""
+    means = np.stack([images[members].mean(0) for members in _members(labels, classes, 1)]).astype(np.float32)
     return ImageSet(means, np.arange(classes, dtype=np.int32), provenance={"method": "class mean"})
 
 
 def random_references(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """Draw `count` images of every class at random, without replacement.
-
-    Raises:
-        ValueError: a class has fewer images, or a label is not in [0, classes).
-    """
-    _require_images_per_class(labels, classes, count)
+    """Draw `count` images of every class at random, without replacement."""
     rng = np.random.default_rng(seed)
-    indices = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in range(classes)])
-    return _drawn(images[indices], classes, "random", seed)
+    indices = np.concatenate([rng.permutation(members)[:count] for members in _members(labels, classes, count)])
+    provenance = {"method": "random", "seed": str(seed)}
+    return ImageSet(images[indices], labels[indices].astype(np.int32), provenance=provenance)
 
 
 def k_means(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], classes: int, count: int, seed: int = 0
 ) -> ImageSet:
-    """Return the centers of `count` clusters of every class, by scikit-learn's k-means on pixels.
-
-    Raises:
-        ValueError: a class has fewer images, or a label is not in [0, classes).
-    """
+    """Return the centers of `count` clusters of every class, by scikit-learn's k-means on pixels."""
     from sklearn.cluster import KMeans
 
-    _require_images_per_class(labels, classes, count)
-    vectors = images.reshape(len(images), -1)
-    fits = [KMeans(count, n_init=1, random_state=seed).fit(vectors[labels == c]) for c in range(classes)]
-    centers = np.clip(np.concatenate([fit.cluster_centers_ for fit in fits]), 0, 1).astype(np.float32)
-    return _drawn(centers.reshape(-1, *images.shape[1:]), classes, "k-means", seed)
+    vectors, means = images.reshape(len(images), -1), KMeans(count, n_init=1, random_state=seed)
+    centers = [means.fit(vectors[members]).cluster_centers_ for members in _members(labels, classes, count)]
+    centers = np.clip(np.concatenate(centers), 0, 1).astype(np.float32)
+    of_class, provenance = (
+        np.repeat(np.arange(classes, dtype=np.int32), count),
+        {"method": "k-means", "seed": str(seed)},
+    )
+    return ImageSet(centers.reshape(-1, *images.shape[1:]), of_class, provenance=provenance)
 
 
-def _drawn(images: Float[np.ndarray, "n h w c"], classes: int, method: str, seed: int) -> ImageSet:
-    """Return a set of as many images of every class, in the order of the classes."""
-    labels = np.repeat(np.arange(classes, dtype=np.int32), len(images) // classes)
-    return ImageSet(images, labels, provenance={"method": method, "seed": str(seed)})
-
-
-def _require_images_per_class(labels: Int[np.ndarray, " n"], classes: int, count: int) -> None:
+def _members(labels: Int[np.ndarray, " n"], classes: int, count: int) -> list[np.ndarray]:
+    """Return the indices of every class's images, of which there must be `count`."""
     require_labels("labels", labels, len(labels), classes)
-    counts = np.bincount(labels, minlength=classes)
-    fewest = counts.min()
-    require(1 <= count <= fewest, "count", count, f"1 to {fewest}: class {counts.argmin()} has {fewest} images")
+    members = [np.flatnonzero(labels == c) for c in range(classes)]
+    fewest = min(map(len, members))
+    require(1 <= count <= fewest, "count", count, f"1 to {fewest}, the images of the rarest class")
+    return members
 
 
 def nearest_reference(
     queries: Float[np.ndarray, "n d"], references: Float[np.ndarray, "r d"], labels: Int[np.ndarray, " r"]
 ) -> Int[np.ndarray, " n"]:
     """Classify every query as its nearest reference (L2), both as vectors of pixels or of an embedding.
-
-    Raises:
-        ValueError: vectors differ in length, or there is not one label for each reference.
 
     Example:
         >>> nearest_reference(np.array([[0.9]]), np.array([[0.0], [1.0]]), np.array([7, 3])).tolist()

@@ -3,7 +3,7 @@
 from jaxinterp.figures.curves import level_curves
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.recipe.family import Report
-from jaxinterp.taylor.distill import Distiller, contact_sheet, read_set
+from jaxinterp.taylor.distill import contact_sheet, read_set
 
 FOLDER = "distilled"  # in the run folder
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in percent with 1 and 10 images per class
@@ -22,17 +22,17 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in per
 }
 
 
-def sections(report: Report, model: Distiller) -> list[Section]:
+def sections(report: Report) -> list[Section]:
     """Return the sections of a distillation's report."""
-    return [_levels(report, model), _baselines(report)]
+    return [_levels(report), _baselines(report)]
 
 
-def _levels(report: Report, model: Distiller) -> Section:
-    rows, metrics, folder = report.results["levels"], report.results["metrics"], report.trained.run_dir / FOLDER
-    levels = [read_set(folder / f"level_{row['level']}.npz") for row in rows]
+def _levels(report: Report) -> Section:
+    rows, metrics, model = report.results["levels"], report.results["metrics"], report.run.model
+    levels = [read_set(report.trained.run_dir / FOLDER / f"level_{row['level']}.npz") for row in rows]
     text = (
         f"One learned map merges {model.group} images of a class into one, then {model.group} of its results into one, "
-        f"until one image is left of {model.group**report.run.model.levels}. A test image is classified by the "
+        f"until one image is left of {model.group**model.levels}. A test image is classified by the "
         "reference with the most similar embedding: with one reference per class "
         f"{metrics['one_reference_accuracy']:.2%}, with one random real image per class "
         f"{metrics['one_real_image_accuracy']:.2%}. Merging copies of a reference changes it by "
@@ -40,21 +40,11 @@ def _levels(report: Report, model: Distiller) -> Section:
         f"{metrics['distance_from_mean']:.3f} from the means of the same images; class means classify "
         f"{metrics['class_mean_1_embedding']:.2%} in the same embedding."
     )
-    return Section(
-        "From images to archetypes",
-        [text],
-        [
-            picture(
-                contact_sheet(levels, report.classes),
-                "Images of every class at every level, real ones on the left, the last one on the right.",
-                "Levels of abstraction",
-                1000,
-            ),
-            picture(
-                level_curves(rows), "Accuracy by references of each level, on test images.", "Accuracy by level", 700
-            ),
-        ],
-    )
+    caption = "Images of every class at every level, real ones on the left, the last one on the right."
+    sheet = picture(contact_sheet(levels, report.classes), caption, "Levels of abstraction")
+    caption = "Accuracy by references of each level, on test images."
+    curves = picture(level_curves(rows), caption, "Accuracy by level", 700)
+    return Section("From images to archetypes", [text], [sheet, curves])
 
 
 def _baselines(report: Report) -> Section:
