@@ -1,7 +1,6 @@
 """Sets prepared by tensorflow-datasets: reading array_record shards, and damage."""
 
 import re
-import time
 
 import numpy as np
 import pytest
@@ -32,17 +31,14 @@ def test_gray_images_keep_one_channel_and_the_environment_is_read(tmp_path, writ
 
 
 def test_the_newest_version_that_holds_the_split_is_taken(tmp_path, write_prepared):
-    write_prepared(tmp_path, "cifar10", "test", PHOTOS[:2], [1, 1], version="9.0.0", shards=1)
-    write_prepared(tmp_path, "cifar10", "test", PHOTOS[:3], [2, 2, 2], version="10.0.0", shards=1)
-    write_prepared(tmp_path, "cifar10", "train", PHOTOS[:4], [3] * 4, version="11.0.0", shards=1)
-    assert load("cifar10", "test", tmp_path).labels.tolist() == [2, 2, 2]
+    for split, count, version in (("test", 2, "9.0.0"), ("test", 3, "10.0.0"), ("train", 4, "11.0.0")):
+        write_prepared(tmp_path, "cifar10", split, PHOTOS[:count], [count] * count, version=version, shards=1)
+    assert load("cifar10", "test", tmp_path).labels.tolist() == [3, 3, 3]
 
 
-def test_missing_data_say_where_and_how_at_once(tmp_path):
-    start = time.perf_counter()
+def test_missing_data_say_where_and_how(tmp_path):
     with pytest.raises(DataError) as error:
         load("cifar100", "train", tmp_path)
-    assert time.perf_counter() - start < 1
     message = str(error.value)
     assert message.startswith(f"cifar100 (train) is missing: looked in {tmp_path}")
     assert f'jaxinterp.data.download("cifar100", "{tmp_path}")' in message
@@ -56,9 +52,7 @@ def test_missing_data_say_where_and_how_at_once(tmp_path):
     [
         lambda content: content[:-40000],
         lambda content: content[:65536],  # array_record alone returns 45 other images, and no error
-        lambda content: (
-            content[: len(content) // 4] + bytes([content[len(content) // 4] ^ 16]) + content[len(content) // 4 + 1 :]
-        ),
+        lambda content: content[:50000] + bytes([content[50000] ^ 16]) + content[50001:],
         lambda content: b"not a shard" * 9000,
         lambda content: None,
     ],
@@ -79,12 +73,13 @@ def test_foreign_metadata_formats_and_images_are_named(tmp_path, write_prepared)
     shards = write_prepared(tmp_path, "cifar10", "test", PHOTOS, LABELS)
     info = shards[0].parent / "dataset_info.json"
     good = info.read_text()
-    info.write_text(good.replace('"5"', '"6"'))
-    with pytest.raises(DataError, match=r"00000-of-00002: got 5 records, expected 6 by dataset_info\.json"):
-        load("cifar10", "test", tmp_path)
-    info.write_text(good[:40])
-    with pytest.raises(DataError, match=r"damaged or foreign dataset_info\.json"):
-        load("cifar10", "test", tmp_path)
+    for text, message in (
+        (good.replace('"5"', '"6"'), r"00000-of-00002: got 5 records, expected 6 by dataset_info\.json"),
+        (good[:40], r"damaged or foreign dataset_info\.json"),
+    ):
+        info.write_text(text)
+        with pytest.raises(DataError, match=message):
+            load("cifar10", "test", tmp_path)
     write_prepared(tmp_path, "cifar100", "test", PHOTOS, LABELS, file_format="tfrecord")
     with pytest.raises(DataError, match="prepared as tfrecord, expected array_record; prepare it by: pip"):
         load("cifar100", "test", tmp_path)
@@ -109,6 +104,5 @@ def test_other_images_and_labels_are_named(tmp_path, write_prepared, images, lab
 def test_imagenet_test_means_its_validation_images(tmp_path, write_prepared):
     write_prepared(tmp_path, "imagenet2012", "validation", PHOTOS, LABELS, version="5.1.0")
     opened = open_prepared("imagenet2012", "test", tmp_path)
-    assert opened.lengths == [5, 4]
-    assert opened.provenance["version"] == "5.1.0"
+    assert (opened.lengths, opened.provenance["version"]) == ([5, 4], "5.1.0")
     assert open_prepared("imagenet2012", "train", tmp_path) is None

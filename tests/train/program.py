@@ -45,26 +45,22 @@ def watch(folder, count):
 
 def arm(kill, folder):
     kind, count = kill.split(":")
-    if kind == "step":
-        call_before(ProgressMeter, "should_report", int(count), die)
-    elif kind == "term":
-        call_before(ProgressMeter, "should_report", int(count), lambda: die(signal.SIGTERM))
-    elif kind == "log":
-        call_before(ProgressMeter, "epoch", int(count), die)  # the line is written, the checkpoint not begun
-    elif kind == "open":
-        call_before(RunLog, "__enter__", int(count), die)
-    elif kind == "save":
+    if kind == "save":
         threading.Thread(target=watch, args=(folder, int(count)), daemon=True).start()
     elif kind == "time":
         threading.Timer(float(count), die).start()
+    else:  # of the log, the line is written and the checkpoint not begun
+        log, step = (ProgressMeter, "epoch"), (ProgressMeter, "should_report")
+        owner, name = {"step": step, "term": step, "log": log, "open": (RunLog, "__enter__")}[kind]
+        call_before(owner, name, int(count), lambda: die(signal.SIGTERM if kind == "term" else signal.SIGKILL))
 
 
 def run(folder, devices):
     model = Tiny()
     loss = ClassificationLoss(model, softmax_cross_entropy)
-    config = TrainConfig(epochs=4, batch_size=16, grad_accum_steps=2, eval_batch=10)
+    config = TrainConfig(epochs=3, batch_size=16, grad_accum_steps=2, eval_batch=10)
     test = make_quadrants(40, seed=1, split="test")
-    return fit(folder, model, loss, optax.adam(1e-2), make_quadrants(150), test, flip(), config, devices=devices)
+    return fit(folder, model, loss, optax.adam(1e-2), make_quadrants(110), test, flip(), config, devices=devices)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def shapes(state, sharding=None):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
 
 
+TARGET = shapes(state_of(0))
+
+
 def assert_same(one, two):
     assert jax.tree.structure(one) == jax.tree.structure(two)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
@@ -40,65 +43,68 @@ def assert_same(one, two):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def save(folder, *steps, keep=2, accuracies=()):
+def save(folder, *steps, keep=2, accuracies=(), seed=0, numbers=None):
     """Save states; the accuracy on validation data after each step, if any, goes into the history."""
     with Checkpoints(folder, keep) as checkpoints:
-        for number, step in enumerate(steps, 1):
-            history = [{"loss": 0.1 + step}]
-            for past, accuracy in zip(steps[:number], accuracies, strict=False):
-                history.append({"step": past, "val_accuracy": accuracy})
-            checkpoints.save(state_of(step), {"fingerprint": CONFIG, "history": history})
+        for number in numbers or range(1, len(steps) + 1):
+            step, past = steps[number - 1], zip(steps[:number], accuracies, strict=False)
+            history = [{"loss": 0.1 + step}, *({"step": s, "val_accuracy": accuracy} for s, accuracy in past)]
+            checkpoints.save(state_of(step, seed=seed), {"fingerprint": CONFIG, "history": history})
 
 
-def raises(folder, message, target=None, fingerprint=CONFIG, **options):
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=message) as error:
-        checkpoints.restore(shapes(state_of(0)) if target is None else target, fingerprint=fingerprint, **options)
+def restore(folder, target=TARGET, fingerprint=CONFIG, **options):
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(target, fingerprint=fingerprint, **options)
+
+
+def raises(folder, message, target=TARGET, fingerprint=CONFIG, **options):
+    with pytest.raises(CheckpointError, match=message) as error:
+        restore(folder, target, fingerprint, **options)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
 
 
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_state_comes_back_bit_for_bit_with_its_meta_keys_and_sharding(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(TARGET) is None
     save(tmp_path, 3, 5, 7)
     replicated = NamedSharding(device_mesh(), P())
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [7, 5]
-        state, meta, errors = checkpoints.restore(shapes(state_of(0), replicated), fingerprint=CONFIG)
+    state, meta, errors = restore(tmp_path, shapes(state_of(0), replicated), json.loads(json.dumps(CONFIG)))
     assert_same(state, state_of(7))
     assert all(leaf.sharding.is_equivalent_to(replicated, leaf.ndim) for leaf in jax.tree.leaves(state))
     assert (meta["step"], meta["history"], errors) == (7, [{"loss": 7.1}], [])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [7, 5]
+        checkpoints.delete_after(5)
+        assert checkpoints.steps() == [5]
 
 
 def test_saving_returns_before_it_is_done_and_the_state_may_be_donated(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         state = state_of(4)
-        checkpoints.save(state, {})
+        checkpoints.save(state, {"fingerprint": CONFIG})
         jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(state.params)
         with pytest.raises(ValueError, match="4 already exists"):
             checkpoints.save(state_of(4), {})
-    with Checkpoints(tmp_path) as checkpoints:
-        assert_same(checkpoints.restore(shapes(state_of(0)))[0], state_of(4))
+    assert_same(restore(tmp_path)[0], state_of(4))
 
 
 def test_the_first_of_the_best_epochs_is_kept_beside_the_last_ones(tmp_path):
     steps, accuracies = (1, 2, 3, 4, 5, 6), (0.1, 0.5, 0.7, 0.7, 0.2, 0.3)
-    for first, last in ((0, 2), (2, 6)):  # opened twice, as a resumed run does
-        with Checkpoints(tmp_path, 2) as checkpoints:
-            for number in range(first, last):
-                history = [
-                    {"step": step, "val_accuracy": accuracy}
-                    for step, accuracy in zip(steps[: number + 1], accuracies, strict=False)
-                ]
-                checkpoints.save(state_of(steps[number]), {"history": history})
-    target = shapes(state_of(0))
+    save(tmp_path, *steps, accuracies=accuracies, numbers=range(1, 3))
+    save(tmp_path, *steps, accuracies=accuracies, numbers=range(3, 7))  # opened twice, as a resumed run does
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [6, 5, 3]
-        assert_same(checkpoints.restore(target, which="best")[0], state_of(3))
-        assert_same(checkpoints.restore(target)[0], state_of(6))
+    for which, step in (("best", 3), ("last", 6)):
+        assert_same(restore(tmp_path, which=which)[0], state_of(step))
     for step in (6, 5):  # what remains is a checkpoint like any other, and the best one
         shutil.rmtree(tmp_path / f"checkpoints/{step}")
-    with Checkpoints(tmp_path) as checkpoints:
-        for which in ("last", "best"):
-            assert_same(checkpoints.restore(target, which=which)[0], state_of(3))
+    for which in ("last", "best"):
+        assert_same(restore(tmp_path, which=which)[0], state_of(3))
     save(tmp_path / "gone", 1, 2, 3, keep=1, accuracies=(0.9, 0.2, 0.3))
     shutil.rmtree(tmp_path / "gone/checkpoints/1")
     raises(tmp_path / "gone", "no best checkpoint .*: step 1 is missing", which="best")
@@ -106,123 +112,83 @@ def test_the_first_of_the_best_epochs_is_kept_beside_the_last_ones(tmp_path):
     raises(tmp_path / "none", "no best checkpoint .* validation", which="best")
 
 
-def test_no_checkpoint_is_none_and_newer_ones_can_be_deleted(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore(shapes(state_of(0))) is None
-    save(tmp_path, 1, 2, 3, keep=3)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.delete_after(1)
-        assert checkpoints.steps() == [1]
-
-
-@pytest.mark.parametrize("name", ["lr[0.1]", "a\\b", "all*", "why?"])
-def test_a_path_that_orbax_takes_for_a_pattern_raises_before_training(tmp_path, name):
-    with pytest.raises(ConfigError, match="run_dir"):
-        Checkpoints(tmp_path / name)
+def test_a_path_that_orbax_takes_for_a_pattern_raises_before_training(tmp_path):
+    for name in ("lr[0.1]", "a\\b", "all*", "why?"):
+        with pytest.raises(ConfigError, match="run_dir"):
+            Checkpoints(tmp_path / name)
 
 
 def test_another_model_type_or_configuration_raises_in_one_line(tmp_path):
     save(tmp_path, 3)
-    wide = shapes(state_of(0, width=6))
+    wide, half = shapes(state_of(0, width=6)), shapes(state_of(0, dtype=jnp.float16))
+    more, long = shapes(state_of(0, extra=({"new": jnp.ones(2)},))), "x" * 200 + "Tiny(features=8)" + "x" * 200
     raises(tmp_path, r"another model: .*\['w'\] is float32 \(7, 5\) in it, expected float32 \(7, 6\)", wide)
-    half = shapes(state_of(0, dtype=jnp.float16))
     raises(tmp_path, r"another model: .*is float32 \(7, 5\) in it, expected float16 \(7, 5\)", half)
-    more = shapes(state_of(0, extra=({"new": jnp.ones(2)},)))
-    raises(
-        tmp_path, r"another model: .*\['new'\] is no such leaf in it, expected float32 \(2,\)", more, allow_older=True
-    )
-    raises(
-        tmp_path, "another configuration: seed was 0, now it is 1", fingerprint={**CONFIG, "seed": 1}, allow_older=True
-    )
-    long = {**CONFIG, "model": "x" * 200 + "Tiny(features=8)" + "x" * 200}
-    raises(tmp_path, r"configuration: model was Tiny\(features=4\), now it is ...x{80}\.\.\.", fingerprint=long)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore(shapes(state_of(0)), fingerprint=json.loads(json.dumps(CONFIG))) is not None
+    message = r"another model: .*\['new'\] is no such leaf in it, expected float32 \(2,\)"
+    raises(tmp_path, message, more, allow_older=True)
+    message = "another configuration: seed was 0, now it is 1"
+    raises(tmp_path, message, fingerprint={**CONFIG, "seed": 1}, allow_older=True)
+    message = r"configuration: model was Tiny\(features=4\), now it is ...x{80}\.\.\."
+    raises(tmp_path, message, fingerprint={**CONFIG, "model": long})
 
 
 def test_an_older_one_is_used_only_on_request_and_said(tmp_path):
     save(tmp_path, 3, 5)
-    for path in (tmp_path / "checkpoints/5").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
+    for path in files_of(tmp_path / "checkpoints/5"):
+        if path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:-7])
     raises(tmp_path, r"checkpoints/5 is damaged \(.*--allow-older` \(allow_older=True\) uses the last intact one")
-    with Checkpoints(tmp_path) as checkpoints:
-        state, _, errors = checkpoints.restore(shapes(state_of(0)), fingerprint=CONFIG, allow_older=True)
+    state, _, (error,) = restore(tmp_path, allow_older=True)
     assert_same(state, state_of(3))
-    assert len(errors) == 1
-    assert "checkpoints/5 is damaged" in errors[0]
+    assert "checkpoints/5 is damaged" in error
     shutil.rmtree(tmp_path / "checkpoints/3/meta")
     raises(tmp_path, r"checkpoints/5 is damaged \(.*No older one is intact", allow_older=True)
 
 
-def files_of(folder):
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.mark.parametrize(
-    "damage",
-    ["truncate", pytest.param("remove", marks=pytest.mark.slow), pytest.param("empty", marks=pytest.mark.slow)],
-)
-def test_truncated_and_missing_files_never_restore_another_state(tmp_path, damage):
-    save(tmp_path, 3)
-    folder, noticed = tmp_path / "checkpoints/3", 0
-    for path in files_of(folder):
-        content = path.read_bytes()
-        if damage == "remove":
-            path.unlink()
-        else:
-            path.write_bytes(content[: len(content) // 2])
-        noticed += not restores_the_same(tmp_path)
-        path.write_bytes(content)
-    assert noticed >= 4
-    assert restores_the_same(tmp_path)
-
-
 def restores_the_same(run_dir):
     """True if the very state comes back, False if it raises in one line."""
-    with Checkpoints(run_dir) as checkpoints:
-        try:
-            state, meta, _ = checkpoints.restore(shapes(state_of(0)), fingerprint=CONFIG)
-        except CheckpointError as error:
-            return "\n" in str(error)
+    try:
+        state, meta, _ = restore(run_dir)
+    except CheckpointError as error:
+        return "\n" in str(error)
     assert_same(state, state_of(3))
     assert (meta["step"], meta["history"], meta["fingerprint"]) == (3, [{"loss": 3.1}], CONFIG)
     return True
 
 
-def flip_and_restore(tmp_path, count, seed):
-    rng = np.random.default_rng(seed)
-    files = [path for path in files_of(tmp_path / "checkpoints/3") if path.stat().st_size]
-    outcomes = {}
-    for number in range(count):
-        path = files[number % len(files)]
-        content = bytearray(path.read_bytes())
-        damaged = bytearray(content)
-        damaged[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
+def flip_a_bit(content, rng):
+    position = rng.integers(len(content))
+    return content[:position] + bytes([content[position] ^ 1 << int(rng.integers(8))]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "rounds", "noticed"),
+    [
+        (lambda content, rng: content[: len(content) // 2], 1, 4),
+        (flip_a_bit, 1, 1),
+        pytest.param(lambda content, rng: None, 1, 4, marks=pytest.mark.slow),
+        pytest.param(flip_a_bit, 25, 25, marks=pytest.mark.slow),
+    ],
+    ids=["truncated", "flipped", "missing", "flipped often"],
+)
+def test_a_damaged_file_never_restores_another_state(tmp_path, damage, rounds, noticed):
+    save(tmp_path, 3)
+    outcomes, rng = {}, np.random.default_rng(0)
+    for path in [path for path in files_of(tmp_path / "checkpoints/3") if path.stat().st_size] * rounds:
+        content = path.read_bytes()
+        damaged = damage(content, rng)
+        path.unlink() if damaged is None else path.write_bytes(damaged)
         outcomes.setdefault("/".join(path.parts[-2:]), []).append(restores_the_same(tmp_path))
         path.write_bytes(content)
-    return outcomes
-
-
-def test_a_flipped_bit_anywhere_never_restores_another_state(tmp_path):
-    save(tmp_path, 3)
-    outcomes = flip_and_restore(tmp_path, 24, seed=0)
     assert not any(outcomes["meta/metadata"])
-    assert not all(same for results in outcomes.values() for same in results)
-
-
-@pytest.mark.slow
-def test_many_flipped_bits_never_restore_another_state(tmp_path):
-    save(tmp_path, 3)
-    flip_and_restore(tmp_path, 300, seed=1)
+    assert sum(not same for results in outcomes.values() for same in results) >= noticed
+    assert restores_the_same(tmp_path)
 
 
 def test_a_foreign_array_is_noticed_by_its_checksum(tmp_path):
     """A checkpoint whose arrays are another run's, with its own meta: well-formed, and foreign."""
     save(tmp_path / "a", 3)
-    with Checkpoints(tmp_path / "b") as checkpoints:
-        checkpoints.save(state_of(3, seed=9), {"fingerprint": CONFIG})
+    save(tmp_path / "b", 3, seed=9)
     for item in ("variables", "training"):
         target = tmp_path / "a/checkpoints/3" / item
         shutil.rmtree(target)
@@ -244,28 +210,27 @@ def test_the_seal_covers_history_configuration_and_step(tmp_path):
 
 
 def test_load_variables_notices_damage_and_a_foreign_model(tmp_path, tiny):
-    model = tiny()
-    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))
-    state = state_of(6).replace(params=variables["params"], batch_stats=variables["batch_stats"])
+    model, words = tiny(), {"words": ["01", "10"]}
+    variables = dict(jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4, 4, 1))))
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         load_variables(tmp_path, model, (4, 4, 1))
-    for step in (5, 6):
-        with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(state.replace(step=jnp.int32(step)), {"fingerprint": {"words": ["01", "10"], "epochs": 3}})
-    assert_same(load_variables(tmp_path, model, (4, 4, 1)), dict(variables))
-    assert_same(load_variables(tmp_path, model, (4, 4, 1), fingerprint={"words": ["01", "10"]}), dict(variables))
-    with pytest.raises(CheckpointError, match=r"another configuration: words was \['01', '10'\], now it is \['11'\]"):
-        load_variables(tmp_path, model, (4, 4, 1), fingerprint={"words": ["11"]})
-    assert_same(load_variables(tmp_path, tiny(dtype=jnp.bfloat16), (1, 4, 4, 1)), dict(variables))
-    with pytest.raises(CheckpointError, match=r"another model: .* \(4,\) in it, expected float32 \(8,\)"):
-        load_variables(tmp_path, tiny(features=8), (4, 4, 1))
-    with pytest.raises(CheckpointError, match=r"BatchNorm_0.* in it, expected no such leaf"):
-        load_variables(tmp_path, tiny(norm=False), (4, 4, 1))
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (5, 6):
+            checkpoints.save(state_of(6).replace(step=jnp.int32(step), **variables), {"fingerprint": words})
+    assert_same(load_variables(tmp_path, model, (4, 4, 1), fingerprint=words), variables)
+    assert_same(load_variables(tmp_path, tiny(dtype=jnp.bfloat16), (1, 4, 4, 1)), variables)
+    for other, options, message in (
+        (model, {"fingerprint": {"words": ["11"]}}, r"another configuration: words was \['01', '10'\], now it is"),
+        (tiny(features=8), {}, r"another model: .* \(4,\) in it, expected float32 \(8,\)"),
+        (tiny(norm=False), {}, r"BatchNorm_0.* in it, expected no such leaf"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_variables(tmp_path, other, (4, 4, 1), **options)
     for path in files_of(tmp_path / "checkpoints/6/variables/d"):
         path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="6 is damaged"):
         load_variables(tmp_path, model, (4, 4, 1))
-    assert_same(load_variables(tmp_path, model, (4, 4, 1), allow_older=True), dict(variables))
+    assert_same(load_variables(tmp_path, model, (4, 4, 1), allow_older=True), variables)
 
 
 @pytest.mark.parametrize("left", ["", "variables/manifest.ocdbt", "_CHECKPOINT_METADATA"])
@@ -275,7 +240,6 @@ def test_an_old_checkpoint_half_deleted_by_a_kill_does_not_stand_in_the_way(tmp_
         if not str(path).endswith(left or "nothing"):
             path.unlink()
     (tmp_path / "checkpoints/7.orbax-checkpoint-tmp-1").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert_same(checkpoints.restore(shapes(state_of(0)), fingerprint=CONFIG)[0], state_of(5))
-        checkpoints.save(state_of(7), {"fingerprint": CONFIG})
+    assert_same(restore(tmp_path)[0], state_of(5))
+    save(tmp_path, 7)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["5", "7"]

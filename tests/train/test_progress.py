@@ -12,7 +12,7 @@ from jaxinterp.train import ProgressMeter, initialize
 from jaxinterp.train.log import RunLog
 
 
-class Time:
+class Clock:
     """A clock that stands still until it is moved."""
 
     now = 100.0
@@ -23,9 +23,9 @@ class Time:
 
 @pytest.fixture
 def clock(monkeypatch):
-    time = Time()
-    monkeypatch.setattr("jaxinterp.train.progress.time", time)
-    return time
+    clock = Clock()
+    monkeypatch.setattr("jaxinterp.train.progress.time", clock)
+    return clock
 
 
 def steps(meter, clock, count, seconds):
@@ -50,10 +50,9 @@ def test_rate_remaining_time_and_seconds_of_training_without_a_terminal(clock):
         steps(meter, clock, 50, 0.1)
         assert meter.seconds == pytest.approx(10.0, abs=0.5)
         meter.epoch({"epoch": 1, "step": 100, "train_loss": 0.5, "val_accuracy": 0.75, "images_per_second": 80.0})
-    lines = text.getvalue().splitlines()
-    assert lines[0] == "compiled the step in 3.0 s"
-    assert lines[1].startswith("epoch 1/2  train_loss 0.5000  val_accuracy 0.7500  (80 images/s, 0:00:1")
-    assert len(lines) == 2
+    compiled, epoch = text.getvalue().splitlines()
+    assert compiled == "compiled the step in 3.0 s"
+    assert epoch.startswith("epoch 1/2  train_loss 0.5000  val_accuracy 0.7500  (80 images/s, 0:00:1")
 
 
 def test_long_epochs_write_a_line_now_and_then(clock):
@@ -61,9 +60,9 @@ def test_long_epochs_write_a_line_now_and_then(clock):
     with ProgressMeter(1000, 1, batch_size=8, console=Console(file=text, width=200)) as meter:
         meter.start(0)
         steps(meter, clock, 100, 1.0)
-    lines = text.getvalue().splitlines()
-    assert len(lines) == 3
-    assert lines[0] == "epoch 1/1, step 31: loss 0.2500  (8 images/s, 0:16:09 left)"
+    first, *rest = text.getvalue().splitlines()
+    assert first == "epoch 1/1, step 31: loss 0.2500  (8 images/s, 0:16:09 left)"
+    assert len(rest) == 2
 
 
 def test_a_terminal_gets_a_bar_and_other_processes_are_silent(clock):
@@ -81,30 +80,31 @@ def test_a_terminal_gets_a_bar_and_other_processes_are_silent(clock):
 
 def test_the_log_rewrites_what_is_missing_and_drops_what_is_newer(tmp_path):
     records = [{"step": 4 * epoch, "epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2, 3)]
+    info, metrics = tmp_path / "run.json", tmp_path / "metrics.jsonl"
     with RunLog(tmp_path, [], seed=7, step=0) as log:
         for record in records:
             log.epoch(record)
         log.finish({"last": {"epoch": 3}})
-    first = json.loads((tmp_path / "run.json").read_text())
+    first = json.loads(info.read_text())
     assert (first["seed"], first["summary"], first["resumed"]) == (7, {"last": {"epoch": 3}}, [])
     assert first["versions"] == versions()
     assert first["versions"]["jax"] == jax.__version__
     assert re.fullmatch(r".+, \d+ cores, \d+ GiB", machine())
-    (tmp_path / "metrics.jsonl").write_text('{"torn')
+    metrics.write_text('{"torn')
     with RunLog(tmp_path, records[:2], seed=7, step=8) as log:
         log.epoch(records[2])
-    again = json.loads((tmp_path / "run.json").read_text())
+    again = json.loads(info.read_text())
     assert again["started"] == first["started"]
-    assert [set(entry) for entry in again["resumed"]] == [{"step", "at"}]  # same machine, same versions
-    assert again["resumed"][0]["step"] == 8
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
+    (resumed,) = again["resumed"]
+    assert (set(resumed), resumed["step"]) == ({"step", "at"}, 8)  # same machine, same versions
+    assert [json.loads(line) for line in metrics.read_text().splitlines()] == records
     assert "summary" not in again
-    (tmp_path / "run.json").write_text('{"torn')
+    info.write_text('{"torn')
     with pytest.raises(ConfigError, match=r"run\.json"):
         RunLog(tmp_path, records, seed=7, step=12)
 
 
-@pytest.mark.parametrize(("given", "name"), [((None, 2), "coordinator"), ((2, 2), "process_id")])
-def test_processes_that_cannot_be_raise(given, name):
+@pytest.mark.parametrize(("number", "name"), [(None, "coordinator"), (2, "process_id")])
+def test_processes_that_cannot_be_raise(number, name):
     with pytest.raises(ConfigError, match=name):
-        initialize("localhost:1", given[1], given[0])
+        initialize("localhost:1", 2, number)
