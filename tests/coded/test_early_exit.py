@@ -50,7 +50,6 @@ def test_the_decoder_answers_with_the_nearest_word():
     assert (np.asarray(decode(jnp.asarray(energies, jnp.float32), CODE).classes) == distances.argmin(1)).all()
 
 
-@pytest.mark.slow
 def test_early_exit_is_the_whole_network_cut_short(variables):
     seen = decode_blocks(NET, variables, X, batch=5)
     logits, energies = jax.jit(partial(NET.apply, energies=True))(variables, jnp.asarray(X))

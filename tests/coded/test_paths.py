@@ -33,7 +33,6 @@ def test_shares_of_all_paths_sum_to_the_logits(variables):
     np.testing.assert_allclose(explained, parts.logits, rtol=1e-4, atol=1e-4 * size)
 
 
-@pytest.mark.slow
 def test_shares_of_an_earlier_block_go_through_shortcuts_alone(variables):
     """Block 2 by hand: what its paths sum to, BatchNorm's factor, the gates of blocks 2 and 3, the classifier."""
     parts = path_shares(NET, variables, X[:2])
