@@ -35,7 +35,6 @@ from jaxinterp.app.stages import trained
 from jaxinterp.checks import require, require_at_least
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Explainable
-from jaxinterp.explain.tracing import activation_names
 from jaxinterp.files import check_folder
 from jaxinterp.glassbox.family import GlassBoxModel
 from jaxinterp.glassbox.learned import GROUPS, LearnedModel
@@ -68,11 +67,11 @@ MAX_UNITS = 1024  # of a layer without positions, whose map is dense
 
 def layers_of(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> tuple[str, ...]:
     """Choose the layers to measure: those at which the network is decomposed, or the last one of each shape."""
-    names = net.layers
+    names = net.levels
     if not names:
-        shapes = activation_names(partial(net.apply, net.variables), jnp.asarray(images[:1]))
+        shapes = net.layers(images[:1])
         sizes = {s: name for name, s in shapes.items() if len(s) == 4 and s[1] == s[2] > 1}
-        logits = net.apply(net.variables, jnp.asarray(images[:1])).shape
+        logits = net.logits(images[:1]).shape
         dense = {s: name for name, s in shapes.items() if len(s) == 2 and s[1] <= MAX_UNITS and s != logits}
         names = tuple((sizes | dense).values())
     chosen = np.linspace(0, len(names) - 1, min(MAX_LAYERS, len(names))).round().astype(int)

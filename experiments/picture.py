@@ -9,10 +9,10 @@ import numpy as np
 from jaxinterp.app.console import errors_in_one_line
 from jaxinterp.app.stages import trained
 from jaxinterp.checks import require
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture
 from jaxinterp.files import write_bytes
 from jaxinterp.recipe.page import first_of_each_class, likeliest, top_maps
-from jaxinterp.train import predict
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -22,9 +22,9 @@ def main(arguments: Sequence[str]) -> None:
         run = trained(Path(arguments[0]))
         net, (images, labels) = run.explainable, run.test_data
         chosen = first_of_each_class(labels, 4)
-        logits = predict(net.apply, net.variables, images[chosen])
+        logits = np.asarray(net.logits(images[chosen]))
         names = [f"label {run.classes[label]}" for label in labels[chosen]]
-        maps = np.asarray(net.maps(images[chosen], likeliest(logits)))
+        maps = np.asarray(decompose(net, images[chosen], likeliest(logits)).maps(images.shape[1:3]))
         figure = top_maps(net, images[chosen], names, logits, run.classes, maps)
         write_bytes(Path(arguments[1]), picture(figure, "", "").png)
 

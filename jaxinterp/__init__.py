@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxinterp import coda, coded, data, explain, figures, gated, glassbox, models, nn, symmetry, taylor, train
     from jaxinterp.explain import attribute, metrics, series
-    from jaxinterp.explain.attribute import Attribution
-    from jaxinterp.explain.decompose import Decomposition, decompose
-    from jaxinterp.explain.explainable import Explainable
+    from jaxinterp.explain.attribution import Attribution
+    from jaxinterp.explain.decompose import decompose
+    from jaxinterp.explain.explainable import Explainable, explainable
     from jaxinterp.explain.series import contributions, orders, pairs
     from jaxinterp.gated import kernels
     from jaxinterp.gated.npk_regression import NPKRegressor
@@ -40,19 +40,18 @@ _MODULES = {
     "train": "jaxinterp.train",
 }
 _NAMES = {
-    "Attribution": "jaxinterp.explain.attribute",
-    "Decomposition": "jaxinterp.explain.decompose",
+    "Attribution": "jaxinterp.explain.attribution",
     "Explainable": "jaxinterp.explain.explainable",
     "NPKRegressor": "jaxinterp.gated.npk_regression",
     "contributions": "jaxinterp.explain.series",
     "decompose": "jaxinterp.explain.decompose",
+    "explainable": "jaxinterp.explain.explainable",
     "orders": "jaxinterp.explain.series",
     "pairs": "jaxinterp.explain.series",
 }
 
 __all__ = [
     "Attribution",
-    "Decomposition",
     "Explainable",
     "NPKRegressor",
     "attribute",
@@ -62,6 +61,7 @@ __all__ = [
     "data",
     "decompose",
     "explain",
+    "explainable",
     "figures",
     "gated",
     "glassbox",

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.app.stages import trained
-from jaxinterp.explain.explainable import summed
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import Page, Section, Table, picture
 from jaxinterp.recipe.page import first_of_each_class, likeliest, top_maps
 from jaxinterp.recipe.run_folder import read_json
@@ -29,13 +28,13 @@ def summarize_run(run_dir: Path) -> tuple[Section, Row]:
     metrics = read_json(run_dir / "evaluation.json", f"jaxinterp evaluate {run_dir}", "metrics")["metrics"]
     first = first_of_each_class(labels, 3)
     chosen, names = images[first], [f"label {run.classes[label]}" for label in labels[first]]
-    logits = np.asarray(net.apply(net.variables, jnp.asarray(chosen)))
-    maps = np.asarray(summed(net.decompose(chosen, likeliest(logits)), chosen))
+    logits = np.asarray(net.logits(chosen))
+    maps = np.asarray(decompose(net, chosen, likeliest(logits)).maps(chosen.shape[1:3]))
     figure = top_maps(net, chosen, names, logits, run.classes, maps)
     times = []
     for _ in range(REPEATS):  # the first one compiles
         start = time.perf_counter()
-        jax.block_until_ready(net.decompose(images[:1]).contributions)
+        jax.block_until_ready(decompose(net, images[:1]).contributions)
         times.append(time.perf_counter() - start)
     accuracy, residual = f"{metrics['test_accuracy']:.2%}", f"{metrics['completeness_residual']:.0e}"
     section = Section(

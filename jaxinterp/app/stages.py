@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxinterp.app.registry import family_of, name_of, run_in
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, JaxInterpError
-from jaxinterp.explain.explainable import summed
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.recipe.config import Run
@@ -145,7 +145,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> d
     epochs = {"last": last} | ({"best": trained(run_dir, "best")} if last.run.train.val_fraction else {})
     images, batch = last.test_data[0], last.run.train.eval_batch
     # One function for both, which is compiled once.
-    apply = last.explainable.apply
+    apply = last.network.apply
     logits = {which: predict(apply, one.variables, images, batch) for which, one in epochs.items()}
     results, first_maps = measure(last, logits, log)
     write_arrays(run_dir / MAPS, first_maps)
@@ -190,7 +190,7 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
     images, lines = read_images(paths, *run.run.data.image_shape)
     used: set[Path] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
-        decomposition = net.decompose(image[None])
+        decomposition = decompose(net, image[None])
         parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), decomposition)
         probability = net.probabilities(parts.logits[None])[0]
         entries = [
@@ -201,17 +201,19 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
                 "contributions": float(parts.contributions[k].sum()),
                 "bias": float(parts.bias[k]),
                 "residual": float(parts.residual[k]),
+                "curvature": float(parts.curvature),
+                "discrepancy": float(parts.discrepancy),
             }
             for k, label in enumerate(run.classes)
         ]
         best = likeliest(parts.logits[None], top)[0]
-        maps = np.asarray(summed(decomposition, image[None]))[:, best]
+        maps = np.asarray(decomposition.maps(image.shape[:2]))[:, best]
         figures = {"": top_maps(net, image[None], [path.name], parts.logits[None], run.classes, maps)}
         content: dict[str, Any] = {
             "image": str(path),
             "run": run.name,
             "checkpoint": which,
-            "layer": net.layer or "input",
+            "layer": net.layer,
             "classes": entries,
         }
         if (reading := run.family.explain_image(run, image, best)) is not None:

@@ -10,18 +10,21 @@ Böhle, Fritz, Schiele, "Optimizing for Interpretability: Convolutional Dynamic 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.metrics.localization import Grids, Localization, grid_pointing_game, tile_grid
-from jaxinterp.explain.tracing import activation_names
+from jaxinterp.explain.program import INPUT
 
-IMAGE = "image"
 _LEVEL = re.compile(r"(?:trunk/|coda/)?(?:stem|block_\d+|conv_\d+|layer_\d+)")
 
 
@@ -29,7 +32,7 @@ class Level(NamedTuple):
     """One point of the curve.
 
     Attributes:
-        name: path of the activation, or "image" for the network's input.
+        name: path of the activation, or "input" for what the network reads.
         shape: (height, width, channels) of the activation on a grid of images.
         unexplained: the part of the logits that depends on the input and that this level's contributions leave out,
             max |b_l − b_top| / max |f − b_top| over the grids; ≤ 1e-4 where the level is exact.
@@ -42,33 +45,30 @@ class Level(NamedTuple):
     localization: Localization
 
 
-def level_names(model: Callable[..., Any], x: Float[Array, "n h w c"], variables: Any) -> tuple[str, ...]:
-    """List "image", then the paths of stem, residual blocks, convolutions and CoDA layers in the order of their calls.
+def level_names(net: Any, x: Float[Array, "n h w c"]) -> tuple[str, ...]:
+    """List "input", then the paths of stem, residual blocks, convolutions and CoDA layers in the order of their calls.
 
-    The model is (variables, x) ↦ logits, calling a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
+    The network is a CoDA net, a hybrid, a `CifarResNet` or a `VGG`.
     """
-    names = activation_names(lambda x: model(variables, x), x)
-    return (IMAGE, *(name for name in names if _LEVEL.fullmatch(name)))
+    return (INPUT, *(name for name in explainable(net).layers(x) if _LEVEL.fullmatch(name)))
 
 
 def interpretable_depth(
-    model: Callable[..., Float[Array, "n classes"]],
-    images: Float[Array, "images h w c"],
+    net: Any,
+    images: Float[Array | np.ndarray, "images h w c"],
     grids: Grids,
     levels: Sequence[str] | None = None,
     *,
-    variables: Any,
-    max_bytes: int = 2 << 30,
+    max_bytes: int = MAX_BYTES,
 ) -> list[Level]:
     """Score the contributions of every layer of a network by the grid pointing game.
 
     Args:
-        model: (variables, x) ↦ logits (n, classes), affine in x: `model.apply(variables, x, frozen=True)`. The maps of
-            the level "image" are those of its x, so encoded images show all six channels' contributions.
-        images: inputs of `model`, (images, H, W, C).
+        net: a network that is affine once frozen, see `explainable`. The maps of the level "input" are those of what
+            it reads: of a CoDA Net all six channels' contributions.
+        images: (images, H, W, C).
         grids: from `sample_grids`, drawn once and used for every network that is compared.
         levels: names from `level_names`, ordered from the image to the output; None for all.
-        variables: the model's variables.
         max_bytes: bytes that one pass may take by estimate.
 
     Returns:
@@ -76,21 +76,22 @@ def interpretable_depth(
 
     Source: TPAMI 2022 for the curve; CVPR 2021, Eq. 5–8 (contributions) and Eq. 11 (score).
     """
+    net, pool = explainable(net), jnp.asarray(images)
     if levels is None:
-        levels = level_names(model, tile_grid(images[grids.images[:1]]), variables)
+        levels = level_names(net, tile_grid(pool[grids.images[:1]]))
     require(levels, "levels", "none", "at least one name")
     seen: dict[str, list[tuple[Array, Array]]] = {}
     shapes, scores = {}, {}
     for name in levels:
+        here = net.at(name)
 
-        def attribute(x: Array, classes: Array, name: str = name) -> Array:
-            at, check = (None if name == IMAGE else name), not seen
-            parts = decompose(model, x, classes, at, variables=variables, max_bytes=max_bytes, check=check)
+        def attribute(net: Any, x: Array, classes: Array, name: str = name) -> Attribution:
+            parts = decompose(net, x, classes, max_bytes=max_bytes)
             seen.setdefault(name, []).append((parts.logits, parts.bias))
             shapes[name] = parts.contributions.shape[2:]
-            return parts.contributions.sum(-1)
+            return parts
 
-        scores[name] = grid_pointing_game(attribute, images, grids, upsample="linear", max_bytes=max_bytes)
+        scores[name] = grid_pointing_game(here, attribute, pool, grids=grids, upsample="linear", max_bytes=max_bytes)
     joined = {name: [np.concatenate(arrays) for arrays in zip(*passes, strict=True)] for name, passes in seen.items()}
     logits, top = joined[levels[-1]]
     gaps = {name: np.abs(bias - top).max() / np.abs(logits - top).max() for name, (_, bias) in joined.items()}

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.checks import require
 from jaxinterp.coda.hybrid import Hybrid
-from jaxinterp.coda.network import LOGIT_BIAS, CoDANet, alignment_penalty, encode, s_coda
-from jaxinterp.explain.explainable import Explainable
+from jaxinterp.coda.network import CoDANet, alignment_penalty, s_coda
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.nn.baselines import ResNetTrunk
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, sigmoid_bce
 from jaxinterp.recipe.config import Count, Model, Natural, NonNegative, Run, small
@@ -107,17 +107,4 @@ class CoDAFamily(Family[CoDAModel]):
 
     def explainable(self, trained: TrainedRun[CoDAModel]) -> Explainable:
         """Explain a CoDA Net from its encoded image, a hybrid from its trunk's output."""
-        network, model = trained.network, trained.run.model
-        prefix = "coda/" if model.trunk_depth else ""
-        names = tuple(f"{prefix}layer_{i}" for i in range(len(model.features)))
-        return Explainable(
-            variables=trained.variables,
-            apply=lambda variables, x: network.apply(variables, x),
-            predict=lambda variables, x: network.apply(variables, x, encoded=True),
-            frozen=lambda variables, x: network.apply(variables, x, encoded=True, frozen=True),
-            encode=encode,
-            bias=LOGIT_BIAS,
-            layer="trunk" if model.trunk_depth else None,
-            layers=names[:-1],
-            pooled=names[-1],
-        )
+        return explainable(trained.network, trained.variables)

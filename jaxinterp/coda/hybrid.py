@@ -13,10 +13,14 @@ shifts leave a bias: `decompose` at the image returns input × gradient as contr
 `bias`. How far the exact part reaches down is the *interpretable depth* (`jaxinterp.coda.depth`).
 """
 
+from dataclasses import replace
+from typing import Any
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxinterp.coda.network import CoDANet, encode
+from jaxinterp.explain.explainable import Explainable, explainable
 
 
 class Hybrid(nn.Module):
@@ -54,3 +58,11 @@ class Hybrid(nn.Module):
         """Return the logits of images in [0, 1], or of their encoding; `frozen` holds weights and statistics."""
         x = encode(images) if self.encode_input and not encoded else images
         return self.coda(self.trunk(x, train, frozen), train, frozen, encoded=True)
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: from the trunk's output, whose contributions leave out b_0 alone."""
+        coda = self.coda.__explainable__(variables)
+        whole = explainable(self, variables, keywords={})
+        levels = tuple(f"coda/{name}" for name in coda.levels)
+        whole = replace(whole, bias=coda.bias, probability=coda.probability)
+        return replace(whole, layer="trunk", levels=levels, pooled=f"coda/{coda.pooled}")

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.coda.alignment import DynamicAlignmentConv as DynamicAlignmentConv
 from jaxinterp.coda.alignment import Rescale, widened
+from jaxinterp.explain.explainable import Explainable, explainable
 
 LOGIT_BIAS = math.log(0.1 / 0.9)  # the prior probability 0.1 of the authors' configurations
 
@@ -39,6 +40,11 @@ def encode(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch two_chann
     # The complement of unsigned integers would wrap around.
     require(jnp.issubdtype(x.dtype, jnp.floating), "x", x.dtype, "a floating image in [0, 1]")
     return jnp.concatenate([x, 1 - x], axis=-1)
+
+
+def encoding(variables: Any, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c2"]:
+    """Return `encode(x)`, as the input of an `Explainable`; no variables are needed."""
+    return encode(x)
 
 
 class CoDANet(nn.Module):
@@ -114,6 +120,19 @@ class CoDANet(nn.Module):
                 x, through = layer(x, frozen, through)
         logits = self._pool(x) + self.logit_bias
         return logits if through is None else (logits, self._pool(through))
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: from the encoded image, whose contributions leave out b_0 alone."""
+        return explainable(
+            self,
+            variables,
+            keywords={"encoded": True},
+            encoding=encoding,
+            bias=self.logit_bias,
+            levels=tuple(f"layer_{i}" for i in range(len(self.features) - 1)),
+            pooled=f"layer_{len(self.features) - 1}",
+            probability="sigmoid",
+        )
 
     def _pool(self, x: Float[Array, "n h w k"]) -> Float[Array, "n k"]:
         return x.astype(widened(x.dtype)).sum((1, 2)) / self.temperature

@@ -22,7 +22,7 @@ from jaxinterp.coded.measures import measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.data import hold_out
 from jaxinterp.errors import DataError
-from jaxinterp.explain.explainable import Explainable, softmax_explainable
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn
 from jaxinterp.recipe.config import Count, DataSet, Model, Natural, NonNegative, Positive, Run, Share, small
@@ -186,9 +186,7 @@ class CodedFamily(Family[CodedModel]):
 
     def explainable(self, trained: TrainedRun[CodedModel]) -> Explainable:
         """Explain a network: affine in the image once the energies are held."""
-        blocks = len(trained.network.blocks)
-        layers = tuple(f"block_{int(i)}/out" for i in np.linspace(1, blocks, min(3, blocks)))
-        return softmax_explainable(trained.network, trained.variables, layers=layers, pooled=layers[-1])
+        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[CodedModel], log: Log) -> dict[str, Any]:
         """Measure decoding, single-class classifiers, early exit, removals and specificity."""

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from jaxinterp.checks import require, require_at_least
 from jaxinterp.coded.block import CodedBlock
 from jaxinterp.coded.codes import Code, load_code
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import ConvNet
 
@@ -128,6 +129,12 @@ class CodedResNeXt(ConvNet):
     def coded_blocks(self) -> list[int]:
         """Numbers of the coded blocks, counted from 1 at the input."""
         return [i for i, (stage, _) in enumerate(self.blocks, 1) if stage.code is not None]
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: from the image, and from the outputs of a few blocks."""
+        blocks = len(self.blocks)
+        levels = tuple(f"block_{int(i)}/out" for i in np.linspace(1, blocks, min(3, blocks)))
+        return explainable(self, variables, keywords={}, levels=levels, pooled=levels[-1])
 
     def require_codes(self) -> None:
         """Raise ConfigError for a network without coded blocks."""

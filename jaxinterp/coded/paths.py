@@ -9,8 +9,8 @@ so that each path of each block has a signed share, and all shares sum to the lo
 (Fig. 2a) averaged over classes; `specificity` measures for each class which others lose without its paths.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,56 +21,49 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.checks import require, require_finite, require_labels
 from jaxinterp.coded.network import CodedResNeXt, Keep
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.decompose import Targets, decompose
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.explain.program import INPUT
 
 
 class PathShares(NamedTuple):
-    """Shares of the logits; T is the number of targets.
+    """Parts of the logits by name, of `by_block`; T is the number of targets.
 
     Attributes:
-        logits: (batch, T).
         paths: contribution of every path, for each block, coded or not, (batch, T, paths).
         stem: contribution of the input through the shortcuts alone, (batch, T).
         shift: constants of BatchNorm on the way, (batch, T).
-        residual: logits less all of these; zero up to rounding, (batch, T).
     """
 
-    logits: Float[Array, "batch t"]
     paths: list[Float[Array, "batch t n"]]
     stem: Float[Array, "batch t"]
     shift: Float[Array, "batch t"]
-    residual: Float[Array, "batch t"]
 
 
-@cache
-def _shortcuts(model: CodedResNeXt) -> Callable[..., Array]:
-    """Return the frozen network with derivatives through its shortcuts alone; one function each, compiled once."""
-    return partial(model.apply, frozen=True, shortcuts_only=True)  # type: ignore[return-value]
-
-
-def path_shares(
-    model: CodedResNeXt,
-    variables: Any,
-    x: Float[Array, "batch h w c"],
-    targets: Targets = None,
-    *,
-    max_bytes: int = 2 << 30,
-) -> PathShares:
+def path_shares(net: Any, x: Any, targets: Targets = None, *, max_bytes: int = MAX_BYTES) -> Attribution:
     """Compute the contribution of every path of every block to every logit, in one backward pass.
 
     Σ paths + stem + shift = logits up to `residual`.
 
     Args:
-        model: the network.
-        variables: its variables.
+        net: `explainable(model, variables)` of a `CodedResNeXt`.
         x: images, (batch, H, W, C) in [0, 1].
         targets: classes, as in `decompose`.
         max_bytes: as in `decompose`.
 
+    Returns:
+        An `Attribution` with contributions (batch, T, P + 1): those of all paths, block after block, then of the stem,
+        the input through the shortcuts alone; its bias are constants of BatchNorm on the way. `by_block` names them.
+
     Source: the decomposition is ours; paths as in arXiv 2202.05343, Fig. 1.
     """
-    levels: list[str | None] = [None, *(f"block_{i}/paths" for i in range(1, len(model.blocks) + 1))]
-    first, *parts = decompose(_shortcuts(model), x, targets, layer=levels, variables=variables, max_bytes=max_bytes)
+    net = explainable(net)
+    model = coded_network(net)
+    straight = explainable(model, net.variables, keywords={"shortcuts_only": True})
+    levels = [INPUT, *(f"block_{i}/paths" for i in range(1, len(model.blocks) + 1))]
+    first, *parts = decompose(straight, x, targets, layer=levels, max_bytes=max_bytes, check=False)
     shares = [
         part.contributions.reshape(*part.logits.shape, -1, stage.present, stage.width).sum((2, 4))
         for part, (stage, _) in zip(parts, model.blocks, strict=True)
@@ -78,8 +71,31 @@ def path_shares(
     logits, stem = first.logits, first.contributions.sum((2, 3, 4))
     # Each level's bias is the logit less that level's linear part; their sum keeps what no level explains.
     shift = sum((part.bias for part in parts), first.bias) - len(shares) * logits
-    explained = sum((share.sum(-1) for share in shares), stem + shift)
-    return PathShares(logits, shares, stem, shift, logits - explained)
+    each = jnp.concatenate([*shares, stem[..., None]], axis=-1)
+    return Attribution(
+        each, logits, first.targets, shift, logits - each.sum(-1) - shift, method="path_shares", layer="paths"
+    )
+
+
+def coded_network(net: Explainable) -> CodedResNeXt:
+    """Return the Coded ResNeXt that is explained.
+
+    Raises:
+        ConfigError: it is another network.
+    """
+    model = getattr(net.network, "module", None)
+    require(
+        isinstance(model, CodedResNeXt), "net", type(model).__name__, "a CodedResNeXt, explainable(model, variables)"
+    )
+    assert isinstance(model, CodedResNeXt)
+    return model
+
+
+def by_block(model: CodedResNeXt, shares: Attribution) -> PathShares:
+    """Return the parts of `path_shares` by name."""
+    ends = np.cumsum([stage.present for stage, _ in model.blocks])
+    *paths, stem = jnp.split(shares.contributions, ends, axis=-1)
+    return PathShares(paths, stem[..., 0], shares.bias)
 
 
 @partial(jax.jit, static_argnames="active")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.coded.figures import decoding_curve, exit_curve, paths_beside_code, removal_lines, specificity_matrix
-from jaxinterp.coded.paths import path_shares
+from jaxinterp.coded.paths import by_block, path_shares
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.recipe.family import Reading, Report, TrainedRun
 
@@ -24,12 +24,13 @@ def _paths(report: Report) -> Section:
     """Draw the class × path maps of the last block of each code."""
     model, classes = report.trained.network, np.unique(report.labels[:MAX_PATH_IMAGES])
     images, labels = report.images[:MAX_PATH_IMAGES], report.labels[:MAX_PATH_IMAGES].astype(int)
-    parts = path_shares(model, report.trained.variables, jnp.asarray(images), labels)
+    parts = path_shares(report.explainable, images, labels)
+    paths = by_block(model, parts).paths
     missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
     pictures = []
     last = dict(zip(model.codes, model.coded_blocks, strict=True))  # a code's later blocks replace the earlier
     for code, block in last.items():
-        share = np.asarray(parts.paths[block - 1])[:, 0]
+        share = np.asarray(paths[block - 1])[:, 0]
         mean = np.stack([share[labels == k].mean(0) for k in classes])
         words = code.table[classes]
         figure = paths_beside_code(mean, words, [report.classes[k] for k in classes])
@@ -54,23 +55,24 @@ def _paths(report: Report) -> Section:
 def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]) -> Reading:
     """Return what each path of every block hands on to the `top` classes' logits; the last coded one is drawn."""
     model, names = trained.network, trained.classes
-    parts = path_shares(model, trained.variables, jnp.asarray(image)[None], top[None].astype(np.int32))
+    parts = path_shares(trained.explainable, image[None], top[None])
+    named = by_block(model, parts)
     codes = [stage.code for stage, _ in model.blocks]
     numbers = [
         {
             "class": names[k],
             "logit": float(parts.logits[0, t]),
-            "stem": float(parts.stem[0, t]),
-            "shift": float(parts.shift[0, t]),
+            "stem": float(named.stem[0, t]),
+            "shift": float(named.shift[0, t]),
             "residual": float(parts.residual[0, t]),
             "blocks": [
                 {"word": code and code.table[k].tolist(), "contributions": np.asarray(shares)[0, t].tolist()}
-                for code, shares in zip(codes, parts.paths, strict=True)
+                for code, shares in zip(codes, named.paths, strict=True)
             ],
         }
         for t, k in enumerate(top)
     ]
-    shares, words = parts.paths[model.coded_blocks[-1] - 1], model.codes[-1].table[top]
+    shares, words = named.paths[model.coded_blocks[-1] - 1], model.codes[-1].table[top]
     return Reading("paths", numbers, paths_beside_code(np.asarray(shares)[0], words, [names[k] for k in top]))
 
 

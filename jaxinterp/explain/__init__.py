@@ -1,6 +1,8 @@
-"""Exact decompositions, post-hoc attribution methods, and metrics of both."""
+"""Exact decompositions, post-hoc attribution methods, and metrics of both, on a network of any framework."""
 
-from jaxinterp.explain.decompose import Decomposition, decompose, select_targets
-from jaxinterp.explain.tracing import activation_names
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import select_targets
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import Explainable, explainable
 
-__all__ = ["Decomposition", "activation_names", "decompose", "select_targets"]
+__all__ = ["Attribution", "Explainable", "decompose", "explainable", "select_targets"]

@@ -1,236 +1,285 @@
-"""Exact decomposition of an output into the contributions of an input or of any activation.
+"""Exact decomposition of logits into the contributions of an input or of any layer.
 
 A network whose coefficients are frozen at x is affine there (the freeze contract), so
 
     f(x) = W(x) x + b(x)          W(x)ᵀe_k: one vjp, all k by vmap        W(x) x: one jvp with tangent x
     contributions_k = x ⊙ W(x)ᵀe_k        b = f − W(x) x        residual_k = f_k − Σ contributions_k − b_k
 
-The two sides of the residual come from different passes, forward and backward; it is float noise, and it is
-returned with every explanation.
+Where b is taken as f − W(x) x the residual is rounding for every function, affine or not, as its two sides are the
+same map run backward and forward. So three more numbers are measured in the same pass, of every example:
+
+    curvature     |f''| / |f'| along x and along a random direction: 0 where the function is affine
+    discrepancy   |frozen − free| / |free|: 0 where freezing has not changed the value
+    residual      against the bias in closed form, where the network has one: then a wrong W cannot hide in b
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require, require_batch, require_finite, require_variables
-from jaxinterp.explain.tracing import Footprint, footprint, in_chunks, require_levels, split_at, unjitted
+from jaxinterp.checks import require, require_at_least, require_finite
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, select_targets
+from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
+from jaxinterp.explain.program import INPUT
 
-Targets = None | int | Sequence[int] | Int[Array, "..."] | np.ndarray
-
-
-class Decomposition(NamedTuple):
-    """Result of `decompose`; T is the number of targets, `...` the shape of one input or activation.
-
-    Attributes:
-        logits: f_k(x), (batch, T).
-        weights: W(x)ᵀe_k, (batch, T, ...).
-        contributions: x ⊙ W(x)ᵀe_k, (batch, T, ...).
-        bias: b_k(x), the part that no input entry explains, (batch, T).
-        residual: f_k − Σ contributions_k − b_k, signed, (batch, T); zero up to rounding.
-    """
-
-    logits: Float[Array, "batch t"]
-    weights: Float[Array, "batch t *shape"]
-    contributions: Float[Array, "batch t *shape"]
-    bias: Float[Array, "batch t"]
-    residual: Float[Array, "batch t"]
-
-
-def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "batch t"]:
-    """Return the classes to explain, one row per example.
-
-    Args:
-        targets: None (all classes), one int (for every example), (batch,) ints (one each) or (batch, T) ints.
-        batch: number of examples.
-        classes: number of classes; targets lie in [0, classes).
-
-    Returns:
-        (batch, T) int32.
-
-    Example:
-        >>> select_targets(None, 2, 3).tolist(), select_targets([2, 0], 2, 3).tolist()
-        ([[0, 1, 2], [0, 1, 2]], [[2], [0]])
-    """
-    if targets is None:
-        return jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32), (batch, classes))
-    if not isinstance(targets, jax.core.Tracer):
-        values = np.asarray(targets)
-        require(np.issubdtype(values.dtype, np.integer), "targets", values.dtype, f"integers in [0, {classes})")
-        if values.size:
-            low, high = values.min(), values.max()
-            require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes in [0, {classes})")
-    rows = jnp.asarray(targets, dtype=jnp.int32)
-    fits = rows.ndim == 0 or (rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:])
-    require(fits, "targets", f"shape {rows.shape}", f"(), ({batch},) or ({batch}, T), T at least 1")
-    return rows if rows.ndim == 2 else jnp.broadcast_to(rows[..., None], (batch, 1))
-
-
-class Bound(NamedTuple):
-    """A checked call: x ↦ logits with its variables, the classes to explain, and the memory of one pass."""
-
-    model: jax.tree_util.Partial
-    rows: Int[Array, "batch t"]
-    size: Footprint
-
-
-def bind(
-    model: Callable[..., Array],
-    x: Array,
-    targets: Targets,
-    variables: Any,
-    layers: Sequence[str | None] = (None,),
-    given: Sequence[Array] = (),
-) -> Bound:
-    """Check the arguments that all methods share, and tie the variables to the function; `layers` will be addressed."""
-    require_batch(x)
-    require_variables(model, variables, "model")
-    if any(layer is not None for layer in layers):
-        model = unjitted(model)
-    bound = jax.tree_util.Partial(model, *(() if variables is None else (variables,)))
-    size = footprint(bound, x, *given)
-    fits = len(size.output) == 2 and size.output[0] == len(x)
-    require(fits, "model", f"output {size.output}", f"({len(x)}, classes)")
-    require_levels(bound, x, layers, given)
-    return Bound(bound, select_targets(targets, *size.output), size)
+CURVATURE = 1e-3
+"""Largest curvature of a function that is taken for affine; one that is has exactly none, but for rounding in NaNs."""
+DISCREPANCY = 1e-3
+"""Largest relative difference of frozen and free logits that is taken for rounding."""
+COUPLING = 1e-6
+"""Largest slope of an example's logits along other examples, relative to theirs, that is taken for none."""
 
 
 @overload
 def decompose(
-    model: Callable[..., Array],
-    x: Array,
+    net: Any,
+    x: Any,
     targets: Targets = ...,
+    *,
     layer: str | None = ...,
-    *,
-    variables: Any = ...,
     given: Sequence[Array] = ...,
     max_bytes: int = ...,
     check: bool = ...,
-) -> Decomposition: ...
+) -> Attribution: ...
 
 
 @overload
 def decompose(
-    model: Callable[..., Array],
-    x: Array,
+    net: Any,
+    x: Any,
     targets: Targets = ...,
     *,
-    layer: list[str | None],
-    variables: Any = ...,
+    layer: list[str],
     given: Sequence[Array] = ...,
     max_bytes: int = ...,
     check: bool = ...,
-) -> list[Decomposition]: ...
+) -> list[Attribution]: ...
 
 
 def decompose(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Array,
+    net: Any,
+    x: Any,
     targets: Targets = None,
-    layer: str | list[str | None] | None = None,
     *,
-    variables: Any = None,
+    layer: str | list[str] | None = None,
     given: Sequence[Array] = (),
-    max_bytes: int = 2 << 30,
+    max_bytes: int = MAX_BYTES,
     check: bool = True,
-) -> Decomposition | list[Decomposition]:
-    """Decompose logits exactly into contributions of the input, or of any named activation, for all classes at once.
+) -> Attribution | list[Attribution]:
+    """Decompose logits exactly into the contributions of the input, or of any layer, for all classes at once.
 
-    f_k(x) = Σ_i x_i [W(x)]_{ki} + b_k(x), see this file's head. Works on every function that is affine around `x`
-    once its input-dependent coefficients are held constant: a frozen CoDA Net, any ReLU network as it is, any Flax,
-    NNX, equinox or hand-written model of the user's own. Runs at the highest matrix-product precision.
+    f_k(x) = Σ_i x_i [W(x)]_{ki} + b_k(x), see this file's head. Works on every network that is affine around `x` once
+    its input-dependent coefficients are held constant: a CoDA Net, any ReLU network as it is, of any framework. Runs
+    at the highest matrix-product precision.
 
     Args:
-        model: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits where
-            `variables` is given. With `variables` the computation is compiled once and reused for as long as the
-            same function object is passed; a closure runs operation by operation, so that its parameters are not
-            baked into a program.
-        x: input, (batch, ...), floating.
+        net: a network, see `explainable`: an `Explainable`, an NNX, Equinox or Keras model, or x ↦ logits.
+        x: a batch, (batch, ...), of examples that are independent of one another.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        layer: path of a Flax submodule, such as "trunk/block_2"; its output takes the place of `x`. A list of paths,
-            None in it being `x`, is explained in one program with one backward pass.
-        variables: the model's variables, any pytree.
-        given: further arrays of the examples, (batch, ...) each, such as gates; `model` gets them after `x`.
-        max_bytes: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal chunks.
-        check: raise for values of `x` and `given` that are not finite, and for a function that has curvature at the
-            first example (one that forgot to freeze).
+        layer: name of the layer whose output is split, of `net.layers(x)`; the network's own by default: its input
+            unless it says otherwise. A list of them is explained in one program with one forward pass.
+        given: further arrays of the examples, (batch, ...) each, such as gates; the network gets them after `x`.
+        max_bytes: bytes that one pass may take by estimate, ≥ 1; more examples and targets run tile by tile.
+        check: raise for examples at which the network is not affine or not finite, or freezing changes its logits, and
+            for examples that depend on one another. The numbers are returned in any case.
 
     Returns:
-        A `Decomposition`, on the shape of `x` or of the activation; a list of them where `layer` is a list.
+        An `Attribution`, on the shape of the layer's output; a list of them where `layer` is a list.
 
     Raises:
-        ConfigError: the function is not affine at `x`, or an argument does not fit.
+        ConfigError: the network is not affine at some examples, which are named, or an argument does not fit.
 
     Example:
         >>> relu_net = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) + 0.5
         >>> parts = decompose(relu_net, jnp.array([[1.0, 3.0]]))
-        >>> parts.contributions.tolist(), parts.bias.tolist()
-        ([[[1.0, 6.0], [-1.0, 3.0]]], [[0.5, 0.5]])
+        >>> parts.contributions.tolist(), parts.bias.tolist(), parts.curvature.tolist()
+        ([[[1.0, 6.0], [-1.0, 3.0]]], [[0.5, 0.5]], [0.0])
 
     Source: CVPR 2021 (CoDA Nets), Eq. 5–8; the same identity for every piecewise affine network.
     """
-    x = jnp.asarray(x)
-    levels = tuple(layer) if isinstance(layer, list) else (layer,)
+    net, x = with_batch(net, x)
+    require_at_least("max_bytes", max_bytes, 1)
+    levels = tuple(layer) if isinstance(layer, list) else (net.layer if layer is None else layer,)
     for i, array in enumerate(given):
         require(array.shape[:1] == x.shape[:1], "given", f"array {i} of shape {array.shape}", f"({len(x)}, ...)")
+    if check:
+        _require_finite_inputs(net, x, given)
+    batch, (x, *given) = len(x), (padded(array) for array in (x, *given))
+    frozen = net.program("frozen", x, *given)
+    require_layers(frozen, levels)
+    _require_real(x, levels, frozen)
+    rows = select_targets(targets, batch, frozen.program.output.shape[1])
+    biases = tuple(net.bias_at(level) for level in levels)
+    model = None if net.held is net.network or net.held == net.network else "logits"
+
+    def models(x: Array, *given: Array) -> tuple[Any, Any]:
+        return net.program("frozen", x, *given), None if model is None else net.program("logits", x, *given)
+
     with jax.default_matmul_precision("highest"):
-        bound, rows, size = bind(model, x, targets, variables, levels, given)
-        compiled = variables is not None
-        if check:
-            require_finite("x", x)
-            for i, array in enumerate(given):
-                require_finite(f"given: array {i}", array)
-            _require_affine(bound, x, compiled, given)
-        one_pass = partial(_pass if compiled else unjitted(_pass), bound, levels)
-        parts = in_chunks(one_pass, (x, rows, *given), size.bytes_each(rows.shape[1]), max_bytes)
-        return parts if isinstance(layer, list) else parts[0]
+        parts, coupled = in_tiles(
+            partial(_pass, levels, biases=biases), models, (x, *given), padded(rows), batch, max_bytes
+        )
+    if check and not isinstance(parts[0].logits, jax.core.Tracer):
+        _require_exact(parts, coupled, batch)
+    return parts if isinstance(layer, list) else parts[0]
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jax.jit, static_argnums=(0, 1))
 def _pass(
-    model: Callable[..., Array], levels: tuple[str | None, ...], x: Array, rows: Array, *given: Array
-) -> list[Decomposition]:
-    """Decompose one chunk: one forward pass, a jvp for each level, one vjp mapped over one-hot cotangents."""
-    zeros, function = split_at(lambda x: model(x, *given), x, levels)
-    logits, pullback, values = jax.vjp(function, *zeros, has_aux=True)
+    levels: tuple[str, ...],
+    checked: bool,
+    models: tuple[Any, Any],
+    rows: Int[Array, "batch t"],
+    *arrays: Array,
+    biases: tuple[Array | None, ...],
+) -> tuple[list[Attribution], Float[Array, ""] | None]:
+    """Decompose one tile: one forward pass, a jvp for each level, one vjp mapped over one-hot cotangents."""
+    frozen, free = models
+
+    def moved(*steps: Array) -> tuple[Array, list[Array]]:
+        """Return the logits with something added to each level's output, and these outputs."""
+        outputs: dict[str, Array] = {}
+
+        def tap(name: str, step: Array, value: Array) -> Array:
+            outputs[name] = value
+            return value + step
+
+        taps = {name: partial(tap, name, step) for name, step in zip(levels, steps, strict=True)}
+        logits = frozen(*arrays, taps=taps)
+        return logits, [outputs[name] for name in levels]
+
+    zeros = [jnp.zeros(v.shape, v.dtype) for v in (frozen.program.values[name] for name in levels)]
+    logits, pullback, outputs = jax.vjp(moved, *zeros, has_aux=True)
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
     chosen = jnp.take_along_axis(logits, rows, axis=1)
-    parts = []
-    for i, (value, mapped) in enumerate(zip(values, jax.vmap(pullback)(cotangents), strict=True)):
-        weights = jnp.moveaxis(mapped, 0, 1)
+    mapped = jax.vmap(pullback)(cotangents)
+    discrepancy = _discrepancy(logits, logits if free is None else free(*arrays)) if checked else None
+    parts: list[Attribution] = []
+    coupled = None
+    for i, (name, value) in enumerate(zip(levels, outputs, strict=True)):
+        weights = jnp.moveaxis(mapped[i], 0, 1)
         contributions = weights * value[:, None]
-        linear = jax.jvp(lambda *deltas: function(*deltas)[0], zeros, [*zeros[:i], value, *zeros[i + 1 :]])[1]
-        bias = jnp.take_along_axis(logits - linear, rows, axis=1)
+
+        def at(step: Array, i: int = i) -> Array:
+            return moved(*zeros[:i], step, *zeros[i + 1 :])[0]
+
+        linear, bent = _along(at, zeros[i], value)
+        known = biases[i]
+        free_bias = logits - linear if known is None else jnp.broadcast_to(known.astype(logits.dtype), logits.shape)
+        bias = jnp.take_along_axis(free_bias, rows, axis=1)
         explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
-        parts.append(Decomposition(chosen, weights, contributions, bias, chosen - explained - bias))
-    return parts
+        curvature = None
+        if checked:
+            aside = _aside(value)
+            curvature = _curvature(linear, bent, _along(at, zeros[i], aside)[1])
+            if i == 0 and len(rows) > 1:
+                coupled = _coupling(at, zeros[i], aside)
+        parts.append(
+            Attribution(
+                contributions,
+                chosen,
+                rows,
+                bias,
+                chosen - explained - bias,
+                weights,
+                curvature,
+                discrepancy,
+                "decompose",
+                name,
+            )
+        )
+    return parts, coupled
 
 
-@jax.jit
-def _slopes(model: Callable[..., Array], x: Array, direction: Array, *given: Array) -> tuple[Array, Array]:
-    """Return the first and second derivative of t ↦ f(x + t v) at t = 0."""
-
-    def slope(t: Array) -> Array:
-        return jax.jvp(lambda x: model(x, *given), (x + direction * t,), (direction,))[1]
-
-    return jax.jvp(slope, (jnp.zeros((), x.dtype),), (jnp.ones((), x.dtype),))
+def _along(function: Any, point: Array, direction: Array) -> tuple[Array, Array]:
+    """Return the first and second derivative of t ↦ f(point + t v) at t = 0; of an affine f the second is free."""
+    return jax.jvp(lambda step: jax.jvp(function, (step,), (direction,))[1], (point,), (direction,))
 
 
-def _require_affine(model: Callable[..., Array], x: Array, compiled: bool, given: Sequence[Array]) -> None:
-    """Raise for curvature along a fixed random direction; frozen properly, a function has exactly none there."""
-    if isinstance(x, jax.core.Tracer):
-        return
-    direction = jnp.asarray(np.random.default_rng(0).standard_normal((1, *x.shape[1:])), x.dtype)
-    slopes = (_slopes if compiled else unjitted(_slopes))(model, x[:1], direction, *(array[:1] for array in given))
-    size, curvature = (float(jnp.abs(slope).max()) for slope in slopes)
-    require(
-        curvature <= 1e-3 * size,  # False for NaN too
-        "model",
-        f"second derivative {curvature:.2e} (slope {size:.2e}) in a random direction",
-        "0: the function is not affine at x; freeze its input-dependent coefficients, and return logits",
-    )
+def _aside(value: Array) -> Array:
+    """Return a fixed random direction of every example's size."""
+    drawn = jnp.asarray(np.random.default_rng(0).standard_normal(value.shape[1:]), value.dtype)
+    flat = value.reshape(len(value), -1)
+    size = jnp.linalg.norm(flat, axis=1) / jnp.linalg.norm(drawn)
+    size = jnp.where(size > 0, size, 1).reshape(-1, *(1,) * drawn.ndim)
+    return drawn[None] * size
+
+
+def _curvature(slope: Array, *bent: Array) -> Float[Array, " batch"]:
+    """Return the largest second derivative of an example over its largest slope along itself."""
+    most = jnp.stack([jnp.abs(b).max(1) for b in bent]).max(0)
+    return jnp.where(most == 0, 0, most / jnp.abs(slope).max(1))
+
+
+def _discrepancy(frozen: Array, free: Array) -> Float[Array, " batch"]:
+    size = jnp.abs(free).max(1)
+    return jnp.abs(frozen - free).max(1) / jnp.where(size > 0, size, 1)
+
+
+def _coupling(function: Any, point: Array, direction: Array) -> Float[Array, ""]:
+    """Return how far logits of every second example move with the others, over how far the others' move."""
+    first = (jnp.arange(len(point)) % 2 == 0).reshape(-1, *(1,) * (point.ndim - 1))
+    slopes = jnp.abs(jax.jvp(function, (point,), (jnp.where(first, direction, 0),))[1])
+    return slopes[1::2].max() / jnp.maximum(slopes[::2].max(), jnp.finfo(slopes.dtype).tiny)
+
+
+def _require_finite_inputs(net: Explainable, x: Array, given: Sequence[Array]) -> None:
+    if net.notice is not None:
+        net.notice(x)
+    for name, array in (("x", x), *((f"given: array {i}", array) for i, array in enumerate(given))):
+        if jnp.issubdtype(array.dtype, jnp.inexact):
+            require_finite(name, array)
+
+
+def _require_real(x: Array, levels: Sequence[str], model: Any) -> None:
+    """Raise for a layer whose entries are no real numbers, such as tokens."""
+    real = [name for name, value in model.program.values.items() if jnp.issubdtype(value.dtype, jnp.floating)]
+    hint = f"; explain a layer behind it, such as layer={real[0]!r}" if real else ""
+    for name in levels:
+        kind = model.program.values[name].dtype
+        got = f"{kind}{x.shape}" if name == INPUT else f"{name!r} of {kind}"
+        require(name in real, "x" if name == INPUT else "layer", got, f"floating numbers{hint}")
+
+
+def _require_exact(parts: Sequence[Attribution], coupled: Array | None, batch: int) -> None:
+    """Raise for examples that are not explained exactly, and name them."""
+    for part in parts:
+        at = f"at {part.layer!r}"
+        finite = jnp.isfinite(part.residual).all(1)
+        value = "NaN" if bool(jnp.isnan(part.residual).any()) else "infinity"
+        _refuse(~finite, "logits", value, f"finite logits and contributions {at}")
+        if part.curvature is not None:
+            hint = "freeze its input-dependent coefficients" + _softmax_hint(part)
+            _refuse(
+                ~(part.curvature <= CURVATURE),
+                "network",
+                f"curvature {_largest(part.curvature)}",
+                f"0 {at}: it is not affine there; {hint}",
+            )
+        if part.discrepancy is not None:
+            wanted = f"at most {DISCREPANCY}: frozen, it has other logits than the network"
+            _refuse(~(part.discrepancy <= DISCREPANCY), "frozen", f"discrepancy {_largest(part.discrepancy)}", wanted)
+    if coupled is not None and not float(coupled) <= COUPLING:
+        got = f"logits that move by {float(coupled):.1e} with other examples of the batch"
+        require(False, "network", got, "examples independent of one another: BatchNorm as after training")
+
+
+def _softmax_hint(part: Attribution) -> str:
+    sums, low = np.asarray(part.logits).sum(1), float(part.logits.min())
+    return ", and return logits: these sum to 1" if low >= 0 and np.allclose(sums, 1, atol=1e-3) else ""
+
+
+def _largest(values: Array) -> str:
+    return f"{float(jnp.nanmax(values)):.1e}"
+
+
+def _refuse(wrong: Array, name: str, got: str, expected: str) -> None:
+    places = np.flatnonzero(np.asarray(wrong))
+    listed = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
+    require(not len(places), name, f"{got} at {len(places)} of {len(wrong)} examples ({listed})", expected)

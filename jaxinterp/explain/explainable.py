@@ -1,63 +1,116 @@
-"""A network seen from outside: its exact explanation, and post-hoc baselines on the same network."""
+"""The one idea as a type: a network seen from outside, of any framework, as everything that explains takes it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.attribute.gradcam import grad_cam
-from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient
-from jaxinterp.explain.attribute.integrated import integrated_gradients
-from jaxinterp.explain.attribute.occlusion import occlusion
-from jaxinterp.explain.decompose import Decomposition, Targets, decompose
+from jaxinterp.checks import require, require_one_of
+from jaxinterp.errors import ConfigError
+from jaxinterp.explain import frameworks
+from jaxinterp.explain.batches import padded
+from jaxinterp.explain.program import INPUT, Model, UnreadableError, mark, trace
 
-Images = Float[Array | np.ndarray, "batch height width channels"]
-Maps = Float[Array, "batch targets height width"]
-Apply = Callable[[Any, Array], Any]
-Method = Callable[[Images, Targets], Maps]
-
-OURS = "decomposition"
+Images = Float[Array | np.ndarray, "batch ..."]
+Encode = Callable[[Any, Array], Array]
+Kind = Literal["logits", "frozen"]
 
 
 @dataclass(frozen=True)
 class Explainable:
-    """A network with its variables; its functions take (variables, x), so that each is compiled once.
+    """A network with its variables, made by `explainable`; equal networks are compiled once.
 
     Attributes:
-        variables: the network's variables.
-        apply: (variables, images) ↦ logits.
-        predict: (variables, input) ↦ logits, on the output of `encode`.
-        frozen: as `predict`, with every coefficient held constant.
-        encode: images ↦ the input that is explained.
-        bias: the constant that contributions leave out of every logit; None where it depends on the image.
-        layer: activation at which the network is decomposed; its input where None.
-        layers: further activations at which it can be decomposed exactly, from the input up.
-        pooled: the activation whose maps are pooled into logits, for Grad-CAM; None where there is none.
-        occlusions: window sizes of the occlusion baselines in pixels.
-        stride: step of their windows in pixels.
+        variables: the network's variables, a pytree of arrays.
+        network: (variables, input, *given) ↦ output, in inference.
+        held: as `network`, with every input-dependent coefficient held constant.
+        encoding: (variables, x) ↦ the input that the network reads; None where it reads x itself.
+        output: what the network returns ↦ logits (batch, classes); None where it returns them.
+        bias: what contributions at `layer` and at `levels` leave out of the logits, in closed form: one number, or
+            variables ↦ (classes,); None where it depends on the example, or is not known.
+        layer: the layer that is explained unless another is asked for.
+        levels: further layers at which it can be decomposed exactly, from the input up.
+        pooled: the layer whose maps are pooled into logits, for Grad-CAM; None where there is none.
         probability: how the logits were trained, each class on its own or one of all.
-        constant: the part of a logit outside of the contributions, in words, where `bias` is None.
+        constant: the part of a logit outside of the contributions, in words, where `bias` is no number.
+        notice: called with x before it is explained, to warn of what is unusual in it.
+        keep: whether `network` stands for the same computation for ever, so that it is traced once.
+        named: whether equal functions compute the same by construction.
     """
 
     variables: Any = field(repr=False)
-    apply: Apply
-    predict: Apply
-    frozen: Apply
-    encode: Callable[[Array], Array]
-    bias: float | None = None
-    layer: str | None = None
-    layers: tuple[str, ...] = ()
+    network: Callable[..., Any] = field(repr=False)
+    held: Callable[..., Any] = field(repr=False)
+    encoding: Encode | None = field(default=None, repr=False)
+    output: Callable[[Any], Array] | None = field(default=None, repr=False)
+    bias: float | Callable[[Any], Array] | None = None
+    layer: str = INPUT
+    levels: tuple[str, ...] = ()
     pooled: str | None = None
-    occlusions: tuple[int, ...] = (5, 9)
-    stride: int = 2
-    probability: Literal["sigmoid", "softmax"] = "sigmoid"
+    probability: Literal["sigmoid", "softmax"] = "softmax"
     constant: str = "a part that depends on the image"
+    notice: Callable[[Any], None] | None = field(default=None, repr=False)
+    keep: bool = field(default=True, repr=False)
+    named: bool = field(default=False, repr=False)
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """(variables, x, *given) ↦ logits: a pure function; hashable, and equal for equal networks."""
+        return Whole(self.network, self.encoding, self.output)
+
+    def logits(self, x: Images) -> Float[Array, "batch classes"]:
+        """Return the logits of a batch."""
+        return self._run("logits", x)
+
+    def frozen(self, x: Images) -> Float[Array, "batch classes"]:
+        """Return the logits of a batch with every input-dependent coefficient held constant: the same values."""
+        return self._run("frozen", x)
+
+    def encode(self, x: Images) -> Array:
+        """Return the input that the network reads."""
+        return self.activation(x, INPUT)
+
+    def activation(self, x: Images, layer: str) -> Array:
+        """Return the output of a layer, (batch, ...)."""
+        x = jnp.asarray(x)
+        model = self.program("logits", padded(x))
+        require_layers(model, [layer])
+        return _activation(model, layer, padded(x))[: len(x)]
+
+    def layers(self, x: Images) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of the outputs of all layers that can be explained, in the order of their calls."""
+        return dict(self.program("logits", jnp.asarray(x)).program.layers)
+
+    def at(self, layer: str) -> "Explainable":
+        """Return the network explained from a layer on: layers and names are those of `layers`."""
+        return replace(self, layer=layer, levels=(), bias=self.bias if layer in (self.layer, *self.levels) else None)
+
+    def program(self, kind: Kind, x: Array, *given: Array) -> Model:
+        """Trace the network for inputs of these shapes, once; return (x, *given) ↦ logits.
+
+        Raises:
+            ConfigError: `x` cannot be read, or what comes out is no array (batch, classes).
+        """
+        function = Whole(self.held, self.encoding, self.output) if kind == "frozen" else self.apply
+        self._require_input(x)
+        try:
+            model = trace(function, self.variables, x, *given, keep=self.keep, named=self.named)
+        except UnreadableError as error:
+            raise ConfigError(self._unreadable(function, x, given, error.__cause__)) from error.__cause__
+        out, hint = (
+            model.program.output,
+            "logits (batch, classes); output=lambda out: ... takes them from what it returns",
+        )
+        require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
+        shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
+        got = f"an output of shape ({', '.join(map(str, shape))})"
+        require(len(shape) == 2 and shape[0] == "batch", "network", got, hint)
+        return model
 
     def log_odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
         """Return log p/(1 − p) of every class: the logits of sigmoids, or derived from the softmax."""
@@ -72,56 +125,133 @@ class Explainable:
 
         return np.asarray(expit(self.log_odds(logits).astype(float)))
 
-    def decompose(self, images: Images, targets: Targets = None) -> Decomposition:
-        """Decompose the targets' logits exactly, at the network's own layer."""
-        return self._decompose(images, targets, [self.layer])[0]
+    def bias_at(self, layer: str) -> Array | None:
+        """Return the bias in closed form, a number or (classes,), of contributions at a layer; None where unknown."""
+        if self.bias is None or layer not in (self.layer, *self.levels):
+            return None
+        return jnp.asarray(self.bias(self.variables) if callable(self.bias) else self.bias)
 
-    def maps(self, images: Images, targets: Targets = None) -> Maps:
-        """Return contributions summed over channels and, above the input, enlarged to the images (nearest pixel)."""
-        return summed(self.decompose(images, targets), images)
+    def _run(self, kind: Kind, x: Images) -> Array:
+        x = jnp.asarray(x)
+        return _called(self.program(kind, padded(x)), padded(x))[: len(x)]
 
-    def levels(self, images: Images, targets: Targets = None) -> list[Maps]:
-        """Return the maps at the network's own layer, then at every further one of `layers`."""
-        return [summed(part, images) for part in self._decompose(images, targets, [self.layer, *self.layers])]
+    def _require_input(self, x: Any) -> None:
+        got = f"{x.dtype}{x.shape}" if hasattr(x, "shape") and hasattr(x, "dtype") else f"a {type(x).__name__}"
+        fits = hasattr(x, "shape") and hasattr(x, "dtype") and x.ndim >= 1 and len(x) > 0
+        require(fits, "x", got, "an array (batch, ...) of at least one example")
 
-    def _decompose(self, images: Images, targets: Targets, layers: list[str | None]) -> list[Decomposition]:
-        x = self.encode(jnp.asarray(images))
-        return decompose(self.frozen, x, targets, layer=layers, variables=self.variables, check=False)
-
-    def methods(self) -> Mapping[str, Method]:
-        """Return the decomposition and post-hoc methods on the same network, as set in CVPR 2021, Sec. 5.2."""
-        methods: dict[str, Callable[..., Any]] = {
-            "gradient": gradient,
-            "input_x_gradient": input_x_gradient,
-            "integrated_gradients": partial(integrated_gradients, steps=20),
-        }
-        for k in self.occlusions:
-            methods[f"occlusion_{k}"] = partial(occlusion, window=k, stride=self.stride)
-        if self.pooled is not None:
-            methods["grad_cam"] = partial(grad_cam, layer=self.pooled)
-        return {OURS: self.maps, **{name: partial(self._summed, method) for name, method in methods.items()}}
-
-    def _summed(self, method: Callable[..., Any], images: Images, targets: Targets = None) -> Maps:
-        """Return a post-hoc method's contributions summed over channels."""
-        return method(self.apply, jnp.asarray(images), targets, variables=self.variables).contributions.sum(-1)
+    def _unreadable(self, function: Any, x: Array, given: Sequence[Array], error: BaseException | None) -> str:
+        """Say in one line why a network cannot be traced; a batch axis that is missing is found by trying."""
+        got = f"x: got {x.dtype}{x.shape}"
+        try:
+            trace(function, self.variables, x[None], *given, keep=False, named=True)
+        except UnreadableError:
+            reason = next(iter(str(error).strip().splitlines()), "")
+            return f"{got}, expected an input that the network can read: {type(error).__name__}: {reason}"
+        return f"{got}, expected a batch, {(1, *x.shape)}: x[None]"
 
 
-def softmax_explainable(model: nn.Module, variables: Any, **fields: Any) -> Explainable:
-    """Wrap a softmax classifier that takes images as they are, and is affine in them with `frozen`.
+@dataclass(frozen=True)
+class Whole:
+    """(variables, x, *given) ↦ logits, with the input after any encoding as its first layer."""
 
-    `fields` are further fields of `Explainable`.
+    network: Callable[..., Any]
+    encoding: Encode | None
+    output: Callable[[Any], Array] | None
+
+    def __call__(self, variables: Any, x: Array, *given: Array) -> Any:
+        """Encode, run the network, take the logits out."""
+        read = x if self.encoding is None else self.encoding(variables, x)
+        out = self.network(variables, mark(INPUT, read), *given)
+        return out if self.output is None else self.output(out)
+
+
+@jax.jit
+def _called(model: Model, *arrays: Array) -> Array:
+    return model(*arrays)  # type: ignore[no-any-return]
+
+
+@partial(jax.jit, static_argnums=1)
+def _activation(model: Model, layer: str, x: Array) -> Array:
+    return model.value(layer, x)
+
+
+def require_layers(model: Model, layers: Sequence[str]) -> None:
+    """Raise for no layer, one twice, and a layer that a network does not have or that is called more than once."""
+    known = model.program.layers
+    different = layers and len(set(layers)) == len(layers)
+    require(different, "layer", f"the layers {list(layers)}", "different names, at least one")
+    otherwise = f"one of {', '.join(known)}" if len(known) > 1 else "a layer of a Flax, NNX, Equinox or Keras module, "
+    otherwise += "" if len(known) > 1 else "or of a mapping of names to functions: {'features': ..., 'head': ...}"
+    for layer in layers:
+        require_one_of("layer", layer, known, otherwise)
+
+
+def explainable(
+    network: Any,
+    variables: Any = None,
+    *,
+    frozen: Callable[..., Any] | None = None,
+    encoding: Encode | None = None,
+    output: Callable[[Any], Array] | None = None,
+    keywords: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Explainable:
+    """Wrap a network of any framework for everything that explains.
+
+    Args:
+        network: one of
+            - a Flax linen module, with its `variables`;
+            - a Flax NNX module, an Equinox module (of one example; with its state as `variables` if it has one), or a
+              Keras 3 model on the JAX backend;
+            - a function (variables, x) ↦ logits, with its `variables`, traced once for as long as it is the same
+              function; or x ↦ logits, traced in every call, as what it closes over may have changed;
+            - functions to be applied one after the other, such as {"features": ..., "head": ...}, each of them called
+              as a single one would be; the output of each but the last is a layer of that name;
+            - an `Explainable`, returned as it is, with the fields that are given.
+            Modules run in inference: statistics of BatchNorm as stored, no dropout. Their submodules are layers, by
+            path. A module that knows how it is to be explained says so by a method `__explainable__(variables)`.
+        variables: the network's variables, any pytree of arrays.
+        frozen: as a function `network`, with every input-dependent coefficient held constant; by default the module's
+            own call with `frozen=True` where it takes that, else the network itself, which is right if it is piecewise
+            affine (ReLU, max pooling, BatchNorm in inference).
+        encoding: (variables, x) ↦ the input that the network reads, which is then what is explained.
+        output: what the network returns ↦ logits, where it returns more, such as `lambda out: out["logits"]`.
+        keywords: further keywords of the network's call; a module's own `__explainable__` is then not asked.
+        **fields: fields of `Explainable`: `layer`, `levels`, `bias`, `pooled`, `probability`, `constant`.
+
+    Raises:
+        ConfigError: the variables are missing or are not wanted, or this is no network.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> module, x = nn.Dense(3), jnp.ones((2, 4))
+        >>> net = explainable(module, module.init(jax.random.key(0), x))
+        >>> net.logits(x).shape
+        (2, 3)
     """
+    if isinstance(network, Explainable):
+        require(variables is None, "variables", type(variables).__name__, "none with an Explainable, which holds them")
+        given: dict[str, Any] = {"held": frozen, "encoding": encoding, "output": output}
+        return replace(network, **{k: v for k, v in given.items() if v is not None}, **fields)
+    own = getattr(network, "__explainable__", None)
+    if own is not None and keywords is None:
+        return explainable(own(variables), frozen=frozen, encoding=encoding, output=output, **fields)
+    found = frameworks.network(network, variables, keywords)
+    held = found.frozen if frozen is None else frozen
+    whole = (found.variables, found.function, held, encoding, output)
+    return Explainable(*whole, keep=found.keep, named=found.named and frozen is None, **fields)
 
-    def apply(variables: Any, x: Array) -> Any:
-        return model.apply(variables, x)
 
-    def frozen(variables: Any, x: Array) -> Any:
-        return model.apply(variables, x, frozen=True)
+def with_batch(net: Any, x: Any) -> tuple[Explainable, Array]:
+    """Return the network, wrapped if it needs no variables, and the examples as an array.
 
-    return Explainable(variables, apply, apply, frozen, lambda x: x, probability="softmax", **fields)
-
-
-def summed(parts: Decomposition, images: Float[Array | np.ndarray, "n height width channels"]) -> Maps:
-    """Sum contributions over channels and enlarge them to the images (nearest pixel)."""
-    sums = parts.contributions.sum(-1)
-    return jax.image.resize(sums, (*sums.shape[:2], *images.shape[1:3]), "nearest")
+    Raises:
+        ConfigError: the arguments came in another order, or are no network and no array.
+    """
+    swapped = hasattr(net, "shape") and not hasattr(x, "shape")
+    require(not swapped, "net, x", "an array first", "the network first, then x")
+    fits = hasattr(x, "shape") or isinstance(x, list | tuple | float | int)
+    wanted = "an array (batch, ...); variables go into explainable(network, variables)"
+    require(fits, "x", f"a {type(x).__name__}", wanted)
+    return explainable(net), jnp.asarray(x)

@@ -16,7 +16,7 @@ and the sum over orders is the integrated gradient from x0.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,196 +24,189 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels
-from jaxinterp.explain.decompose import Bound, Targets, bind
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, value_at
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.propagation import NotPolynomialError as NotPolynomialError
 from jaxinterp.explain.propagation import propagate as propagate
-from jaxinterp.explain.tracing import in_chunks, split_at, unjitted
 
 
 def _checked(
-    model: Callable[..., Array], x: Any, x0: Any, max_order: int, targets: Targets, variables: Any, layer: str | None
-) -> tuple[Bound, Array, Array]:
-    """Check the arguments that all readings share; return the call, the inputs and the expansion points."""
-    x = jnp.asarray(x)
-    x0 = jnp.asarray(x0, x.dtype)
-    require(x0.shape in (x.shape, x.shape[1:]), "x0", f"shape {x0.shape}", f"{x.shape[1:]} or {x.shape}")
+    net: Any, x: Any, x0: Any, max_order: int, targets: Targets, layer: str | None, max_bytes: int
+) -> tuple[Call, Array]:
+    """Check the arguments that all readings share; return the call and the padded expansion points."""
     require_at_least("max_order", max_order, 0)
-    require_finite("x", x)
+    call = checked(net, x, targets, layer, max_bytes)
+    if call.net.notice is not None:
+        call.net.notice(call.x)
+    x0, shape = jnp.asarray(x0, call.x.dtype), (call.batch, *call.x.shape[1:])
+    require(x0.shape in (shape, shape[1:]), "x0", f"shape {x0.shape}", f"{shape[1:]} or {shape}")
     require_finite("x0", x0)
-    if warn := getattr(getattr(model, "__self__", None), "warn_outside", None):
-        warn(x)  # here, because traced values are not known
-    return bind(model, x, targets, variables, (layer,)), x, jnp.broadcast_to(x0, x.shape)
+    return call, padded(jnp.broadcast_to(x0, shape))
 
 
 def orders(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array | np.ndarray, "batch ..."],
+    net: Any,
+    x: Any,
+    targets: Targets = None,
+    *,
     x0: Float[Array | np.ndarray, "..."],
     max_order: int,
-    *,
-    variables: Any = None,
     layer: str | None = None,
-    max_bytes: int = 2 << 30,
-) -> Float[Array, "orders batch classes"]:
+    max_bytes: int = MAX_BYTES,
+) -> Attribution:
     """Return the contributions f_0, …, f_M of all orders to every logit, exact up to rounding.
 
     Args:
-        model: x ↦ logits (batch, classes), a polynomial, examples independent of one another; or (variables, x) ↦
-            logits where `variables` is given, compiled once for as long as the same function is passed.
-        x: inputs, (batch, ...).
+        net: a network that is a polynomial, see `explainable`.
+        x: a batch, (batch, ...).
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
         x0: expansion point, of one example's shape or of the batch's.
         max_order: M ≥ 0; the degree of the polynomial for all of it.
-        variables: the model's variables.
-        layer: path of a Flax submodule: then orders in its output, about its output at x0; connections around the
-            submodule are held at x0.
-        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        layer: name of a layer: then orders in its output, about its output at x0; what goes around it is held at x0.
+        max_bytes: bytes that one pass may take by estimate; larger batches run in equal parts.
 
     Returns:
-        (M + 1, batch, classes); the sum over orders is f(x) if M ≥ degree and nothing goes around the submodule.
+        An `Attribution` with contributions (batch, T, M + 1), f_m at m; its residual, f − Σ_{m ≤ M} f_m, is what
+        orders beyond M add (and what goes around the layer), rounding if M is the degree.
 
     Raises:
         NotPolynomialError: an operation is not polynomial; the line names it and its module.
 
     Example:
         >>> square = lambda x: (x**2).sum(-1, keepdims=True)
-        >>> orders(square, jnp.array([[3.0]]), jnp.array([1.0]), 2).ravel().tolist()
+        >>> orders(square, jnp.array([[3.0]]), x0=jnp.array([1.0]), max_order=2).contributions.ravel().tolist()
         [1.0, 4.0, 4.0]
     """
+    call, x0 = _checked(net, x, x0, max_order, targets, layer, max_bytes)
+
+    def explain(x: Array, x0: Array, rows: Array) -> Attribution:
+        return _orders(layer, max_order, call.net.program("logits", x), x, x0, rows)
+
     with jax.default_matmul_precision("highest"):
-        call, x, x0 = _checked(model, x, x0, max_order, None, variables, layer)
-        run = partial(unjitted(_orders) if variables is None else _orders, call.model, layer, max_order)
-        size = (max_order + 2) * call.size.bytes_each(1)
-        return jnp.moveaxis(in_chunks(run, (x, x0), size, max_bytes), 1, 0)
+        size = (max_order + 2) * call.memory[1] * 2
+        return in_batches(explain, (call.x, x0, call.rows), call.batch, size, max_bytes)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _orders(model: Callable[..., Array], layer: str | None, max_order: int, x: Array, x0: Array) -> Array:
-    """Return the orders of a chunk, examples first."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _orders(layer: str | None, max_order: int, model: Any, x: Array, x0: Array, rows: Array) -> Attribution:
     function, start, step = _line(model, layer, x, x0)
-    return jnp.moveaxis(propagate(function, start, step, max_order), 0, 1)
+    terms = jnp.moveaxis(propagate(function, start, step, max_order), 0, 2)
+    parts = jnp.take_along_axis(terms, rows[:, :, None], axis=1)
+    logits = chosen(model(x), rows)
+    return Attribution(
+        parts, logits, rows, jnp.zeros_like(logits), logits - parts.sum(-1), method="orders", layer=layer or X
+    )
 
 
-def _line(
-    model: Callable[..., Array], layer: str | None, x: Array, x0: Array
-) -> tuple[Callable[..., Array], Array, Array]:
-    """Return function, point and step of an expansion in the input, or in a submodule's output."""
-    if layer is None:
-        return model, x0, x - x0
-    (zero,), added = split_at(model, x0, [layer])
-    (here,), (there,) = added(zero)[1], split_at(model, x, [layer])[1](zero)[1]
-    return lambda y: added(y)[0], zero, there - here
-
-
-class OrderContributions(NamedTuple):
-    """Result of `contributions`; T is the number of targets, M the largest order, `...` the input's shape.
-
-    Attributes:
-        orders: f_m, (batch, T, M + 1).
-        contributions: of every entry of the input to every order from 1 to M, (batch, T, M, ...).
-        remainder: f − Σ_{m ≤ M} f_m, the orders beyond M (and connections around the submodule), (batch, T).
-        residual: f_m − Σ contributions_m for every order from 1 to M, (batch, T, M); zero up to rounding.
-    """
-
-    orders: Float[Array, "batch t m1"]
-    contributions: Float[Array, "batch t m *shape"]
-    remainder: Float[Array, "batch t"]
-    residual: Float[Array, "batch t m"]
+def _line(model: Any, layer: str | None, x: Array, x0: Array) -> tuple[Callable[[Array], Array], Array, Array]:
+    """Return function, point and step of an expansion in x, or in a layer's output."""
+    start = value_at(model, layer, x0)
+    return lambda z: head(model, layer, z, x0), start, value_at(model, layer, x) - start
 
 
 def contributions(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array | np.ndarray, "batch ..."],
-    x0: Float[Array | np.ndarray, "..."],
-    max_order: int,
+    net: Any,
+    x: Any,
     targets: Targets = None,
     *,
-    variables: Any = None,
+    x0: Float[Array | np.ndarray, "..."],
+    max_order: int,
     layer: str | None = None,
-    max_bytes: int = 2 << 30,
-) -> OrderContributions:
-    """Return the contributions of every entry of the input, or of a submodule's output, to every order of every logit.
+    max_bytes: int = MAX_BYTES,
+) -> Attribution:
+    """Return the contributions of every entry of the input, or of a layer's output, to every order of every logit.
 
         c_{m,i} = d_i ∂_i f_m / m,      Σ_i c_{m,i} = f_m,      Σ_m c_{m,i} = integrated gradient of entry i from x0
 
-    Takes the arguments of `orders`, M ≥ 1, and as `targets` None for all classes, an int, (batch,) or (batch, T).
+    Takes the arguments of `orders`, M ≥ 1.
+
+    Returns:
+        An `Attribution` with contributions (batch, T, M, ...), those to order m at m − 1, and bias f_0; its residual
+        is what orders beyond M add (and what goes around the layer), rounding if M is the degree.
 
     Example:
         >>> product = lambda x: x[:, :1] * x[:, 1:] + x[:, :1]
-        >>> parts = contributions(product, jnp.array([[2.0, 3.0]]), jnp.zeros(2), 2)
+        >>> parts = contributions(product, jnp.array([[2.0, 3.0]]), x0=jnp.zeros(2), max_order=2)
         >>> parts.contributions[0, 0].tolist()
         [[2.0, 0.0], [3.0, 3.0]]
 
     Source: Euler's theorem on homogeneous functions; integrated gradients, Sundararajan et al., ICML 2017.
     """
+    require_at_least("max_order", max_order, 1)
+    call, x0 = _checked(net, x, x0, max_order, targets, layer, max_bytes)
+
+    def explain(x: Array, x0: Array, rows: Array) -> Attribution:
+        return _contributions(layer, max_order, call.net.program("logits", x), x, x0, rows)
+
     with jax.default_matmul_precision("highest"):
-        require_at_least("max_order", max_order, 1)
-        call, x, x0 = _checked(model, x, x0, max_order, targets, variables, layer)
-        run = partial(unjitted(_contributions) if variables is None else _contributions, call.model, layer, max_order)
-        size = 3 * (max_order + 2) * call.size.bytes_each(call.rows.shape[1])
-        return in_chunks(run, (x, x0, call.rows), size, max_bytes)
+        size = 3 * (max_order + 2) * (call.memory[0] + call.rows.shape[1] * call.memory[1])
+        return in_batches(explain, (call.x, x0, call.rows), call.batch, size, max_bytes)
 
 
 def _with_gradients(function: Callable[..., Array], rows: Array, x: Array) -> tuple[Array, Array]:
     """Return the targets' logits, (batch, T), and their gradients, (batch, T, ...)."""
     logits, pullback = jax.vjp(function, x)
     cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
-    return jnp.take_along_axis(logits, rows, axis=1), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
+    return chosen(logits, rows), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _contributions(
-    model: Callable[..., Array], layer: str | None, max_order: int, x: Array, x0: Array, rows: Array
-) -> OrderContributions:
+@partial(jax.jit, static_argnums=(0, 1))
+def _contributions(layer: str | None, max_order: int, model: Any, x: Array, x0: Array, rows: Array) -> Attribution:
     function, start, step = _line(model, layer, x, x0)
     values, gradients = propagate(partial(_with_gradients, function, rows), start, step, max_order)
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
-    terms = jnp.moveaxis(values, 0, 2)
-    remainder = jnp.take_along_axis(model(x), rows, axis=1) - terms.sum(-1)
-    return OrderContributions(terms, parts, remainder, terms[:, :, 1:] - parts.reshape(*parts.shape[:3], -1).sum(-1))
+    logits = chosen(model(x), rows)
+    residual = logits - values[0] - parts.reshape(*rows.shape, -1).sum(-1)
+    return Attribution(parts, logits, rows, values[0], residual, method="contributions", layer=layer or X)
 
 
 def pairs(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array | np.ndarray, "batch height width channels"],
-    x0: Float[Array | np.ndarray, "..."],
-    pixels: Int[np.ndarray, "p 2"] | Sequence[tuple[int, int]] | None = None,
+    net: Any,
+    x: Any,
     targets: Targets = None,
     *,
-    variables: Any = None,
-    max_bytes: int = 2 << 30,
-) -> Float[Array, "batch t p height width"]:
+    x0: Float[Array | np.ndarray, "..."],
+    pixels: Int[np.ndarray, "p 2"] | Sequence[tuple[int, int]] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Attribution:
     """Return the contributions of pairs of pixels to order 2: ½ d_i H_ij d_j, H the Hessian at x0.
 
     Args:
-        model: as in `orders`; any twice differentiable function.
+        net: as in `orders`; any twice differentiable network.
         x: images, (batch, H, W, C).
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
         x0: expansion point.
         pixels: (y, x) of the pixels whose pairs are returned; all where None.
-        targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        variables: as in `orders`.
         max_bytes: as in `orders`.
 
     Returns:
-        (batch, T, P, H, W), summed over channels. The sum over the last two axes is the pixel's contribution to order
-        2, and the sum over all pixels f_2; a pixel's square is at its own position.
+        An `Attribution` with contributions (batch, T, P, H, W), summed over channels, without a residual. The sum over
+        the last two axes is the pixel's contribution to order 2, and the sum over all pixels f_2; a pixel's square is
+        at its own position.
     """
+    call, x0 = _checked(net, x, x0, 2, targets, None, max_bytes)
+    require(call.x.ndim == 4, "x", f"shape {call.x.shape}", "images (batch, H, W, C)")
+    height, width = call.x.shape[1:3]
+    taken = np.asarray(list(np.ndindex(height, width)) if pixels is None else pixels)
+    fits = len(taken) > 0 and taken.shape[1:] == (2,) and np.issubdtype(taken.dtype, np.integer)
+    inside = fits and taken.min() >= 0 and (taken < (height, width)).all()
+    require(inside, "pixels", f"{taken.tolist()[:3]} of shape {taken.shape}", f"(y, x) within {height}x{width}")
+    places = jnp.asarray(taken, jnp.int32)
+
+    def explain(x: Array, x0: Array, rows: Array) -> Attribution:
+        return _pairs(call.net.program("logits", x), places, x, x0, rows)
+
     with jax.default_matmul_precision("highest"):
-        call, x, x0 = _checked(model, x, x0, 2, targets, variables, None)
-        require(x.ndim == 4, "x", f"shape {x.shape}", "images (batch, H, W, C)")
-        height, width = x.shape[1:3]
-        chosen = np.asarray(list(np.ndindex(height, width)) if pixels is None else pixels)
-        fits = len(chosen) > 0 and chosen.shape[1:] == (2,) and np.issubdtype(chosen.dtype, np.integer)
-        inside = fits and chosen.min() >= 0 and (chosen < (height, width)).all()
-        require(inside, "pixels", f"{chosen.tolist()[:3]} of shape {chosen.shape}", f"(y, x) within {height}x{width}")
-        run = partial(unjitted(_pairs) if variables is None else _pairs, call.model, jnp.asarray(chosen, jnp.int32))
         count = call.rows.shape[1]
-        maps = count * len(chosen) * height * width * x.dtype.itemsize
-        return in_chunks(run, (x, x0, call.rows), 4 * call.size.bytes_each(count) + maps, max_bytes)
+        maps = len(call.x) * count * len(taken) * height * width * call.x.dtype.itemsize
+        size = 4 * (call.memory[0] + count * call.memory[1]) + maps
+        return in_batches(explain, (call.x, x0, call.rows), call.batch, size, max_bytes)
 
 
 @jax.jit
-def _pairs(model: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows: Array) -> Array:
+def _pairs(model: Any, pixels: Array, x: Array, x0: Array, rows: Array) -> Attribution:
     step = x - x0
 
     def one(pixel: Array) -> Array:
@@ -221,41 +214,42 @@ def _pairs(model: Callable[..., Array], pixels: Array, x: Array, x0: Array, rows
         row = jax.jvp(lambda x: _with_gradients(model, rows, x)[1], (x0,), (step * mask[None, :, :, None],))[1]
         return (row * step[:, None]).sum(-1) / 2
 
-    return jnp.moveaxis(jax.lax.map(one, pixels), 0, 2)
+    parts = jnp.moveaxis(jax.lax.map(one, pixels), 0, 2)
+    return Attribution(parts, chosen(model(x), rows), rows, method="pairs", layer=X)
 
 
-def energy(terms: Float[Array | np.ndarray, "orders n classes"]) -> Float[np.ndarray, " orders"]:
+def energy(terms: Float[Array | np.ndarray, "n classes orders"]) -> Float[np.ndarray, " orders"]:
     """Return the root mean square of every order of `orders`, less the mean over classes, which decides nothing."""
     values = np.asarray(terms, np.float64)
-    return np.sqrt(((values - values.mean(-1, keepdims=True)) ** 2).mean((1, 2)))
+    return np.sqrt(((values - values.mean(1, keepdims=True)) ** 2).mean((0, 1)))
 
 
 def truncated_accuracy(
-    terms: Float[Array | np.ndarray, "orders n classes"], labels: Int[np.ndarray, " n"]
+    terms: Float[Array | np.ndarray, "n classes orders"], labels: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " orders"]:
     """Return the accuracy of f_0 + … + f_m for every m.
 
     Args:
-        terms: f_0, …, f_M, from `orders`, finite.
+        terms: f_0, …, f_M, contributions of `orders` to all classes, finite.
         labels: classes in [0, classes).
 
     Example:
-        >>> terms = np.array([[[0.0, 1.0]], [[3.0, 0.0]]])
+        >>> terms = np.array([[[0.0, 3.0], [1.0, 0.0]]])
         >>> truncated_accuracy(terms, np.array([0])).tolist()
         [0.0, 1.0]
     """
-    _, images, classes = terms.shape
+    images, classes, _ = terms.shape
     require_labels("labels", labels, images, classes)
     require_finite("terms", terms)
-    partial_sums = np.cumsum(np.asarray(terms, np.float64), axis=0)
-    return (partial_sums.argmax(-1) == np.asarray(labels)).mean(1)
+    partial_sums = np.cumsum(np.asarray(terms, np.float64), axis=-1)
+    return (partial_sums.argmax(1) == np.asarray(labels)[:, None]).mean(0)
 
 
 def order_penalty(terms: Float[Array, "orders n classes"], growth: float) -> Float[Array, ""]:
     """Return Σ_m c^m ⟨f_m²⟩ over m ≥ 1, averaged over images and classes: it moves weight to low orders where c > 1.
 
     Args:
-        terms: f_0, …, f_M, from `propagate` or `orders`.
+        terms: f_0, …, f_M, from `propagate`.
         growth: c > 0.
     """
     require(growth > 0, "growth", growth, "a positive number")

@@ -231,6 +231,13 @@ def _run(eqn: Any, *arrays: Any) -> list[Array]:
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
+def bind_again(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one operation of a traced program on other values, functions with a derivative of their own included."""
+    with jax.named_scope(str(eqn.source_info.name_stack)):
+        outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
 def _wrapped(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """Return the program that an operation only wraps, such as a jitted function, with its constants."""
     for value in eqn.params.values() if eqn.primitive.name in WRAPPERS else ():

@@ -167,6 +167,21 @@ def fan_ins(layers: Architecture, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(c[-1] * (math.prod(layer.kernel_size) if isinstance(layer, Conv) else 1) for layer, c in linear)
 
 
+def is_biasless(layers: Architecture) -> bool:
+    """Whether no layer adds anything to what passes through it: no bias, no BatchNorm.
+
+    Example:
+        >>> is_biasless(fc(8, 1)), is_biasless(fc(8, 1, bias=True))
+        (True, False)
+    """
+    return all(
+        is_biasless(layer.body) and is_biasless(layer.shortcut)
+        if isinstance(layer, Residual)
+        else not isinstance(layer, BatchNorm) and not getattr(layer, "bias", False)
+        for layer in layers
+    )
+
+
 def fc(width: int = 128, hidden: int = 5, classes: int = 10, bias: bool = False, flatten: bool = False) -> Architecture:
     """Build `hidden` gated layers and a linear head (NPF's code: 5 × 128, with biases); `flatten` for images."""
     first: Architecture = (Flatten(),) if flatten else ()

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.explainable import Explainable
+from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.explain.program import INPUT
 from jaxinterp.figures.html import Section
 from jaxinterp.gated.architecture import Architecture, Gate, c4gap, fc, gate_count, gate_shapes, resnet, vconv, vgg16
 from jaxinterp.gated.network import GatedNetwork, Gates, Gating, Network
@@ -117,6 +118,17 @@ class Classifier(ConvNet):
         return self.body.gating_network(x)
 
 
+@dataclass(frozen=True)
+class Standardized:
+    """The input of a `Classifier`, as of an `Explainable`; no variables are needed."""
+
+    network: Classifier
+
+    def __call__(self, variables: Any, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Return standardized images."""
+        return self.network.standardize(x)
+
+
 class GatedFamily(Family[GatedModel]):
     """ReLU and gated networks."""
 
@@ -197,17 +209,14 @@ class GatedFamily(Family[GatedModel]):
         value = "body" if model.regime == "relu" else "body/value_network"
         spatial = model.architecture != "fc"
         gates = [f"{value}/gate_{i}" for i in spatial_gates(model.layers, trained.run.data.image_shape)]
-        return Explainable(
-            variables=trained.variables,
-            apply=lambda variables, x: network.apply(variables, x),
-            predict=lambda variables, x: network.apply(variables, x, encoded=True),
-            frozen=lambda variables, x: network.apply(variables, x, encoded=True, frozen=True),
-            encode=network.standardize,
-            bias=None,
-            layer=gates[0] if spatial and model.regime != "relu" and model.value_input == "ones" else None,
-            layers=tuple(gates) if spatial else (),
+        return explainable(
+            network,
+            trained.variables,
+            keywords={"encoded": True},
+            encoding=Standardized(network),
+            layer=gates[0] if spatial and model.regime != "relu" and model.value_input == "ones" else INPUT,
+            levels=tuple(gates) if spatial else (),
             pooled=gates[-1] if spatial else None,
-            probability="softmax",
         )
 
     def measure(self, trained: TrainedRun[GatedModel], log: Log) -> dict[str, Any]:
@@ -220,7 +229,7 @@ class GatedFamily(Family[GatedModel]):
         require(count <= len(train), "model.kernel_images", count, f"at most {len(train)}, the training images here")
         known = train.images[:count].astype(np.float32) / np.float32(train.maximum)
         images, labels = (part[: model.kernel_tests] for part in trained.test_data)
-        logits = predict(trained.explainable.apply, trained.variables, images, batch)
+        logits = predict(trained.network.apply, trained.variables, images, batch)
         regressor = NPKRegressor(
             path_network(trained),
             model.classes,

@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jaxinterp.checks import require, require_finite, require_one_of
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.gated import architecture as arch
 from jaxinterp.gated.architecture import Architecture, ValueInput, gate_count
 from jaxinterp.nn import batchnorm
@@ -179,6 +180,10 @@ class Network(_Part):
 
         return self.traverse(x, train and not frozen, masked)
 
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: its contributions leave nothing out where no layer has a bias."""
+        return explainable(self, variables, keywords={}, bias=0.0 if arch.is_biasless(self.layers) else None)
+
 
 class GatingNetwork(_Part):
     """The pre-activations q_l of a gating network, which has no head.
@@ -299,6 +304,11 @@ class GatedNetwork(Layer):
             require(permutation, "order", self.order, f"a permutation of 0 to {len(opened) - 1}")
             opened = tuple(opened[i] for i in self.order)
         return opened if self.roll is None else tile_and_roll(opened, jax.random.key(self.roll))
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: as `Network`, if the value is that of x."""
+        linear = self.value_input == "x" and arch.is_biasless(self.layers)
+        return explainable(self, variables, keywords={}, bias=0.0 if linear else None)
 
     def __call__(
         self, x: Float[Array, "n ..."], train: bool = False, frozen: bool = False

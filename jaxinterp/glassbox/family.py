@@ -16,7 +16,8 @@ from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.data.images import rotate_randomly
 from jaxinterp.data.stream import Stream
-from jaxinterp.explain.explainable import Explainable, softmax_explainable
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
 from jaxinterp.glassbox import report as glassbox_report
@@ -135,7 +136,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
 
     def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
         """Explain a fitted network."""
-        return softmax_explainable(trained.network, trained.variables, constant="a constant of the class")
+        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""
@@ -223,8 +224,8 @@ def first_of_classes(
 
 def black_residual(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> float:
     """Return the largest |f(x) − f(0) − Σ contributions| over the largest |f(x)|; invariants of black are 0."""
-    x, sums = jnp.asarray(images), net.decompose(images).contributions.sum((2, 3, 4))
-    logits, black = (net.apply(net.variables, y) for y in (x, jnp.zeros_like(x[:1])))
+    x, sums = jnp.asarray(images), decompose(net, images, check=False).contributions.sum((2, 3, 4))
+    logits, black = (net.logits(y) for y in (x, jnp.zeros_like(x[:1])))
     return float(jnp.abs(logits - black - sums).max() / jnp.abs(logits).max())
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxinterp.checks import require
 from jaxinterp.data.images import rotate_randomly
-from jaxinterp.explain.explainable import Explainable, softmax_explainable
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.glassbox.gcnn import GroupCNN, fit_stack
 from jaxinterp.nn.baselines import AlexNet
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
@@ -108,7 +108,7 @@ class LearnedFamily(Family[LearnedModel]):
         """Explain a trained network: affine where its gates are held."""
         layers = tuple(f"conv_{i}" for i in range(5)) if trained.run.model.network == "alexnet" else ()
         pooled = layers[-1] if layers else None
-        return softmax_explainable(trained.network, trained.variables, layers=layers, pooled=pooled)
+        return explainable(trained.network, trained.variables, levels=layers, pooled=pooled)
 
     def measure(self, trained: TrainedRun[LearnedModel], log: Log) -> dict[str, Any]:
         """Count parameters, and measure the accuracy on turned test images if those of the run are upright."""
@@ -116,7 +116,7 @@ class LearnedFamily(Family[LearnedModel]):
         if not trained.run.data.rotated:
             images, labels = trained.test_data
             moved = rotate_randomly(images, trained.run.train.seed)
-            logits = predict(trained.explainable.apply, trained.variables, moved, trained.run.train.eval_batch)
+            logits = predict(trained.network.apply, trained.variables, moved, trained.run.train.eval_batch)
             metrics["rotated_accuracy"] = float((logits.argmax(1) == labels).mean())
             log(f"test accuracy {metrics['rotated_accuracy']:.2%} on the same images, turned")
         return {"metrics": metrics}

@@ -17,12 +17,15 @@ After "Analytical interpretation of the glass-box CNN" (arXiv 2101.10443), of wh
 text could not: the design is ours.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.nn.layers import Layer
 from jaxinterp.symmetry.groups import Group, is_exact, orbit
 from jaxinterp.symmetry.invariants import CYCLIC, INVARIANTS, Name, linearized
@@ -171,6 +174,19 @@ class GlassBox(Layer):
         features = Standardize(name="standardize", **self.shared)(self.representation(x, frozen))
         reduced = nn.Dense(self.components, param_dtype=self.param_dtype, name="reduction")(features)
         return nn.Dense(self.classes, param_dtype=self.param_dtype, name="classifier")(reduced)
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: from the image, or from every (template, group element)."""
+        fields: Any = {"bias": black_logits, "constant": "a constant of the class"}
+        return explainable(self, variables, keywords={}, levels=("representation/orbit",), **fields)
+
+
+def black_logits(variables: Any) -> Float[Array, " classes"]:
+    """Return what all logits have in common with those of a black image, whose features are 0: V P D (−m) + c."""
+    parts = variables["params"]
+    features = -parts["standardize"]["mean"] * parts["standardize"]["scale"]
+    reduced = features @ parts["reduction"]["kernel"] + parts["reduction"]["bias"]
+    return reduced @ parts["classifier"]["kernel"] + parts["classifier"]["bias"]  # type: ignore[no-any-return]
 
 
 def choose_templates(

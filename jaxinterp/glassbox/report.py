@@ -1,14 +1,14 @@
 """Report sections of glass boxes: classifiers and baselines, the orbit of an image, deciding templates."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from jaxinterp.explain.decompose import Decomposition, decompose
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.glassbox.figures import deciding_templates, orbit_rows
@@ -67,11 +67,9 @@ def _deciding(
     images: Float[np.ndarray, "n h w c"],
     targets: Int[np.ndarray, "n t"],
     names: Sequence[str],
-) -> tuple[Decomposition, Int[np.ndarray, "nt m"], Int[np.ndarray, "nt m"], Float[np.ndarray, "nt m"], Figure]:
+) -> tuple[Attribution, Int[np.ndarray, "nt m"], Int[np.ndarray, "nt m"], Float[np.ndarray, "nt m"], Figure]:
     """Return the contributions, the templates with the largest, their strongest elements and sums, and a figure."""
-    frozen: Any = net.frozen
-    level = "representation/orbit"
-    parts = decompose(frozen, jnp.asarray(images), targets, level, variables=net.variables, check=False)
+    parts = decompose(net, images, targets, layer="representation/orbit", check=False)
     each = np.asarray(parts.contributions).reshape(-1, *parts.contributions.shape[2:])
     sums = each.sum(1)
     best = np.argsort(-np.abs(sums), axis=1)[:, :TEMPLATES_SHOWN]

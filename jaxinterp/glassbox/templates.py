@@ -5,50 +5,46 @@ A convolution answers an image by inner products of its patches with the filters
     y[p, k] = ⟨patch_p(x), t_k⟩ + b_k        patch_p(x): the s × s × C values under the filter at p
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.explain.decompose import Targets, decompose
-
-
-class TemplateShares(NamedTuple):
-    """Contributions of K templates to the logits of T targets.
-
-    Attributes:
-        contributions: of every template to every target's logit, summed over positions, (batch, T, K).
-        shares: |contribution| as a share of all templates' of that layer, in [0, 1], (batch, T, K).
-        bias: constant part of the logit, (batch, T).
-        residual: logit − Σ contributions − bias, (batch, T); zero up to rounding.
-    """
-
-    contributions: Float[Array, "batch t k"]
-    shares: Float[Array, "batch t k"]
-    bias: Float[Array, "batch t"]
-    residual: Float[Array, "batch t"]
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets
+from jaxinterp.explain.decompose import decompose
 
 
 def template_shares(
-    apply_frozen: Callable[..., Float[Array, "batch classes"]],
-    x: Float[Array, "batch h w c"],
-    layer: str,
-    targets: Targets = None,
-    *,
-    variables: Any,
-) -> TemplateShares:
+    net: Any, x: Any, targets: Targets = None, *, layer: str, max_bytes: int = MAX_BYTES
+) -> Attribution:
     """Split logits over the templates of one layer: Σ_p y[p, k] ∂f/∂y[p, k], for the layer's output y.
 
     Args:
-        apply_frozen: (variables, x) ↦ logits, affine once its coefficients are held, as `decompose` takes it.
+        net: a network that is affine once its coefficients are held, as `decompose` takes it.
         x: images, (batch, H, W, C).
-        layer: path of the layer, such as "trunk/conv_0/conv"; its channels are the templates.
-        targets: see `decompose`.
-        variables: the model's variables.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        layer: name of the layer, such as "trunk/conv_0/conv"; its channels are the templates.
+        max_bytes: as in `decompose`.
+
+    Returns:
+        An `Attribution` with contributions (batch, T, K) of K templates, summed over positions; `shares` tells how
+        much of the layer's each is.
     """
-    parts = decompose(apply_frozen, x, targets, layer, variables=variables)
-    contributions = parts.contributions.reshape(*parts.logits.shape, -1, parts.contributions.shape[-1]).sum(2)
+    parts = decompose(net, x, targets, layer=layer, max_bytes=max_bytes)
+    channels = parts.contributions.shape[-1]
+    sums = parts.contributions.reshape(*parts.logits.shape, -1, channels).sum(2)
+    return replace(parts, contributions=sums, weights=None, method="template_shares")
+
+
+def shares(contributions: Float[Array, "batch t k"]) -> Float[Array, "batch t k"]:
+    """Return |contribution| as a share of all templates', in [0, 1].
+
+    Example:
+        >>> shares(jnp.array([[[3.0, -1.0]]])).tolist()
+        [[[0.75, 0.25]]]
+    """
     sizes = jnp.abs(contributions)
     total = sizes.sum(-1, keepdims=True)
-    return TemplateShares(contributions, sizes / jnp.where(total > 0, total, 1), parts.bias, parts.residual)
+    return sizes / jnp.where(total > 0, total, 1)

@@ -11,9 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.decompose import Targets
-from jaxinterp.explain.explainable import OURS, Explainable, Images, Method
-from jaxinterp.explain.metrics import completeness, grid_pointing_game, pixel_deletion, sample_grids
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import Targets
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import Explainable
+from jaxinterp.explain.methods import OURS, compared
+from jaxinterp.explain.metrics import grid_pointing_game, pixel_deletion, sample_grids
+from jaxinterp.explain.metrics.explained import Method
 from jaxinterp.recipe.family import Log, TrainedRun
 
 Maps = Float[np.ndarray, "cells height width"]
@@ -44,6 +48,7 @@ def measure(
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
     results: dict[str, Any] = {"metrics": metrics, "localization": {}, "grids": {}}
     first_maps: dict[str, Maps] = {}
+    methods = compared(net, options.occlusion, options.occlusion_stride)
     confident = options.eligible == "right"
     odds = net.log_odds(logits["last"]) if confident else 10 * np.eye(logits["last"].shape[1])[labels]
     for n in options.grid_sizes:
@@ -59,11 +64,11 @@ def measure(
             "first_classes": grids.classes[0].tolist(),
         }
         results["localization"][size] = {}
-        for name, method in net.methods().items():
+        for name, method in methods.items():
             start = time.perf_counter()
             record = partial(first_maps.setdefault, name)
             played = partial(_recording, method, record, n) if n == options.grid_sizes[0] else method
-            scores = grid_pointing_game(played, jnp.asarray(images), grids)
+            scores = grid_pointing_game(net, played, images, grids=grids)
             metrics[f"localization_{size}_median{_suffix(name)}"] = scores.quartiles[1]
             results["localization"][size][name] = scores.scores.ravel().round(6).tolist()
             seconds = time.perf_counter() - start
@@ -72,13 +77,11 @@ def measure(
     images, labels = images[: options.removal_images], labels[: options.removal_images]
     slices = [slice(i, i + batch) for i in range(0, len(images), batch)]
     results["removal"] = {}
-    for name, method in net.methods().items():
+    for name, method in methods.items():
         start = time.perf_counter()
         parts = []
         for rows in slices:
-            x, y = jnp.asarray(images[rows]), jnp.asarray(labels[rows])
-            maps, inputs, p = method(x, y)[:, 0], net.encode(x), net.probability
-            parts.append(pixel_deletion(net.predict, inputs, maps, y, probability=p, variables=net.variables))
+            parts.append(pixel_deletion(net, method, images[rows], labels[rows]))
         curve = np.concatenate([part.curves for part in parts]).mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
         results["removal"][name] = curve.round(6).tolist()
@@ -93,22 +96,23 @@ def measure(
     return results, first_maps
 
 
-def _recording(method: Method, record: Callable[[Maps], Any], count: int, images: Images, targets: Targets) -> Array:
+def _recording(
+    method: Method, record: Callable[[Maps], Any], count: int, net: Explainable, x: Array, targets: Targets
+) -> Attribution:
     """Call a method and record the first `count` maps of the first image."""
-    maps = method(images, targets)
-    record(np.asarray(maps[0, :count]))
-    return maps
+    parts = method(net, x, targets)
+    record(np.asarray(parts.maps(x.shape[1:3])[0, :count]))
+    return parts
 
 
 def relative_residuals(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
     """Return signed residuals logit − bias − Σ contributions, over the image's largest |logit − bias|.
 
-    Where the bias depends on the image, over its largest |logit|.
+    Where the bias is not one number, over its largest |logit|.
     """
-    parts = net.decompose(images)
-    bias, constant = (parts.bias, 0.0) if net.bias is None else (net.bias, net.bias)
-    residual = completeness(parts.contributions, parts.logits, bias).residual
-    return np.asarray(residual / jnp.abs(parts.logits - constant).max(1, keepdims=True))
+    parts = decompose(net, images)
+    constant = net.bias if isinstance(net.bias, float) else 0.0
+    return np.asarray(parts.residual / jnp.abs(parts.logits - constant).max(1, keepdims=True))
 
 
 def _suffix(name: str) -> str:

@@ -1,7 +1,7 @@
 """A paper's networks as the application sees them: how a run is built, fitted, explained, measured and reported."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -75,9 +75,8 @@ class TrainedRun(Generic[M]):
 
     @cached_property
     def explainable(self) -> Explainable:
-        """The network seen from outside, with the occlusion baselines that the run asks for."""
-        net, evaluate = self.family.explainable(self), self.run.evaluate
-        return replace(net, occlusions=evaluate.occlusion, stride=evaluate.occlusion_stride)
+        """The network seen from outside."""
+        return self.family.explainable(self)
 
     @cached_property
     def train_data(self) -> Dataset:
@@ -191,7 +190,7 @@ class Family(Generic[M]):
         raise NotImplementedError
 
     def explainable(self, trained: TrainedRun[M]) -> Explainable:
-        """Return a trained network seen from outside; its occlusion windows are the run's, set by `TrainedRun`."""
+        """Return a trained network seen from outside."""
         raise NotImplementedError
 
     def check(self, run: Run[M], network: nn.Module, data: Dataset | Stream) -> None:

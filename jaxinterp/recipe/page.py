@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from jaxinterp.checks import shown
-from jaxinterp.explain.explainable import Explainable, summed
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.metrics import tile_grid
+from jaxinterp.explain.program import INPUT
 from jaxinterp.figures.curves import (
     localization_boxes,
     method_style,
@@ -72,7 +74,7 @@ def compose_page(report: Report) -> Page:
         tiles[f"localization {size}, median"] = f"{metrics[key]:.3f}"
         tiles[f"best baseline: {method_style(baseline.removeprefix(f'{key}_'))[0]}"] = f"{metrics[baseline]:.3f}"
     tiles |= {"removal, mean of the curve": f"{metrics['removal_curve_mean']:.3f}", "largest residual": residual}
-    constant = net.constant if net.bias is None else f"the constant {net.bias:.3f}"
+    constant = f"the constant {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
     return Page(
         title=report.trained.name,
         subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
@@ -83,7 +85,7 @@ def compose_page(report: Report) -> Page:
         tiles=tiles,
         sections=[
             _explanations(report),
-            *([_levels(report)] if net.layers else []),
+            *([_levels(report)] if net.levels else []),
             *([_localization(report)] if results["localization"] else []),
             *report.trained.family.report(report),
             _removal(report),
@@ -100,8 +102,8 @@ def _explanations(report: Report) -> Section:
     misread = np.flatnonzero(report.logits.argmax(1) != report.labels)
     first = first_of_each_class(report.labels, 5)
     rows = np.concatenate([first, misread[:5]])
-    parts = report.explainable.decompose(report.images[rows], likeliest(report.logits[rows]))
-    maps = np.asarray(summed(parts, report.images))
+    parts = decompose(report.explainable, report.images[rows], likeliest(report.logits[rows]))
+    maps = np.asarray(parts.maps(report.images.shape[1:3]))
 
     def draw(part: slice, caption: str, alt: str) -> Picture:
         chosen = rows[part]
@@ -116,7 +118,7 @@ def _explanations(report: Report) -> Section:
     if len(misread):
         caption = f"The first of {len(misread)} test images that are misread."
         pictures.append(draw(slice(len(first), None), caption, "Misread test images and their contribution maps"))
-    if report.explainable.layer is None and parts.weights.shape[-1] == 6:
+    if report.explainable.layer == INPUT and parts.contributions.shape[-1] == 6:
         colors = color_weights(np.asarray(parts.weights[head, :1]), np.asarray(parts.contributions[head, :1].sum(-1)))
         titles = [[f"{report.classes[k]}: weights"] for k in report.logits[first].argmax(1)]
         caption = (
@@ -135,8 +137,10 @@ def _levels(report: Report) -> Section:
     """Draw the predicted class' contributions at the network's own level and at every layer above it."""
     net, first = report.explainable, first_of_each_class(report.labels, 4)
     images, top = report.images[first], report.logits[first].argmax(1)
-    maps = np.concatenate([np.asarray(level) for level in net.levels(images, top)], axis=1)
-    names = [name.replace("layer_", "after layer ") for name in (net.layer or "input", *net.layers)]
+    layers = [net.layer, *(name for name in net.levels if name != net.layer)]
+    parts = decompose(net, images, top, layer=layers)
+    maps = np.concatenate([np.asarray(part.maps(images.shape[1:3])) for part in parts], axis=1)
+    names = [name.replace("layer_", "after layer ") for name in layers]
     figure = panel(images, maps, [names] * len(first), [f"as {report.classes[k]}" for k in top], scale="map")
     sums = "the sums are equal." if net.bias is not None else "what biases above a layer add is left out."
     return Section(
@@ -192,7 +196,7 @@ def _removal(report: Report) -> Section:
 
 def _completeness(report: Report) -> Section:
     """Draw the histogram of relative residuals."""
-    size = "|logit|" if report.explainable.bias is None else "|logit minus bias|"
+    size = "|logit minus bias|" if isinstance(report.explainable.bias, float) else "|logit|"
     text = (
         "For every class of every image: logit minus bias minus the sum of all contributions, relative to the image's "
         f"largest {size}."

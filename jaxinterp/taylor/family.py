@@ -1,7 +1,7 @@
 """TaylorNets as a family of runs: network, order penalty, expansion point, and the accuracy of truncated series."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
@@ -14,14 +14,21 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.explainable import Explainable, softmax_explainable
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.series import energy, order_penalty, orders, propagate, truncated_accuracy
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import AnyRun, Count, Model, NonNegative, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Reading, Report, TrainedRun
 from jaxinterp.taylor import report as taylor_report
-from jaxinterp.taylor.network import Expansion, PolynomialResNet, TaylorNet, describe, with_expansion_point
+from jaxinterp.taylor.network import (
+    Expansion,
+    PolynomialResNet,
+    TaylorNet,
+    describe,
+    expansion_point,
+    with_expansion_point,
+)
 from jaxinterp.taylor.units import Form, hierarchical
 
 
@@ -129,18 +136,6 @@ def centered(model: TaylorModel, variables: Any, data: Dataset) -> Any:
     return with_expansion_point(variables, data.images.mean(0, dtype=np.float64) / data.maximum)
 
 
-def explained_about(trained: TrainedRun[Any], point: Callable[[Any], Array], **fields: Any) -> Explainable:
-    """Explain a network in x − x0; `point` takes x0 out of its variables."""
-    variables = trained.variables
-    net = softmax_explainable(trained.network, variables, **fields)
-    return replace(
-        net,
-        predict=lambda variables, step: net.apply(variables, step + point(variables)[None]),
-        frozen=lambda variables, step: net.frozen(variables, step + point(variables)[None]),
-        encode=lambda x: x - point(variables)[None],
-    )
-
-
 @dataclass(frozen=True)
 class PenalizedLoss(ClassificationLoss):
     """CE(logits, y) + λ Σ_{m ≥ 1} c^m ⟨f_m²⟩, f_m the orders about the expansion point."""
@@ -190,17 +185,16 @@ class TaylorFamily(Family[TaylorModel]):
 
     def explainable(self, trained: TrainedRun[TaylorModel]) -> Explainable:
         """Explain a network in x − x0: affine once its path is held (integrated gradients, exactly)."""
-        fields = {"constant": "its value at the expansion point"}
-        return explained_about(trained, lambda variables: variables["batch_stats"]["expansion_point"], **fields)
+        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[TaylorModel], log: Log) -> dict[str, Any]:
         """Measure the accuracy of truncated series and the energy of each order."""
-        network, model, variables = trained.network, trained.run.model, trained.variables
+        network, model, net = trained.network, trained.run.model, trained.explainable
         max_order = min(model.orders, network.degree)
         images, labels = (part[: model.order_images] for part in trained.test_data)
-        x0, batches = variables["batch_stats"]["expansion_point"], padded_batches(trained.run.train.eval_batch, images)
-        expand = partial(orders, network.apply, x0=x0, max_order=max_order, variables=variables)
-        terms = np.concatenate([np.asarray(expand(x))[:, :real] for _, real, (x,) in batches], axis=1)
+        expand = partial(orders, net, x0=expansion_point(trained.variables), max_order=max_order)
+        batches = padded_batches(trained.run.train.eval_batch, images)
+        terms = np.concatenate([np.asarray(expand(x).contributions)[:real] for _, real, (x,) in batches])
         accuracy, sizes = truncated_accuracy(terms, labels), energy(terms)
         listed = ", ".join(f"{m}: {a:.2%}" for m, a in enumerate(accuracy))
         log(f"accuracy of orders up to m, {len(images)} images: {listed}")

@@ -14,8 +14,8 @@ start small, so that a degree of 16 can be trained at all.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_finite
 from jaxinterp.explain.attribute.integrated import quadrature
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer
 from jaxinterp.taylor.units import Form, Level, TaylorLevel, TaylorUnit, block_means
@@ -47,6 +48,11 @@ class Expansion(Layer, kw_only=True):
     def degree(self) -> int:
         """Degree of the polynomial."""
         raise NotImplementedError
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained, in x − x0."""
+        fields: dict[str, Any] = {"constant": "its value at the expansion point", "notice": self.warn_outside}
+        return explained_from(self, variables, ("batch_stats", "expansion_point"), **fields)
 
     def expansion_point(self, shape: Sequence[int]) -> Float[Array, "h w c"]:
         """Return x0, (H, W, C); zeros until `with_expansion_point` sets another."""
@@ -82,6 +88,55 @@ class Expansion(Layer, kw_only=True):
         self.warn_outside(x)
         apply: Any = partial(self.clone(parent=None).apply, self.variables)
         return path_affine(apply, x, self.expansion_point(x.shape[1:]), self.degree)
+
+
+@dataclass(frozen=True)
+class FromPoint:
+    """A network as a function of x − x0, x0 among the variables; as of an `Explainable`.
+
+    Attributes:
+        network: (variables, x) ↦ logits.
+        path: of x0 in the variables.
+    """
+
+    network: Callable[..., Any]
+    path: tuple[str, ...]
+
+    def __call__(self, variables: Any, step: Float[Array, "n h w c"]) -> Any:
+        """Return the logits of x0 + step."""
+        return self.network(variables, step + at_path(variables, self.path).astype(step.dtype)[None])
+
+
+@dataclass(frozen=True)
+class Step:
+    """x − x0, as the encoding of an `Explainable`; see `FromPoint`."""
+
+    path: tuple[str, ...]
+
+    def __call__(self, variables: Any, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Return the step from the expansion point."""
+        return x - at_path(variables, self.path).astype(x.dtype)[None]
+
+
+def at_path(variables: Any, path: Sequence[str]) -> Array:
+    """Return an entry of nested mappings."""
+    return reduce(lambda part, name: part[name], path, variables)  # type: ignore[no-any-return]
+
+
+def explained_from(network: nn.Module, variables: Any, path: Sequence[str], **fields: Any) -> Explainable:
+    """Return a network explained in x − x0: affine once its path is held (integrated gradients, exactly)."""
+    whole, path = explainable(network, variables, keywords={}), tuple(path)
+    parts: dict[str, Any] = {
+        "network": FromPoint(whole.network, path),
+        "held": FromPoint(whole.held, path),
+        "encoding": Step(path),
+    }
+    return replace(whole, **parts, **fields)
+
+
+def expansion_point(variables: Any) -> Float[Array, "h w c"]:
+    """Return x0 of a polynomial's variables."""
+    return at_path(variables, ("batch_stats", "expansion_point"))
 
 
 def with_expansion_point(variables: Any, point: Float[Array | np.ndarray, "h w c"]) -> Any:

@@ -14,7 +14,7 @@ from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import panel
 from jaxinterp.recipe.family import Reading, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class
-from jaxinterp.taylor.network import TaylorNet
+from jaxinterp.taylor.network import TaylorNet, expansion_point
 
 MAX_MAPS = 5  # orders drawn for each image
 
@@ -47,10 +47,10 @@ def _orders(report: Report) -> Section:
 
 def _maps(report: Report) -> Section:
     """Draw the contributions of pixels, and of blocks of the middle level, to each of the lowest orders."""
-    model, variables = report.trained.network, report.trained.variables
+    model, net = report.trained.network, report.explainable
     indices = first_of_each_class(report.labels, 4)
     images, top = report.images[indices], report.logits[indices].argmax(1)
-    x0, names = variables["batch_stats"]["expansion_point"], [f"as {report.classes[k]}" for k in top]
+    x0, names = expansion_point(net.variables), [f"as {report.classes[k]}" for k in top]
     degrees: dict[str | None, int] = {None: model.degree}
     if isinstance(model, TaylorNet) and len(model.levels) > 1:
         middle = len(model.levels) // 2 - 1
@@ -58,11 +58,14 @@ def _maps(report: Report) -> Section:
     pictures = []
     for level, degree in degrees.items():
         max_order = min(MAX_MAPS, degree)
-        parts = contributions(model.apply, images, x0, max_order, top, variables=variables, layer=level)
-        maps, titles = parts.contributions[:, 0].sum(-1), _titles(parts.orders[:, 0])
+        parts = contributions(net, images, top, x0=x0, max_order=max_order, layer=level)
+        each = np.asarray(parts.contributions)[:, 0]
+        maps, titles = each.sum(-1), _titles(each.reshape(*each.shape[:2], -1).sum(-1))
         figure = panel(images, maps, titles, names, scale="map")
         where = "the pixels" if level is None else f"the entries of {level.replace('_', ' ')}, summed over channels,"
-        residual = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.orders).max())
+        terms = orders(net, images, top, x0=x0, max_order=max_order, layer=level).contributions[:, 0]
+        missed = np.abs(np.asarray(terms)[:, 1:] - each.reshape(*each.shape[:2], -1).sum(-1))
+        residual = missed.max() / float(jnp.abs(terms).max())
         caption = (
             f"Contributions of {where} to the lowest orders of the predicted class's logit; each map has its own "
             f"scale, and its sum is the number above it. Largest relative residual: {residual:.1e}."
@@ -79,41 +82,40 @@ def _maps(report: Report) -> Section:
     )
 
 
-def _titles(values: Float[Array, "n orders1"]) -> list[list[str]]:
-    return [[f"order {m + 1}: {v:+.2g}" for m, v in enumerate(row[1:])] for row in np.asarray(values)]
+def _titles(values: Float[Array, "n orders"]) -> list[list[str]]:
+    return [[f"order {m}: {v:+.2g}" for m, v in enumerate(row, 1)] for row in np.asarray(values)]
 
 
 def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]) -> Reading:
     """Read one image: the orders of every class's logit, and maps of the lowest for the `top` classes."""
-    model, variables, names = trained.network, trained.variables, trained.classes
-    x0, x, most = variables["batch_stats"]["expansion_point"], jnp.asarray(image)[None], trained.run.model.orders
-    series = np.asarray(orders(model.apply, x, x0, min(most, model.degree), variables=variables))[:, 0]
-    remainder = np.asarray(model.apply(variables, x))[0] - series.sum(0)
+    model, net, names = trained.network, trained.explainable, trained.classes
+    x0, x, most = expansion_point(net.variables), image[None], trained.run.model.orders
+    read = orders(net, x, x0=x0, max_order=min(most, model.degree))
+    series, remainder = np.asarray(read.contributions)[0], np.asarray(read.residual)[0]
     numbers = [
-        {"class": name, "orders": series[:, k].tolist(), "remainder": float(remainder[k])}
-        for k, name in enumerate(names)
+        {"class": name, "orders": series[k].tolist(), "remainder": float(remainder[k])} for k, name in enumerate(names)
     ]
     max_order = min(MAX_MAPS, most, model.degree)
-    parts = contributions(model.apply, x, x0, max_order, top[None].astype(np.int32), variables=variables)
-    rows, labels = np.repeat(image[None], len(top), axis=0), [f"as {names[k]}" for k in top]
-    figure = panel(rows, parts.contributions[0].sum(-1), _titles(parts.orders[0]), labels, scale="map")
+    each = np.asarray(contributions(net, x, top[None], x0=x0, max_order=max_order).contributions)[0]
+    rows, labels = np.repeat(x, len(top), axis=0), [f"as {names[k]}" for k in top]
+    figure = panel(rows, each.sum(-1), _titles(series[top, 1 : max_order + 1]), labels, scale="map")
     return Reading("orders", numbers, figure)
 
 
 def _pairs(report: Report) -> Section:
     """Draw the pairs formed by the pixel of the largest contribution to order 2, and by one of the top 2 %."""
-    model, variables = report.trained.network, report.trained.variables
-    if model.degree < 2:
+    net = report.explainable
+    if report.trained.network.degree < 2:
         return Section("Pairs of pixels", ["A polynomial of degree 1 has none."])
     indices = first_of_each_class(report.labels, 3)
     images, top = report.images[indices], report.logits[indices].argmax(1)
-    x0, names = variables["batch_stats"]["expansion_point"], [f"as {report.classes[k]}" for k in top]
-    parts = contributions(model.apply, images, x0, 2, top, variables=variables)
+    x0, names = expansion_point(net.variables), [f"as {report.classes[k]}" for k in top]
+    parts = contributions(net, images, top, x0=x0, max_order=2)
     rows, titles, marks = list[np.ndarray](), list[list[str]](), list[np.ndarray]()
     for x, label, second in zip(images, top, np.asarray(parts.contributions[:, 0, 1].sum(-1)), strict=True):
         ranked = np.argsort(-np.abs(second), axis=None)[[0, second.size // 50 + 1]]
         pixels = np.stack(np.unravel_index(ranked, second.shape), -1)
-        maps = np.asarray(pairs(model.apply, x[None], x0, pixels, int(label), variables=variables))[0, 0]
+        maps = np.asarray(pairs(net, x[None], int(label), x0=x0, pixels=pixels).contributions)[0, 0]
         rows.append(np.concatenate([second[None], maps]))
         marks += list(pixels)
         titles.append(["order 2", *(f"with ({row}, {column})" for row, column in pixels)])

@@ -1,9 +1,8 @@
-"""Post-hoc methods, the baselines of the exact decomposition: `method(model, x, targets=None, ...) -> Attribution`."""
+"""Post-hoc methods, the baselines of the exact decomposition: `method(net, x, targets=None, ...) -> Attribution`."""
 
-from jaxinterp.explain.attribute.attribution import Attribution
 from jaxinterp.explain.attribute.gradcam import grad_cam
 from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient
 from jaxinterp.explain.attribute.integrated import integrated_gradients
 from jaxinterp.explain.attribute.occlusion import occlusion
 
-__all__ = ["Attribution", "grad_cam", "gradient", "input_x_gradient", "integrated_gradients", "occlusion"]
+__all__ = ["grad_cam", "gradient", "input_x_gradient", "integrated_gradients", "occlusion"]

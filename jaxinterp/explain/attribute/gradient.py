@@ -1,39 +1,32 @@
 """Gradient and Input × Gradient: the local slope of a logit, and the slope times the input."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxinterp.explain.attribute.attribution import MAX_BYTES, Attribution, target_gradients
-from jaxinterp.explain.decompose import Targets, bind
-from jaxinterp.explain.tracing import in_chunks
+from jaxinterp.explain.attribute.backward import X, checked, chosen, size_of, target_gradients, value_of
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 
 
 def gradient(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Array,
-    targets: Targets = None,
-    *,
-    variables: Any = None,
-    max_bytes: int = MAX_BYTES,
+    net: Any, x: Any, targets: Targets = None, *, layer: str | None = None, max_bytes: int = MAX_BYTES
 ) -> Attribution:
     """Compute the signed gradient ∂f_k/∂x of each target's logit, for all targets in one pass.
 
     No absolute value is taken: the sign tells whether an entry raises or lowers the logit.
 
     Args:
-        model: x ↦ logits (batch, classes), examples independent of one another; or (variables, x) ↦ logits where
-            `variables` is given. With `variables` the computation is compiled once and reused for as long as the
-            same function object is passed; a closure runs operation by operation, or inside the caller's own jit.
-        x: input, (batch, ...), floating.
+        net: a network, see `explainable`.
+        x: a batch, (batch, ...), floating, of examples that are independent of one another.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        variables: the model's variables, any pytree.
-        max_bytes: bytes that one pass may take by estimate; larger batches run in equal chunks.
+        layer: name of a layer of `net.layers(x)`, whose output takes the place of `x`.
+        max_bytes: bytes that one pass may take by estimate, ≥ 1; larger batches run in equal parts.
 
     Returns:
-        An `Attribution` on the shape of `x`, without a gap.
+        An `Attribution` on the shape of `x` or of the layer's output, without a residual.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,22 +35,11 @@ def gradient(
 
     Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3 (there with the absolute value).
     """
-    with jax.default_matmul_precision("highest"):
-        bound, rows, size = bind(model, x, targets, variables)
-
-        def explain(x: Array, rows: Array) -> Attribution:
-            return Attribution(target_gradients(bound, x, rows, variables is not None))
-
-        return in_chunks(explain, (x, rows), size.bytes_each(rows.shape[1]), max_bytes)
+    return _slopes(net, x, targets, layer, max_bytes, times=False)
 
 
 def input_x_gradient(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Array,
-    targets: Targets = None,
-    *,
-    variables: Any = None,
-    max_bytes: int = MAX_BYTES,
+    net: Any, x: Any, targets: Targets = None, *, layer: str | None = None, max_bytes: int = MAX_BYTES
 ) -> Attribution:
     """Compute input times gradient, x ⊙ ∂f_k/∂x.
 
@@ -72,5 +54,19 @@ def input_x_gradient(
 
     Source: Shrikumar, Greenside, Shcherbina, Kundaje, arXiv 1605.01713, Sec. 2.
     """
-    slopes = gradient(model, x, targets, variables=variables, max_bytes=max_bytes).contributions
-    return Attribution(slopes * x[:, None])
+    return replace(_slopes(net, x, targets, layer, max_bytes, times=True), method="input_x_gradient")
+
+
+def _slopes(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: int, times: bool) -> Attribution:
+    call = checked(net, x, targets, layer, max_bytes)
+
+    def explain(x: Array, rows: Array) -> Attribution:
+        model = call.net.program("logits", x)
+        z = value_of(model, layer, x)
+        logits, slopes = target_gradients(model, layer, z, x, rows)
+        parts = slopes * z[:, None] if times else slopes
+        return Attribution(parts, chosen(logits, rows), rows, method="gradient", layer=layer or X)
+
+    with jax.default_matmul_precision("highest"):
+        size = size_of(call, (1 + times) * call.rows.shape[1])
+        return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)

@@ -1,7 +1,5 @@
 """Occlusion: how far a logit drops when a window of the image is covered."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.checks import require, require_at_least
-from jaxinterp.explain.attribute.attribution import MAX_BYTES, Attribution
-from jaxinterp.explain.decompose import Targets, bind
-from jaxinterp.explain.tracing import in_chunks, unjitted
+from jaxinterp.explain.attribute.backward import X, checked, chosen
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 
 
 def covered(size: int, window: int, stride: int) -> Bool[np.ndarray, "windows size"]:
@@ -36,14 +34,13 @@ def covered(size: int, window: int, stride: int) -> Bool[np.ndarray, "windows si
 
 
 def occlusion(
-    model: Callable[..., Float[Array, "batch classes"]],
-    x: Array,
+    net: Any,
+    x: Any,
     targets: Targets = None,
     *,
     window: int = 5,
     stride: int = 2,
-    baseline: float = 0.0,
-    variables: Any = None,
+    baseline: int | float = 0.0,
     max_bytes: int = MAX_BYTES,
 ) -> Attribution:
     """Cover each window in turn and spread the drop of the raw logit over the pixels covered.
@@ -51,17 +48,16 @@ def occlusion(
         contributions_k(p) = Σ_{windows w ∋ p} (f_k(x) − f_k(x covered on w)) / |w|
 
     Args:
-        model: x ↦ logits (batch, classes), or (variables, x) ↦ logits where `variables` is given; see `gradient`.
+        net: a network, see `explainable`.
         x: images, (batch, H, W, C), floating, before any encoding: the value 0 is black.
         targets: None for all classes, an int, (batch,) or (batch, T) classes.
         window: K, side of the square window in pixels, at most the image's shorter side.
         stride: step between windows in pixels, at most the same.
         baseline: value of covered pixels, in the unit of `x`.
-        variables: the model's variables, any pytree.
-        max_bytes: bytes that one pass may take by estimate; images, then windows, run in chunks.
+        max_bytes: bytes that one pass may take by estimate; images, then windows, run in parts.
 
     Returns:
-        An `Attribution` (batch, T, H, W, 1), without a gap.
+        An `Attribution` (batch, T, H, W, 1), without a residual.
 
     Example:
         >>> total = lambda x: x.sum((1, 2))
@@ -70,27 +66,47 @@ def occlusion(
 
     Source: Zeiler, Fergus, arXiv 1311.2901, Sec. 4.2; settings of CVPR 2021 (CoDA Nets), Sec. 5.2.
     """
-    require(x.ndim == 4, "x", f"shape {x.shape}", "(batch, height, width, channels)")
-    side = min(x.shape[1:3])
+    call = checked(net, x, targets, None, max_bytes)
+    shape = call.x.shape
+    require(len(shape) == 4, "x", f"shape {shape}", "(batch, height, width, channels)")
+    channels_first = shape[1] in (1, 3) and shape[3] not in (1, 3)
+    require(not channels_first, "x", f"shape {shape}", "(batch, height, width, channels), channels last")
+    require(
+        np.ndim(baseline) == 0, "baseline", f"shape {np.shape(baseline)}", "one number, the value of covered pixels"
+    )
+    side = min(shape[1:3])
     require(max(window, stride) <= side, "window, stride", (window, stride), f"at most the image's side, {side}")
-    height, width = (covered(size, window, stride) for size in x.shape[1:3])
-    pairs = jnp.asarray(np.repeat(height, len(width), axis=0)), jnp.asarray(np.tile(width, (len(height), 1)))
+    height, width = (covered(size, window, stride) for size in shape[1:3])
+    tall, wide = np.repeat(height, len(width), axis=0), np.tile(width, (len(height), 1))
+    value, each = jnp.asarray(baseline, call.x.dtype), call.memory[1] / len(call.x)
+    count = max(1, min(len(tall), int(max_bytes // max(1, each))))  # windows at once, of one image at least
+    count = -(-len(tall) // -(-len(tall) // count))
+
+    def explain(x: Array, rows: Array) -> Attribution:
+        logits = []
+        for start in range(0, len(tall), count):
+            start = min(start, len(tall) - count)  # the last part reaches back
+            pair = jnp.asarray(tall[start : start + count]), jnp.asarray(wide[start : start + count])
+            model = call.net.program("logits", jnp.tile(x, (count, 1, 1, 1)))
+            logits.append(_look(model, value, x, rows, *pair))
+        whole = jnp.concatenate([*logits[:-1], logits[-1][(len(logits) * count - len(tall)) :]])
+        own = chosen(_called(call.net.program("logits", x), x), rows)
+        drops = own[None] - whole
+        parts = _spread(drops, jnp.asarray(tall), jnp.asarray(wide))
+        return Attribution(parts, own, rows, method="occlusion", layer=X)
+
     with jax.default_matmul_precision("highest"):
-        bound, rows, size = bind(model, x, targets, variables)
-        bytes_each = size.bytes_each(1)
-        value = jnp.asarray(baseline, x.dtype)
-        look, spread = (_look, _spread) if variables is not None else (unjitted(_look), unjitted(_spread))
+        return in_batches(explain, (call.x, call.rows), call.batch, each * len(call.x) * count, max_bytes)
 
-        def explain(x: Array, rows: Array) -> Attribution:
-            logits = in_chunks(partial(look, bound, value, x, rows), pairs, bytes_each * x.shape[0], max_bytes)
-            return Attribution(spread(bound, x, rows, logits, *pairs))
 
-        return in_chunks(explain, (x, rows), bytes_each, max_bytes)
+@jax.jit
+def _called(model: Any, x: Array) -> Array:
+    return model(x)  # type: ignore[no-any-return]
 
 
 @jax.jit
 def _look(
-    model: Callable[[Array], Array], value: Array, x: Array, rows: Int[Array, "batch t"], tall: Array, wide: Array
+    model: Any, value: Array, x: Array, rows: Int[Array, "batch t"], tall: Array, wide: Array
 ) -> Float[Array, "windows batch t"]:
     """Return the targets' logits of the images under some windows, all windows in one batch."""
     hidden = (tall[:, :, None] & wide[:, None, :])[:, None, :, :, None]
@@ -101,10 +117,9 @@ def _look(
 
 @jax.jit
 def _spread(
-    model: Callable[[Array], Array], x: Array, rows: Array, logits: Float[Array, "w batch t"], tall: Array, wide: Array
-) -> Float[Array, "batch t height width 1"]:
+    drops: Float[Array, "w batch t"], tall: Bool[Array, "w h"], wide: Bool[Array, "w v"]
+) -> Float[Array, "batch t h v 1"]:
     """Spread each window's drop evenly over its pixels and sum over the windows."""
-    drops = jnp.take_along_axis(model(x), rows, axis=1)[None] - logits
-    tall, wide = tall.astype(drops.dtype), wide.astype(drops.dtype)
-    share = drops / (tall.sum(1) * wide.sum(1))[:, None, None]
-    return jnp.einsum("wbt,wh,wv->bthv", share, tall, wide)[..., None]
+    high, broad = tall.astype(drops.dtype), wide.astype(drops.dtype)
+    share = drops / (high.sum(1) * broad.sum(1))[:, None, None]
+    return jnp.einsum("wbt,wh,wv->bthv", share, high, broad)[..., None]

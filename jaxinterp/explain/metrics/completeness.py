@@ -1,11 +1,13 @@
 """Completeness: how much of a logit the contributions leave unexplained."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
-from jaxinterp.checks import require
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import Targets
+from jaxinterp.explain.metrics.explained import Explained, attribution
 
 
 class Completeness(NamedTuple):
@@ -20,28 +22,27 @@ class Completeness(NamedTuple):
     relative: Float[Array, "batch t"]
 
 
-def completeness(contributions: Array, logits: Float[Array, "batch t"], reference: ArrayLike = 0.0) -> Completeness:
-    """Measure the signed residual of the identity Σ contributions = logit − reference, and its relative size.
+def completeness(net: Any, method: Explained, x: Any = None, targets: Targets = None) -> Completeness:
+    """Measure the signed residual of the identity Σ contributions = logit − bias, and its relative size.
 
-    Taken on raw attributions: no absolute value, no normalization, no comparison of floats for equality.
+    Taken on raw attributions: no absolute value, no normalization, no comparison of floats for equality. The bias is
+    the method's own, such as the logits at its baseline; 0 where it has none.
 
     Args:
-        contributions: signed, (batch, T, ...), every entry of the input or activation.
-        logits: f_k(x) of the same targets, (batch, T).
-        reference: the part that no entry explains, a number or (batch, T): the decomposition's bias, or the logits at
-            a method's baseline.
+        net: a network, see `explainable`; not read where `method` is an `Attribution`.
+        method: (net, x, targets) ↦ `Attribution`, or an `Attribution`.
+        x: a batch, where `method` is to be called.
+        targets: its targets.
 
     Example:
-        >>> completeness(jnp.array([[[1.0, 2.0]]]), jnp.array([[4.5]]), 0.5)
+        >>> parts = Attribution(jnp.array([[[1.0, 2.0]]]), jnp.array([[4.5]]), jnp.array([[0]]), jnp.array([[0.5]]))
+        >>> completeness(None, parts)
         Completeness(residual=Array([[1.]], dtype=float32), relative=Array([[0.25]], dtype=float32))
 
     Source: Sundararajan, Taly, Yan, arXiv 1703.01365, Sec. 3 (Completeness); CVPR 2021 (CoDA Nets), Eq. 8.
     """
-    shape = contributions.shape
-    require(shape[:2] == logits.shape, "contributions", f"shape {shape}", f"{(*logits.shape, '...')}")
-    shape = jnp.shape(reference)
-    require(shape in ((), logits.shape), "reference", f"shape {shape}", f"() or {logits.shape}")
-    change = logits - jnp.asarray(reference, logits.dtype)
-    residual = change - contributions.reshape(*logits.shape, -1).sum(-1).astype(logits.dtype)
+    parts: Attribution = attribution(net, method, x, targets)
+    change = parts.logits if parts.bias is None else parts.logits - parts.bias
+    residual = change - parts.contributions.reshape(*change.shape, -1).sum(-1).astype(change.dtype)
     size = jnp.abs(residual)
     return Completeness(residual, jnp.where(size == 0, 0, size / jnp.abs(change)))

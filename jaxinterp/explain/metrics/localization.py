@@ -8,9 +8,9 @@ network runs on the whole, and the score of cell i is the part of the positive a
 1 is perfect, 1/n² is what a uniform map scores, and a map without positive evidence scores 0.
 """
 
-from collections.abc import Callable
+import warnings
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
-from jaxinterp.explain.attribute.attribution import MAX_BYTES
-from jaxinterp.explain.tracing import in_chunks
+from jaxinterp.errors import ConfigError
+from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
+from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.explain.metrics.explained import Method, attribution
 
 
 class Grids(NamedTuple):
@@ -64,7 +66,8 @@ def sample_grids(
 ) -> Grids:
     """Draw grids of the most confident correct predictions, each image at most once.
 
-    Eligible are images whose label has the largest logit and sigmoid(logit) > `confidence`. For each grid n² classes
+    Eligible are images whose label has the largest logit and sigmoid(logit) > `confidence`; of a softmax, give
+    `net.log_odds(logits)`. For each grid n² classes
     are drawn without replacement among those with images left, and each gives its most confident unused image.
 
     Args:
@@ -186,41 +189,81 @@ def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[A
 
 
 def grid_pointing_game(
-    attribute: Callable[[Float[Array, "g tall wide c"], Int[Array, "g cells"]], Float[Array, "g cells h w"]],
-    images: Float[Array, "images height width channels"] | UInt8[Array, "images height width channels"],
-    grids: Grids,
+    net: Any,
+    method: Method,
+    x: Float[Array | np.ndarray, "images height width channels"] | UInt8[Array, "images height width channels"],
+    labels: Any = None,
     *,
+    grids: Grids | None = None,
+    n: int = 3,
+    count: int = 500,
+    key: PRNGKeyArray | None = None,
     upsample: Literal["nearest", "linear"] = "nearest",
     max_bytes: int = MAX_BYTES,
 ) -> Localization:
     """Score an attribution method on grids of images, all n² classes of a grid in one pass.
 
     Args:
-        attribute: (grid images (g, n·H, n·W, C), classes (g, n²)) ↦ channel-summed signed maps (g, n², H', W'); any
-            resolution, for example `lambda x, t: gradient(model, x, t, variables=v).contributions.sum(-1)`.
-        images: (images, H, W, C), in the unit of `attribute`.
-        grids: from `sample_grids`, drawn once and used for every method.
+        net: a network, see `explainable`. One that reads one image size only is given the grids in its size, and a
+            warning says so.
+        method: (net, grid images (g, n·H, n·W, C), classes (g, n²)) ↦ `Attribution`, maps of any resolution.
+        x: images, (images, H, W, C), in the unit of the network.
+        labels: their classes, (images,), of which grids are drawn, see `sample_grids`: the most confident right ones.
+        grids: from `sample_grids`, drawn once for several methods, instead of `labels`.
+        n: images along one side of a grid, where they are drawn here.
+        count: grids wanted, where they are drawn here.
+        key: of the draws; default `jax.random.key(0)`.
         upsample: interpolation of maps of another resolution to the grid's, "nearest" or "linear" (bilinear).
-        max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal chunks.
+        max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal parts.
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
     """
-    pool = jnp.asarray(images)
+    net, pool = explainable(net), jnp.asarray(x)
+    require(pool.ndim == 4, "x", f"shape {pool.shape}", "images (batch, height, width, channels)")
+    require((grids is None) == (labels is not None), "labels, grids", "both or none", "labels, or grids drawn before")
+    if grids is None:
+        key = jax.random.key(0) if key is None else key
+        logits = np.concatenate([np.asarray(net.logits(pool[i : i + 256])) for i in range(0, len(pool), 256)])
+        grids = sample_grids(net.log_odds(logits), labels, n=n, count=count, key=key)
+    cells = grids.images.shape[1]
+    shape = _readable(net, _tile(pool[jnp.asarray(grids.images[:1])]), pool.shape[1:3])
 
     def score(members: Array, classes: Array) -> Array:
         mosaic = _tile(pool[members])
-        maps = attribute(mosaic, classes)
-        fits = maps.ndim == 4 and maps.shape[:2] == classes.shape
-        require(fits, "attribute", f"maps {maps.shape}", f"{(*classes.shape, 'height', 'width')}")
-        return _score(maps, mosaic.shape[1:3], upsample)
+        if shape != mosaic.shape[1:3]:
+            mosaic = _resized(mosaic, shape)
+        parts = attribution(net, method, mosaic, classes)
+        fits = parts.contributions.ndim == 5 and parts.contributions.shape[:2] == classes.shape
+        require(fits, "method", f"contributions {parts.contributions.shape}", f"{(*classes.shape, 'h', 'w', 'c')}")
+        return _score(parts.maps(), _tiled_shape(pool.shape, cells), upsample)
 
-    cells = grids.images.shape[1]
     # Of every grid and class: weights, contributions and their encoded double, in float32.
-    bytes_each = 4 * 4 * cells * cells * int(np.prod(images.shape[1:]))
-    arrays = (jnp.asarray(grids.images), jnp.asarray(grids.classes))
-    scores = np.asarray(in_chunks(score, arrays, bytes_each, max_bytes))
+    bytes_each = 4 * 4 * cells * cells * int(np.prod(pool.shape[1:]))
+    members, classes = (padded(jnp.asarray(array)) for array in (grids.images, grids.classes))
+    scores = np.asarray(in_batches(score, (members, classes), len(grids.images), bytes_each * len(members), max_bytes))
     low, middle, high = np.percentile(scores, [25, 50, 75]).tolist()
     return Localization(scores, float(scores.mean()), (low, middle, high), grids.eligible)
+
+
+def _tiled_shape(shape: tuple[int, ...], cells: int) -> tuple[int, int]:
+    return _side(cells) * shape[1], _side(cells) * shape[2]
+
+
+def _readable(net: Explainable, mosaic: Array, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the size in which a network reads a grid: the grid's, else that of the images."""
+    try:
+        net.program("logits", mosaic)
+    except ConfigError:
+        net.program("logits", _resized(mosaic, own))
+        got = "x".join(map(str, mosaic.shape[1:3]))
+        warnings.warn(f"net: cannot read grids of {got} pixels; they are made small, {own[0]}x{own[1]}", stacklevel=3)
+        return own
+    return mosaic.shape[1:3]
+
+
+@partial(jax.jit, static_argnums=1)
+def _resized(mosaic: Array, shape: tuple[int, ...]) -> Array:
+    return jax.image.resize(mosaic, (len(mosaic), *shape, mosaic.shape[-1]), "linear")
 
 
 @partial(jax.jit, static_argnums=(1, 2))

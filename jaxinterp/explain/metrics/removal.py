@@ -1,6 +1,5 @@
 """Pixel deletion: the label's probability while pixels are removed in the order of their importance."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_one_of
-from jaxinterp.explain.attribute.attribution import MAX_BYTES
-from jaxinterp.explain.decompose import bind
-from jaxinterp.explain.tracing import in_chunks, unjitted
+from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.explain.attribute.backward import checked, chosen, head, value_of
+from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
+from jaxinterp.explain.metrics.explained import Explained, label_maps
+from jaxinterp.explain.program import INPUT
 
 Order = Literal["least", "most"]
 
@@ -73,16 +73,14 @@ def removal_ranks(maps: Float[Array, "batch height width"], order: Order = "leas
 
 
 def pixel_deletion(
-    model: Callable[..., Float[Array, "batch classes"]],
-    encoded: Float[Array, "batch height width channels"],
-    maps: Array,
-    labels: Array,
+    net: Any,
+    method: Explained,
+    x: Any,
+    labels: Any,
     *,
     order: Order = "least",
     fraction: float = 0.25,
     points: int = 128,
-    probability: Literal["sigmoid", "softmax"] = "sigmoid",
-    variables: Any = None,
     max_bytes: int = MAX_BYTES,
 ) -> Removal:
     """Remove pixels in the order of a map and read the label's probability on the way.
@@ -91,49 +89,61 @@ def pixel_deletion(
     signed importance, so with "least" those against the label go first and a good map's curve rises.
 
     Args:
-        model: encoded ↦ logits (batch, classes), or (variables, encoded) ↦ logits, compiled, with `variables`.
-        encoded: the network's input after any encoding, (batch, H, W, C), floating.
-        maps: channel-summed attribution of the label's logit, (batch, H, W), finite.
+        net: a network, see `explainable`; its `probability` says what is read, a sigmoid or the softmax.
+        method: (net, x, targets) ↦ `Attribution`, or an `Attribution` of the labels' logits.
+        x: images, (batch, H, W, C).
         labels: (batch,) integers.
         order: "least" important first (the published curves) or "most" important first.
         fraction: largest part removed, in (0, 1].
         points: intervals aimed at, see `removal_counts`.
-        probability: "sigmoid" of the label's logit, or "softmax" for networks trained with it.
-        variables: the model's variables, any pytree.
-        max_bytes: bytes that one pass may take by estimate; images, then points, run in chunks.
+        max_bytes: bytes that one pass may take by estimate; images, then points, run in parts.
 
     Example:
-        >>> brightness = lambda x: x.sum((1, 2))
+        >>> from jaxinterp.explain.attribute import input_x_gradient
+        >>> from jaxinterp.explain.explainable import explainable
+        >>> brightness = explainable(lambda x: x.sum((1, 2)), probability="sigmoid")
         >>> x = jnp.array([[[[2.0], [1.0]]]])
-        >>> removal = pixel_deletion(brightness, x, x[..., 0], jnp.array([0]), fraction=1.0)
+        >>> removal = pixel_deletion(brightness, input_x_gradient, x, jnp.array([0]), fraction=1.0)
         >>> [f"{p:.3f}" for p in removal.curve]
         ['0.953', '0.881', '0.500']
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2; Srinivas, Fleuret, arXiv 1905.00780, Sec. 5.1 (least important first).
     """
-    fits = encoded.ndim == 4 and maps.shape == encoded.shape[:3]
-    require(fits, "maps", f"shape {maps.shape} for input {encoded.shape}", "(batch, height, width)")
-    require_one_of("probability", probability, ("sigmoid", "softmax"))
+    call = checked(net, x, None, INPUT, max_bytes)
+    model = call.net.program("logits", call.x)
+    shape = model.program.layers[INPUT]
+    require(len(shape) == 4, "x", f"shape {call.x.shape}", "images (batch, height, width, channels)")
+    require_labels("labels", labels, call.batch, model.program.output.shape[1])
+    counts = removal_counts(shape[1] * shape[2], fraction, points)
+    maps = label_maps(call.net, method, jnp.asarray(x), jnp.asarray(labels), shape[1:3])
     require_finite("maps", maps)
-    counts = removal_counts(maps.shape[1] * maps.shape[2], fraction, points)
+    rows = padded(jnp.asarray(labels, jnp.int32)[:, None])
+    ranks = removal_ranks(padded(maps), order)
+    each = 2 * call.memory[1] / len(call.x)
+    size = max(1, min(len(counts), int(max_bytes // max(1, each))))  # points at once, of one image at least
+    size = -(-len(counts) // -(-len(counts) // size))
+
+    def read(x: Array, ranks: Array, rows: Array) -> Array:
+        encoded = value_of(call.net.program("logits", x), INPUT, x)
+        many = jnp.tile(x, (size, *(1,) * (x.ndim - 1)))
+        model, parts = call.net.program("logits", many), []
+        for start in range(0, len(counts), size):
+            levels = jnp.asarray(counts[min(start, len(counts) - size) :][:size])
+            parts.append(_look(call.net.probability == "sigmoid", model, encoded, many, ranks, rows, levels))
+        return jnp.concatenate([*parts[:-1], parts[-1][len(parts) * size - len(counts) :]]).T
+
     with jax.default_matmul_precision("highest"):
-        bound, rows, size = bind(model, encoded, labels, variables)
-        bytes_each, levels = size.bytes_each(1), (jnp.asarray(counts),)
-        look = partial(unjitted(_look) if variables is None else _look, probability == "sigmoid", bound)
-
-        def read(x: Array, ranks: Array, rows: Array) -> Array:
-            return in_chunks(partial(look, x, ranks, rows), levels, bytes_each * len(x), max_bytes).T
-
-        curves = np.asarray(in_chunks(read, (encoded, removal_ranks(maps, order), rows), bytes_each, max_bytes))
-    return Removal(counts / (maps.shape[1] * maps.shape[2]), curves.mean(0), curves, float(curves.mean(0).mean()))
+        arrays, bytes_all = (call.x, ranks, rows), each * len(call.x) * size
+        curves = np.asarray(in_batches(read, arrays, call.batch, bytes_all, max_bytes))
+    return Removal(counts / (shape[1] * shape[2]), curves.mean(0), curves, float(curves.mean(0).mean()))
 
 
 @partial(jax.jit, static_argnums=0)
 def _look(
-    sigmoid: bool, model: Callable[[Array], Array], x: Array, ranks: Array, rows: Array, counts: Int[Array, " points"]
+    sigmoid: bool, model: Any, encoded: Array, x: Array, ranks: Array, rows: Array, counts: Int[Array, " points"]
 ) -> Float[Array, "points batch"]:
     """Return the labels' probabilities at some points of the curve, all points in one batch."""
     kept = ranks[None] >= counts[:, None, None, None]
-    logits = model(jnp.where(kept[..., None], x[None], 0).reshape(-1, *x.shape[1:]))
+    logits = head(model, INPUT, jnp.where(kept[..., None], encoded[None], 0).reshape(-1, *encoded.shape[1:]), x)
     probabilities = jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
-    return jnp.take_along_axis(probabilities, jnp.tile(rows, (len(counts), 1)), axis=1).reshape(len(counts), len(x))
+    return chosen(probabilities, jnp.tile(rows, (len(counts), 1))).reshape(len(counts), len(encoded))

@@ -5,7 +5,7 @@ decided; and the contributions of the value network with the same gates.
 
 Example:
     >>> import jax, jax.numpy as jnp, numpy as np
-    >>> from jaxinterp import decompose
+    >>> from jaxinterp import decompose, explainable
     >>> from jaxinterp.gated import GatedNetwork, Network, fc
     >>> from jaxinterp.gated.kernels import PathKernel, kernel_ridge, one_hot
     >>> layers, x = fc(16, 3, classes=2), jax.random.normal(jax.random.key(0), (40, 5))
@@ -20,7 +20,8 @@ Example:
     True
     >>> value = Network(layers)
     >>> variables = value.init(jax.random.key(2), x)
-    >>> parts = decompose(lambda v, x, *g: value.apply(v, x, g), x, variables=variables, given=gates)
+    >>> net = explainable(lambda v, x, *g: value.apply(v, x, g), variables)
+    >>> parts = decompose(net, x, given=gates)
     >>> bool(jnp.allclose(parts.contributions.sum(-1) + parts.bias, parts.logits, atol=1e-5))
     True
 """

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxinterp.checks import require
 from jaxinterp.data.image_set import ImageSet, write_set
-from jaxinterp.explain.explainable import Explainable
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.figures.html import Section, picture
 from jaxinterp.files import write_bytes
 from jaxinterp.nn.losses import LossFn
@@ -29,7 +29,7 @@ from jaxinterp.taylor.distill.references import (
     nearest_reference,
     random_references,
 )
-from jaxinterp.taylor.family import TaylorModel, centered, expansion, explained_about, shrunk
+from jaxinterp.taylor.family import TaylorModel, centered, expansion, shrunk
 from jaxinterp.taylor.network import TaylorNet
 from jaxinterp.train import predict
 
@@ -116,7 +116,7 @@ class DistillFamily(Family[DistillModel]):
 
     def explainable(self, trained: TrainedRun[DistillModel]) -> Explainable:
         """Explain τ times cosines: affine in x − x0 once path and norm are held."""
-        return explained_about(trained, lambda variables: variables["batch_stats"]["embedding"]["expansion_point"])
+        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[DistillModel], log: Log) -> dict[str, Any]:
         """Distill the training images, write every level, and measure it beside the baselines on the test images."""

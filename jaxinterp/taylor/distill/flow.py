@@ -32,9 +32,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.checks import require, require_at_least, require_labels
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.data.image_set import ImageSet, require_unit_range
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.nn.layers import Layer
 from jaxinterp.taylor.distill.references import random_references
-from jaxinterp.taylor.network import TaylorNet, path_affine
+from jaxinterp.taylor.network import TaylorNet, explained_from, path_affine
 from jaxinterp.taylor.units import Level, TaylorLevel
 
 
@@ -91,6 +92,10 @@ class Distiller(Layer, kw_only=True):
         norm = lax.stop_gradient(_norm(self.embedding(x, features=True)))
         h: Any = partial(self.embedding.clone(parent=None).apply, self.embedding.variables, features=True)
         return tau * path_affine(lambda y: h(y) @ references.T, x, self.center, self.embedding.degree) / norm
+
+    def __explainable__(self, variables: Any) -> Explainable:
+        """Return the network as it is explained: in x − x0, once path and norm are held."""
+        return explained_from(self, variables, ("batch_stats", "embedding", "expansion_point"))
 
     @property
     def center(self) -> Float[Array, "h w c"]:

@@ -1,0 +1,135 @@
+"""The result of everything that explains logits: contributions, and how far to believe them."""
+
+import html
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.checks import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 4, 3  # images and targets that a notebook shows
+Optional = Any  # an array of the shape that the docstring gives, or None of methods that have none
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("contributions", "logits", "targets", "bias", "residual", "weights", "curvature", "discrepancy"),
+    meta_fields=("method", "layer"),
+)
+@dataclass(frozen=True, repr=False)
+class Attribution:
+    """Contributions to logits; T is the number of targets, `...` the shape of one input or activation.
+
+    Attributes:
+        contributions: signed, (batch, T, ...); (batch, T, H, W, 1) of methods that score pixels. The sum over the last
+            axis is the map of figures and metrics.
+        logits: f_k(x), (batch, T).
+        targets: the classes k, (batch, T).
+        bias: b_k, the part that no entry explains: in closed form where the network's is known, else f − W x; the
+            logits at the baseline of methods that have one, (batch, T); None of methods that do not claim completeness.
+        residual: f_k − Σ contributions_k − b_k, signed, (batch, T); None of methods that do not claim completeness.
+        weights: W(x)ᵀe_k of a decomposition, (batch, T, ...).
+        curvature: relative second derivative of the frozen network at each example, (batch,): 0 where it is affine.
+        discrepancy: largest |frozen − free| logit over the largest |free|, (batch,): 0 where the frozen network is the
+            network.
+        method: name of what computed it.
+        layer: name of the layer whose entries contribute.
+    """
+
+    contributions: Float[Array, "batch t *shape"]
+    logits: Float[Array, "batch t"]
+    targets: Int[Array, "batch t"]
+    bias: Optional = None
+    residual: Optional = None
+    weights: Optional = None
+    curvature: Optional = None
+    discrepancy: Optional = None
+    method: str = field(default="", metadata={"static": True})
+    layer: str = field(default="input", metadata={"static": True})
+
+    @property
+    def relative_residual(self) -> Float[Array, "batch t"] | None:
+        """|residual| over the example's largest |logit| or |bias|; None without a residual."""
+        if self.residual is None or self.bias is None:
+            return None
+        size = jnp.maximum(jnp.abs(self.logits), jnp.abs(self.bias)).max(1, keepdims=True)
+        return jnp.abs(self.residual) / jnp.where(size > 0, size, 1)
+
+    def maps(self, size: Sequence[int] | None = None) -> Float[Array, "batch t height width"]:
+        """Return contributions summed over channels, enlarged to `size` (nearest pixel) where one is given.
+
+        Raises:
+            ConfigError: the contributions are not those of (height, width, channels).
+        """
+        shape = self.contributions.shape
+        require(len(shape) == 5, "contributions", f"shape {shape}", "(batch, targets, height, width, channels)")
+        sums = self.contributions.sum(-1)
+        return sums if size is None else jax.image.resize(sums, (*shape[:2], *size), "nearest")
+
+    def plot(
+        self,
+        images: Float[Array | np.ndarray, "batch h w c"] | None = None,
+        classes: Sequence[str] = (),
+    ) -> "Figure":
+        """Draw the maps, beside the images where they are given, with names of the classes where there are some."""
+        from jaxinterp.figures.maps import panel
+
+        maps, targets = np.asarray(self.maps()), np.asarray(self.targets)
+        logits = np.asarray(self.logits)
+        names = [[classes[k] if len(classes) else f"class {k}" for k in row] for row in targets]
+        titles = [
+            [f"{name}: {logit:.3g}" for name, logit in zip(*pair, strict=True)]
+            for pair in zip(names, logits, strict=True)
+        ]
+        size = maps.shape[2:] if images is None else images.shape[1:3]
+        shown = np.asarray(jax.image.resize(maps, (*maps.shape[:2], *size), "nearest"))
+        blank = np.ones((len(maps), *size, 3)) if images is None else np.asarray(images)
+        return panel(blank, shown, titles)
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.logits)
+
+    def __repr__(self) -> str:
+        """Summarize in a few lines."""
+        if not isinstance(self.logits, jax.Array) or not isinstance(self.contributions, jax.Array):
+            return f"Attribution({self.contributions!r}, {self.logits!r})"  # mapped over, such as to shapes
+        shape, logits = self.contributions.shape, self.logits
+        what = f"Attribution by {self.method or 'hand'} of {logits.shape[0]} examples, {logits.shape[1]} targets"
+        lines = [what, f"  contributions {shape} of {self.layer!r}, {self.contributions.dtype}"]
+        if isinstance(logits, jax.core.Tracer):
+            return "\n".join(lines)
+        lines.append(f"  logits {float(logits.min()):.4g} to {float(logits.max()):.4g}")
+        if self.relative_residual is not None:
+            lines.append(f"  largest relative residual {float(self.relative_residual.max()):.1e}")
+        if self.curvature is not None:
+            lines.append(f"  largest curvature {float(self.curvature.max()):.1e}")
+        if self.discrepancy is not None:
+            lines.append(f"  largest discrepancy of frozen and free logits {float(self.discrepancy.max()):.1e}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Show the summary, and the first maps inline."""
+        text = f"<pre>{html.escape(repr(self))}</pre>"
+        if self.contributions.ndim != 5 or isinstance(self.logits, jax.core.Tracer):
+            return text
+        from jaxinterp.figures.html import picture
+
+        rows, columns = SHOWN
+        order = np.argsort(-np.asarray(self.logits[:rows]), axis=1)[:, :columns]
+        places = np.arange(len(order))[:, None], order
+        few = Attribution(
+            self.contributions[places], self.logits[places], self.targets[places], method=self.method, layer=self.layer
+        )
+        png = picture(few.plot(), "", "contribution maps", dpi=72).png
+        return f'{text}<img alt="contribution maps" src="data:image/png;base64,{b64encode(png).decode()}">'

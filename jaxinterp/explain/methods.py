@@ -1,0 +1,32 @@
+"""The decomposition and post-hoc methods beside it, as they are compared."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from jaxinterp.explain.attribute import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import Explainable
+from jaxinterp.explain.metrics.explained import Method
+
+OURS = "decomposition"
+
+
+def compared(net: Explainable, windows: Sequence[int] = (5, 9), stride: int = 2) -> Mapping[str, Method]:
+    """Return the decomposition and post-hoc methods on the same network, as set in CVPR 2021, Sec. 5.2.
+
+    Args:
+        net: the network; Grad-CAM is among the methods where it names a layer that is pooled.
+        windows: sides of the windows of occlusion in pixels.
+        stride: step of these windows in pixels.
+
+    Returns:
+        name → (net, x, targets) ↦ `Attribution`.
+    """
+    methods: dict[str, Method] = {
+        OURS: partial(decompose, check=False),
+        "gradient": gradient,
+        "input_x_gradient": input_x_gradient,
+        "integrated_gradients": partial(integrated_gradients, steps=20),
+    }
+    methods |= {f"occlusion_{k}": partial(occlusion, window=k, stride=stride) for k in windows}
+    return methods if net.pooled is None else {**methods, "grad_cam": grad_cam}

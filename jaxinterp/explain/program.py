@@ -1,0 +1,330 @@
+"""A network as the program that JAX traces: every explanation runs it, so the network's own code is run once.
+
+A trace marks the output of every named layer. A run may replace a marked value (what is explained is then a function
+of that layer), look at it, and enter layers inside `jit`, `remat` and, by index, `scan`.
+"""
+
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+from jaxtyping import Array
+
+from jaxinterp.errors import JaxInterpError
+from jaxinterp.explain.tracing import bind_again, unjitted
+
+INPUT = "input"
+"""Name of what the network reads after any encoding; every network has it as a layer."""
+PROGRAMS = 256
+"""Programs that are kept; the one not used for longest goes first."""
+
+_MARK = "jaxinterp: "
+# Operations that only wrap a program. Functions with a derivative of their own are not entered: it would be lost.
+_ENTERED = frozenset({
+    "checkpoint", "closed_call", "core_call", "custom_vmap_call", "jit", "pjit", "remat", "remat2", "scan",
+})  # fmt: skip
+
+Taps = Mapping[str, Callable[[Array], Array]]
+
+
+def mark(name: str, value: Any) -> Any:
+    """Mark the output of a layer, if it is an array, so that a traced program knows it by name."""
+    return checkpoint_name(value, _MARK + name) if isinstance(value, jax.Array) else value
+
+
+class UnreadableError(Exception):
+    """A network raised an error, the cause of this one, as it was traced."""
+
+
+class Program:
+    """A traced network: (constants, variables, x, *given) ↦ output.
+
+    Programs of the same operations are one object, however often the network is made, so that what is compiled for
+    one serves all.
+
+    Attributes:
+        jaxpr: the program; its constants are arguments, so that they are not compiled in.
+        output: structure and shapes of what it returns.
+        values: name → shape and type of the outputs of named layers that are called once and have the batch first.
+    """
+
+    def __init__(self, jaxpr: core.Jaxpr, output: Any, batch: int) -> None:
+        self.jaxpr = jaxpr
+        self.output = output
+        marks = list(_marks(jaxpr))
+        found = [name for name, _ in marks]
+        self.values = {name: v for name, v in marks if found.count(name) == 1 and v.shape[:1] == (batch,)}
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of the outputs of the layers."""
+        return {name: value.shape for name, value in self.values.items()}
+
+    @cached_property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of all intermediate values, and the most that are alive at once as they are computed in order."""
+        return _memory(self.jaxpr)
+
+    def run(self, taps: Taps, constants: Sequence[Any], variables: Any, *arrays: Array) -> Any:
+        """Run the program with some layers' outputs passed through a function each."""
+        leaves = jax.tree.leaves((variables, arrays))
+        outs = _run(self.jaxpr, [*constants, *leaves], {_place(name): tap for name, tap in taps.items()})
+        return jax.tree.unflatten(jax.tree.structure(self.output), outs)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("constants", "variables"), meta_fields=("program",))
+@dataclass(frozen=True)
+class Model:
+    """A program with its constants and variables, x ↦ output: a pytree, so that it can be an argument of `jit`."""
+
+    program: Program
+    constants: tuple[Any, ...]
+    variables: Any
+
+    def __call__(self, *arrays: Array, taps: Taps | None = None) -> Any:
+        """Run the network, with some layers' outputs passed through a function each."""
+        return self.program.run(taps or {}, self.constants, self.variables, *arrays)
+
+    def value(self, layer: str, *arrays: Array) -> Array:
+        """Return the output of a layer."""
+        seen: list[Array] = []
+
+        def look(value: Array) -> Array:
+            seen.append(value)
+            return value
+
+        self(*arrays, taps={layer: look})
+        return seen[0]
+
+
+_lock = threading.Lock()
+_by_function: OrderedDict[Any, tuple[Program, tuple[Any, ...]]] = OrderedDict()
+_by_text: OrderedDict[Any, Program] = OrderedDict()
+
+
+def trace(
+    function: Callable[..., Any], variables: Any, *arrays: Array, keep: bool = True, named: bool = False
+) -> Model:
+    """Trace (variables, *arrays) ↦ output, and tie its constants and variables to the program.
+
+    Args:
+        function: hashable; equal functions are traced once for the same shapes.
+        variables: any pytree of arrays.
+        *arrays: inputs with the batch first; their shapes and types count, not their values.
+        keep: whether the same function stands for the same computation for ever; a closure over variables does not.
+        named: whether equal functions compute the same by construction, so that programs need not be compared.
+
+    Returns:
+        *arrays ↦ output.
+    """
+    leaves, structure = jax.tree.flatten((variables, arrays))
+    kinds = tuple(
+        (jnp.shape(leaf), jnp.result_type(leaf), getattr(jax.typeof(leaf), "sharding", None)) for leaf in leaves
+    )
+    key = (function, structure, kinds, bool(jax.config.read("jax_enable_x64")))
+    with _lock:
+        found = _by_function.get(key) if keep else None
+        if found is not None:
+            _by_function.move_to_end(key)
+    if found is None:
+        found = _traced(function, variables, arrays, named)
+        if keep and not any(isinstance(constant, jax.core.Tracer) for constant in found[1]):
+            _remember(_by_function, key, found)
+    program, constants = found
+    return Model(program, constants, variables)
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    with _lock:
+        cache[key] = value
+        while len(cache) > PROGRAMS:
+            cache.popitem(last=False)
+
+
+def _traced(
+    function: Callable[..., Any], variables: Any, arrays: Sequence[Array], named: bool
+) -> tuple[Program, tuple[Any, ...]]:
+    """Trace a function, and return the program known for the same operations if there is one, and the constants."""
+
+    def marked(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        out = run(*args, **kwargs)
+        outer = context.method_name == "__call__" and context.module.path
+        return mark("/".join(context.module.path), out) if outer else out
+
+    def called(variables: Any, *arrays: Array) -> Any:  # a new function, which no earlier trace stands for
+        with nn.intercept_methods(marked):
+            return unjitted(function)(variables, *arrays)
+
+    with jax.default_matmul_precision("highest"):
+        try:
+            closed, output = jax.make_jaxpr(called, return_shape=True)(variables, *arrays)
+        except JaxInterpError:
+            raise
+        except Exception as error:
+            raise UnreadableError from error
+    constants = tuple(closed.consts)
+    program = Program(closed.jaxpr, output, len(arrays[0]))
+    if not named and (text := _text(program, constants, variables, arrays)) is not None:
+        with _lock:
+            known = _by_text.get(text)
+        if known is not None:
+            return known, constants
+        _remember(_by_text, text, program)
+    return program, constants
+
+
+def _text(program: Program, constants: Sequence[Any], variables: Any, arrays: Sequence[Array]) -> Any:
+    """Return a text that tells a program and its derivatives from any other; None if it cannot be differentiated."""
+    leaves, structure = jax.tree.flatten((constants, variables, arrays))
+    moving = [i for i, leaf in enumerate(leaves) if _floats(jax.typeof(leaf))]
+
+    def backward(values: Sequence[Array], *leaves: Array) -> Any:
+        def run(values: Sequence[Array]) -> list[Array]:
+            filled = list(leaves)
+            for i, value in zip(moving, values, strict=True):
+                filled[i] = value
+            constants, variables, arrays = jax.tree.unflatten(structure, filled)
+            return [out for out in jax.tree.leaves(program.run({}, constants, variables, *arrays)) if _floats(out)]
+
+        outs, pullback = jax.vjp(run, values)
+        return outs, pullback([jnp.ones_like(out) for out in outs])
+
+    try:
+        jaxpr = jax.make_jaxpr(backward)([leaves[i] for i in moving], *leaves)
+    except (TypeError, ValueError, NotImplementedError):  # such as a while loop, which runs forward only
+        return None
+    return str(jaxpr), structure, str(jax.tree.structure(program.output))
+
+
+def _floats(value: Any) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
+
+
+def _inner(eqn: Any) -> Any:
+    """Return the program inside of an operation that can be entered, open or closed; else None."""
+    for value in eqn.params.values() if eqn.primitive.name in _ENTERED else ():
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns") and len(inner.invars) == len(eqn.invars):
+            return value
+    return None
+
+
+def _open(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _marks(jaxpr: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
+    """Yield name, shape and type of every marked value that can be reached, in the order of the calls."""
+    for eqn in jaxpr.eqns:
+        if (name := _marked(eqn)) is not None:
+            yield name, jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
+        inner = _inner(eqn)
+        for name, value in () if inner is None else _marks(_open(inner)):
+            path, places = _place(name)
+            turns = [(i,) for i in range(eqn.params["length"])] if eqn.primitive.name == "scan" else [()]
+            yield from ((path + "".join(f"[{k}]" for k in (*turn, *places)), value) for turn in turns)
+
+
+def _marked(eqn: Any) -> str | None:
+    """Return the name of the layer whose output an operation marks."""
+    name = eqn.params["name"] if eqn.primitive.name == "name" else ""
+    return name.removeprefix(_MARK) if name.startswith(_MARK) else None
+
+
+def _place(name: str) -> tuple[str, tuple[int, ...]]:
+    """Split the name of a layer inside of scans, "layers/inner[2]", into its path and its turns."""
+    found = re.fullmatch(r"(.*?)((?:\[\d+\])*)", name)
+    assert found is not None
+    return found[1], tuple(map(int, re.findall(r"\d+", found[2])))
+
+
+def _run(jaxpr: Any, args: Sequence[Any], taps: Mapping[Any, Callable[[Array], Array]]) -> list[Any]:
+    """Run a program; operations that hold a tapped layer are entered, all others run as they are."""
+    known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else known[atom]
+
+    for eqn in jaxpr.eqns:
+        values = [read(atom) for atom in eqn.invars]
+        inner = _inner(eqn)
+        if (name := _marked(eqn)) is not None:
+            outs = [taps.get((name, ()), _same)(*values)]
+        elif inner is None or not (eqn.primitive.name == "custom_vmap_call" or _holds(inner, taps)):
+            outs = bind_again(eqn, values)
+        elif eqn.primitive.name == "scan":
+            outs = _unrolled(eqn, inner, values, taps)
+        else:
+            outs = _run(_open(inner), [*getattr(inner, "consts", ()), *values], taps)
+        known.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _same(value: Array) -> Array:
+    return value
+
+
+def _holds(inner: Any, taps: Mapping[Any, Any]) -> bool:
+    """Whether a program holds a tapped layer, or a mark of an example that `vmap` has made one of a batch."""
+    paths = {path for path, _ in taps}
+    for eqn in _open(inner).eqns:
+        if eqn.primitive.name == "custom_vmap_call" or _marked(eqn) in paths:
+            return True
+        deeper = _inner(eqn)
+        if deeper is not None and _holds(deeper, taps):
+            return True
+    return False
+
+
+def _unrolled(eqn: Any, inner: Any, values: Sequence[Any], taps: Mapping[Any, Any]) -> list[Any]:
+    """Run a scan turn by turn, each with the layers that are tapped in it."""
+
+    def kept(outer: Sequence[Any], within: Sequence[Any]) -> int:  # what is not cut into turns: constants and carries
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, within, strict=True))
+
+    body, carries = _open(inner), kept(eqn.outvars, _open(inner).outvars)
+    fixed = kept(eqn.invars, body.invars) - carries
+    consts, carry, over = values[:fixed], list(values[fixed : fixed + carries]), values[fixed + carries :]
+    turns, stacked = range(eqn.params["length"]), []
+    for i in reversed(turns) if eqn.params["reverse"] else turns:
+        here = {(path, places[1:]): tap for (path, places), tap in taps.items() if places[:1] == (i,)}
+        outs = _run(body, [*getattr(inner, "consts", ()), *consts, *carry, *(array[i] for array in over)], here)
+        carry = outs[:carries]
+        stacked.append(outs[carries:])
+    ordered = stacked[::-1] if eqn.params["reverse"] else stacked
+    return [*carry, *(jnp.stack(column) for column in zip(*ordered, strict=True))]
+
+
+def _bytes(atom: Any) -> int:
+    size = math.prod(atom.aval.shape) if hasattr(atom.aval, "shape") else 0
+    return size * getattr(getattr(atom.aval, "dtype", None), "itemsize", 0)
+
+
+def _memory(jaxpr: Any) -> tuple[int, int]:
+    """Return the bytes of all intermediate values of a program, and the most that are alive at once."""
+    uses = [*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars]
+    last = {atom: i for i, atoms in enumerate(uses) for atom in atoms if not hasattr(atom, "val")}
+    alive: dict[Any, int] = {}
+    total = most = 0
+    for i, eqn in enumerate(jaxpr.eqns):
+        within, above = 0, 0
+        for inner in core.jaxprs_in_params(eqn.params):
+            inner_total, inner_most = _memory(_open(inner))
+            within, above = max(within, inner_most), above + inner_total
+        out = {v: _bytes(v) for v in eqn.outvars if v in last}
+        total += max(above, sum(out.values()))
+        most = max(most, sum(alive.values()) + max(within, sum(out.values())))
+        alive |= out
+        for atom in {a for a in eqn.invars if not hasattr(a, "val") and last[a] == i}:
+            alive.pop(atom, None)
+    return total, most
