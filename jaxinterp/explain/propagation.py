@@ -136,7 +136,8 @@ def _power(operation: Operation, args: list[Any], max_order: int) -> Array | Non
     if isinstance(exponent, _Series | jax.core.Tracer):
         return None
     base, exponents = args[0].terms, np.asarray(exponent)
-    if not (np.isrealobj(exponents) and (exponents >= 0).all() and (exponents % 1 == 0).all()):
+    whole = np.isrealobj(exponents) and np.isfinite(exponents).all() and (np.floor(exponents) == exponents).all()
+    if not whole or exponents.min(initial=0) < 0:
         return None
     exponents = np.broadcast_to(exponents, base.shape[1:])[None]
     power, powers = jnp.ones_like(base[:1]), jnp.zeros_like(base[:1])

@@ -252,6 +252,7 @@ def test_operations_are_the_polynomial_through_their_values(name):
         lambda x: 1 / x,
         lambda x: x**-1,
         lambda x: x**0.5,
+        lambda x: x**jnp.inf,
         lambda x: x**x,
         lambda x: jnp.ones(1).at[jnp.array([0, 0])].multiply(jnp.tile(x, 2)),
         lambda x: lax.fori_loop(0, 2, lambda _, c: c * c, x),
