@@ -223,7 +223,8 @@ def alexnet_from_torch(state_dict: Mapping[str, Any]) -> Params:
 
     Returns:
         {"conv_0": {"kernel": (k, k, C, O), "bias": (O,)}, …}, the `params` of an `AlexNet` with the same classes,
-        widths, kernel, hidden units and side.
+        widths, kernel, hidden units and side; with `ties="first"` its gradients are PyTorch's too where the maxima of
+        a pooling are equal.
 
     Source: names and layouts of torchvision/models/alexnet.py.
     """

@@ -10,7 +10,6 @@ networks (Avranas and Kountouris, arXiv 2202.05343, Sec. 3.2.1) a good code has
 `codes.json` holds the frozen tables that `load_code` reads; `experiments/design_codes.py` searched for ours.
 """
 
-import functools
 import json
 import math
 from dataclasses import dataclass
@@ -116,7 +115,6 @@ class Code:
 
 
 @cache
-@functools.cache
 def _tables() -> dict[str, Any]:
     tables: dict[str, Any] = json.loads(resources.files("jaxinterp.coded").joinpath("codes.json").read_text("utf-8"))
     return tables
@@ -139,7 +137,8 @@ def load_code(name: str) -> Code:
         >>> code.classes, code.length, code.weight, code.distance, code.gap
         (10, 10, 3, 4, 0)
 
-    Source: arXiv 2202.05343, Table 3 (CIFAR-10); the others are ours, as the paper's were not printed.
+    Source: arXiv 2202.05343, Table 3 (CIFAR-10). The others are ours: the authors' are not printed, and their code
+    (github.com/avranasa/Coded-ResNeXt), which has them, came without a license. `Code.of` takes any table.
     """
     require_one_of("name", name, code_names())
     table = _tables()[name]

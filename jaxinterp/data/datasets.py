@@ -1,18 +1,22 @@
 """Data sets held in memory: embedded digits, sets prepared by tensorflow-datasets, and official raw files."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxinterp.checks import require, require_labels, require_one_of
+from jaxinterp.checks import require, require_at_least, require_labels, require_one_of
 from jaxinterp.data.class_names import CLASSES
 from jaxinterp.data.official import FOLDERS, read_official
 from jaxinterp.data.tfds import data_folder, preparation_command, read_prepared
 from jaxinterp.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from jaxinterp.figures.shown import ShownFigure
 
 NAMES: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
 
@@ -60,6 +64,40 @@ class Dataset:
     def __repr__(self) -> str:
         images = f"{len(self)} images {self.images.dtype} {'x'.join(map(str, self.images.shape[1:]))}"
         return f"Dataset({self.name}, {self.split}: {images}, {len(self.classes)} classes, maximum {self.maximum})"
+
+    def _repr_html_(self) -> str:
+        from jaxinterp.figures.html import Picture, Table, fragment
+        from jaxinterp.figures.maps import image_rows
+
+        size = "×".join(map(str, self.images.shape[1:]))
+        some = ", ".join(self.classes[:10]) + (", …" if len(self.classes) > 10 else "")
+        rows = [
+            ("images", f"{len(self):,} of {size}, {self.images.dtype}, maximum {self.maximum}"),
+            ("classes", f"{len(self.classes)}: {some}"),
+            *((key, self.provenance[key]) for key in ("source", "path") if key in self.provenance),
+        ]
+        strip = image_rows([self._drawn(range(len(self))[:10])], [""])
+        picture = Picture(strip._repr_png_(), "", f"the first images of {self.name}", 700)
+        return fragment(Table(("data set", f"{self.name}, {self.split}"), rows), [picture])
+
+    def plot(self, classes: int = 10, columns: int = 10) -> "ShownFigure":
+        """Draw the first images of the first classes, a row for each class that has images.
+
+        Args:
+            classes: largest number of rows, at least 1.
+            columns: largest number of images in a row, at least 1.
+        """
+        from jaxinterp.figures.maps import image_rows
+
+        require_at_least("classes", classes, 1)
+        require_at_least("columns", columns, 1)
+        shown = np.unique(self.labels)[:classes]
+        rows = [self._drawn(np.flatnonzero(self.labels == label)[:columns]) for label in shown]
+        return image_rows(rows, [self.classes[label] for label in shown])
+
+    def _drawn(self, chosen: Sequence[int] | Int[np.ndarray, " m"]) -> Float[np.ndarray, "m h w c"]:
+        """Return some images in [0, 1]."""
+        return np.asarray(self.images[np.asarray(chosen)], np.float32) / np.float32(self.maximum)
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:

@@ -14,7 +14,7 @@ from jaxinterp.errors import DataError
 from jaxinterp.files import write_arrays
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Images with their classes.
 
@@ -34,6 +34,10 @@ class ImageSet:
         require(self.images.ndim == 4, "images", f"shape {self.images.shape}", "(N, H, W, C)")
         require_labels("labels", self.labels, len(self.images))
         require_unit_range(self.images)
+
+    def __repr__(self) -> str:
+        size, classes = "x".join(map(str, self.images.shape[1:])), len(np.unique(self.labels))
+        return f"ImageSet({len(self.labels)} images {size} of {classes} classes, level {self.level})"
 
     def dataset(self, name: str, classes: Sequence[str]) -> Dataset:
         """Return the set as a data set of 8-bit images, to train on; labels beyond the classes raise DataError."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,8 +12,11 @@ from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.data.datasets import missing
 from jaxinterp.data.tfds import data_folder, decode, open_prepared
 
+if TYPE_CHECKING:
+    from jaxinterp.figures.shown import ShownFigure
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Stream:
     """Training data too large for the devices: host batches of this process, epoch by epoch.
 
@@ -30,6 +33,25 @@ class Stream:
     image_shape: tuple[int, int, int]
     batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
     maximum: int = 255
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        return f"Stream({self.name}: {self.steps} steps per epoch, images {size}, maximum {self.maximum})"
+
+    def _repr_html_(self) -> str:
+        from jaxinterp.figures.html import Table, fragment
+
+        rows = [("steps per epoch", f"{self.steps:,}"), ("images", f"{'×'.join(map(str, self.image_shape))}")]
+        return fragment(Table(("stream", self.name), [*rows, ("maximum", str(self.maximum))]))
+
+    def plot(self, count: int = 40) -> "ShownFigure":
+        """Draw the first images of epoch 0, at most `count` ≥ 1 of one batch, ten in a row; the batch is read."""
+        from jaxinterp.figures.maps import image_rows
+
+        require_at_least("count", count, 1)
+        images = np.asarray(next(self.batches(0))["image"][:count], np.float32) / np.float32(self.maximum)
+        rows = [images[i : i + 10] for i in range(0, len(images), 10)]
+        return image_rows(rows, [""] * len(rows))
 
 
 def stream(

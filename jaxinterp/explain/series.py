@@ -5,7 +5,7 @@ About a point x0, with d = x − x0 and g(t) = f(x0 + t d), the contribution of 
     f(x0 + t d) = Σ_m t^m f_m(x),      f(x) = Σ_m f_m(x),      f_m(x0 + c d) = c^m f_m(x0 + d)
 
 All f_m come out of one pass over the program that JAX traces (`propagation`), so any model and any function of sums,
-products and rearrangements can be read; loops are not followed.
+products, linear maps and rearrangements can be read; loops are not followed.
 
 Each f_m is homogeneous, so Euler's identity splits it over the entries of the input without remainder,
 

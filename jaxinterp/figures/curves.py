@@ -11,7 +11,8 @@ from jaxinterp.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from jaxinterp.figures.shown import ShownFigure
 Numbers = float | Sequence[Any] | np.ndarray | Array
 
 # Labels and the paper's colors of the methods, in its box plots and removal curves.
@@ -29,14 +30,14 @@ OTHERS = ("#4daf7c", "#e15759", "#4e79a7", "#b07aa1", "#9c755f")
 INK, FAINT, ORACLE, UNIFORM = "#333333", "#dddddd", "#1f5fbf", "#e69f00"
 
 
-def blank(width: int | float, height: int | float) -> "Figure":
-    """Return an empty figure of that size in inches."""
-    from matplotlib.figure import Figure
+def blank(width: int | float, height: int | float) -> "ShownFigure":
+    """Return an empty figure of that size in inches, which notebooks show."""
+    from jaxinterp.figures.shown import ShownFigure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
-def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "Figure":
+def localization_boxes(scores: Mapping[str, Numbers], cells: int) -> "ShownFigure":
     """Draw a box plot of localization scores, the best mean on top, with the uniform and the perfect score.
 
     Boxes are quartiles with the median, whiskers reach 1.5 quartile ranges, outliers are not drawn, a diamond marks the
@@ -80,7 +81,7 @@ def _threshold(axes: "Axes", x: int | float, text: str, color: str, zorder: int 
     axes.annotate(text, (x, 1), (0, 3), ha="center", fontsize=9, color=color, **offset)
 
 
-def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "Figure":
+def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str = "least") -> "ShownFigure":
     """Plot the label's probability against the share of pixels removed, one line per method, with its mean.
 
     Args:
@@ -107,7 +108,7 @@ def removal_curves(curves: Mapping[str, Numbers], fractions: Numbers, order: str
     return figure
 
 
-def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "Figure":
+def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "ShownFigure":
     """Draw a histogram of |relative residual|, the distance of Σ contributions from the logit, on a logarithmic axis.
 
     Args:
@@ -132,7 +133,7 @@ def residual_histogram(residuals: Numbers, tolerance: float | None = 1e-4) -> "F
     return figure
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
+def training_curves(history: Sequence[Mapping[str, Any]]) -> "ShownFigure":
     """Plot loss and accuracy over the epochs; a loss that falls more than fivefold on a logarithmic axis.
 
     Args:
@@ -166,7 +167,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def overlap_matrices(overlaps: Numbers, names: Sequence[str], classes: Sequence[str]) -> "Figure":
+def overlap_matrices(overlaps: Numbers, names: Sequence[str], classes: Sequence[str]) -> "ShownFigure":
     """Draw heat maps of the overlap of the classes' open sub-networks, one per layer of gates with its own scale.
 
     Args:
@@ -206,7 +207,7 @@ def plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
 
 
-def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
+def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "ShownFigure":
     """Plot the energy of each order of a series in logits, and the accuracy, with chance, of the series up to it."""
     sizes, order = np.asarray(energy), np.arange(np.size(energy))
     figure = blank(9, 3.2)
@@ -224,7 +225,7 @@ def order_curves(energy: Numbers, accuracy: Numbers, chance: float) -> "Figure":
     return figure
 
 
-def level_curves(levels: Sequence[Mapping[str, Any]]) -> "Figure":
+def level_curves(levels: Sequence[Mapping[str, Any]]) -> "ShownFigure":
     """Plot the accuracy by references of every level of abstraction.
 
     Args:

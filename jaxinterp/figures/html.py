@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,22 @@ def picture(figure: "MatplotlibFigure", caption: str, alt: str, width: int = 100
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return Picture(buffer.getvalue(), caption, alt, width)
+
+
+def fragment(table: Table, pictures: Sequence[Picture] = ()) -> str:
+    """Return a table and pictures as HTML for a notebook, without a page around it; every text is escaped.
+
+    Example:
+        >>> fragment(Table(("a", "b"), [("<", "1")]))
+        '<table><tr><th>a</th><th>b</th></tr><tr><td>&lt;</td><td>1</td></tr></table>'
+    """
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    images = "".join(f'<img src="{p.uri}" alt="{escape(p.alt)}" style="max-width:{p.width}px">' for p in pictures)
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    return f"<table>{caption}{line('th', table.header)}{''.join(line('td', row) for row in table.rows)}</table>{images}"
 
 
 def render(page: Page) -> str:

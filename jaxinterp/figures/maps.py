@@ -15,7 +15,8 @@ from jaxinterp.figures.curves import FAINT, Numbers, blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from jaxinterp.figures.shown import ShownFigure
 # Of gray images: weights for black are drawn nearly black, weights for white amber, visible on white paper.
 DARK, BRIGHT = np.array([0.1, 0.1, 0.1]), np.array([1.0, 0.7, 0.1])
 
@@ -107,7 +108,7 @@ def panel(
     titles: Sequence[Sequence[str]],
     image_titles: Sequence[str] = (),
     scale: Literal["row", "map", "all"] = "row",
-) -> "Figure":
+) -> "ShownFigure":
     """Draw a table of pictures: each image, and beside it its contribution maps, with their titles.
 
     Args:
@@ -150,7 +151,7 @@ def filter_sheet(
     filters: Float[Array | np.ndarray, "rows columns height width"],
     names: Sequence[str],
     titles: Sequence[Sequence[str]],
-) -> "Figure":
+) -> "ShownFigure":
     """Draw a table of signed filters, each on its own scale: blue below zero, white at zero, red above.
 
     Args:
@@ -184,3 +185,24 @@ def _picture(axes: "Axes", picture: np.ndarray, title: str) -> None:
     axes.spines[:].set(color=FAINT)
     if title:
         axes.set_title(title, fontsize=9, pad=3)
+
+
+def image_rows(rows: Sequence[Float[np.ndarray, "_ h w c"]], names: Sequence[str]) -> "ShownFigure":
+    """Draw rows of images in [0, 1], all of one size, with a name beside each row; rows may differ in length.
+
+    Images of three channels are drawn in color, of any other number by their mean over channels.
+    """
+    longest, (height, width, channels) = max(map(len, rows)), rows[0].shape[1:]
+    gap = 1 + width // 32
+    canvas = np.ones((len(rows), height + gap, longest, width + gap, 3), np.float32)
+    for line, images in zip(canvas, rows, strict=True):
+        colored = images if channels == 3 else images.mean(-1, keepdims=True)
+        line[:height, : len(images), :width] = colored.transpose(1, 0, 2, 3)
+    figure = blank(0.7 * longest * width / max(height, width) + 1, 0.7 * len(rows) * height / max(height, width) + 0.1)
+    axes = figure.subplots()
+    axes.imshow(canvas.reshape(len(rows) * (height + gap), -1, 3), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks((np.arange(len(rows)) * (height + gap) + (height - 1) / 2).tolist(), list(names), fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure

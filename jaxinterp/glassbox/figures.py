@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from jaxinterp.figures.curves import blank
 from jaxinterp.figures.maps import shared_limit
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ def orbit_rows(
 
     All responses share one scale, red above and blue below 0.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 1.5 * len(images)), layout="constrained")
+    figure = blank(8, 1.5 * len(images))
     axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 5])
     limit = shared_limit(responses, 99.9)
     for (left, right), image, parts, name in zip(axes, images, responses, names, strict=True):
@@ -44,10 +43,8 @@ def deciding_templates(
 
     Templates are drawn as they were turned; a frame is red for and blue against.
     """
-    from matplotlib.figure import Figure
-
     columns = 1 + templates.shape[1]
-    figure = Figure(figsize=(1.1 * columns, 1.35 * len(images)), layout="constrained")
+    figure = blank(1.1 * columns, 1.35 * len(images))
     axes = figure.subplots(len(images), columns, squeeze=False)
     for row, image, turned, parts, name in zip(axes, images, templates, values, names, strict=True):
         _draw(row[0], image, name)

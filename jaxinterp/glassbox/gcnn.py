@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.nn.batchnorm import BatchNorm
-from jaxinterp.nn.layers import Layer, max_pool
+from jaxinterp.nn.layers import Layer
+from jaxinterp.nn.pooling import max_pool
 from jaxinterp.symmetry.groups import Group, is_exact, orbit, transform_regular
 
 

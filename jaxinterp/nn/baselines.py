@@ -19,12 +19,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.nn.batchnorm import BatchNorm
-from jaxinterp.nn.layers import ConvNet, Layer, max_pool
+from jaxinterp.nn.layers import ConvNet, Layer
+from jaxinterp.nn.pooling import Ties, max_pool
 
 Images = Float[Array, "n h w c"]
 Features = Float[Array, "n h2 w2 features"]
@@ -119,18 +119,19 @@ class ResNetTrunk(ConvNet):
 class VGGTrunk(ConvNet):
     """The convolutional part of a VGG network: five stages of 3×3 ConvNorm, each followed by 2×2 max pooling.
 
-    The pooling, to floor(H / 2) × floor(W / 2), shares its derivative among equal maxima, so that forward and reverse
-    differentiation give the same W(x).
+    The pooling is to floor(H / 2) × floor(W / 2).
 
     Attributes:
         depth: 11, 13, 16 or 19, the paper's configurations A, B, D, E (with one dense layer, not three, for 32×32).
         width: channels of the first stage; then 2, 4, 8, 8 times as many.
+        ties: who has the derivative where maxima are equal; "first" as in PyTorch, see `max_pool`.
 
     Source: Simonyan and Zisserman 2015, Table 1, with BatchNorm after every convolution.
     """
 
     depth: int = 16
     width: int = 64
+    ties: Ties = "shared"
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Features:
@@ -143,7 +144,7 @@ class VGGTrunk(ConvNet):
             features = self.width * 2 ** min(stage, 3)
             for i in range(first, first + convolutions):
                 x = ConvNorm(features, name=f"conv_{i}", **self.shared)(x, train, frozen)
-            x = max_pool(x)
+            x = max_pool(x, ties=self.ties)
             first += convolutions
         return x
 
@@ -185,27 +186,14 @@ class VGG(ConvNet):
     depth: int = 16
     classes: int = 10
     width: int = 64
+    ties: Ties = "shared"
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False, frozen: bool = False) -> Float[Array, "n classes"]:
         """Return the logits of images in [0, 1]; `frozen` forces the evaluation statistics."""
-        trunk = VGGTrunk(self.depth, width=self.width, name="trunk", mean=self.mean, std=self.std, **self.shared)
+        own: dict[str, Any] = {"name": "trunk", "mean": self.mean, "std": self.std, **self.shared}
+        trunk = VGGTrunk(self.depth, self.width, self.ties, **own)
         return self.classify(trunk(x, train, frozen), self.classes)
-
-
-def _max_pool_overlapping(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Take 3×3 maxima with stride 2, along rows, then along columns; windows that leave the image are dropped.
-
-    `maximum` shares the derivative between equal values in both modes of differentiation: one W(x). On CPU its
-    derivative takes a fifth of the time of `nn.max_pool`'s, which scatters.
-    """
-
-    def along(axis: int, x: Array) -> Array:
-        stop = (x.shape[axis] - 3) // 2 * 2 + 1
-        first, second, third = (lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3))
-        return jnp.maximum(jnp.maximum(first, second), third)
-
-    return along(2, along(1, x))
 
 
 class AlexNet(ConvNet):
@@ -224,6 +212,8 @@ class AlexNet(ConvNet):
         hidden: units of each hidden dense layer.
         side: height and width to which the last map is averaged; they must divide the map's.
         dropout: rate before each hidden dense layer, in [0, 1).
+        ties: who has the derivative of the 3×3 poolings where maxima are equal, which the values do not tell: "first"
+            as in PyTorch, for its gradients on images with flat regions; see `max_pool`.
 
     Source: Krizhevsky 2014, arXiv 1404.5997, footnote 1; torchvision/models/alexnet.py.
     """
@@ -236,6 +226,7 @@ class AlexNet(ConvNet):
     hidden: int = 4096
     side: int = 6
     dropout: int | float = 0.5
+    ties: Ties = "shared"
 
     @classmethod
     def cifar(cls, classes: int = 10, scale: int | float = 1, **fields: Any) -> "AlexNet":
@@ -271,7 +262,7 @@ class AlexNet(ConvNet):
             conv: dict[str, Any] = {"padding": padding, "dtype": self.dtype, "name": f"conv_{i}", **own}
             x = nn.relu(nn.Conv(features, (kernel, kernel), (strides, strides), **conv)(x))
             if i in (0, 1, 4):
-                x = _max_pool_overlapping(x)
+                x = max_pool(x, (3, 3), (2, 2), ties=self.ties)
         n, channels, side = len(x), x.shape[-1], self.side
         x = x.reshape(n, side, height // side, side, width // side, channels).mean((2, 4)).reshape(n, -1)
         for i in range(2):

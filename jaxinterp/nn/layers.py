@@ -1,4 +1,4 @@
-"""Base classes and pooling that the networks share."""
+"""Base classes that the networks share."""
 
 from typing import Any
 
@@ -59,14 +59,3 @@ class ConvNet(Layer, kw_only=True):
         pooled = x.astype(np.promote_types(np.float32, x.dtype)).mean((1, 2))
         init, dtype = nn.initializers.he_normal(), self.param_dtype
         return nn.Dense(classes, kernel_init=init, param_dtype=dtype, name="classifier")(pooled)
-
-
-def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Take 2×2 maxima with stride 2; an odd last row or column is dropped.
-
-    By `maximum` of two at a time: the derivative of a reduction compares values with the maximum, and XLA may compute
-    them twice with different rounding and find none equal.
-    """
-    height, width = (side // 2 * 2 for side in x.shape[1:3])
-    rows = jnp.maximum(x[:, :height:2], x[:, 1:height:2])
-    return jnp.maximum(rows[:, :, :width:2], rows[:, :, 1:width:2])

@@ -85,4 +85,4 @@ def fit_closed_form(
         logs.finish(summary)
     for line in accuracies(summary):
         log(line)
-    return FitResult(state, best, history, summary, None)
+    return FitResult(state, best, history, summary, None, run_dir)

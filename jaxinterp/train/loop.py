@@ -255,7 +255,7 @@ def fit(
                 log.finish(summary)
                 for line in accuracies(summary):
                     progress.log(line)
-    return FitResult(state, best, run.history, summary, stopped)
+    return FitResult(state, best, run.history, summary, stopped, run_dir)
 
 
 def _reset_sums(state: TrainState) -> TrainState:

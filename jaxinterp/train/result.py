@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
 
 from jaxinterp.train.evaluate import Evaluation
 from jaxinterp.train.step import TrainState
+
+if TYPE_CHECKING:
+    from jaxinterp.figures.shown import ShownFigure
 
 Which = Literal["last", "best"]
 
@@ -22,6 +28,7 @@ class FitResult:
             `val_accuracy`, `val_loss`, `test_accuracy`, `test_loss`; with `eval_test_each_epoch` also `highest`, the
             epoch of the highest test accuracy. Empty if the run was interrupted.
         interrupted: Name of the signal that stopped the run before its end.
+        run_dir: The run's folder, with its checkpoints.
     """
 
     state: TrainState
@@ -29,10 +36,29 @@ class FitResult:
     history: list[dict[str, Any]]
     summary: dict[str, dict[str, Any]]
     interrupted: str | None
+    run_dir: Path | None = None
 
     def __repr__(self) -> str:
-        stopped = f", interrupted={self.interrupted!r}" if self.interrupted else ""
-        return f"FitResult(step={int(self.state.step)}, epochs={len(self.history)}, summary={self.summary}{stopped})"
+        return "\n  ".join([f"FitResult: {', '.join(self._sizes().values())}", *accuracies(self.summary)])
+
+    def _repr_html_(self) -> str:
+        from jaxinterp.figures.html import Table, fragment
+
+        rows = [(name, f"epoch {row['epoch']}", *_accuracies(row)) for name, row in self.summary.items()]
+        return fragment(Table(("training", ""), [*self._sizes().items(), *rows]))
+
+    def _sizes(self) -> dict[str, str]:
+        """Return what was trained, for how long, how it ended and where it lies."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        sizes = {"size": f"{count:,} parameters", "length": f"{len(self.history)} epochs, {self.state.step} steps"}
+        sizes |= {"stopped": f"stopped by {self.interrupted}"} if self.interrupted else {}
+        return sizes | ({} if self.run_dir is None else {"folder": str(self.run_dir)})
+
+    def plot(self) -> "ShownFigure":
+        """Draw loss and accuracy over the epochs; see `jaxinterp.figures.curves.training_curves`."""
+        from jaxinterp.figures.curves import training_curves
+
+        return training_curves(self.history)
 
 
 def best_record(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -62,6 +88,9 @@ def accuracies(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a line about each epoch of a summary."""
     lines = []
     for name, values in summary.items():
-        numbers = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy"))
-        lines.append(f"{name} epoch ({values['epoch']}): {numbers}")
+        lines.append(f"{name} epoch ({values['epoch']}): {'  '.join(_accuracies(values))}")
     return lines
+
+
+def _accuracies(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {value:.4f}" for key, value in values.items() if key.endswith("accuracy")]

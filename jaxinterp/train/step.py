@@ -42,6 +42,10 @@ class TrainState:
     sums: dict[str, Any]
     bad_step: Any
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        return f"TrainState(step {self.step}, {sum(map(np.size, leaves)):,} parameters in {len(leaves)} arrays)"
+
     @property
     def variables(self) -> dict[str, Any]:
         """Collections that `model.apply` takes."""

@@ -284,3 +284,17 @@ def test_gradients_without_any_energy_are_finite_and_the_sum_is_zero():
             assert (y[0] == 0).all()
             assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
     assert float(coding_loss(jnp.zeros((2, 4)), word)) == 0.5  # no shares: a / N
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_energies_of_any_size_are_normalized_alike(factor):
+    """No constant is added to the mean energy: W → c W changes no output, be its energy 1e-18 of what it was."""
+    block = CodedBlock(8, 2, 4, 4)
+    x = jax.random.uniform(jax.random.key(1), (2, 3, 3, 8))
+    variables = jax.jit(block.init)(jax.random.key(0), x)
+    lit = {**variables["params"], "norm_expand": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    scaled = {**lit, "expand_kernel": lit["expand_kernel"] * factor}
+    (y, energies), (other, smaller) = (block.apply({**variables, "params": p}, x) for p in (lit, scaled))
+    np.testing.assert_allclose(smaller, energies * factor**2, rtol=1e-5)
+    np.testing.assert_allclose(other, y, rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(y - x).max()) > 0.1

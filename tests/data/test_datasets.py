@@ -1,5 +1,7 @@
 """The embedded digits, the stratified hold-out, checks of a data set, and the answers to wrong names."""
 
+import base64
+import io
 from dataclasses import replace
 
 import jax
@@ -7,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from jaxinterp.data import NAMES, Dataset, draw_batch, hold_out, identity, load, to_device
+from jaxinterp.data import NAMES, Dataset, Stream, draw_batch, hold_out, identity, load, to_device
 from jaxinterp.data.class_names import CLASSES
+from jaxinterp.data.image_set import ImageSet
 from jaxinterp.errors import ConfigError
 
 
@@ -111,6 +115,67 @@ def test_images_and_labels_that_are_none_are_named(images, labels, name):
 
 def test_a_dataset_prints_as_one_line():
     assert repr(toy([2, 1])) == "Dataset(toy, train: 3 images uint8 1x1x1, 2 classes, maximum 255)"
+    assert len(repr(load("digits", "train"))) < 100
+
+
+def opened(png):
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture.convert("L"))
+
+
+def test_a_dataset_is_a_table_and_its_first_images_in_a_notebook():
+    html = load("digits", "test")._repr_html_()
+    text, picture = html.split("data:image/png;base64,")
+    assert len(text) < 600
+    assert "<th>digits, test</th>" in text
+    assert "<td>360 of 8×8×1, uint8, maximum 16</td>" in text
+    assert "<td>10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9</td>" in text
+    pixels = opened(base64.b64decode(picture.split('"')[0]))
+    assert pixels.shape[1] > 6 * pixels.shape[0]  # ten in a row
+    assert (pixels < 50).any()
+    many = Dataset("<x>", "train", np.zeros((2, 1, 1, 2)), np.array([0, 1]), tuple(map(str, range(1000))))._repr_html_()
+    assert "&lt;x&gt;, train" in many
+    assert "1000: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …" in many
+
+
+def test_a_dataset_is_drawn_by_class():
+    digits = load("digits", "train")
+    (axes,) = digits.plot(classes=3, columns=4).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
+    drawn = np.asarray(axes.images[0].get_array())
+    assert drawn.shape == (3 * 9, 4 * 9, 3)  # one white pixel between images
+    for row in range(3):
+        images = digits.images[digits.labels == row][:4, ..., 0] / 16
+        for column, image in enumerate(images):
+            place = drawn[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+            np.testing.assert_allclose(place, np.repeat(image[..., None], 3, -1), atol=1e-6)
+    assert (drawn[8::9] == 1).all()
+    (few,) = toy([2, 0, 1]).plot().axes
+    assert [label.get_text() for label in few.get_yticklabels()] == ["a", "c"]
+    assert (np.asarray(few.images[0].get_array())[2:, 2:] == 1).all()  # nothing beside the one image of c
+    with pytest.raises(ConfigError, match="columns"):
+        digits.plot(columns=0)
+
+
+def test_figures_are_shown_by_notebooks_as_they_are():
+    pixels = opened(load("digits", "test").plot()._repr_png_())
+    assert pixels.min() < 50 < 200 < pixels.max()
+
+
+def test_a_stream_prints_as_one_line_and_draws_its_first_batch():
+    images = np.arange(2 * 12 * 4, dtype=np.uint8).reshape(2, 12, 2, 2, 1)
+    batches = Stream("dots", 2, (2, 2, 1), lambda epoch: iter({"image": image} for image in images))
+    assert repr(batches) == "Stream(dots: 2 steps per epoch, images 2x2x1, maximum 255)"
+    assert "<tr><td>images</td><td>2×2×1</td></tr>" in batches._repr_html_()
+    drawn = np.asarray(batches.plot(11).axes[0].images[0].get_array())
+    assert drawn.shape == (2 * 3, 10 * 3, 3)
+    np.testing.assert_allclose(drawn[3:5, :2, 0], images[0, 10, ..., 0] / 255, atol=1e-6)
+    assert (drawn[3:, 3:] == 1).all()
+
+
+def test_a_set_of_images_prints_as_one_line():
+    made = ImageSet(np.zeros((3, 2, 2, 1), np.float32), np.array([0, 4, 4]), 2)
+    assert repr(made) == "ImageSet(3 images 2x2x1 of 2 classes, level 2)"
 
 
 def test_class_names_are_complete_and_different():

@@ -185,6 +185,65 @@ def test_operations_of_polynomials(function, want):
     np.testing.assert_allclose(np.asarray(found).ravel(), want, rtol=1e-6)
 
 
+MATRIX = jnp.asarray(np.random.default_rng(3).normal(size=(4, 4)), jnp.float32)
+PLACES = jnp.array([0, 2])
+OPERATIONS = {
+    "stack": lambda x: jnp.stack([x, x * x], 1),
+    "unstack": lambda x: jnp.unstack(x)[1] * jnp.unstack(x)[0],
+    "tile": lambda x: jnp.tile(x * x, (2, 3)),
+    "prod": jnp.prod,
+    "prod of an axis": lambda x: jnp.prod(x, 0),
+    "prod of nothing": lambda x: jnp.prod(x[:0], 0),
+    "gradient of prod": jax.grad(lambda x: jnp.prod(x[0])),
+    "cumprod": lambda x: jnp.cumprod(x, 1),
+    "reversed cumprod": lambda x: lax.cumprod(x, 1, reverse=True),
+    "multiply at": lambda x: x.at[0].multiply(x[1]),
+    "multiply at different places": lambda x: x.at[PLACES].multiply(x[:2]),
+    "multiply a constant at": lambda x: MATRIX[:3].astype(x.dtype).at[1:].multiply(x[:2]),
+    "multiply by a constant twice": lambda x: x.at[jnp.array([0, 0])].multiply(3.0),
+    "multiply beyond": lambda x: x.at[jnp.array([7, 1])].multiply(x[:2], mode="drop"),
+    "divide at": lambda x: x.at[0].divide(2.0),
+    "power at": lambda x: x.at[0].power(3.0),
+    "subtract at": lambda x: x.at[0].subtract(x[1]),
+    "power 0": lambda x: x**0,
+    "power 5": lambda x: x**5,
+    "float power": lambda x: x**2.0,
+    "powers": lambda x: jnp.power(x, jnp.arange(12.0, dtype=x.dtype).reshape(3, 4) % 4),
+    "fft": jnp.fft.fft2,
+    "filter": lambda x: jnp.fft.irfft(jnp.fft.rfft(x) ** 2),
+    "real and imaginary": lambda x: jnp.real(jnp.fft.fft(x)) * jnp.imag(jnp.fft.fft(x)),
+    "modulus": lambda x: jnp.conj(jnp.fft.fft(x)) * jnp.fft.fft(x),
+    "complex": lambda x: lax.complex(x, jnp.ones_like(x)) ** 2,
+    "solve": lambda x: jnp.linalg.solve(MATRIX.astype(x.dtype), x.T),
+    "triangular": lambda x: jax.scipy.linalg.solve_triangular(MATRIX.astype(x.dtype), x.T),
+    "tridiagonal": lambda x: lax.linalg.tridiagonal_solve(*MATRIX[:3].astype(x.dtype), x.T),
+    "reduce": lambda x: lax.reduce(x, jnp.full((), 2, x.dtype), lax.add, (0,)),
+    "reduce by products": lambda x: lax.reduce(x, x[0, 0], lax.mul, (1,)),
+    "windows": lambda x: lax.reduce_window(x, jnp.full((), 2, x.dtype), lax.add, (2, 2), (1, 1), "VALID"),
+    "polynomial": lambda x: lax.polynomial(x, (x[0, 0], x, 3.0)) if hasattr(lax, "polynomial") else x,
+    "ragged": lambda x: lax.ragged_dot(x, jnp.stack([x.T, x.T * x.T]), jnp.array([2, 1])),
+    "rounding": lambda x: lax.reduce_precision(x, 11, 52) * lax.stop_gradient(x),
+    "placing": lambda x: jax.device_put(x * x),
+    "slope of maxima": lambda x: jax.vjp(lambda z: nn.max_pool(z[None], (2, 2)), MATRIX[..., None].astype(x.dtype))[1](
+        x[None, :, :3, None]
+    )[0],
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_the_polynomial_through_their_values(name):
+    """Coefficients, by a fit through 13 values of t, of a function whose degree in t is at most 12."""
+    with jax.enable_x64(True):
+        function, rng = OPERATIONS[name], np.random.default_rng(0)
+        x0, step = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(2))
+        found = np.asarray(propagate(function, x0, step, 12))
+        t = np.cos(np.pi * (np.arange(13) + 0.5) / 13)
+        values = np.stack([np.asarray(function(x0 + jnp.float64(at) * step)) for at in t])
+        want = np.linalg.solve(np.vander(t, increasing=True), values.reshape(13, -1)).reshape(values.shape)
+        np.testing.assert_allclose(found, want, atol=1e-10 * max(1, np.abs(want).max()))
+        np.testing.assert_array_equal(propagate(function, x0, step, 2), found[:3])
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -192,6 +251,12 @@ def test_operations_of_polynomials(function, want):
         jnp.exp,
         lambda x: 1 / x,
         lambda x: x**-1,
+        lambda x: x**0.5,
+        lambda x: x**jnp.inf,
+        lambda x: x**x,
+        lambda x: jnp.ones(1).at[jnp.array([0, 0])].multiply(jnp.tile(x, 2)),
+        lambda x: lax.fori_loop(0, 2, lambda _, c: c * c, x),
+        lambda x: lax.reduce_window(x, jnp.float32(1), lax.mul, (1,), (1,), "VALID"),
         lambda x: jnp.where(x > 0, x, 0),
         lambda x: x.astype(jnp.int32),
         lambda x: lax.reduce(x, jnp.float32(0), lambda a, b: a + b + a * b, (0,)),

@@ -13,7 +13,6 @@ from jaxinterp.nn.baselines import (
     CifarResNet,
     ConvNorm,
     ResNetTrunk,
-    _max_pool_overlapping,
     option_a,
 )
 from jaxinterp.nn.losses import ClassificationLoss, softmax_cross_entropy
@@ -291,22 +290,3 @@ def test_alexnets_last_map_is_averaged():
 
     everywhere = jnp.broadcast_to(kernel / 9, (9, 4, 8)).reshape(36, 8)
     np.testing.assert_allclose(logits(1, kernel), logits(3, everywhere), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("size", "ties"), [((9, 8), False), ((9, 8), True), ((3, 4), True)])
-def test_overlapping_pooling_is_the_maximum_and_differentiates_the_same_both_ways(size, ties):
-    x = jax.random.normal(jax.random.key(15), (2, *size, 3)) - 5.0
-    x = jnp.round(x) if ties else x
-    direction = jax.random.normal(jax.random.key(16), x.shape)
-
-    @jax.jit
-    def both_ways(x, direction):
-        value, forwards = jax.jvp(_max_pool_overlapping, (x,), (direction,))
-        weights = jnp.cos(jnp.arange(value.size, dtype=x.dtype)).reshape(value.shape)
-        (backwards,) = jax.vjp(_max_pool_overlapping, x)[1](weights)
-        return value, weights, forwards, backwards
-
-    value, weights, forwards, backwards = map(np.asarray, both_ways(x, direction))
-    np.testing.assert_array_equal(value, nn.max_pool(x, (3, 3), (2, 2)))
-    np.testing.assert_allclose((backwards * np.asarray(direction)).sum(), (weights * forwards).sum(), rtol=1e-4)
-    np.testing.assert_allclose((backwards * np.asarray(x)).sum(), (weights * value).sum(), rtol=1e-4)
