@@ -10,7 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxinterp import coda, coded, data, explain, figures, gated, glassbox, models, nn, symmetry, taylor, train
+    from jaxinterp import (
+        coda,
+        coded,
+        data,
+        explain,
+        figures,
+        gated,
+        glassbox,
+        models,
+        nn,
+        symmetry,
+        taylor,
+        testing,
+        train,
+    )
     from jaxinterp.explain import attribute, metrics, series
     from jaxinterp.explain.attribution import Attribution
     from jaxinterp.explain.decompose import decompose
@@ -37,6 +51,7 @@ _MODULES = {
     "series": "jaxinterp.explain.series",
     "symmetry": "jaxinterp.symmetry",
     "taylor": "jaxinterp.taylor",
+    "testing": "jaxinterp.testing",
     "train": "jaxinterp.train",
 }
 _NAMES = {
@@ -74,6 +89,7 @@ __all__ = [
     "series",
     "symmetry",
     "taylor",
+    "testing",
     "train",
 ]
 

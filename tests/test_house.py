@@ -10,7 +10,14 @@ PACKAGE = ROOT / "jaxinterp"
 GROUND = ("errors", "checks", "provenance", "files")
 FAMILIES = ("coda", "gated", "coded", "taylor", "glassbox")
 # From the ground up: a room imports rooms on its own line or below. Families are apart from one another.
-FLOORS = (GROUND, ("nn",), ("data", "symmetry", "figures", "explain", "train"), ("recipe",), FAMILIES, ("app",))
+FLOORS = (
+    GROUND,
+    ("nn",),
+    ("data", "symmetry", "figures", "explain", "train"),
+    ("recipe", "testing"),
+    FAMILIES,
+    ("app",),
+)
 
 
 def modules() -> dict[str, Path]:

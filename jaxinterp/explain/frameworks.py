@@ -269,10 +269,10 @@ def _marked_modules(equinox: Any, node: Any, path: tuple[str, ...]) -> Any:
     return node
 
 
-def _mark_example(name: str, value: Any) -> Any:
-    """Mark an array under `vmap`: the batch it is then part of, with the batch first."""
-    if not isinstance(value, jax.Array):
-        return value
+def _mark_example(name: str, value: Any, nested: int = 3) -> Any:
+    """Mark an array under `vmap`, nested a few times: the batch that it is then part of, with the batch first."""
+    if not isinstance(value, jax.Array) or not nested:
+        return mark(name, value)
 
     @custom_vmap
     def marked(x: Array) -> Array:
@@ -280,7 +280,7 @@ def _mark_example(name: str, value: Any) -> Any:
 
     @marked.def_vmap
     def rule(size: int, batched: Any, x: Array) -> tuple[Array, bool]:
-        return _mark_example(name, x), True
+        return _mark_example(name, x, nested - 1), True
 
     return marked(value)
 

@@ -1,20 +1,28 @@
 """One table, model × property: what every network here promises, whatever its family."""
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+os.environ["KERAS_BACKEND"] = "jax"
+
+import equinox
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
-from jaxinterp import Decomposition, decompose
+from jaxinterp import Attribution, Explainable, decompose, explainable
 from jaxinterp.coda.hybrid import Hybrid
-from jaxinterp.coda.network import CoDANet, encode
+from jaxinterp.coda.network import CoDANet
 from jaxinterp.coded.codes import Code
 from jaxinterp.coded.network import CodedResNeXt, Stage
+from jaxinterp.explain.program import INPUT
 from jaxinterp.gated.architecture import c4gap
 from jaxinterp.gated.network import GatedNetwork
 from jaxinterp.glassbox.gcnn import GroupCNN
@@ -22,17 +30,16 @@ from jaxinterp.glassbox.network import GlassBox
 from jaxinterp.nn.baselines import VGG, CifarResNet, ResNetTrunk
 from jaxinterp.symmetry.groups import dihedral, rotations
 from jaxinterp.taylor import PolynomialResNet, TaylorNet, overlapping
+from jaxinterp.testing import check_explainable
 
 
 class Row(NamedTuple):
-    """A network and how it is called on the space in which it is explained."""
+    """A network, and what is known of its explanation."""
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., Any]
     shape: tuple[int, int, int]
-    keywords: dict[str, Any]
-    encoded: bool
-    level: str | None  # an inner activation; none of a network that is frozen along a path from its input
-    exact_bias: float | None  # the bias part where it is known in closed form
+    level: str | None  # an inner layer; none of a network that is frozen along a path from its input
+    bias: float | str | None  # the bias in closed form where there is one: a number, or "by class"
 
 
 CODA = {"features": (3, 4, 3), "ranks": (2, 2, 2), "kernel_sizes": (3, 3, 1), "strides": (1, 2, 1), "temperature": 2.0}
@@ -50,21 +57,82 @@ def hybrid(**fields: Any) -> Hybrid:
     return Hybrid(ResNetTrunk(8, blocks=1, width=2, **fields), CoDANet(**HEAD, **fields))
 
 
+class NNXNet(nnx.Module):
+    """As a user writes it: a list of layers, statistics, dropout."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(3, 4, (3, 3), padding=((1, 1), (1, 1)), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.layers = nnx.List([nnx.Conv(4, 4, (3, 3), padding=((1, 1), (1, 1)), rngs=rngs)])
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.norm(self.conv(x)))
+        for layer in self.layers:
+            x = x + nnx.relu(layer(x))
+        return self.head(self.dropout(x.mean((1, 2))))
+
+
+def nnx_net() -> Explainable:
+    model = NNXNet(nnx.Rngs(0))
+    model.eval()
+    model.norm.mean.set_value(jnp.full(4, 0.3))
+    return explainable(model, levels=("layers/0",))
+
+
+class EquinoxNet(equinox.Module):
+    """As a user writes it: one example, channels first."""
+
+    conv: equinox.nn.Conv2d
+    mlp: equinox.nn.MLP
+
+    def __init__(self, key: jax.Array) -> None:
+        first, second = jax.random.split(key)
+        self.conv = equinox.nn.Conv2d(6, 4, 3, key=first)  # the first axis of the rows' images is the channels'
+        self.mlp = equinox.nn.MLP(4, 3, 8, 2, key=second)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.mlp(jax.nn.relu(self.conv(x)).mean((1, 2)))
+
+
+def equinox_net() -> Explainable:
+    return explainable(EquinoxNet(jax.random.key(0)), levels=("mlp/layers/0",))
+
+
+def keras_net() -> Explainable:
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([
+        layers.Input((6, 6, 3)),
+        layers.Conv2D(4, 3, activation="relu", name="conv"),
+        layers.BatchNormalization(moving_mean_initializer="ones"),
+        layers.Dropout(0.5),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(3),
+    ])  # fmt: skip
+    return explainable(model, levels=("conv",))
+
+
 ROWS = {
-    "coda": Row(partial(CoDANet, **CODA), (6, 6, 3), {"encoded": True}, True, "layer_1", BIAS),
-    "coda-l2": Row(partial(CoDANet, **HEAD, rescale="l2"), (6, 5, 1), {"encoded": True}, True, "layer_0", BIAS),
-    "coda-one-row": Row(partial(CoDANet, **HEAD), (1, 9, 1), {"encoded": True}, True, "layer_0", BIAS),
-    "resnet": Row(partial(CifarResNet, 8, classes=3, width=2), (4, 4, 3), {}, False, "trunk/block_1", None),
-    "vgg": Row(partial(VGG, 11, classes=3, width=2), (32, 32, 3), {}, False, "trunk/conv_3", None),
-    "dgn": Row(partial(GatedNetwork, SHALLOW, "relu"), (6, 6, 3), {}, False, "value_network/gate_1", 0.0),
-    "dlgn-sf": Row(partial(GatedNetwork, SHALLOW, "shallow"), (6, 5, 1), {}, False, "value_network/gate_0", 0.0),
-    "coded": Row(partial(CodedResNeXt, stages=CODED, classes=3), (8, 8, 3), {}, False, "block_2/paths", None),
-    "taylor": Row(partial(TaylorNet, levels=TAYLOR, classes=3), (4, 4, 1), {}, False, None, None),
-    "taylor-residual": Row(partial(PolynomialResNet, **RESIDUAL), (4, 4, 1), {}, False, None, None),
-    "glassbox": Row(partial(GlassBox, rotations(4), **ORBIT), (6, 6, 1), {}, False, "representation/orbit", None),
-    "gcnn": Row(partial(GroupCNN, dihedral(4), **P4M), (8, 8, 3), {}, False, "block_0", None),
-    "hybrid": Row(hybrid, (4, 4, 3), {"encoded": True}, True, "trunk", None),
+    "coda": Row(partial(CoDANet, **CODA), (6, 6, 3), "layer_1", BIAS),
+    "coda-l2": Row(partial(CoDANet, **HEAD, rescale="l2"), (6, 5, 1), "layer_0", BIAS),
+    "coda-one-row": Row(partial(CoDANet, **HEAD), (1, 9, 1), "layer_0", BIAS),
+    "resnet": Row(partial(CifarResNet, 8, classes=3, width=2), (4, 4, 3), "trunk/block_1", None),
+    "vgg": Row(partial(VGG, 11, classes=3, width=2), (32, 32, 3), "trunk/conv_3", None),
+    "dgn": Row(partial(GatedNetwork, SHALLOW, "relu"), (6, 6, 3), "value_network/gate_1", 0.0),
+    "dlgn-sf": Row(partial(GatedNetwork, SHALLOW, "shallow"), (6, 5, 1), "value_network/gate_0", 0.0),
+    "coded": Row(partial(CodedResNeXt, stages=CODED, classes=3), (8, 8, 3), "block_2/paths", None),
+    "taylor": Row(partial(TaylorNet, levels=TAYLOR, classes=3), (4, 4, 1), None, None),
+    "taylor-residual": Row(partial(PolynomialResNet, **RESIDUAL), (4, 4, 1), None, None),
+    "glassbox": Row(partial(GlassBox, rotations(4), **ORBIT), (6, 6, 1), "representation/orbit", "by class"),
+    "gcnn": Row(partial(GroupCNN, dihedral(4), **P4M), (8, 8, 3), "block_0", None),
+    "hybrid": Row(hybrid, (4, 4, 3), "trunk", BIAS),
+    "nnx": Row(nnx_net, (6, 6, 3), "layers/0", None),
+    "equinox": Row(equinox_net, (6, 6, 3), "mlp/layers/0", None),
+    "keras": Row(keras_net, (6, 6, 3), "conv", None),
 }
+LINEN = [name for name in ROWS if name not in ("nnx", "equinox", "keras")]
 
 
 def key(seed: int) -> jax.Array:
@@ -73,13 +141,11 @@ def key(seed: int) -> jax.Array:
 
 
 class Net(NamedTuple):
-    """A network at an ordinary point: model, variables off their initial values, images, and the explained input."""
+    """A network at an ordinary point: variables off their initial values, and images."""
 
-    model: nn.Module
-    variables: Any
+    model: nn.Module | None
+    net: Explainable
     images: jax.Array
-    x: jax.Array
-    frozen: Callable[..., jax.Array]
     init: Callable[..., Any]
 
 
@@ -89,15 +155,26 @@ def built(name: str) -> Net:
     model = row.build()
     rng = np.random.default_rng(0)  # NumPy's, here and below: operations outside of a program compile one by one
     images = jnp.asarray(rng.uniform(size=(2, *row.shape)), jnp.float32)
+    if isinstance(model, Explainable):
+        return Net(None, model, images, row.build)
     init = jax.jit(model.init)
 
     def moved(leaf: jax.Array) -> jax.Array:  # zeros too, behind which a branch would go unseen
         value, draw = np.asarray(leaf), rng.uniform(size=leaf.shape)
         return jnp.asarray(value * (1 + 0.1 * draw) if value.any() else 0.3 * draw, leaf.dtype)
 
-    variables = jax.tree.map(moved, init(key(1), images))
-    x = encode(images) if row.encoded else images
-    return Net(model, variables, images, x, partial(model.apply, frozen=True, **row.keywords), init)
+    net = explainable(model, jax.tree.map(moved, init(key(1), images)))
+    return Net(model, net, images, init)
+
+
+@pytest.fixture(autouse=True)
+def promotion(name):
+    """Networks of other frameworks mix ranks and types, as their users do."""
+    if name in LINEN:
+        yield
+        return
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @cache
@@ -118,70 +195,124 @@ def free(name: str) -> Callable[..., tuple[jax.Array, Any, jax.Array]]:
     return run
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A function of a network's variables, beside which stand the sizes of errors."""
+
+    function: Callable[..., jax.Array]
+
+    def __call__(self, variables: Any, *arrays: jax.Array) -> jax.Array:
+        return self.function(variables[0], *arrays)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A frozen network with errors of three kinds, of the sizes that stand beside its variables."""
+
+    held: Callable[..., jax.Array]
+
+    def __call__(self, variables: Any, x: jax.Array) -> jax.Array:
+        own, (loose, batch, bias) = variables
+        size = (x * x).mean(tuple(range(1, x.ndim)))
+        factor = 1 + loose * (size - jax.lax.stop_gradient(size))
+        others = batch * x.mean(0, keepdims=True)
+        return self.held(own, x + others) * factor[:, None] + bias
+
+
+ERRORS = {"a coefficient that is not held": 0, "a statistic of the batch": 1, "a wrong bias": 2}
+
+
 @cache
-def explained(name: str) -> list[Decomposition]:
-    """The decomposition at the input and, where there is one, at the inner level, by one program."""
-    net = built(name)
-    levels = [None] if ROWS[name].level is None else [None, ROWS[name].level]
-    return decompose(net.frozen, net.x, variables=net.variables, layer=levels)
+def explained(name: str, error: str = "") -> list[Attribution]:
+    """The decomposition at the input and, where there is one, at the inner level; perhaps with an error planted."""
+    row, net = ROWS[name], built(name).net
+    sizes = [jnp.float32(i == ERRORS.get(error)) for i in range(len(ERRORS))]
+    planted = replace(
+        net,
+        variables=(net.variables, sizes),
+        network=Beside(net.network),
+        held=Planted(net.held),
+        encoding=None if net.encoding is None else Beside(net.encoding),
+        bias=Beside(net.bias) if callable(net.bias) else net.bias,
+        levels=(INPUT, row.level or INPUT) if net.layer == INPUT else (),
+    )
+    return decompose(planted, built(name).images, layer=list(dict.fromkeys([INPUT, row.level or INPUT])))
 
 
 each_model = pytest.mark.parametrize("name", ROWS)
+each_of_ours = pytest.mark.parametrize("name", LINEN)
 
 
 @each_model
 def test_freezing_does_not_change_the_value(name):
-    net = built(name)
-    logits, _, _ = free(name)(net.variables, net.images)
-    np.testing.assert_allclose(explained(name)[0].logits, logits, rtol=1e-5, atol=1e-5)
+    net, logits = built(name), explained(name)[0].logits
+    assert float(explained(name)[0].discrepancy.max()) <= 1e-5
+    own = net.net.logits(net.images) if net.model is None else free(name)(net.net.variables, net.images)[0]
+    np.testing.assert_allclose(logits, own, rtol=1e-5, atol=1e-5)
 
 
 @each_model
 def test_contributions_and_bias_sum_to_the_logits(name):
-    for parts in explained(name):
-        size = float(np.abs(parts.logits).max())
-        assert np.abs(parts.residual).max() <= 1e-4 * size
-        if ROWS[name].exact_bias is not None:
-            want = np.full_like(parts.bias, ROWS[name].exact_bias)
-            np.testing.assert_allclose(parts.bias, want, rtol=1e-4, atol=1e-5 * size)
+    row = ROWS[name]
+    for part in explained(name):
+        size = float(np.abs(part.logits).max())
+        assert np.abs(part.residual).max() <= 1e-4 * size
+        assert float(part.curvature.max()) <= 1e-4
+        if row.bias is not None and part.layer == built(name).net.layer:  # the residual is taken against it
+            assert len(np.unique(part.bias)) == (3 if row.bias == "by class" else 1)
+            assert row.bias == "by class" or part.bias[0, 0] == np.float32(row.bias)
 
 
 @each_model
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_planted_error_is_noticed(name, error):
+    with pytest.raises(ValueError, match=r"\A(network|frozen): got"):
+        explained(name, error)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.bias is not None])
+def test_a_wrong_bias_in_closed_form_is_a_residual(name):
+    net, images = built(name).net, built(name).images
+    moved = net.bias_at(net.layer) + 0.1
+    part = decompose(replace(net, bias=lambda variables: moved), images)
+    assert float(part.relative_residual.max()) > 1e-3
+
+
+@each_of_ours
 def test_the_same_in_float64(name):
-    net = built(name)
     with jax.enable_x64(True):
-        model = ROWS[name].build(param_dtype=jnp.float64)
         wide = partial(
             jax.tree.map, lambda a: jnp.asarray(np.asarray(a, np.float64 if a.dtype == np.float32 else None))
         )
-        frozen = partial(model.apply, frozen=True, **ROWS[name].keywords)
-        parts = decompose(frozen, wide(net.x), variables=wide(net.variables), check=False)
-        assert parts.weights.dtype == jnp.float64
-        size = float(np.abs(parts.logits).max())
-        assert np.abs(parts.residual).max() <= 1e-10 * size
-        np.testing.assert_allclose(parts.logits, explained(name)[0].logits, atol=1e-4 * size)
+        net = explainable(ROWS[name].build(param_dtype=jnp.float64), wide(built(name).net.variables))
+        part = decompose(net, wide(built(name).images), layer=INPUT, check=False)
+        assert part.weights.dtype == jnp.float64
+        size = float(np.abs(part.logits).max())
+        assert np.abs(part.residual).max() <= 1e-10 * size
+        np.testing.assert_allclose(part.logits, explained(name)[0].logits, atol=1e-4 * size)
 
 
 @each_model
 def test_weights_are_the_dense_jacobian_of_one_example_and_the_bias_is_the_value_at_zero_of_its_affine_map(name):
-    net, parts = built(name), explained(name)[0]
-    first, (logits, weights, _, bias, _) = np.asarray(net.x)[0], [np.asarray(part)[0] for part in parts]
-    one = np.asarray(jax.jit(jax.jacfwd(lambda e: net.frozen(net.variables, e[None])[0]))(first))  # one input at a time
+    net, part = built(name).net, explained(name)[0]
+    first = np.asarray(net.encode(built(name).images))[0]
+    logits, weights, bias = (np.asarray(leaf)[0] for leaf in (part.logits, part.weights, part.bias))
+    function = EquinoxNet(jax.random.key(0)) if name == "equinox" else lambda e: net.held(net.variables, e[None])[0]
+    one = np.asarray(jax.jit(jax.jacfwd(function))(first))
     np.testing.assert_allclose(weights, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
     np.testing.assert_allclose(bias, logits - (one * first).reshape(len(one), -1).sum(1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["coda", "coda-l2", "coda-one-row", "coded", "taylor", "hybrid"])
 def test_freezing_holds_coefficients_that_depend_on_the_input(name):
-    net = built(name)
-    held = np.asarray(explained(name)[0].weights).sum(1)
-    if ROWS[name].encoded:  # as [x, 1 − x]
+    net, held = built(name), np.asarray(explained(name)[0].weights).sum(1)
+    if held.shape[-1] == 2 * net.images.shape[-1]:  # as [x, 1 − x]
         held = np.subtract(*np.split(held, 2, axis=-1))
-    _, _, moving = free(name)(net.variables, net.images)
+    _, _, moving = free(name)(net.net.variables, net.images)
     assert np.abs(held - moving).max() > 1e-2 * np.abs(held).max()
 
 
-@each_model
+@each_of_ours
 def test_same_key_same_bits(name):
     net = built(name)
     one, two, other = (jax.tree.leaves(net.init(key(seed), net.images)) for seed in (0, 0, 1))
@@ -189,16 +320,22 @@ def test_same_key_same_bits(name):
     assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@each_model
+@each_of_ours
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_gradients_are_finite_on_black_and_white(name, value):
     net = built(name)
-    for leaf in jax.tree.leaves(free(name)(net.variables, np.full(net.images.shape, value, np.float32))):
+    for leaf in jax.tree.leaves(free(name)(net.net.variables, np.full(net.images.shape, value, np.float32))):
         assert np.isfinite(leaf).all()
 
 
-@each_model
+@each_of_ours
 def test_half_precision_images_are_read_in_the_parameters_precision(name):
     net = built(name)
-    logits = jax.eval_shape(net.model.apply, net.variables, net.images.astype(jnp.float16))
+    logits = jax.eval_shape(net.model.apply, net.net.variables, net.images.astype(jnp.float16))
     assert logits.dtype == jnp.float32
+
+
+@each_model
+@pytest.mark.slow
+def test_the_public_test_passes(name):
+    assert all(contract.kept for contract in check_explainable(built(name).net, built(name).images))
