@@ -1,21 +1,25 @@
 """Shared tools of the benchmarks: jobs timed in turn, memory of one job, and one record of it as JSON."""
 
+import contextlib
 import ctypes
 import json
+import os
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import torch
 
 from jaxinterp.provenance import commit, machine
+
+if TYPE_CHECKING:
+    import torch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,7 +29,7 @@ def slug(machine: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r", \d+ GiB$", "", machine).lower()).strip("-")
 
 
-def relative(ours: Any, theirs: torch.Tensor) -> float:
+def relative(ours: Any, theirs: "torch.Tensor") -> float:
     """Largest difference over the largest entry."""
     want = theirs.detach().float().cpu().numpy()
     return float(np.abs(np.asarray(ours).astype(np.float32).reshape(want.shape) - want).max() / np.abs(want).max())
@@ -75,6 +79,14 @@ def growth(job: Callable[[], Any], gpu: bool) -> int:
     return resident("VmHWM") - before
 
 
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def record(
     benchmark: str,
     seconds: Mapping[str, Mapping[str, Any]],
@@ -82,6 +94,7 @@ def record(
     *,
     where: str = "",
     suffix: str = "",
+    name: str = "",
     **further: Any,
 ) -> None:
     """Write results/<benchmark>-<machine><suffix>.json and print what matters of it.
@@ -92,6 +105,7 @@ def record(
         ratios: the figures that the benchmark is for.
         where: the machine in words, where it cannot tell by itself.
         suffix: of the file's name.
+        name: of the file, where it is not the benchmark's.
         **further: JSON values, such as `setting` and `relative_difference`.
     """
     where = where or machine()
@@ -101,13 +115,13 @@ def record(
         "machine": where,
         "commit": commit(),
         "device": jax.devices()[0].device_kind,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
+        "threads": len(os.sched_getaffinity(0)),
+        "versions": _versions("jax", "jaxlib", "flax", "torch", "numpy"),
         **further,
         "seconds": seconds,
         "ratios": ratios,
     }
-    path = RESULTS / f"{benchmark}-{slug(where)}{suffix}.json"
+    path = RESULTS / f"{name or benchmark}-{slug(where)}{suffix}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     medians = {name: round(times["median"], 4) for name, times in seconds.items()}
     print(json.dumps({"ratios": ratios, "medians": medians, **further}, indent=2))

@@ -16,6 +16,8 @@ from jaxinterp.explain.attribution import Attribution
 Targets = None | int | Sequence[int] | Int[Array, "..."] | np.ndarray
 MAX_BYTES = 2 << 30
 """Default budget of one pass."""
+PLANS = 256
+"""Plans of tiles that are kept."""
 Result = TypeVar("Result")
 
 
@@ -86,13 +88,13 @@ def in_batches(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:batch], *parts)
 
 
-FORWARD, CELL = 1.0, 3.0
-"""Bytes of a forward pass by those of all its values, and of a target by the most that are alive at once."""
 _BY_TARGET = ("contributions", "logits", "targets", "bias", "residual", "weights")
+_plans: dict[Any, tuple[int, int]] = {}
 
 
 def in_tiles(
     run: Callable[..., tuple[list[Attribution], Array | None]],
+    size: Callable[..., int],
     models: Callable[..., Any],
     arrays: Sequence[Array],
     rows: Int[Array, "batch t"],
@@ -103,20 +105,16 @@ def in_tiles(
 
     Args:
         run: (whether to check, models, rows, *arrays) ↦ decompositions, one per level, and how examples are coupled.
+        size: (models, rows, *arrays) ↦ estimate of the bytes that `run` takes.
         models: (*arrays) ↦ the models, the first of them a traced one.
         arrays: examples, padded to a power of two.
         rows: their targets.
         batch: examples that are no padding.
         max_bytes: the budget.
     """
-    found = models(*arrays)
-    padded_batch, count = rows.shape
-    total, most = (size / padded_batch for size in found[0].program.memory)
-    forward, each = FORWARD * total, CELL * most
-    examples = affordable(padded_batch, padded_batch * (forward + count * each), max_bytes)
-    targets = count if examples > 1 else max(1, min(count, int((max_bytes - forward) // max(each, 1))))
-    targets = -(-count // -(-count // targets))  # tiles of one size
-    if (examples, targets) == (padded_batch, count):
+    count, found = rows.shape[1], models(*arrays)
+    examples, targets = _plan(size, models, found, arrays, rows, max_bytes)
+    if (examples, targets) == rows.shape:
         parts, coupled = run(True, found, rows, *arrays)
         return jax.tree.map(lambda leaf: leaf if len(leaf) == batch else leaf[:batch], parts), coupled
     found = models(*(array[:examples] for array in arrays))
@@ -125,14 +123,47 @@ def in_tiles(
     for i in range(0, batch, examples):
         tile = [array[i : i + examples] for array in arrays]
         for k in range(0, count, targets):
-            k = min(k, count - targets)  # the last tile reaches back
-            parts, together = run(k == 0, found, rows[i : i + examples, k : k + targets], *tile)
+            start = min(k, count - targets)  # the last tile reaches back
+            parts, together = run(k == 0, found, rows[i : i + examples, start : start + targets], *tile)
             coupled = together if coupled is None else coupled if together is None else jnp.maximum(coupled, together)
             wholes = wholes or [_blank(part, batch, count) for part in parts]
-            wholes = [
-                _joined(whole, part, i, k, min(examples, batch - i)) for whole, part in zip(wholes, parts, strict=True)
-            ]
+            real = min(examples, batch - i)
+            wholes = [_joined(whole, part, i, start, real) for whole, part in zip(wholes, parts, strict=True)]
+            del parts
     return wholes, coupled
+
+
+def _plan(
+    size: Callable[..., int],
+    models: Callable[..., Any],
+    found: Any,
+    arrays: Sequence[Array],
+    rows: Int[Array, "batch t"],
+    max_bytes: int,
+) -> tuple[int, int]:
+    """Return examples and targets of a tile: halved until they fit, examples first; found once for a program."""
+    key = (tuple(model and model.program for model in found), size, rows.shape, max_bytes)
+    if key in _plans:
+        return _plans[key]
+    examples, targets = rows.shape
+    total, most = found[0].program.memory
+    if 3 * (total + targets * most) > max_bytes:  # else it fits by far, and nothing need be traced
+
+        def needed() -> int:
+            tile = [array[:examples] for array in arrays]
+            return size(models(*tile), rows[:examples, :targets], *tile)
+
+        while (bytes_all := needed()) > max_bytes and examples * targets > 1:
+            fewer = max(1, int((examples if examples > 1 else targets) * max_bytes / bytes_all))
+            if examples > 1:
+                examples = min(examples // 2, 1 << (fewer.bit_length() - 1))
+            else:
+                targets = min(-(-targets // 2), fewer)
+        targets = -(-rows.shape[1] // -(-rows.shape[1] // targets))  # tiles of one size
+    if len(_plans) >= PLANS:
+        _plans.clear()
+    _plans[key] = examples, targets
+    return _plans[key]
 
 
 def _blank(part: Attribution, batch: int, count: int) -> Attribution:

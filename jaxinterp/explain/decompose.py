@@ -15,7 +15,7 @@ same map run backward and forward. So three more numbers are measured in the sam
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
-from jaxinterp.explain.program import INPUT
+from jaxinterp.explain.program import INPUT, peak_bytes
 
 CURVATURE = 1e-3
 """Largest curvature of a function that is taken for affine; one that is has exactly none, but for rounding in NaNs."""
@@ -122,9 +122,8 @@ def decompose(
         return net.program("frozen", x, *given), None if model is None else net.program("logits", x, *given)
 
     with jax.default_matmul_precision("highest"):
-        parts, coupled = in_tiles(
-            partial(_pass, levels, biases=biases), models, (x, *given), padded(rows), batch, max_bytes
-        )
+        run, size = partial(_pass, levels, biases=biases), Size(levels)
+        parts, coupled = in_tiles(run, size, models, (x, *given), padded(rows), batch, max_bytes)
     if check and not isinstance(parts[0].logits, jax.core.Tracer):
         _require_exact(parts, coupled, batch)
     return parts if isinstance(layer, list) else parts[0]
@@ -195,6 +194,22 @@ def _pass(
             )
         )
     return parts, coupled
+
+
+class Size(NamedTuple):
+    """Estimate of the bytes that `_pass` takes at these levels."""
+
+    levels: tuple[str, ...]
+
+    def __call__(self, models: tuple[Any, Any], rows: Array, *arrays: Array) -> int:
+        """Return twice the bytes that are alive at once where the pass runs in the order of its program, and weights.
+
+        Compilers run another order, and copy: `benchmarks/explanation_memory.py` measures how far this holds.
+        """
+        kinds = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (models, rows, *arrays))
+        traced = _pass.trace(self.levels, True, *kinds, biases=(None,) * len(self.levels))
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(models))
+        return 2 * peak_bytes(traced.jaxpr.jaxpr) + weights
 
 
 def _along(function: Any, point: Array, direction: Array) -> tuple[Array, Array]:

@@ -305,6 +305,11 @@ def _unrolled(eqn: Any, inner: Any, values: Sequence[Any], taps: Mapping[Any, An
     return [*carry, *(jnp.stack(column) for column in zip(*ordered, strict=True))]
 
 
+def peak_bytes(jaxpr: Any) -> int:
+    """Return the most bytes of intermediate values that are alive at once where a program runs in order."""
+    return _memory(jaxpr)[1]
+
+
 def _bytes(atom: Any) -> int:
     size = math.prod(atom.aval.shape) if hasattr(atom.aval, "shape") else 0
     return size * getattr(getattr(atom.aval, "dtype", None), "itemsize", 0)
