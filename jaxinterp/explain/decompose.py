@@ -14,8 +14,9 @@ same map run backward and forward. So three more numbers are measured in the sam
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -196,7 +197,8 @@ def _pass(
     return parts, coupled
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     """Estimate of the bytes that `_pass` takes at these levels."""
 
     levels: tuple[str, ...]
