@@ -139,7 +139,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Chain:
-    """Functions that are applied one after the other; the output of each but the last is a layer of its name."""
+    """Functions that are applied one after the other; the output of each is a layer of its name."""
 
     stages: tuple[tuple[str, Callable[..., Any]], ...]
     parametric: bool
