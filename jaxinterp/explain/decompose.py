@@ -111,7 +111,7 @@ def decompose(
     if check:
         _require_finite_inputs(net, x, given)
     batch, (x, *given) = len(x), (padded(array) for array in (x, *given))
-    frozen = net.program("frozen", x, *given)
+    frozen = net.program("frozen", x, *given, examples=batch)
     require_layers(frozen, levels)
     _require_real(x, levels, frozen)
     rows = select_targets(targets, batch, frozen.program.output.shape[1])

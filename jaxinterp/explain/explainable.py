@@ -78,7 +78,7 @@ class Explainable:
     def activation(self, x: Images, layer: str) -> Array:
         """Return the output of a layer, (batch, ...)."""
         x = _examples(x)
-        model = self.program("logits", padded(x))
+        model = self.program("logits", padded(x), examples=len(x))
         require_layers(model, [layer])
         return _activation(model, layer, padded(x))[: len(x)]
 
@@ -90,8 +90,14 @@ class Explainable:
         """Return the network explained from a layer on: layers and names are those of `layers`."""
         return replace(self, layer=layer, levels=(), bias=self.bias if layer in (self.layer, *self.levels) else None)
 
-    def program(self, kind: Kind, x: Array, *given: Array) -> Model:
+    def program(self, kind: Kind, x: Array, *given: Array, examples: int | None = None) -> Model:
         """Trace the network for inputs of these shapes, once; return (x, *given) ↦ logits.
+
+        Args:
+            kind: with coefficients held constant, or without.
+            x: a batch, of a padded size.
+            *given: further arrays of the examples.
+            examples: how many of them came, to say so if they cannot be read; all by default.
 
         Raises:
             ConfigError: `x` cannot be read, or what comes out is no array (batch, classes).
@@ -101,7 +107,8 @@ class Explainable:
         try:
             model = trace(function, self.variables, x, *given, keep=self.keep, named=self.named)
         except UnreadableError as error:
-            raise ConfigError(self._unreadable(function, x, given, error.__cause__)) from error.__cause__
+            came, *rest = (array[:examples] for array in (x, *given))
+            raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from error.__cause__
         out, hint = (
             model.program.output,
             "logits (batch, classes); output=lambda out: ... takes them from what it returns",
@@ -109,7 +116,7 @@ class Explainable:
         require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
         shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
         got = f"an output of shape ({', '.join(map(str, shape))})"
-        require(len(shape) == 2 and shape[0] == "batch", "network", got, hint)
+        require(len(shape) == 2 and shape[0] == "batch" and shape[1], "network", got, hint)
         return model
 
     def log_odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
@@ -133,7 +140,7 @@ class Explainable:
 
     def _run(self, kind: Kind, x: Images) -> Array:
         x = _examples(x)
-        return _called(self.program(kind, padded(x)), padded(x))[: len(x)]
+        return _called(self.program(kind, padded(x), examples=len(x)), padded(x))[: len(x)]
 
     def _unreadable(self, function: Any, x: Array, given: Sequence[Array], error: BaseException | None) -> str:
         """Say in one line why a network cannot be traced; a batch axis that is missing is found by trying."""

@@ -135,6 +135,11 @@ X = jnp.ones((2, 6))
 TOKENS = jnp.ones((2, 3), jnp.int32)
 
 
+def flat():
+    """A network of images of one size, 6×6."""
+    return explainable(lambda w, x: x.reshape(len(x), 36) @ w, jnp.ones((36, 2)))
+
+
 def tokens_net():
     return explainable(Tokens(), Tokens().init(jax.random.key(0), TOKENS))
 
@@ -161,6 +166,10 @@ def tokens_net():
         ("network", "sum to 1", lambda: decompose(lambda x: jax.nn.softmax(3 * jnp.sin(X + x)), X + 0.1)),
         ("x", r"x\[None\]", lambda: explainable(Net(), VARIABLES).logits(IMAGES[0])),
         ("x", r"x\[None\]", lambda: decompose(explainable(Net(), VARIABLES), IMAGES[0])),
+        ("x", r"float32\(6, 6, 1\), .*\(1, 6, 6, 1\): x\[None\]", lambda: decompose(flat(), IMAGES[0])),
+        ("x", r"float32\(6, 6, 1\), .*x\[None\]", lambda: gradient(flat(), IMAGES[0])),
+        ("x", r"float32\(3, 5\), .* can read: TypeError", lambda: flat().logits(jnp.ones((3, 5)))),
+        ("network", r"shape \(batch, 0\)", lambda: decompose(lambda x: x[:, :0], X)),
         ("net, x", "", lambda: decompose(X, lambda x: x)),
         ("net, x", "", lambda: gradient(X, Net())),
         ("x", "variables go into explainable", lambda: decompose(lambda v, x: x, {"w": X}, X)),
