@@ -65,6 +65,22 @@ def test_linen_runs_in_inference(compilations):
         explainable(Linen())
 
 
+@pytest.mark.parametrize("given", [None, True, False])
+def test_what_the_constructor_says_is_not_said_again(given):
+    class Dropping(nn.Module):
+        deterministic: bool | None = None
+
+        @nn.compact
+        def __call__(self, x, deterministic=None):
+            off = nn.merge_param("deterministic", self.deterministic, deterministic)
+            return nn.Dropout(0.5, deterministic=off)(nn.Dense(2)(x))
+
+    x = jnp.ones((2, 3))
+    variables = Dropping(deterministic=True).init(jax.random.key(0), x)
+    own = Dropping(deterministic=True).apply(variables, x)
+    np.testing.assert_allclose(explainable(Dropping(given), variables).logits(x), own, rtol=1e-6)
+
+
 def test_a_submodule_of_a_submodule_has_a_path():
     class Inner(nn.Module):
         def setup(self):
