@@ -112,7 +112,7 @@ def decompose(
     if check:
         _require_finite_inputs(net, x, given)
     batch, (x, *given) = len(x), (padded(array) for array in (x, *given))
-    frozen = net.program("frozen", x, *given)
+    frozen = net.program("frozen", x, *given, examples=batch)
     require_layers(frozen, levels)
     _require_real(x, levels, frozen)
     rows = select_targets(targets, batch, frozen.program.output.shape[1])
@@ -268,35 +268,40 @@ def _require_exact(parts: Sequence[Attribution], coupled: Array | None, batch: i
     """Raise for examples that are not explained exactly, and name them."""
     for part in parts:
         at = f"at {part.layer!r}"
-        finite = jnp.isfinite(part.residual).all(1)
-        value = "NaN" if bool(jnp.isnan(part.residual).any()) else "infinity"
-        _refuse(~finite, "logits", value, f"finite logits and contributions {at}")
+        finite = np.isfinite(np.asarray(part.residual)).all(1)
+        if not finite.all():  # the residual of infinities is NaN
+            wrong = any(bool(jnp.isnan(values).any()) for values in (part.logits, part.contributions))
+            value = "NaN" if wrong else "infinity"
+            _refuse(~finite, "logits", value, f"finite logits and contributions {at}")
         if part.curvature is not None:
-            hint = "freeze its input-dependent coefficients" + _softmax_hint(part)
-            _refuse(
-                ~(part.curvature <= CURVATURE),
-                "network",
-                f"curvature {_largest(part.curvature)}",
-                f"0 {at}: it is not affine there; {hint}",
+            curvature = np.asarray(part.curvature)
+            hint, got = (
+                "freeze its input-dependent coefficients" + _softmax_hint(part),
+                f"curvature {_largest(curvature)}",
             )
+            _refuse(~(curvature <= CURVATURE), "network", got, f"0 {at}: it is not affine there; {hint}")
         if part.discrepancy is not None:
+            discrepancy = np.asarray(part.discrepancy)
+            got = f"discrepancy {_largest(discrepancy)}"
             wanted = f"at most {DISCREPANCY}: frozen, it has other logits than the network"
-            _refuse(~(part.discrepancy <= DISCREPANCY), "frozen", f"discrepancy {_largest(part.discrepancy)}", wanted)
+            _refuse(~(discrepancy <= DISCREPANCY), "frozen", got, wanted)
     if coupled is not None and not float(coupled) <= COUPLING:
         got = f"logits that move by {float(coupled):.1e} with other examples of the batch"
         require(False, "network", got, "examples independent of one another: BatchNorm as after training")
 
 
 def _softmax_hint(part: Attribution) -> str:
-    sums, low = np.asarray(part.logits).sum(1), float(part.logits.min())
+    logits = np.asarray(part.logits)
+    sums, low = logits.sum(1), float(logits.min())
     return ", and return logits: these sum to 1" if low >= 0 and np.allclose(sums, 1, atol=1e-3) else ""
 
 
-def _largest(values: Array) -> str:
-    return f"{float(jnp.nanmax(values)):.1e}"
+def _largest(values: np.ndarray) -> str:
+    known = values[~np.isnan(values)]
+    return f"{float(known.max()) if known.size else np.nan:.1e}"
 
 
-def _refuse(wrong: Array, name: str, got: str, expected: str) -> None:
-    places = np.flatnonzero(np.asarray(wrong))
+def _refuse(wrong: np.ndarray, name: str, got: str, expected: str) -> None:
+    places = np.flatnonzero(wrong)
     listed = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
     require(not len(places), name, f"{got} at {len(places)} of {len(wrong)} examples ({listed})", expected)

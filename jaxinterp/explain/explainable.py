@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import ConfigError
@@ -16,7 +16,7 @@ from jaxinterp.explain import frameworks
 from jaxinterp.explain.batches import padded
 from jaxinterp.explain.program import INPUT, Model, UnreadableError, mark, trace
 
-Images = Float[Array | np.ndarray, "batch ..."]
+Images = Num[Array | np.ndarray, "batch ..."]
 Encode = Callable[[Any, Array], Array]
 Kind = Literal["logits", "frozen"]
 
@@ -77,8 +77,8 @@ class Explainable:
 
     def activation(self, x: Images, layer: str) -> Array:
         """Return the output of a layer, (batch, ...)."""
-        x = jnp.asarray(x)
-        model = self.program("logits", padded(x))
+        x = _examples(x)
+        model = self.program("logits", padded(x), examples=len(x))
         require_layers(model, [layer])
         return _activation(model, layer, padded(x))[: len(x)]
 
@@ -90,18 +90,25 @@ class Explainable:
         """Return the network explained from a layer on: layers and names are those of `layers`."""
         return replace(self, layer=layer, levels=(), bias=self.bias if layer in (self.layer, *self.levels) else None)
 
-    def program(self, kind: Kind, x: Array, *given: Array) -> Model:
+    def program(self, kind: Kind, x: Array, *given: Array, examples: int | None = None) -> Model:
         """Trace the network for inputs of these shapes, once; return (x, *given) ↦ logits.
+
+        Args:
+            kind: with coefficients held constant, or without.
+            x: a batch, of a padded size.
+            *given: further arrays of the examples.
+            examples: how many of them came, to say so if they cannot be read; all by default.
 
         Raises:
             ConfigError: `x` cannot be read, or what comes out is no array (batch, classes).
         """
         function = Whole(self.held, self.encoding, self.output) if kind == "frozen" else self.apply
-        self._require_input(x)
+        x = _examples(x)
         try:
             model = trace(function, self.variables, x, *given, keep=self.keep, named=self.named)
         except UnreadableError as error:
-            raise ConfigError(self._unreadable(function, x, given, error.__cause__)) from error.__cause__
+            came, *rest = (array[:examples] for array in (x, *given))
+            raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from error.__cause__
         out, hint = (
             model.program.output,
             "logits (batch, classes); output=lambda out: ... takes them from what it returns",
@@ -109,7 +116,7 @@ class Explainable:
         require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
         shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
         got = f"an output of shape ({', '.join(map(str, shape))})"
-        require(len(shape) == 2 and shape[0] == "batch", "network", got, hint)
+        require(len(shape) == 2 and shape[0] == "batch" and shape[1], "network", got, hint)
         return model
 
     def log_odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
@@ -132,13 +139,8 @@ class Explainable:
         return jnp.asarray(self.bias(self.variables) if callable(self.bias) else self.bias)
 
     def _run(self, kind: Kind, x: Images) -> Array:
-        x = jnp.asarray(x)
-        return _called(self.program(kind, padded(x)), padded(x))[: len(x)]
-
-    def _require_input(self, x: Any) -> None:
-        got = f"{x.dtype}{x.shape}" if hasattr(x, "shape") and hasattr(x, "dtype") else f"a {type(x).__name__}"
-        fits = hasattr(x, "shape") and hasattr(x, "dtype") and x.ndim >= 1 and len(x) > 0
-        require(fits, "x", got, "an array (batch, ...) of at least one example")
+        x = _examples(x)
+        return _called(self.program(kind, padded(x), examples=len(x)), padded(x))[: len(x)]
 
     def _unreadable(self, function: Any, x: Array, given: Sequence[Array], error: BaseException | None) -> str:
         """Say in one line why a network cannot be traced; a batch axis that is missing is found by trying."""
@@ -164,6 +166,18 @@ class Whole:
         read = x if self.encoding is None else self.encoding(variables, x)
         out = self.network(variables, mark(INPUT, read), *given)
         return out if self.output is None else self.output(out)
+
+
+def _examples(x: Any) -> Array:
+    """Return a batch as an array.
+
+    Raises:
+        ConfigError: it is no array, or has no example.
+    """
+    fits = hasattr(x, "shape") and hasattr(x, "dtype")
+    got = f"{x.dtype}{x.shape}" if fits else f"a {type(x).__name__}"
+    require(fits and x.ndim >= 1 and len(x) > 0, "x", got, "an array (batch, ...) of at least one example")
+    return jnp.asarray(x)
 
 
 @jax.jit
@@ -207,7 +221,7 @@ def explainable(
             - a function (variables, x) ↦ logits, with its `variables`, traced once for as long as it is the same
               function; or x ↦ logits, traced in every call, as what it closes over may have changed;
             - functions to be applied one after the other, such as {"features": ..., "head": ...}, each of them called
-              as a single one would be; the output of each but the last is a layer of that name;
+              as a single one would be; the output of each is a layer of that name;
             - an `Explainable`, returned as it is, with the fields that are given.
             Modules run in inference: statistics of BatchNorm as stored, no dropout. Their submodules are layers, by
             path. A module that knows how it is to be explained says so by a method `__explainable__(variables)`.
@@ -254,4 +268,4 @@ def with_batch(net: Any, x: Any) -> tuple[Explainable, Array]:
     fits = hasattr(x, "shape") or isinstance(x, list | tuple | float | int)
     wanted = "an array (batch, ...); variables go into explainable(network, variables)"
     require(fits, "x", f"a {type(x).__name__}", wanted)
-    return explainable(net), jnp.asarray(x)
+    return explainable(net), _examples(jnp.asarray(x))

@@ -139,7 +139,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Chain:
-    """Functions that are applied one after the other; the output of each but the last is a layer of its name."""
+    """Functions that are applied one after the other; the output of each is a layer of its name."""
 
     stages: tuple[tuple[str, Callable[..., Any]], ...]
     parametric: bool
@@ -168,7 +168,11 @@ class Linen:
 def _linen(module: nn.Module, variables: Any, keywords: dict[str, Any]) -> Network:
     require(variables is not None, "variables", f"none with the Flax module {type(module).__name__}", "its variables")
     require(isinstance(variables, Mapping), "variables", type(variables).__name__, "a mapping, as of module.init")
-    keywords = _wanted(type(module).__call__, INFERENCE) | keywords
+    wanted = _wanted(type(module).__call__, INFERENCE)
+    fixed = {name: value for name, value in wanted.items() if getattr(module, name, None) is not None}
+    if fixed:  # what the constructor was given is not to be given in the call, see `nn.merge_param`
+        module = module.clone(**fixed)
+    keywords = {name: value for name, value in wanted.items() if name not in fixed} | keywords
     held = keywords | _wanted(type(module).__call__, {"frozen": True})
     same = _hashable(module)
     function, frozen = (Linen(same, tuple(sorted(words.items()))) for words in (keywords, held))

@@ -11,11 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import freeze
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 from jaxtyping import Array
@@ -157,6 +159,9 @@ def _traced(
     """Trace a function, and return the program known for the same operations if there is one, and the constants."""
 
     def marked(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        scope = context.module.scope
+        if scope is not None and _MARK not in scope.flags:  # `nn.jit` knows a trace by its module's flags
+            scope.flags = freeze({**scope.flags, _MARK: Fresh()})
         out = run(*args, **kwargs)
         outer = context.method_name == "__call__" and context.module.path
         return mark("/".join(context.module.path), out) if outer else out
@@ -194,7 +199,8 @@ def _text(program: Program, constants: Sequence[Any], variables: Any, arrays: Se
             for i, value in zip(moving, values, strict=True):
                 filled[i] = value
             constants, variables, arrays = jax.tree.unflatten(structure, filled)
-            return [out for out in jax.tree.leaves(program.run({}, constants, variables, *arrays)) if _floats(out)]
+            outs = _run(program.jaxpr, [*constants, *jax.tree.leaves((variables, arrays))], _Named())
+            return [out for out in outs if _floats(out)]
 
         outs, pullback = jax.vjp(run, values)
         return outs, pullback([jnp.ones_like(out) for out in outs])
@@ -204,6 +210,22 @@ def _text(program: Program, constants: Sequence[Any], variables: Any, arrays: Se
     except (TypeError, ValueError, NotImplementedError):  # such as a while loop, which runs forward only
         return None
     return str(jaxpr), structure, str(jax.tree.structure(program.output))
+
+
+class _Named(dict[Any, Any]):
+    """Taps that mark every value again, so that names and places of layers are part of a text."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return partial(mark, key[0])
+
+
+class Fresh:
+    """Something with a new hash each time: `nn.jit` then takes no module's trace, in which it is named, for another."""
+
+    _count = count()
+
+    def __hash__(self) -> int:
+        return next(self._count)
 
 
 def _floats(value: Any) -> bool:
@@ -229,10 +251,10 @@ def _marks(jaxpr: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
         if (name := _marked(eqn)) is not None:
             yield name, jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
         inner = _inner(eqn)
-        for name, value in () if inner is None else _marks(_open(inner)):
-            path, places = _place(name)
-            turns = [(i,) for i in range(eqn.params["length"])] if eqn.primitive.name == "scan" else [()]
-            yield from ((path + "".join(f"[{k}]" for k in (*turn, *places)), value) for turn in turns)
+        within = [] if inner is None else [(*_place(name), value) for name, value in _marks(_open(inner))]
+        turns = [(i,) for i in range(eqn.params["length"])] if eqn.primitive.name == "scan" else [()]
+        for turn in reversed(turns) if eqn.params.get("reverse") else turns:
+            yield from ((path + "".join(f"[{k}]" for k in (*turn, *places)), value) for path, places, value in within)
 
 
 def _marked(eqn: Any) -> str | None:

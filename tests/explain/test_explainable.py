@@ -1,12 +1,16 @@
-"""The network seen from outside: maps, layers, methods and log-odds."""
+"""The network seen from outside: layers, encodings, outputs, log-odds, and arguments that do not fit."""
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxinterp.explain.explainable import OURS, softmax_explainable
+from jaxinterp.explain.attribute import grad_cam, gradient, integrated_gradients, occlusion
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
+from jaxinterp.explain.methods import OURS, compared
 
 
 class Net(nn.Module):
@@ -18,28 +22,75 @@ class Net(nn.Module):
 
 
 IMAGES = np.asarray(jax.random.uniform(jax.random.key(0), (2, 6, 6, 1)))
+VARIABLES = Net().init(jax.random.key(1), IMAGES)
 
 
 @pytest.fixture(scope="module")
 def net():
-    variables = Net().init(jax.random.key(1), IMAGES)
-    return softmax_explainable(Net(), variables, occlusions=(3,), layers=("features",), pooled="features")
+    return explainable(Net(), VARIABLES, levels=("features",), pooled="features")
 
 
 def test_maps_are_the_decomposition_at_every_layer(net):
-    parts = net.decompose(IMAGES, 1)
-    np.testing.assert_allclose(parts.logits[:, 0], net.apply(net.variables, jnp.asarray(IMAGES))[:, 1], rtol=1e-5)
-    own, features = net.levels(IMAGES, 1)
-    np.testing.assert_allclose(net.maps(IMAGES, 1), parts.contributions.sum(-1), rtol=1e-6)
-    np.testing.assert_allclose(own, net.maps(IMAGES, 1), rtol=1e-5)
-    assert features.shape == (2, 1, 6, 6)
-    assert len(np.unique(np.asarray(features)[0, 0])) <= 9  # a 3×3 map, enlarged
+    own, features = decompose(net, IMAGES, 1, layer=["input", "features"])
+    np.testing.assert_allclose(own.logits[:, 0], Net().apply(VARIABLES, jnp.asarray(IMAGES))[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(own.maps(), own.contributions.sum(-1), rtol=1e-6)
+    np.testing.assert_allclose(own.maps(), decompose(net, IMAGES, 1).maps(), rtol=1e-5, atol=1e-7)
+    enlarged = features.maps((6, 6))
+    assert enlarged.shape == (2, 1, 6, 6)
+    np.testing.assert_allclose(enlarged[:, :, ::2, ::2], features.maps(), rtol=1e-6)  # a 3×3 map, enlarged
 
 
 def test_methods_return_maps_of_the_images(net):
-    methods = net.methods()
+    methods = compared(net, windows=(3,))
     assert set(methods) == {OURS, "gradient", "input_x_gradient", "integrated_gradients", "occlusion_3", "grad_cam"}
-    assert {method(IMAGES, 0).shape for method in methods.values()} == {(2, 1, 6, 6)}
+    assert {method(net, IMAGES, 0).maps().shape for method in methods.values()} == {(2, 1, 6, 6)}
+    assert "grad_cam" not in compared(explainable(Net(), VARIABLES))
+
+
+def test_layers_and_their_values(net):
+    assert net.layers(IMAGES) == {"input": (2, 6, 6, 1), "features": (2, 3, 3, 2), "Dense_0": (2, 3)}
+    kept = Net().apply(VARIABLES, IMAGES, capture_intermediates=True)[1]["intermediates"]
+    np.testing.assert_allclose(net.activation(IMAGES, "features"), kept["features"]["__call__"][0], rtol=1e-5)
+    np.testing.assert_array_equal(net.encode(IMAGES), IMAGES)
+    np.testing.assert_allclose(net.frozen(IMAGES), net.logits(IMAGES), rtol=1e-6)
+    np.testing.assert_allclose(net.logits(IMAGES), jax.jit(net.apply)(net.variables, IMAGES), rtol=1e-6)
+
+
+def test_an_encoding_is_what_is_explained():
+    def encoding(v, x):
+        return jnp.concatenate([x, 1 - x], -1)
+
+    w = jax.random.normal(jax.random.key(2), (4, 3))
+    net = explainable(lambda w, e: e @ w + 0.5, w, encoding=encoding, bias=lambda w: 0.5 * jnp.ones(3))
+    x = jnp.array([[0.25, 0.75]])
+    assert net.encode(x).tolist() == [[0.25, 0.75, 0.75, 0.25]]
+    parts = decompose(net, x)
+    np.testing.assert_allclose(parts.contributions, net.encode(x)[:, None] * w.T[None], rtol=1e-6)
+    assert parts.bias.tolist() == [[0.5] * 3]
+    np.testing.assert_allclose(gradient(net, x).contributions, (w[:2] - w[2:]).T[None], rtol=1e-5)
+
+
+def test_a_layer_may_be_the_one_explained(net):
+    later = explainable(Net(), VARIABLES, bias=7.0).at("features")
+    parts = decompose(later, IMAGES)
+    assert (parts.layer, parts.contributions.shape) == ("features", (2, 3, 3, 3, 2))
+    np.testing.assert_allclose(parts.bias, np.broadcast_to(VARIABLES["params"]["Dense_0"]["bias"], (2, 3)), atol=1e-6)
+    assert explainable(net) is not None
+    assert explainable(net, layer="features").layer == "features"
+    assert "Array" not in repr(net)
+
+
+def test_one_of_several_outputs_is_taken_out():
+    def both(w, x):
+        return {"logits": x @ w, "features": x}
+
+    w, x = jnp.eye(3), jnp.arange(6.0).reshape(2, 3)
+    with pytest.raises(ValueError, match=r"\Anetwork: got a dict .*output=.*\Z"):
+        gradient(explainable(both, w), x)
+    net = explainable(both, w, output=lambda out: out["logits"])
+    np.testing.assert_array_equal(net.logits(x), x)
+    scalar = explainable(lambda x: x.sum(1), output=lambda out: out[:, None])
+    assert gradient(scalar, x).contributions.shape == (2, 1, 3)
 
 
 def test_log_odds_are_those_of_the_softmax(net):
@@ -48,12 +99,105 @@ def test_log_odds_are_those_of_the_softmax(net):
     np.testing.assert_allclose(net.log_odds(logits)[:1], np.log(p / (1 - p)), rtol=1e-6)
     assert np.isfinite(net.log_odds(logits)).all()
     np.testing.assert_allclose(net.probabilities(logits), jax.nn.softmax(logits), rtol=1e-5)
-    assert "Array" not in repr(net)
+    each = explainable(net, probability="sigmoid")
+    np.testing.assert_array_equal(each.log_odds(logits), logits)
+    np.testing.assert_allclose(each.probabilities(logits), jax.nn.sigmoid(logits), rtol=1e-5)
 
 
 def test_half_precision_images_are_decomposed():
-    images = jnp.asarray(IMAGES, jnp.float16)
-    variables = Net().init(jax.random.key(1), IMAGES)
     with jax.numpy_dtype_promotion("standard"):
-        parts = softmax_explainable(Net(), variables).decompose(images)
+        parts = decompose(explainable(Net(), VARIABLES), jnp.asarray(IMAGES, jnp.float16))
     assert float(jnp.abs(parts.residual).max()) < 1e-2
+
+
+class Tokens(nn.Module):
+    """An embedding, and a class of the mean."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(2)(nn.relu(nn.Embed(7, 4, name="embedding")(tokens)).mean(1))
+
+
+def test_tokens_are_explained_by_their_embedding():
+    tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
+    net = explainable(Tokens(), Tokens().init(jax.random.key(0), tokens))
+    path = integrated_gradients(net, tokens, layer="embedding", steps=100)
+    change = np.asarray(net.logits(tokens)) - np.asarray(net.logits(0 * tokens))
+    np.testing.assert_allclose(path.contributions.sum((2, 3)), change, atol=0.02 * np.abs(change).max())
+    assert gradient(net, tokens, layer="embedding").contributions.shape == (2, 2, 3, 4)
+    parts = decompose(net, tokens, layer="embedding")
+    kernel = net.variables["params"]["Dense_0"]["kernel"]
+    want = nn.relu(net.activation(tokens, "embedding"))[:, None] * kernel.T[None, :, None] / 3
+    np.testing.assert_allclose(parts.contributions, want, rtol=1e-4, atol=1e-6)
+
+
+X = jnp.ones((2, 6))
+TOKENS = jnp.ones((2, 3), jnp.int32)
+
+
+def flat():
+    """A network of images of one size, 6×6."""
+    return explainable(lambda w, x: x.reshape(len(x), 36) @ w, jnp.ones((36, 2)))
+
+
+def tokens_net():
+    return explainable(Tokens(), Tokens().init(jax.random.key(0), TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("field", "mentions", "call"),
+    [
+        ("variables", "its variables", lambda: explainable(Net())),
+        ("variables", "a mapping", lambda: explainable(Net(), IMAGES)),
+        ("variables", "", lambda: explainable(Net().apply)),
+        ("variables", "none with an Explainable", lambda: explainable(explainable(Net(), VARIABLES), VARIABLES)),
+        ("network", "", lambda: explainable(3, VARIABLES)),
+        ("network", "", lambda: explainable([])),
+        ("layer", "expected features", lambda: explainable(Net(), VARIABLES).activation(IMAGES, "feature")),
+        ("layer", "input, features, Dense_0", lambda: explainable(Net(), VARIABLES).activation(IMAGES, "zzz")),
+        ("layer", "a mapping of names", lambda: gradient(lambda x: x, X, layer="hidden")),
+        ("network", "a tuple .* output=", lambda: gradient(lambda x: (x, x), X)),
+        ("network", "NoneType .* output=", lambda: gradient(lambda x: None, X)),
+        ("network", r"shape \(batch\) *,", lambda: gradient(lambda x: x.sum(1), X)),
+        ("network", r"shape \(\) *,", lambda: decompose(lambda x: x.sum(), X)),
+        ("network", r"shape \(batch, 1, 6\)", lambda: decompose(lambda x: x[:, None], X)),
+        ("x", "layer='embedding'", lambda: decompose(tokens_net(), TOKENS)),
+        ("x", "layer", lambda: gradient(tokens_net(), TOKENS)),
+        ("network", "sum to 1", lambda: decompose(lambda x: jax.nn.softmax(3 * jnp.sin(X + x)), X + 0.1)),
+        ("x", r"x\[None\]", lambda: explainable(Net(), VARIABLES).logits(IMAGES[0])),
+        ("x", r"x\[None\]", lambda: decompose(explainable(Net(), VARIABLES), IMAGES[0])),
+        ("x", r"float32\(6, 6, 1\), .*\(1, 6, 6, 1\): x\[None\]", lambda: decompose(flat(), IMAGES[0])),
+        ("x", r"float32\(6, 6, 1\), .*x\[None\]", lambda: gradient(flat(), IMAGES[0])),
+        ("x", r"float32\(3, 5\), .* can read: TypeError", lambda: flat().logits(jnp.ones((3, 5)))),
+        ("network", r"shape \(batch, 0\)", lambda: decompose(lambda x: x[:, :0], X)),
+        ("net, x", "", lambda: decompose(X, lambda x: x)),
+        ("net, x", "", lambda: gradient(X, Net())),
+        ("x", "variables go into explainable", lambda: decompose(lambda v, x: x, {"w": X}, X)),
+        ("baseline", "", lambda: occlusion(lambda x: x.sum((1, 2)), IMAGES, window=1, baseline=jnp.zeros(6))),
+        ("x", "channels last", lambda: occlusion(lambda x: x.sum((1, 2)), jnp.ones((2, 3, 8, 8)))),
+        ("x", "", lambda: occlusion(lambda x: x, X)),
+        ("layer", "grid=", lambda: grad_cam(tokens_of(), IMAGES, layer="tokens")),
+        ("grid", "", lambda: grad_cam(tokens_of(), IMAGES, layer="tokens", grid=(5, 6))),
+        ("layer", "", lambda: grad_cam(tokens_of(), IMAGES)),
+    ],
+)
+def test_bad_input_is_one_line(field, mentions, call, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=rf"\A{field}: got [^\n]*{mentions}[^\n]*\Z"):
+        call()
+
+
+def tokens_of():
+    """36 tokens of four features and a class token in front, and classes of their mean."""
+
+    def tokens(x):
+        flat = x.reshape(len(x), 36, 1) * jnp.arange(1.0, 5.0).reshape(1, 1, 4)
+        return jnp.concatenate([jnp.ones((len(x), 1, 4)), flat], 1)
+
+    return explainable({"tokens": tokens, "head": lambda a: a.mean(1) - 0.1})
+
+
+def test_grad_cam_of_tokens_reads_them_as_a_grid():
+    found = grad_cam(tokens_of(), IMAGES, layer="tokens", grid=(6, 6)).maps()
+    want = IMAGES[:, None, :, :, 0] * np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 4, 1, 1) / 37
+    np.testing.assert_allclose(found, want, rtol=1e-5)

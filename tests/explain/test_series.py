@@ -13,6 +13,7 @@ from jax import lax
 from jaxinterp import decompose
 from jaxinterp.explain import series
 from jaxinterp.explain.attribute import integrated_gradients
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.series import NotPolynomialError, contributions, orders, pairs, propagate
 from jaxinterp.taylor import PolynomialResNet, TaylorNet, hierarchical, overlapping, with_expansion_point
 
@@ -30,12 +31,18 @@ NETS = {
 
 @cache
 def made(name):
-    """Network, variables off their initial values, images, and expansion point; in float64."""
+    """Module, network of it with variables off their initial values, images, and expansion point; in float64."""
     net, rng = NETS[name], np.random.default_rng(0)
     x, x0 = jnp.asarray(rng.uniform(size=(2, 4, 4, 1))), rng.uniform(size=(4, 4, 1))
     variables = jax.jit(net.init)(jax.random.key(1, impl="unsafe_rbg"), x)
     variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) + 0.1), variables)
-    return net, with_expansion_point(variables, x0), x, jnp.asarray(x0)
+    variables = with_expansion_point(variables, x0)
+    return net, explainable(net, variables), x, jnp.asarray(x0)
+
+
+def ordered(net, x, x0, max_order, **given):
+    """Orders with the order first, (orders, batch, classes)."""
+    return np.moveaxis(np.asarray(orders(net, x, x0=x0, max_order=max_order, **given).contributions), 2, 0)
 
 
 def roots_of_unity(apply, variables, x, x0, degree):
@@ -56,15 +63,16 @@ def roots_of_unity(apply, variables, x, x0, degree):
 )
 def test_orders_sum_to_the_value_and_agree_with_derivatives(name):
     with jax.enable_x64(True):
-        net, variables, x, x0 = made(name)
-        found = np.asarray(orders(net.apply, x, x0, net.degree + 2, variables=variables))
+        module, net, x, x0 = made(name)
+        found = ordered(net, x, x0, module.degree + 2)
         size = np.abs(found).max()
-        np.testing.assert_allclose(found.sum(0), jax.jit(net.apply)(variables, x), atol=1e-10 * size)
-        assert np.abs(found[net.degree + 1 :]).max() == 0
-        truncated = orders(net.apply, x, x0, 2, variables=variables)
-        np.testing.assert_allclose(truncated, found[:3], atol=1e-12 * size)
+        np.testing.assert_allclose(found.sum(0), jax.jit(module.apply)(net.variables, x), atol=1e-10 * size)
+        assert np.abs(found[module.degree + 1 :]).max() == 0
+        truncated = orders(net, x, x0=x0, max_order=2)
+        np.testing.assert_allclose(np.moveaxis(truncated.contributions, 2, 0), found[:3], atol=1e-12 * size)
+        np.testing.assert_allclose(truncated.residual, found[3:].sum(0), atol=1e-10 * size)
         d, start = x - x0[None], jnp.broadcast_to(x0, x.shape)
-        first = jax.jacfwd(lambda t: net.apply(variables, start + t * d))
+        first = jax.jacfwd(lambda t: module.apply(net.variables, start + t * d))
         slope, curvature = jax.jit(lambda t: (first(t), jax.jacfwd(first)(t)))(0.0)
         np.testing.assert_allclose(found[1], slope, atol=1e-10 * size)
         np.testing.assert_allclose(found[2], curvature / 2, atol=1e-10 * size)
@@ -74,16 +82,16 @@ def test_orders_sum_to_the_value_and_agree_with_derivatives(name):
 def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # complex images are for this test alone
     with jax.enable_x64(True):
-        net, variables, x, x0 = made(name)
-        found = np.asarray(orders(net.apply, x, x0, net.degree, variables=variables))
+        module, net, x, x0 = made(name)
+        found = ordered(net, x, x0, module.degree)
 
         def on_circle(complex_variables, z):
-            return jax.jit(net.apply)(complex_variables, z)
+            return jax.jit(module.apply)(complex_variables, z)
 
-        want = roots_of_unity(on_circle, variables, x, x0, net.degree)
+        want = roots_of_unity(on_circle, net.variables, x, x0, module.degree)
         np.testing.assert_allclose(found, want.real, atol=1e-10 * np.abs(found).max())
-        half = orders(net.apply, x0[None] + (x - x0[None]) / 2, x0, net.degree, variables=variables)
-        powers = 0.5 ** np.arange(net.degree + 1)
+        half = ordered(net, x0[None] + (x - x0[None]) / 2, x0, module.degree)
+        powers = 0.5 ** np.arange(module.degree + 1)
         np.testing.assert_allclose(half, found * powers[:, None, None], atol=1e-12)
 
 
@@ -92,64 +100,62 @@ def test_orders_are_those_on_the_unit_circle_and_homogeneous(name, monkeypatch):
 )
 def test_contributions_sum_to_orders_and_are_the_integrated_gradients(name):
     with jax.enable_x64(True):
-        net, variables, x, x0 = made(name)
-        parts = contributions(net.apply, x, x0, net.degree, variables=variables)
-        size = float(jnp.abs(parts.orders).max())
-        assert float(jnp.abs(parts.residual).max()) <= 1e-12 * size
-        assert float(jnp.abs(parts.remainder).max()) <= 1e-10 * size
-        found = orders(net.apply, x, x0, net.degree, variables=variables)
-        np.testing.assert_allclose(parts.orders, jnp.moveaxis(found, 0, 2), atol=1e-12 * size)
-        nodes = (net.degree + 1) // 2
-        baseline = integrated_gradients(
-            net.apply, x, baseline=jnp.broadcast_to(x0, x.shape), steps=nodes, variables=variables
-        )
+        module, net, x, x0 = made(name)
+        parts = contributions(net, x, x0=x0, max_order=module.degree)
+        found = orders(net, x, x0=x0, max_order=module.degree)
+        size = float(jnp.abs(found.contributions).max())
+        sums = parts.contributions.reshape(*parts.contributions.shape[:3], -1).sum(-1)
+        np.testing.assert_allclose(sums, found.contributions[:, :, 1:], atol=1e-12 * size)
+        np.testing.assert_allclose(parts.bias, found.contributions[:, :, 0], atol=1e-12 * size)
+        for reading in (parts, found):
+            assert float(jnp.abs(reading.residual).max()) <= 1e-10 * size
+        nodes = (module.degree + 1) // 2
+        baseline = integrated_gradients(net, x, baseline=jnp.broadcast_to(x0, x.shape), steps=nodes)
         np.testing.assert_allclose(parts.contributions.sum(2), baseline.contributions, atol=1e-10 * size)
-
-        def frozen(variables, step):
-            return net.apply(variables, step + x0[None], frozen=True)
-
-        total = decompose(frozen, x - x0[None], variables=variables)
+        total = decompose(net, x)  # in x − x0, its path frozen
         np.testing.assert_allclose(total.contributions, parts.contributions.sum(2), atol=1e-10 * size)
-        np.testing.assert_allclose(total.bias, parts.orders[:, :, 0], atol=1e-10 * size)
+        np.testing.assert_allclose(total.bias, parts.bias, atol=1e-10 * size)
 
 
 @pytest.mark.slow
 def test_contributions_of_chosen_targets_and_orders_in_chunks():
     with jax.enable_x64(True):
-        net, variables, x, x0 = made("overlapping")
-        whole = contributions(net.apply, x, x0, 3, variables=variables)
-        chosen = contributions(net.apply, x, x0, 3, [1, 0], variables=variables, max_bytes=1)
+        _, net, x, x0 = made("overlapping")
+        whole = contributions(net, x, x0=x0, max_order=3)
+        chosen = contributions(net, x, [1, 0], x0=x0, max_order=3, max_bytes=1)
         for i, target in enumerate((1, 0)):
             np.testing.assert_allclose(chosen.contributions[i, 0], whole.contributions[i, target], atol=1e-12)
-            np.testing.assert_allclose(chosen.remainder[i, 0], whole.remainder[i, target], atol=1e-12)
+            np.testing.assert_allclose(chosen.residual[i, 0], whole.residual[i, target], atol=1e-12)
 
 
 def test_orders_at_a_level_are_those_of_the_network_above_it():
     with jax.enable_x64(True):
-        net, variables, x, x0 = made("hierarchical")
-        found = np.asarray(orders(net.apply, x, x0, 4, variables=variables, layer="level_0"))
-        np.testing.assert_allclose(found.sum(0), jax.jit(net.apply)(variables, x), atol=1e-12)
+        module, net, x, x0 = made("hierarchical")
+        found = ordered(net, x, x0, 4, layer="level_0")
+        np.testing.assert_allclose(found.sum(0), jax.jit(module.apply)(net.variables, x), atol=1e-12)
         assert np.abs(found[3:]).max() < 1e-14 < np.abs(found[2]).max()  # one level above it: of order 2
-        parts = contributions(net.apply, x, x0, 2, variables=variables, layer="level_0")
-        assert parts.contributions.shape == (2, 2, 2, 2, 2, 2)
-        np.testing.assert_allclose(parts.orders, np.moveaxis(found[:3], 0, 2), atol=1e-12)
+        parts = contributions(net, x, x0=x0, max_order=2, layer="level_0")
+        assert (parts.layer, parts.contributions.shape) == ("level_0", (2, 2, 2, 2, 2, 2))
+        sums = parts.contributions.reshape(2, 2, 2, -1).sum(-1)
+        np.testing.assert_allclose(sums, np.moveaxis(found[1:3], 0, 2), atol=1e-12)
+        np.testing.assert_allclose(parts.bias, found[0], atol=1e-12)
         assert float(jnp.abs(parts.residual).max()) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["hierarchical", pytest.param("overlapping", marks=pytest.mark.slow)])
 def test_pairs_sum_to_order_two_and_are_the_hessian(name):
     with jax.enable_x64(True):
-        net, variables, x, x0 = made(name)
-        found = np.asarray(pairs(net.apply, x, x0, None, 1, variables=variables))[:, 0]
-        second = contributions(net.apply, x, x0, 2, 1, variables=variables).contributions[:, 0, 1, ..., 0]
+        module, net, x, x0 = made(name)
+        found = np.asarray(pairs(net, x, 1, x0=x0).contributions)[:, 0]
+        second = contributions(net, x, 1, x0=x0, max_order=2).contributions[:, 0, 1, ..., 0]
         np.testing.assert_allclose(found.sum((-1, -2)).reshape(2, 4, 4), second, atol=1e-12)
         np.testing.assert_allclose(found.reshape(2, 16, 16), found.reshape(2, 16, 16).swapaxes(1, 2), atol=1e-12)
-        hessian = jax.jit(jax.hessian(lambda x: net.apply(variables, x[None])[0, 1]))(x0).reshape(16, 16)
+        hessian = jax.jit(jax.hessian(lambda x: module.apply(net.variables, x[None])[0, 1]))(x0).reshape(16, 16)
         d = np.asarray(x - x0[None]).reshape(2, 16)
         want = d[:, :, None] * np.asarray(hessian)[None] * d[:, None] / 2
         np.testing.assert_allclose(found.reshape(2, 16, 16), want, atol=1e-12)
-        some = pairs(net.apply, x, x0, [(1, 2)], 1, variables=variables)
-        np.testing.assert_allclose(some[:, 0, 0], found[:, 6], atol=1e-12)
+        some = pairs(net, x, 1, x0=x0, pixels=[(1, 2)])
+        np.testing.assert_allclose(some.contributions[:, 0, 0], found[:, 6], atol=1e-12)
 
 
 class Kinked(nn.Module):
@@ -162,7 +168,7 @@ def test_a_module_that_is_no_polynomial_is_named():
     x = jnp.ones((1, 3))
     variables = Kinked().init(jax.random.key(0), x)
     with pytest.raises(NotPolynomialError, match=r"Kinked.*applies max"):
-        orders(Kinked().apply, x, jnp.zeros(3), 2, variables=variables)
+        orders(explainable(Kinked(), variables), x, x0=jnp.zeros(3), max_order=2)
 
 
 @pytest.mark.parametrize(
@@ -279,10 +285,10 @@ def test_images_outside_of_the_training_range_are_warned_of_before_they_are_comp
     x = jnp.zeros((1, 2, 2, 1))
     variables = net.init(jax.random.key(0), x)
     with pytest.warns(UserWarning, match=r"x: got values in \[3, 3\], trained on \[0, 1\]: a polynomial of degree 2"):
-        orders(net.apply, x + 3, jnp.zeros((2, 2, 1)), 2, variables=variables)
+        orders(explainable(net, variables), x + 3, x0=jnp.zeros((2, 2, 1)), max_order=2)
 
 
-def test_what_goes_around_a_level_is_in_the_remainder():
+def test_what_goes_around_a_level_is_in_the_residual():
     class Around(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -290,23 +296,25 @@ def test_what_goes_around_a_level_is_in_the_remainder():
 
     x, x0 = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([0.5, -0.5, 0.0])
     variables = Around().init(jax.random.key(0), x)
-    parts = contributions(Around().apply, x, x0, 2, variables=variables, layer="inner")
-    np.testing.assert_allclose(parts.remainder[0], 3 * (x[0] - x0)[:2], rtol=1e-5)
-    jitted = contributions(jax.jit(Around().apply), x, x0, 2, variables=variables, layer="inner")
-    np.testing.assert_allclose(jitted.orders, parts.orders, rtol=1e-6)
+    net, jitted = explainable(Around(), variables), explainable(jax.jit(Around().apply), variables)
+    parts = contributions(net, x, x0=x0, max_order=2, layer="inner")
+    np.testing.assert_allclose(parts.residual[0], 3 * (x[0] - x0)[:2], rtol=1e-5)
+    again = contributions(jitted, x, x0=x0, max_order=2, layer="inner")
+    np.testing.assert_allclose(again.contributions, parts.contributions, rtol=1e-6)
 
 
 def test_energy_accuracy_and_penalty_are_their_formulas():
-    found = np.random.default_rng(0).normal(size=(3, 5, 4))
+    terms = np.random.default_rng(0).normal(size=(5, 4, 3))  # examples, classes, orders
+    found = np.moveaxis(terms, 2, 0)
     centered = found - found.mean(-1, keepdims=True)
-    np.testing.assert_allclose(series.energy(found), np.sqrt((centered**2).mean((1, 2))))
+    np.testing.assert_allclose(series.energy(terms), np.sqrt((centered**2).mean((1, 2))))
     labels = np.array([0, 1, 2, 3, 0])
     want = [((found[: m + 1].sum(0)).argmax(1) == labels).mean() for m in range(3)]
-    np.testing.assert_allclose(series.truncated_accuracy(found, labels), want)
+    np.testing.assert_allclose(series.truncated_accuracy(terms, labels), want)
     penalty = 2 * (found[1] ** 2).mean() + 4 * (found[2] ** 2).mean()
     assert float(series.order_penalty(jnp.asarray(found, jnp.float32), 2.0)) == pytest.approx(penalty, rel=1e-5)
     with pytest.raises(ValueError, match="labels"):
-        series.truncated_accuracy(found, np.array([7, 8, 9, 7, 8]))
+        series.truncated_accuracy(terms, np.array([7, 8, 9, 7, 8]))
     with pytest.raises(ValueError, match="growth"):
         series.order_penalty(jnp.asarray(found, jnp.float32), -1.0)
 
@@ -318,14 +326,16 @@ def test_energy_accuracy_and_penalty_are_their_formulas():
         ("max_order", {"max_order": -1}),
         ("x", {"x": jnp.full((1, 3), jnp.nan)}),
         ("x0", {"x0": jnp.full(3, jnp.inf)}),
-        ("model", {"model": lambda x: x.sum()}),
+        ("network", {"net": lambda x: x.sum()}),
         ("layer", {"layer": "level_9"}),
-        ("variables", {"model": nn.Dense(2).apply}),
+        ("variables", {"net": nn.Dense(2).apply}),
+        ("variables", {"net": nn.Dense(2)}),
+        ("targets", {"targets": 3}),
     ],
 )
 def test_bad_input_is_one_line(field, change, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    given = {"model": lambda x: x * x, "x": jnp.ones((1, 3)), "x0": jnp.zeros(3), "max_order": 2, **change}
+    given = {"net": lambda x: x * x, "x": jnp.ones((1, 3)), "x0": jnp.zeros(3), "max_order": 2, **change}
     with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
         orders(**given)
 
@@ -334,4 +344,4 @@ def test_bad_input_is_one_line(field, change, monkeypatch):
 def test_pixels_outside_of_the_image_raise(pixels, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="pixels"):
-        pairs(lambda x: x.reshape(1, -1) ** 2, jnp.ones((1, 2, 2, 1)), jnp.zeros((2, 2, 1)), pixels)
+        pairs(lambda x: x.reshape(1, -1) ** 2, jnp.ones((1, 2, 2, 1)), x0=jnp.zeros((2, 2, 1)), pixels=pixels)

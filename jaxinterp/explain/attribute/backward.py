@@ -39,7 +39,7 @@ def checked(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
     if jnp.issubdtype(x.dtype, jnp.inexact):
         require_finite("x", x)
     batch, x = len(x), padded(x)
-    model = net.program("logits", x)
+    model = net.program("logits", x, examples=batch)
     if layer is None:
         require(jnp.issubdtype(x.dtype, jnp.floating), "x", f"{x.dtype}{x.shape}", "a floating array; explain a layer")
     else:

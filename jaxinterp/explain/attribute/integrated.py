@@ -92,7 +92,7 @@ def integrated_gradients(
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.
     fill = (0, count * passes - steps)
     table = np.stack([np.pad(at, fill, mode="edge"), np.pad(weight, fill)], 1).reshape(passes, count, 2)
-    blocks = tuple(jnp.asarray(table, call.x.dtype))
+    blocks = tuple(jnp.asarray(table, float))
 
     def explain(x: Array, base: Array, rows: Array) -> Attribution:
         model = call.net.program("logits", x)

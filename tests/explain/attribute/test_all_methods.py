@@ -9,6 +9,8 @@ import pytest
 
 from jaxinterp.explain import attribute as posthoc
 from jaxinterp.explain.attribute import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.explainable import explainable
 
 
 def features(v, x):
@@ -19,18 +21,18 @@ def head(v, maps):
     return jnp.tanh(maps).mean((1, 2)) @ v["dense"]
 
 
-def net(v, x):
-    return head(v, features(v, x))
-
-
 METHODS = {
-    "gradient": (gradient, net),
-    "input_x_gradient": (input_x_gradient, net),
-    "integrated_gradients": (partial(integrated_gradients, steps=3), net),
-    "occlusion": (partial(occlusion, window=3, stride=2), net),
-    "grad_cam": (grad_cam, (features, head)),
+    "gradient": gradient,
+    "input_x_gradient": input_x_gradient,
+    "integrated_gradients": partial(integrated_gradients, steps=3),
+    "occlusion": partial(occlusion, window=3, stride=2),
+    "grad_cam": partial(grad_cam, layer="features"),
 }
-each_method = pytest.mark.parametrize(("method", "apply"), METHODS.values(), ids=METHODS)
+each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def made(variables):
+    return explainable({"features": features, "head": head}, variables)
 
 
 @pytest.fixture
@@ -41,57 +43,87 @@ def given():
 
 
 def test_every_public_method_is_listed_and_tested_here():
-    assert set(posthoc.__all__) == {"Attribution", *METHODS}
+    assert set(posthoc.__all__) == set(METHODS)
     assert all(callable(getattr(posthoc, name)) for name in posthoc.__all__)
 
 
-@each_method
-def test_no_example_and_no_memory_are_refused(method, apply, given):
+@pytest.mark.parametrize("name", METHODS)
+def test_the_result_says_what_it_is(name, given):
     variables, x = given
-    with pytest.raises(ValueError, match="x: got"):
-        method(apply, x[:0], variables=variables)
-    with pytest.raises(ValueError, match="max_bytes"):
-        method(apply, x, variables=variables, max_bytes=0)
+    parts = METHODS[name](made(variables), x)
+    assert isinstance(parts, Attribution)
+    assert (parts.method, parts.layer) == (name, "features" if name == "grad_cam" else "x")
+    np.testing.assert_allclose(parts.logits, head(variables, features(variables, x)), rtol=1e-4, atol=1e-5)
+    assert parts.targets.tolist() == [[0, 1, 2]] * 5
+    complete = name == "integrated_gradients"
+    assert (parts.residual is not None) == (parts.bias is not None) == complete
+    assert parts.weights is None
+    assert parts.maps().shape == (5, 3, 6, 6)
 
 
 @each_method
-def test_jit_is_eager_and_reads_nothing_back(method, apply, given):
+def test_no_example_and_no_memory_are_refused(method, given):
+    variables, x = given
+    for field, change in (
+        ("x", {"x": x[:0]}),
+        ("x", {"x": x.at[1, 0, 0, 0].set(jnp.nan)}),
+        ("max_bytes", {"max_bytes": 0}),
+        ("targets", {"targets": 3}),
+    ):
+        with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
+            method(made(variables), **{"x": x, **change})
+
+
+@each_method
+def test_jit_is_eager_and_reads_nothing_back(method, given):
     """Inside jit a value that is copied to the host is an error."""
     variables, x = given
-    closed = tuple(partial(f, variables) for f in apply) if isinstance(apply, tuple) else partial(apply, variables)
-    compiled = method(apply, x, variables=variables)
+    closed = explainable({"features": partial(features, variables), "head": partial(head, variables)})
+    compiled = method(made(variables), x)
     for other in (method(closed, x), jax.jit(lambda x: method(closed, x))(x)):
         np.testing.assert_allclose(other.contributions, compiled.contributions, rtol=1e-4, atol=1e-6)
-        assert (other.gap is None) == (compiled.gap is None)
+        assert (other.residual is None) == (compiled.residual is None)
 
 
-@each_method
-def test_the_second_call_compiles_nothing(method, apply, given, compilations):
+@pytest.mark.parametrize("name", METHODS)
+def test_the_second_call_compiles_nothing(name, given, compilations):
     variables, x = given
+    method = METHODS[name]
+    x = jnp.tile(x, (1, 1, 2, 1))[:, :, : 7 + list(METHODS).index(name)]  # of a width that no other test compiles
     changed = jax.tree.map(lambda p: p * 2, variables), x + 1
-    fresh = jax.tree.map(lambda f: lambda *args: f(*args), apply)  # whose programs no other test has compiled
     with compilations() as programs:
-        method(fresh, x, variables=variables, max_bytes=1)
+        method(made(variables), x, max_bytes=1)
     assert programs != []
     with compilations() as programs:
-        method(fresh, changed[1], variables=changed[0], max_bytes=1)
+        method(made(changed[0]), changed[1], max_bytes=1)
     assert programs == []
 
 
 @each_method
 @pytest.mark.parametrize("targets", [2, np.array([0, 1, 2, 0, 1]), np.array([[2, 0]] * 5)], ids=["one", "each", "rows"])
-def test_a_batch_of_targets_is_single_targets(method, apply, given, targets):
+def test_a_batch_of_targets_is_single_targets(method, given, targets):
     variables, x = given
-    everything = method(apply, x, variables=variables).contributions
+    everything = method(made(variables), x).contributions
     assert everything.shape[:4] == (5, 3, 6, 6)
     rows = np.array(targets).reshape(5 if np.ndim(targets) else 1, -1)
-    found = method(apply, x, targets, variables=variables).contributions
+    found = method(made(variables), x, targets).contributions
     np.testing.assert_allclose(found, everything[np.arange(5)[:, None], rows], rtol=1e-4, atol=1e-6)
 
 
 @each_method
-def test_examples_are_independent(method, apply, given):
+def test_examples_are_independent(method, given):
     variables, x = given
-    together = method(apply, x, variables=variables).contributions
-    alone = jnp.concatenate([method(apply, x[i : i + 1], variables=variables).contributions for i in range(5)])
+    together = method(made(variables), x).contributions
+    alone = jnp.concatenate([method(made(variables), x[i : i + 1]).contributions for i in range(5)])
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [gradient, input_x_gradient, partial(integrated_gradients, steps=3)])
+def test_at_a_layer_they_are_those_of_the_network_above_it(method, given):
+    variables, x = given
+    found = method(made(variables), x, layer="features")
+    above = method(explainable(head, variables), features(variables, x))
+    assert found.layer == "features"
+    if above.bias is None:  # else it starts at the layer's output at the baseline, here of no bias: also 0
+        assert found.bias is None
+    np.testing.assert_allclose(found.contributions, above.contributions, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from jaxinterp.explain.attribute import gradient, input_x_gradient
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 
 
 def net(params, x):
@@ -26,11 +27,11 @@ def x():
 
 def test_gradient_is_the_jacobian_of_each_example(params, x):
     jacobian = jax.vmap(jax.jacobian(lambda one: net(params, one[None])[0]))(x)
-    found = gradient(net, x, variables=params)
+    found = gradient(explainable(net, params), x)
     np.testing.assert_allclose(found.contributions, jacobian, rtol=1e-5, atol=1e-6)
-    assert found.gap is None
+    assert found.residual is None
     np.testing.assert_allclose(
-        input_x_gradient(net, x, variables=params).contributions, x[:, None] * jacobian, rtol=1e-5, atol=1e-6
+        input_x_gradient(explainable(net, params), x).contributions, x[:, None] * jacobian, rtol=1e-5, atol=1e-6
     )
 
 
@@ -41,16 +42,16 @@ def test_gradient_is_signed():
 
 @pytest.mark.parametrize("targets", [1, [2, 0, 1, 1], np.array([[0, 2], [1, 1], [2, 0], [0, 1]])])
 def test_targets_select_rows_of_all_classes(params, x, targets):
-    everything = gradient(net, x, variables=params).contributions
+    everything = gradient(explainable(net, params), x).contributions
     rows = np.broadcast_to(np.array(targets).reshape(-1, np.ndim(targets) or 1), (4, max(1, np.ndim(targets))))
-    chosen = gradient(net, x, targets, variables=params).contributions
+    chosen = gradient(explainable(net, params), x, targets).contributions
     np.testing.assert_allclose(chosen, everything[np.arange(4)[:, None], rows], rtol=1e-6)
 
 
 def test_chunks_closure_and_jit_agree_with_one_pass(params, x):
-    whole = gradient(net, x, variables=params).contributions
+    whole = gradient(explainable(net, params), x).contributions
     for other in (
-        gradient(net, x, variables=params, max_bytes=1).contributions,
+        gradient(explainable(net, params), x, max_bytes=1).contributions,
         gradient(lambda x: net(params, x), x).contributions,
         jax.jit(lambda x: gradient(lambda x: net(params, x), x).contributions)(x),
     ):
@@ -64,20 +65,20 @@ def test_input_x_gradient_is_the_decomposition_of_a_linear_net_and_not_of_a_curv
     parts = decompose(linear, x)
     np.testing.assert_allclose(input_x_gradient(linear, x).contributions, parts.contributions, rtol=1e-5, atol=1e-6)
 
-    curved = input_x_gradient(net, x, variables=params).contributions.sum((2, 3, 4))
+    curved = input_x_gradient(explainable(net, params), x).contributions.sum((2, 3, 4))
     assert float(jnp.abs(curved - net(params, x)).max()) > 0.1
 
 
 @pytest.mark.parametrize(
-    ("field", "model", "x", "targets"),
+    ("field", "net", "x", "targets"),
     [
         ("x", lambda x: x, jnp.ones((2, 3), jnp.int32), None),
-        ("model", lambda x: x.sum(1), jnp.ones((2, 3)), None),
+        ("network", lambda x: x.sum(1), jnp.ones((2, 3)), None),
         ("targets", lambda x: x, jnp.ones((2, 3)), 3),
-        ("model", nn.Dense(2), jnp.ones((2, 3)), None),
+        ("variables", nn.Dense(2), jnp.ones((2, 3)), None),
         ("variables", nn.Dense(2).apply, jnp.ones((2, 3)), None),
     ],
 )
-def test_bad_input_is_one_line(field, model, x, targets):
+def test_bad_input_is_one_line(field, net, x, targets):
     with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
-        gradient(model, x, targets)
+        gradient(net, x, targets)

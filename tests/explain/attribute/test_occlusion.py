@@ -7,6 +7,7 @@ import pytest
 
 from jaxinterp.explain.attribute import occlusion
 from jaxinterp.explain.attribute.occlusion import covered
+from jaxinterp.explain.explainable import explainable
 
 
 def net(weights, x):
@@ -40,13 +41,13 @@ def explicit_loop(weights, x, bounds, value=0.0):
 
 @pytest.mark.parametrize(("window", "bounds"), [(3, [(-1, 2), (1, 4), (3, 6)]), (4, [(-2, 2), (0, 4), (2, 6)])])
 def test_occlusion_is_the_explicit_loop(weights, x, window, bounds):
-    found = occlusion(net, x, variables=weights, window=window, stride=2).contributions
+    found = occlusion(explainable(net, weights), x, window=window, stride=2).contributions
     assert found.shape == (3, 3, 6, 6, 1)
     np.testing.assert_allclose(found[..., 0], explicit_loop(weights, x, bounds), rtol=1e-4, atol=1e-6)
 
 
 def test_the_covering_value_is_the_baseline(weights, x):
-    found = occlusion(net, x, variables=weights, window=3, stride=2, baseline=0.5).contributions[..., 0]
+    found = occlusion(explainable(net, weights), x, window=3, stride=2, baseline=0.5).contributions[..., 0]
     expected = explicit_loop(weights, x, [(-1, 2), (1, 4), (3, 6)], value=0.5)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -66,7 +67,7 @@ def test_single_pixels_of_a_linear_net_are_its_contributions(x):
 def test_chunks_and_targets_change_nothing(weights, x, max_bytes, targets):
     whole = occlusion(lambda x: net(weights, x), x, window=3, stride=2).contributions
     rows = np.arange(3)[None] if targets is None else np.reshape(targets, (-1, 1))
-    found = occlusion(net, x, targets, variables=weights, window=3, stride=2, max_bytes=max_bytes).contributions
+    found = occlusion(explainable(net, weights), x, targets, window=3, stride=2, max_bytes=max_bytes).contributions
     np.testing.assert_allclose(found, whole[np.arange(3)[:, None], rows], rtol=1e-4, atol=1e-6)
 
 

@@ -1,9 +1,13 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
-from jaxinterp.explain.attribute import input_x_gradient
+from jaxinterp.explain.attribute import grad_cam, input_x_gradient
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.metrics import Grids, grid_pointing_game, grid_pointing_scores, sample_grids, tile_grid
 
 
@@ -137,27 +141,50 @@ def test_a_linear_network_localizes_perfectly_and_the_score_uses_raw_sums():
     def apply(scale, x):
         return scale * x.sum((1, 2))
 
-    def attribute(x, targets):
-        return input_x_gradient(apply, x, targets, variables=jnp.float32(2)).contributions.sum(-1)
+    net = explainable(apply, jnp.float32(2))
+    for method in (input_x_gradient, decompose):
+        found = grid_pointing_game(net, method, images, grids=grids)
+        np.testing.assert_array_equal(found.scores, np.ones((2, 4)))
+        assert (found.mean, found.quartiles, found.eligible) == (1.0, (1.0, 1.0, 1.0), 4)
+    tiled = grid_pointing_game(net, input_x_gradient, images, grids=grids, max_bytes=1)
+    np.testing.assert_array_equal(tiled.scores, found.scores)
 
-    found = grid_pointing_game(attribute, images, grids)
-    np.testing.assert_array_equal(found.scores, np.ones((2, 4)))
-    assert (found.mean, found.quartiles, found.eligible) == (1.0, (1.0, 1.0, 1.0), 4)
-    np.testing.assert_array_equal(grid_pointing_game(attribute, images, grids, max_bytes=1).scores, found.scores)
+
+def test_grids_are_drawn_of_labels():
+    images = jnp.eye(4)[jnp.arange(12) % 4][:, None, None, :] * jnp.ones((12, 2, 2, 4)) * 9
+    labels, key = np.arange(12) % 4, jax.random.key(5)
+    net = explainable(lambda x: x.mean((1, 2)))
+    found = grid_pointing_game(net, input_x_gradient, images, labels, n=2, count=2, key=key)
+    assert found.scores.shape == (2, 4)
+    assert (found.mean, found.eligible) == (1.0, 12)
+    logits = net.log_odds(np.asarray(net.logits(images)))
+    grids = sample_grids(logits, labels, n=2, count=2, key=key)
+    again = grid_pointing_game(net, input_x_gradient, images, grids=grids)
+    np.testing.assert_array_equal(again.scores, found.scores)
+    wrong = np.where(labels == 3, 2, labels)  # images of class 3 are then none that is right
+    with pytest.raises(ValueError, match=r"\Alogits: got 9 images of 3 classes"):
+        grid_pointing_game(net, input_x_gradient, images, wrong, n=2)
+
+
+def test_a_network_of_one_image_size_is_given_small_grids():
+    images = jnp.eye(4)[:, None, None, :] * jnp.ones((4, 4, 4, 4))
+    grids = Grids(np.array([[0, 1, 2, 3]], np.int32), np.array([[0, 1, 2, 3]], np.int32), 4)
+    weights = jnp.eye(4)[None].repeat(16, 0).reshape(64, 4)
+    net = explainable(lambda w, x: x.reshape(len(x), 64) @ w, weights)
+    with pytest.warns(UserWarning, match=r"\Anet: cannot read grids of 8x8 pixels; .* 4x4"):
+        found = grid_pointing_game(net, input_x_gradient, images, grids=grids)
+    assert 0.8 < found.mean < 1  # but for the cells' borders, across which the small grid is interpolated
 
 
 def test_the_second_call_compiles_nothing(compilations):
     images = jax.random.uniform(jax.random.key(0), (8, 2, 3, 1))
     first, second = (np.arange(8, dtype=np.int32).reshape(2, 4)[::step] for step in (1, -1))
-
-    def attribute(x, targets):
-        return jnp.tile(x[..., 0][:, None], (1, 4, 1, 1))
-
+    net = explainable(lambda x: 1.125 * x.sum(1)[:, :4, 0])
     with compilations() as programs:
-        grid_pointing_game(attribute, images, Grids(first, first % 4, 8), max_bytes=1)
+        grid_pointing_game(net, input_x_gradient, images, grids=Grids(first, first % 4, 8), max_bytes=1)
     assert programs != []
     with compilations() as programs:
-        grid_pointing_game(attribute, images, Grids(second, second % 4, 8), max_bytes=1)
+        grid_pointing_game(net, input_x_gradient, images, grids=Grids(second, second % 4, 8), max_bytes=1)
     assert programs == []
 
 
@@ -165,13 +192,19 @@ def test_low_resolution_maps_are_upsampled():
     grids = Grids(np.array([[0, 1, 2, 3]], np.int32), np.array([[0, 1, 2, 3]], np.int32), 4)
     coarse = jnp.zeros((1, 4, 2, 2)).at[0, jnp.arange(4), jnp.array([0, 1, 0, 1]), jnp.array([0, 0, 1, 1])].set(1)
     images = jnp.ones((4, 8, 8, 1))
-    sharp = grid_pointing_game(lambda x, t: coarse, images, grids)
+    net = explainable(lambda x: x.sum((1, 2)))
+
+    def method(net, x, targets):
+        return Attribution(coarse[..., None], jnp.zeros((1, 4)), targets)
+
+    sharp = grid_pointing_game(net, method, images, grids=grids)
     np.testing.assert_allclose(sharp.scores, np.ones((1, 4)))
-    smooth = grid_pointing_game(lambda x, t: coarse, images, grids, upsample="linear")
+    smooth = grid_pointing_game(net, method, images, grids=grids, upsample="linear")
     assert 0.25 < smooth.mean < 1
 
 
-def test_bad_input_is_one_clear_line(predictions):
+def test_bad_input_is_one_clear_line(predictions, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     logits, labels = predictions
     with pytest.raises(ValueError, match="logits: got 0 images"):
         sample_grids(logits - 100, labels, key=jax.random.key(0))
@@ -185,3 +218,15 @@ def test_bad_input_is_one_clear_line(predictions):
         tile_grid(jnp.ones((1, 3, 2, 2, 1)))
     with pytest.raises(ValueError, match="maps"):
         grid_pointing_scores(jnp.ones((1, 4, 3, 4)))
+    net, images = explainable(lambda x: x.sum((1, 2))), jnp.ones((4, 2, 2, 4))
+    grids = Grids(np.array([[0, 1, 2, 3]], np.int32), np.array([[0, 1, 2, 3]], np.int32), 4)
+    for field, arguments in [
+        ("labels, grids", {}),
+        ("labels, grids", {"labels": np.arange(4), "grids": grids}),
+        ("x", {"x": images[0], "grids": grids}),
+        ("method", {"method": lambda net, x, targets: x, "grids": grids}),
+        ("method", {"method": lambda net, x, targets: input_x_gradient(net, x, 0), "grids": grids}),
+        ("layer", {"method": grad_cam, "grids": grids}),
+    ]:
+        with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
+            grid_pointing_game(net, **{"method": input_x_gradient, "x": images, **arguments})
