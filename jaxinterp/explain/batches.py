@@ -154,7 +154,7 @@ def _joined(whole: Attribution, part: Attribution, i: int, k: int, real: int) ->
 
 
 @partial(jax.jit, donate_argnums=0)
-def _write(whole: Array, part: Array, *start: int) -> Array:
+def _write(whole: Array, part: Array, *start: int | Array) -> Array:  # traced, they are arrays
     return jax.lax.dynamic_update_slice(whole, part, (*start, *(0,) * (whole.ndim - len(start))))
 
 
