@@ -201,8 +201,6 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
                 "contributions": float(parts.contributions[k].sum()),
                 "bias": float(parts.bias[k]),
                 "residual": float(parts.residual[k]),
-                "curvature": float(parts.curvature),
-                "discrepancy": float(parts.discrepancy),
             }
             for k, label in enumerate(run.classes)
         ]
@@ -214,6 +212,8 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
             "run": run.name,
             "checkpoint": which,
             "layer": net.layer,
+            "curvature": float(parts.curvature),
+            "discrepancy": float(parts.discrepancy),
             "classes": entries,
         }
         if (reading := run.family.explain_image(run, image, best)) is not None:
@@ -231,7 +231,8 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
         first = entries[best[0]]
         yield (
             f"{line}: {first['class']} (p {first['probability']:.3f}, logit {first['logit']:.4f} = "
-            f"contributions {first['contributions']:.4f} + bias {first['bias']:.4f}) -> {written}"
+            f"contributions {first['contributions']:.4f} + bias {first['bias']:.4f}, residual {first['residual']:.1e}, "
+            f"curvature {content['curvature']:.1e}, discrepancy {content['discrepancy']:.1e}) -> {written}"
         )
 
 

@@ -1,6 +1,6 @@
 """The report of a trained run: what it learned, its maps, and its explanations measured against their baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +45,17 @@ def likeliest(logits: Float[np.ndarray, "n classes"], count: int = 3) -> Int[np.
     return np.argsort(-logits, axis=1, kind="stable")[:, :count]
 
 
+def small(metrics: Mapping[str, float], name: str, form: str = ".1e") -> str:
+    """Write a number near 0; – where a run was measured before there was such a number.
+
+    Example:
+        >>> small({"curvature": 0.0}, "curvature"), small({}, "curvature")
+        ('0', '–')
+    """
+    value = metrics.get(name)
+    return "–" if value is None else f"{value:{form}}" if value else "0"
+
+
 def top_maps(
     net: Explainable,
     images: Float[np.ndarray, "n h w c"],
@@ -66,14 +77,16 @@ def compose_page(report: Report) -> Page:
     """Compose the page of a run."""
     experiment, results, net = report.trained.experiment, report.results, report.explainable
     metrics, last = results["metrics"], report.history[-1] if report.history else {}
-    residual = f"{metrics['completeness_residual']:.1e}"
+    residual = small(metrics, "completeness_residual")
     tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
     for size in list(results["localization"])[:1]:
         key = f"localization_{size}_median"
         baseline = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
         tiles[f"localization {size}, median"] = f"{metrics[key]:.3f}"
         tiles[f"best baseline: {method_style(baseline.removeprefix(f'{key}_'))[0]}"] = f"{metrics[baseline]:.3f}"
-    tiles |= {"removal, mean of the curve": f"{metrics['removal_curve_mean']:.3f}", "largest residual": residual}
+    tiles["removal, mean of the curve"] = f"{metrics['removal_curve_mean']:.3f}"
+    tiles |= {"largest residual": residual, "curvature": small(metrics, "curvature")}
+    tiles["discrepancy"] = small(metrics, "discrepancy")
     constant = f"the constant {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
     return Page(
         title=report.trained.name,
@@ -195,15 +208,25 @@ def _removal(report: Report) -> Section:
 
 
 def _completeness(report: Report) -> Section:
-    """Draw the histogram of relative residuals."""
-    size = "|logit minus bias|" if isinstance(report.explainable.bias, float) else "|logit|"
-    text = (
-        "For every class of every image: logit minus bias minus the sum of all contributions, relative to the image's "
-        f"largest {size}."
+    """Draw the histogram of relative residuals, and say what they, curvature and discrepancy prove."""
+    net, metrics = report.explainable, report.results["metrics"]
+    size = "|logit minus bias|" if isinstance(net.bias, float) else "|logit|"
+    proves = (
+        "the bias is known in closed form, so a wrong weight anywhere would show here."
+        if net.bias is not None
+        else "it proves that the sum is computed right, as the bias is what the weights leave of the logit."
     )
+    text = [
+        "Residual: logit minus bias minus the sum of all contributions, for every class of every image, relative to "
+        f"the image's largest {size}; {proves}",
+        f"Curvature, at most {small(metrics, 'curvature')}: the second derivative of the network with its coefficients "
+        "held, relative to the first; 0 proves that it is affine at the images, so that weights explain all of it.",
+        f"Discrepancy, at most {small(metrics, 'discrepancy')}: how far its logits are from those of the free network, "
+        "relative to the largest; 0, but for rounding, proves that what is explained is the network itself.",
+    ]
     figure = residual_histogram(report.results["residuals"])
     histogram = picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)
-    return Section("Completeness: what the contributions miss", [text], [histogram])
+    return Section("Completeness: what the contributions miss", text, [histogram])
 
 
 def _training(report: Report) -> Section:
