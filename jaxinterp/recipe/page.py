@@ -98,7 +98,7 @@ def compose_page(report: Report) -> Page:
         tiles=tiles,
         sections=[
             _explanations(report),
-            *([_levels(report)] if net.levels else []),
+            *_levels(report),
             *([_localization(report)] if results["localization"] else []),
             *report.trained.family.report(report),
             _removal(report),
@@ -146,21 +146,25 @@ def _explanations(report: Report) -> Section:
     return Section("What speaks for and against each class", [text], pictures)
 
 
-def _levels(report: Report) -> Section:
-    """Draw the predicted class' contributions at the network's own level and at every layer above it."""
+def _levels(report: Report) -> list[Section]:
+    """Draw the predicted class' contributions at the network's own level and at every layer of maps above it."""
     net, first = report.explainable, first_of_each_class(report.labels, 4)
     images, top = report.images[first], report.logits[first].argmax(1)
-    layers = [net.layer, *(name for name in net.levels if name != net.layer)]
+    shapes = net.layers(images[:1])
+    layers = [name for name in dict.fromkeys((net.layer, *net.levels)) if len(shapes[name]) == 4]
+    if len(layers) < 2:
+        return []
     parts = decompose(net, images, top, layer=layers)
     maps = np.concatenate([np.asarray(part.maps(images.shape[1:3])) for part in parts], axis=1)
     names = [name.replace("layer_", "after layer ") for name in layers]
     figure = panel(images, maps, [names] * len(first), [f"as {report.classes[k]}" for k in top], scale="map")
     sums = "the sums are equal." if net.bias is not None else "what biases above a layer add is left out."
-    return Section(
+    section = Section(
         "The same decision at every level",
         [f"The logit of the predicted class, split over the input and over each layer's output: {sums}"],
         [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(names) + 1))],
     )
+    return [section]
 
 
 def _localization(report: Report) -> Section:
