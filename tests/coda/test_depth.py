@@ -4,7 +4,7 @@ import pytest
 
 from jaxinterp.coda.depth import interpretable_depth, level_names
 from jaxinterp.coda.hybrid import Hybrid
-from jaxinterp.coda.network import CoDANet, encode
+from jaxinterp.coda.network import CoDANet
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.metrics.localization import Grids, tile_grid
@@ -20,22 +20,21 @@ def images():
     return jax.random.uniform(jax.random.key(0), (4, 4, 4, 3))
 
 
-def started(model, images, **kwargs):
+def started(model, images):
     """The network with shifts and statistics away from 0 and 1."""
     variables = jax.jit(model.init)(jax.random.key(1), images)
     variables = jax.tree.map(lambda leaf: leaf + 0.3 if leaf.ndim == 1 else leaf, variables)
-    return explainable(model, variables, keywords=kwargs)
+    return explainable(model, variables)
 
 
 @pytest.mark.slow
 def test_hybrid_is_exact_down_to_its_trunk_and_no_further(images):
-    net = started(HYBRID, images, encoded=True)
-    encoded = encode(images)
-    assert level_names(net, encoded) == (
+    net = started(HYBRID, images)
+    assert level_names(net, images) == (
         *("input", "trunk/stem", "trunk/block_0", "trunk/block_1"),
         *("coda/layer_0", "coda/layer_1"),
     )
-    curve = interpretable_depth(net, encoded, GRIDS)
+    curve = interpretable_depth(net, images, GRIDS)
     assert [level.shape for level in curve] == [(8, 8, 6), (8, 8, 2), (8, 8, 2), (4, 4, 4), (4, 4, 3), (4, 4, 4)]
     unexplained = [level.unexplained for level in curve]
     assert max(unexplained[3:]) <= 1e-4 < 1e-3 < min(unexplained[:3])

@@ -107,6 +107,16 @@ def test_gradients_reach_the_trunk_and_are_finite():
         assert jnp.any(leaf != 0)
 
 
+@pytest.mark.parametrize("encode_input", [True, False])
+def test_reads_what_its_trunk_reads(encode_input):
+    """So that pixel deletion sets all six channels of an encoding to zero, which is no color."""
+    shapes = jax.eval_shape(hybrid(encode_input).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    net, images = explainable(hybrid(encode_input), variables), jnp.full((2, 8, 8, 3), 0.3)
+    assert net.layers(images)["input"] == (2, 8, 8, 6 if encode_input else 3)
+    np.testing.assert_allclose(net.encode(images), encode(images) if encode_input else images)
+
+
 def test_structure_is_frozen():
     shapes = jax.eval_shape(hybrid().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     assert set(shapes["params"]) == {"trunk", "coda"}
