@@ -32,7 +32,7 @@ import tyro
 
 from benchmarks.measuring import alternate, growth, record, relative, timed
 from benchmarks.torch_coda import ExplicitCoDA
-from jaxinterp import decompose
+from jaxinterp import decompose, explainable
 from jaxinterp.coda.network import encode, s_coda
 from jaxinterp.coda.torch_weights import to_torch
 
@@ -62,17 +62,15 @@ def ours(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]
     variables = jax.jit(model.init)(jax.random.key(0), images)
     x, one_hot = encode(jnp.asarray(images)), jax.nn.one_hot(labels, 10)
 
-    def frozen(v: Any, e: jax.Array) -> jax.Array:
-        return model.apply(v, e, frozen=True, encoded=True)
-
     def loss(v: Any, e: jax.Array, y: jax.Array) -> jax.Array:
         return optax.sigmoid_binary_cross_entropy(model.apply(v, e, encoded=True), y).mean()
 
+    net = explainable(model, variables)
     forward, step = jax.jit(lambda v, e: model.apply(v, e, encoded=True)), jax.jit(jax.value_and_grad(loss))
     jobs = {
         "forward": lambda: forward(variables, x),
         "train_step": lambda: step(variables, x, one_hot),
-        "explain_all_classes": lambda: decompose(frozen, x, variables=variables),
+        "explain_all_classes": lambda: decompose(net, images),
     }
     return {k: lambda job=job: jax.block_until_ready(job()) for k, job in jobs.items()}, variables, images, labels
 

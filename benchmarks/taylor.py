@@ -23,7 +23,7 @@ import tyro
 
 from benchmarks import torch_taylor
 from benchmarks.measuring import alternate, record, relative
-from jaxinterp.explain.series import orders
+from jaxinterp import explainable, orders
 from jaxinterp.taylor import TaylorNet, overlapping, with_expansion_point
 
 TOLERANCE = 1e-3  # largest relative difference from PyTorch, in float32
@@ -47,7 +47,11 @@ def main(options: Options) -> None:
     labels = jnp.arange(options.step) % 10
     variables = with_expansion_point(jax.jit(model.init)(jax.random.key(1), images), np.full((28, 28, 1), 0.3))
     x0, subset = variables["batch_stats"]["expansion_point"], images[: options.batch]
-    forward = jax.jit(model.apply)
+    forward, net = jax.jit(model.apply), explainable(model, variables)
+
+    def read(max_order: int) -> jax.Array:
+        parts = orders(net, subset, x0=x0, max_order=max_order)
+        return jax.block_until_ready(jnp.moveaxis(parts.contributions, 2, 0))
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
         logits = model.apply({**variables, "params": params}, x)
@@ -56,12 +60,12 @@ def main(options: Options) -> None:
     step = jax.jit(jax.value_and_grad(loss))
     jobs: dict[str, Callable[[], Any]] = {
         "forward": lambda: jax.block_until_ready(forward(variables, subset)),
-        "orders": lambda: jax.block_until_ready(orders(model.apply, subset, x0, model.degree, variables=variables)),
-        "orders_low": lambda: jax.block_until_ready(orders(model.apply, subset, x0, options.low, variables=variables)),
+        "orders": lambda: read(model.degree),
+        "orders_low": lambda: read(options.low),
         "step": lambda: jax.block_until_ready(step(variables["params"], images)),
     }
 
-    net = torch_taylor.Net(model, variables)
+    other = torch_taylor.Net(model, variables)
     theirs = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous()
     target = torch.from_numpy(np.array(labels)).long()
 
@@ -81,7 +85,7 @@ def main(options: Options) -> None:
     baselines = {name: torch_step(layout) for name, layout in layouts.items()}
     timings = alternate(baselines, 3)
     layout = min(timings, key=lambda name: timings[name]["median"])
-    jobs["torch_orders_low"] = partial(torch_taylor.orders, net, theirs[: options.batch], options.low)
+    jobs["torch_orders_low"] = partial(torch_taylor.orders, other, theirs[: options.batch], options.low)
     jobs["torch_step"] = baselines[layout]
 
     value, head, first = baselines[layout]()

@@ -46,6 +46,8 @@ TABLES = (
             LOCALIZATION: ("localization 3×3", ".3f"),
             "removal_curve_mean": ("removal curve", ".3f"),
             "completeness_residual": ("residual", ".0e"),
+            "curvature": ("curvature", ".0e"),
+            "discrepancy": ("discrepancy", ".0e"),
         },
         sparse=False,
         best_baseline=True,

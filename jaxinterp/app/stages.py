@@ -190,30 +190,31 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
     images, lines = read_images(paths, *run.run.data.image_shape)
     used: set[Path] = set()
     for path, image, line in zip(paths, images, lines, strict=True):
-        decomposition = decompose(net, image[None])
-        parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), decomposition)
-        probability = net.probabilities(parts.logits[None])[0]
+        parts = decompose(net, image[None])
+        logits, bias, residual = (np.asarray(a)[0].tolist() for a in (parts.logits, parts.bias, parts.residual))
+        sums = np.asarray(parts.contributions, np.float64)[0].sum((1, 2, 3))
+        probability = net.probabilities(np.asarray(parts.logits))[0]
         entries = [
             {
                 "class": label,
-                "logit": float(parts.logits[k]),
+                "logit": logits[k],
                 "probability": float(probability[k]),
-                "contributions": float(parts.contributions[k].sum()),
-                "bias": float(parts.bias[k]),
-                "residual": float(parts.residual[k]),
-                "curvature": float(parts.curvature),
-                "discrepancy": float(parts.discrepancy),
+                "contributions": float(sums[k]),
+                "bias": bias[k],
+                "residual": residual[k],
             }
             for k, label in enumerate(run.classes)
         ]
-        best = likeliest(parts.logits[None], top)[0]
-        maps = np.asarray(decomposition.maps(image.shape[:2]))[:, best]
-        figures = {"": top_maps(net, image[None], [path.name], parts.logits[None], run.classes, maps)}
+        best = likeliest(np.asarray(parts.logits), top)[0]
+        maps = np.asarray(parts.maps(image.shape[:2]))[:, best]
+        figures = {"": top_maps(net, image[None], [path.name], np.asarray(parts.logits), run.classes, maps)}
         content: dict[str, Any] = {
             "image": str(path),
             "run": run.name,
             "checkpoint": which,
             "layer": net.layer,
+            "curvature": float(parts.curvature[0]),
+            "discrepancy": float(parts.discrepancy[0]),
             "classes": entries,
         }
         if (reading := run.family.explain_image(run, image, best)) is not None:
@@ -231,7 +232,8 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
         first = entries[best[0]]
         yield (
             f"{line}: {first['class']} (p {first['probability']:.3f}, logit {first['logit']:.4f} = "
-            f"contributions {first['contributions']:.4f} + bias {first['bias']:.4f}) -> {written}"
+            f"contributions {first['contributions']:.4f} + bias {first['bias']:.4f}, residual {first['residual']:.1e}, "
+            f"curvature {content['curvature']:.1e}, discrepancy {content['discrepancy']:.1e}) -> {written}"
         )
 
 

@@ -13,7 +13,6 @@ shifts leave a bias: `decompose` at the image returns input × gradient as contr
 `bias`. How far the exact part reaches down is the *interpretable depth* (`jaxinterp.coda.depth`).
 """
 
-from dataclasses import replace
 from typing import Any
 
 from flax import linen as nn
@@ -62,7 +61,15 @@ class Hybrid(nn.Module):
     def __explainable__(self, variables: Any) -> Explainable:
         """Return the network as it is explained: from the trunk's output, whose contributions leave out b_0 alone."""
         coda = self.coda.__explainable__(variables)
-        whole = explainable(self, variables, keywords={})
-        levels = tuple(f"coda/{name}" for name in coda.levels)
-        whole = replace(whole, bias=coda.bias, probability=coda.probability)
-        return replace(whole, layer="trunk", levels=levels, pooled=f"coda/{coda.pooled}")
+        encoded = self.encode_input
+        return explainable(
+            self,
+            variables,
+            keywords={"encoded": True} if encoded else {},
+            encoding=coda.encoding if encoded else None,
+            bias=coda.bias,
+            layer="trunk",
+            levels=tuple(f"coda/{name}" for name in coda.levels),
+            pooled=f"coda/{coda.pooled}",
+            probability=coda.probability,
+        )

@@ -73,7 +73,15 @@ def path_shares(net: Any, x: Any, targets: Targets = None, *, max_bytes: int = M
     shift = sum((part.bias for part in parts), first.bias) - len(shares) * logits
     each = jnp.concatenate([*shares, stem[..., None]], axis=-1)
     return Attribution(
-        each, logits, first.targets, shift, logits - each.sum(-1) - shift, method="path_shares", layer="paths"
+        each,
+        logits,
+        first.targets,
+        shift,
+        logits - each.sum(-1) - shift,
+        curvature=jnp.stack([part.curvature for part in (first, *parts)]).max(0),
+        discrepancy=first.discrepancy,
+        method="path_shares",
+        layer="paths",
     )
 
 

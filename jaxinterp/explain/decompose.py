@@ -186,7 +186,7 @@ def _pass(
                 chosen,
                 rows,
                 bias,
-                chosen - explained - bias,
+                (chosen - bias) - explained,  # in this order: f − Σ would round back to a large bias
                 weights,
                 curvature,
                 discrepancy,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,20 +79,21 @@ def measure(
     results["removal"] = {}
     for name, method in methods.items():
         start = time.perf_counter()
-        parts = []
-        for rows in slices:
-            parts.append(pixel_deletion(net, method, images[rows], labels[rows]))
-        curve = np.concatenate([part.curves for part in parts]).mean(0)
+        removed = [pixel_deletion(net, method, images[rows], labels[rows]) for rows in slices]
+        curve = np.concatenate([part.curves for part in removed]).mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
         results["removal"][name] = curve.round(6).tolist()
-        results["fractions"] = parts[0].fractions.tolist()
+        results["fractions"] = removed[0].fractions.tolist()
         seconds = time.perf_counter() - start
         log(f"pixel deletion, {len(images)} images, {name}: {curve.mean():.3f} ({seconds:.1f} s)")
 
-    residuals = np.concatenate([relative_residuals(net, images[rows]) for rows in slices])
-    metrics["completeness_residual"] = float(np.abs(residuals).max())
-    results["residuals"] = residuals.ravel().tolist()
-    log(f"completeness, {len(images)} images, all classes: largest residual {metrics['completeness_residual']:.1e}")
+    parts = [exactness(net, images[rows]) for rows in slices]
+    found = Exactness(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    numbers = [float(np.abs(array).max()) for array in found]
+    metrics |= dict(zip(("completeness_residual", "curvature", "discrepancy"), numbers, strict=True))
+    results["residuals"] = found.residuals.ravel().tolist()
+    largest = "residual {:.1e}, curvature {:.1e}, discrepancy {:.1e}".format(*numbers)
+    log(f"completeness, {len(images)} images, all classes: largest {largest}")
     return results, first_maps
 
 
@@ -105,14 +106,31 @@ def _recording(
     return parts
 
 
-def relative_residuals(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
-    """Return signed residuals logit − bias − Σ contributions, over the image's largest |logit − bias|.
+class Exactness(NamedTuple):
+    """How exactly images are explained.
 
-    Where the bias is not one number, over its largest |logit|.
+    Attributes:
+        residuals: signed logit − bias − Σ contributions, over the image's largest |logit − bias|; where the bias is not
+            one number, over its largest |logit|.
+        curvature: as of `Attribution`.
+        discrepancy: as of `Attribution`.
+    """
+
+    residuals: Float[np.ndarray, "n classes"]
+    curvature: Float[np.ndarray, " n"]
+    discrepancy: Float[np.ndarray, " n"]
+
+
+def exactness(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> Exactness:
+    """Decompose the logits of all classes and return how exactly that went.
+
+    Raises:
+        ConfigError: the network is not affine at some images, or freezing changes its logits.
     """
     parts = decompose(net, images)
     constant = net.bias if isinstance(net.bias, float) else 0.0
-    return np.asarray(parts.residual / jnp.abs(parts.logits - constant).max(1, keepdims=True))
+    residuals = parts.residual / jnp.abs(parts.logits - constant).max(1, keepdims=True)
+    return Exactness(np.asarray(residuals), np.asarray(parts.curvature), np.asarray(parts.discrepancy))
 
 
 def _suffix(name: str) -> str:

@@ -1,6 +1,6 @@
 """The report of a trained run: what it learned, its maps, and its explanations measured against their baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +45,17 @@ def likeliest(logits: Float[np.ndarray, "n classes"], count: int = 3) -> Int[np.
     return np.argsort(-logits, axis=1, kind="stable")[:, :count]
 
 
+def small(metrics: Mapping[str, float], name: str, form: str = ".1e") -> str:
+    """Write a number near 0; – where a run was measured before there was such a number.
+
+    Example:
+        >>> small({"curvature": 0.0}, "curvature"), small({}, "curvature")
+        ('0', '–')
+    """
+    value = metrics.get(name)
+    return "–" if value is None else f"{value:{form}}" if value else "0"
+
+
 def top_maps(
     net: Explainable,
     images: Float[np.ndarray, "n h w c"],
@@ -66,14 +77,16 @@ def compose_page(report: Report) -> Page:
     """Compose the page of a run."""
     experiment, results, net = report.trained.experiment, report.results, report.explainable
     metrics, last = results["metrics"], report.history[-1] if report.history else {}
-    residual = f"{metrics['completeness_residual']:.1e}"
+    residual = small(metrics, "completeness_residual")
     tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
     for size in list(results["localization"])[:1]:
         key = f"localization_{size}_median"
         baseline = max((k for k in metrics if k.startswith(f"{key}_")), key=lambda k: metrics[k])
         tiles[f"localization {size}, median"] = f"{metrics[key]:.3f}"
         tiles[f"best baseline: {method_style(baseline.removeprefix(f'{key}_'))[0]}"] = f"{metrics[baseline]:.3f}"
-    tiles |= {"removal, mean of the curve": f"{metrics['removal_curve_mean']:.3f}", "largest residual": residual}
+    tiles["removal, mean of the curve"] = f"{metrics['removal_curve_mean']:.3f}"
+    tiles |= {"largest residual": residual, "curvature": small(metrics, "curvature")}
+    tiles["discrepancy"] = small(metrics, "discrepancy")
     constant = f"the constant {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
     return Page(
         title=report.trained.name,
@@ -85,7 +98,7 @@ def compose_page(report: Report) -> Page:
         tiles=tiles,
         sections=[
             _explanations(report),
-            *([_levels(report)] if net.levels else []),
+            *_levels(report),
             *([_localization(report)] if results["localization"] else []),
             *report.trained.family.report(report),
             _removal(report),
@@ -133,21 +146,25 @@ def _explanations(report: Report) -> Section:
     return Section("What speaks for and against each class", [text], pictures)
 
 
-def _levels(report: Report) -> Section:
-    """Draw the predicted class' contributions at the network's own level and at every layer above it."""
+def _levels(report: Report) -> list[Section]:
+    """Draw the predicted class' contributions at the network's own level and at every layer of maps above it."""
     net, first = report.explainable, first_of_each_class(report.labels, 4)
     images, top = report.images[first], report.logits[first].argmax(1)
-    layers = [net.layer, *(name for name in net.levels if name != net.layer)]
+    shapes = net.layers(images[:1])
+    layers = [name for name in dict.fromkeys((net.layer, *net.levels)) if len(shapes[name]) == 4]
+    if len(layers) < 2:
+        return []
     parts = decompose(net, images, top, layer=layers)
     maps = np.concatenate([np.asarray(part.maps(images.shape[1:3])) for part in parts], axis=1)
     names = [name.replace("layer_", "after layer ") for name in layers]
     figure = panel(images, maps, [names] * len(first), [f"as {report.classes[k]}" for k in top], scale="map")
     sums = "the sums are equal." if net.bias is not None else "what biases above a layer add is left out."
-    return Section(
+    section = Section(
         "The same decision at every level",
         [f"The logit of the predicted class, split over the input and over each layer's output: {sums}"],
         [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(names) + 1))],
     )
+    return [section]
 
 
 def _localization(report: Report) -> Section:
@@ -195,15 +212,25 @@ def _removal(report: Report) -> Section:
 
 
 def _completeness(report: Report) -> Section:
-    """Draw the histogram of relative residuals."""
-    size = "|logit minus bias|" if isinstance(report.explainable.bias, float) else "|logit|"
-    text = (
-        "For every class of every image: logit minus bias minus the sum of all contributions, relative to the image's "
-        f"largest {size}."
+    """Draw the histogram of relative residuals, and say what they, curvature and discrepancy prove."""
+    net, metrics = report.explainable, report.results["metrics"]
+    size = "|logit minus bias|" if isinstance(net.bias, float) else "|logit|"
+    proves = (
+        "the bias is known in closed form, so a wrong weight anywhere would show here."
+        if net.bias is not None
+        else "it proves that the sum is computed right, as the bias is what the weights leave of the logit."
     )
+    text = [
+        "Residual: logit minus bias minus the sum of all contributions, for every class of every image, relative to "
+        f"the image's largest {size}; {proves}",
+        f"Curvature, at most {small(metrics, 'curvature')}: the second derivative of the network with its coefficients "
+        "held, relative to the first; 0 proves that it is affine at the images, so that weights explain all of it.",
+        f"Discrepancy, at most {small(metrics, 'discrepancy')}: how far its logits are from those of the free network, "
+        "relative to the largest; 0, but for rounding, proves that what is explained is the network itself.",
+    ]
     figure = residual_histogram(report.results["residuals"])
     histogram = picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)
-    return Section("Completeness: what the contributions miss", [text], [histogram])
+    return Section("Completeness: what the contributions miss", text, [histogram])
 
 
 def _training(report: Report) -> Section:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxinterp.explain.series import contributions, orders, pairs
 from jaxinterp.figures.curves import order_curves
@@ -82,8 +82,8 @@ def _maps(report: Report) -> Section:
     )
 
 
-def _titles(values: Float[Array, "n orders"]) -> list[list[str]]:
-    return [[f"order {m}: {v:+.2g}" for m, v in enumerate(row, 1)] for row in np.asarray(values)]
+def _titles(values: Float[np.ndarray, "n orders"]) -> list[list[str]]:
+    return [[f"order {m}: {v:+.2g}" for m, v in enumerate(row, 1)] for row in values]
 
 
 def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: Int[np.ndarray, " t"]) -> Reading:

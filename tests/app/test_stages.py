@@ -12,6 +12,7 @@ from jaxinterp.app.publish import gather, require_finished
 from jaxinterp.app.registry import family_of, runs
 from jaxinterp.app.results import read_results, write_results
 from jaxinterp.errors import CheckpointError, ConfigError
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
 from jaxinterp.recipe.run_folder import read_arrays
@@ -44,6 +45,8 @@ def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
         assert results["metrics"][f"removal_curve_mean{suffix}"] == pytest.approx(np.mean(curve), abs=1e-5)
     assert results["metrics"]["completeness_residual"] == pytest.approx(np.abs(results["residuals"]).max())
     assert 0 < results["metrics"]["completeness_residual"] < 1e-4
+    assert results["metrics"]["curvature"] == 0
+    assert results["metrics"]["discrepancy"] < 1e-6
     summary = json.loads((seeds[0] / "run.json").read_text())["summary"]
     assert results["metrics"]["test_accuracy"] == pytest.approx(summary["last"]["test_accuracy"])
     assert results["metrics"]["test_accuracy_best"] == pytest.approx(summary["best"]["test_accuracy"])
@@ -51,7 +54,8 @@ def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
     assert list(maps) == methods
     trained = stages.trained(seeds[0])
     mosaic = tile_grid(jnp.asarray(trained.test_data[0][grid["first_images"]])[None])
-    want = trained.explainable.maps(mosaic, jnp.asarray([grid["first_classes"][:2]]))[0]
+    classes = jnp.asarray([grid["first_classes"][:2]])
+    want = decompose(trained.explainable, mosaic, classes).maps(mosaic.shape[1:3])[0]
     np.testing.assert_allclose(maps["decomposition"], want, rtol=1e-3, atol=1e-5 * float(abs(want).max()))
 
 
@@ -101,7 +105,8 @@ def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
     html = stages.report(seeds[0]).read_text(encoding="utf-8")
     assert html.count('src="data:image/png;base64,') == html.count("<img") >= 7
     assert "http" not in html
-    for text in ("coda/digits", "Localization", "Completeness", "Training", "paper", "model.temperature"):
+    shown = ("coda/digits", "Localization", "Completeness", "Curvature, at most 0", "Discrepancy, at most", "Training")
+    for text in (*shown, "paper", "model.temperature"):
         assert text in html
 
 
@@ -123,9 +128,9 @@ def test_every_run_trains_and_explains_in_smoke_mode(name: str, tmp_path: Path) 
     run = family_of(run).smoke(run)
     assert stages.train(name, run, tmp_path).summary["last"]["epoch"] == 1
     trained = stages.trained(tmp_path)
-    parts = trained.explainable.decompose(trained.test_data[0][:2])
+    parts = decompose(trained.explainable, trained.test_data[0][:2])
     assert parts.logits.shape == (2, run.model.classes)
-    missed = completeness(parts.contributions, parts.logits, parts.bias)
+    missed = completeness(trained.explainable, parts)
     size = np.abs(np.asarray(parts.logits - parts.bias)).max(1, keepdims=True)
     # An untrained net at T = 100,000 has contributions near the rounding of its logits, which hold the bias.
     assert (np.abs(np.asarray(missed.residual)) < 1e-4 * size + 2e-6).all()

@@ -4,8 +4,9 @@ import pytest
 
 from jaxinterp.coda.depth import interpretable_depth, level_names
 from jaxinterp.coda.hybrid import Hybrid
-from jaxinterp.coda.network import CoDANet, encode
+from jaxinterp.coda.network import CoDANet
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.metrics.localization import Grids, tile_grid
 from jaxinterp.nn.baselines import CifarResNet, ResNetTrunk
 
@@ -19,22 +20,21 @@ def images():
     return jax.random.uniform(jax.random.key(0), (4, 4, 4, 3))
 
 
-def started(model, images, **kwargs):
-    """Variables with shifts and statistics away from 0 and 1, and the frozen network."""
+def started(model, images):
+    """The network with shifts and statistics away from 0 and 1."""
     variables = jax.jit(model.init)(jax.random.key(1), images)
     variables = jax.tree.map(lambda leaf: leaf + 0.3 if leaf.ndim == 1 else leaf, variables)
-    return variables, lambda variables, x: model.apply(variables, x, frozen=True, **kwargs)
+    return explainable(model, variables)
 
 
 @pytest.mark.slow
 def test_hybrid_is_exact_down_to_its_trunk_and_no_further(images):
-    variables, apply = started(HYBRID, images, encoded=True)
-    encoded = encode(images)
-    assert level_names(apply, encoded, variables) == (
-        *("image", "trunk/stem", "trunk/block_0", "trunk/block_1"),
+    net = started(HYBRID, images)
+    assert level_names(net, images) == (
+        *("input", "trunk/stem", "trunk/block_0", "trunk/block_1"),
         *("coda/layer_0", "coda/layer_1"),
     )
-    curve = interpretable_depth(apply, encoded, GRIDS, variables=variables)
+    curve = interpretable_depth(net, images, GRIDS)
     assert [level.shape for level in curve] == [(8, 8, 6), (8, 8, 2), (8, 8, 2), (4, 4, 4), (4, 4, 3), (4, 4, 4)]
     unexplained = [level.unexplained for level in curve]
     assert max(unexplained[3:]) <= 1e-4 < 1e-3 < min(unexplained[:3])
@@ -46,12 +46,12 @@ def test_hybrid_is_exact_down_to_its_trunk_and_no_further(images):
 @pytest.mark.slow
 def test_scores_are_those_of_each_levels_own_map(images):
     """By hand: decompose a grid at the level, enlarge bilinearly, count the positive part in the class' cell."""
-    variables, apply = started(HYBRID, images)
+    net = started(HYBRID, images)
     levels = ("trunk/block_1", "coda/layer_0")
-    curve = interpretable_depth(apply, images, GRIDS, levels, variables=variables)
+    curve = interpretable_depth(net, images, GRIDS, levels)
     assert [level.name for level in curve] == list(levels)
     for level in curve:
-        parts = decompose(apply, tile_grid(images[GRIDS.images]), GRIDS.classes, level.name, variables=variables)
+        parts = decompose(net, tile_grid(images[GRIDS.images]), GRIDS.classes, layer=level.name)
         for g in range(2):
             for k in range(4):
                 large = jax.image.resize(parts.contributions[g, k].sum(-1), (8, 8), "linear")
@@ -64,19 +64,20 @@ def test_scores_are_those_of_each_levels_own_map(images):
 
 @pytest.mark.slow
 def test_pure_resnet_is_the_reference(images):
-    variables, apply = started(RESNET, images)
-    names = level_names(apply, images, variables)
-    assert names == ("image", "trunk/stem", *(f"trunk/block_{i}" for i in range(3)))
-    below, top = interpretable_depth(apply, images, GRIDS, names[-2:], variables=variables)
+    net = started(RESNET, images)
+    names = level_names(net, images)
+    assert names == ("input", "trunk/stem", *(f"trunk/block_{i}" for i in range(3)))
+    below, top = interpretable_depth(net, images, GRIDS, names[-2:])
     assert top.unexplained == 0
     assert below.unexplained > 1e-3
 
 
 def test_unknown_level_and_unfrozen_network_are_refused(images):
-    variables, apply = started(HYBRID, images)
-    with pytest.raises(ValueError, match="trunk/block_9"):
-        interpretable_depth(apply, images, GRIDS, ("trunk/block_9",), variables=variables)
-    with pytest.raises(ValueError, match="levels: got none"):
-        interpretable_depth(apply, images, GRIDS, (), variables=variables)
-    with pytest.raises(ValueError, match="not affine"):
-        interpretable_depth(lambda v, x: HYBRID.apply(v, x), images, GRIDS, ("coda/layer_0",), variables=variables)
+    net = started(HYBRID, images)
+    with pytest.raises(ValueError, match=r"^layer: got trunk/block_9"):
+        interpretable_depth(net, images, GRIDS, ("trunk/block_9",))
+    with pytest.raises(ValueError, match=r"^levels: "):
+        interpretable_depth(net, images, GRIDS, ())
+    free = explainable(lambda variables, x: HYBRID.apply(variables, x), net.variables)
+    with pytest.raises(ValueError, match=r"^network: got curvature"):
+        interpretable_depth(free, images, GRIDS, ("coda/layer_0",))

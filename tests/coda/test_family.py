@@ -10,7 +10,7 @@ from jaxinterp.app.registry import family_of, runs
 from jaxinterp.coda.family import CoDAFamily
 from jaxinterp.coda.network import encode
 from jaxinterp.errors import ConfigError
-from jaxinterp.recipe.evaluation import relative_residuals
+from jaxinterp.recipe.evaluation import exactness
 from jaxinterp.recipe.family import TrainedRun
 from jaxinterp.train.optimizer import make_schedule
 
@@ -86,10 +86,13 @@ def test_residuals_are_those_of_the_identity() -> None:
     variables = jax.jit(network.init)(jax.random.key(1), images)
     trained = TrainedRun(Path(), "coda/digits", runs()["coda/digits"], run, family_of(run), network, variables)
     net = trained.explainable
-    assert np.abs(relative_residuals(net, np.asarray(images))).max() < 1e-4
+    found = exactness(net, np.asarray(images))
+    assert np.abs(found.residuals).max() < 1e-4
+    np.testing.assert_array_equal(found.curvature, np.zeros(3))
+    assert found.discrepancy.max() < 1e-6
     assert net.bias is not None
-    wrong = relative_residuals(replace(net, bias=net.bias + 1e-3), np.asarray(images))
-    assert np.abs(wrong).max() > 1e-2
+    wrong = exactness(replace(net, bias=net.bias + 1e-3), np.asarray(images))
+    assert np.abs(wrong.residuals).max() > 1e-2
 
 
 @pytest.mark.parametrize(

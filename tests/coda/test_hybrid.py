@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxinterp.coda.hybrid import Hybrid
 from jaxinterp.coda.network import CoDANet, encode
 from jaxinterp.explain.decompose import decompose
-from jaxinterp.explain.tracing import activation_names
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.nn.baselines import CifarResNet, ResNetTrunk, VGGTrunk
 
 LEVELS = ("trunk", "coda/layer_0", "coda/layer_1")
@@ -34,12 +34,10 @@ def test_is_decomposed_exactly_down_to_the_trunk(dtype, tolerance):
         model = hybrid(param_dtype=dtype)
         images, variables = started(model, dtype)
         logits = model.apply(variables, images)
-
-        def apply(variables, images):
-            return model.apply(variables, images, frozen=True)
-
-        for level in (None, *LEVELS):
-            parts = decompose(apply, images, layer=level, variables=variables)
+        net = explainable(model, variables)
+        assert (net.layer, *net.levels) == LEVELS[:2]
+        for level in ("input", *LEVELS):
+            parts = decompose(net, images, layer=level)
             scale = jnp.abs(logits - model.coda.logit_bias).max()
             np.testing.assert_allclose(parts.logits, logits, rtol=0, atol=10 * tolerance * scale)
             assert jnp.abs(parts.residual).max() <= tolerance * scale
@@ -58,7 +56,7 @@ def test_contributions_at_the_trunk_are_those_of_the_coda_net_alone():
     features = model.trunk.apply(trunk, encode(images))
     coda = {"params": variables["params"]["coda"]}
     dense = jax.jacobian(lambda a: model.coda.apply(coda, a, frozen=True, encoded=True).sum(0))(features)
-    parts = decompose(lambda x: model.apply(variables, x, frozen=True), images, layer="trunk")
+    parts = decompose(explainable(model, variables), images)  # at the trunk, by default
     np.testing.assert_allclose(parts.weights, jnp.moveaxis(dense, 0, 1), atol=1e-6)
     np.testing.assert_allclose(parts.contributions, parts.weights * features[:, None], atol=1e-6)
 
@@ -109,6 +107,16 @@ def test_gradients_reach_the_trunk_and_are_finite():
         assert jnp.any(leaf != 0)
 
 
+@pytest.mark.parametrize("encode_input", [True, False])
+def test_reads_what_its_trunk_reads(encode_input):
+    """So that pixel deletion sets all six channels of an encoding to zero, which is no color."""
+    shapes = jax.eval_shape(hybrid(encode_input).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    net, images = explainable(hybrid(encode_input), variables), jnp.full((2, 8, 8, 3), 0.3)
+    assert net.layers(images)["input"] == (2, 8, 8, 6 if encode_input else 3)
+    np.testing.assert_allclose(net.encode(images), encode(images) if encode_input else images)
+
+
 def test_structure_is_frozen():
     shapes = jax.eval_shape(hybrid().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     assert set(shapes["params"]) == {"trunk", "coda"}
@@ -121,6 +129,8 @@ def test_structure_is_frozen():
 def test_takes_another_trunk():
     model = hybrid(trunk=VGGTrunk(depth=11, width=2), encode_input=False)
     images = jnp.full((1, 32, 32, 3), 0.5)
-    names = activation_names(lambda x: model.init_with_output(jax.random.key(0), x)[0], images)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    names = explainable(model, variables).layers(images)
     assert names["trunk"] == (1, 1, 1, 16)
     assert names["coda/layer_1"] == (1, 1, 1, 5)

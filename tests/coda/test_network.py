@@ -12,8 +12,9 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from jaxinterp.coda.network import CoDANet, DynamicAlignmentConv, alignment_penalty, encode, l_coda, s_coda
+from jaxinterp.coda.network import CoDANet, DynamicAlignmentConv, alignment_penalty, l_coda, s_coda
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "coda_net_squash.npz"
 
@@ -82,8 +83,7 @@ def test_golden_loss_and_gradients(golden):
 
 def test_golden_linear_map(golden):
     model, variables, images, g = golden
-    e = encode(images)
-    parts = decompose(lambda v, x: model.apply(v, x, frozen=True, encoded=True), e, variables=variables)
+    parts = decompose(explainable(model, variables), images)
     want = g["linear_map_nkchw"].transpose(0, 1, 3, 4, 2)
     np.testing.assert_allclose(parts.weights, want, rtol=1e-9, atol=1e-9 * np.abs(want).max())
     np.testing.assert_allclose(parts.bias, g["logit_bias"] * np.ones_like(parts.bias), rtol=1e-9)
@@ -183,7 +183,7 @@ def test_penalty_is_the_mean_of_the_decomposition_and_its_gradient_is_right():
         model, _, images = small(param_dtype=jnp.float64)
         images = images.astype(jnp.float64)
         variables = jax.jit(model.init)(jax.random.key(1), images)
-        parts = decompose(partial(model.apply, frozen=True, encoded=True), encode(images), variables=variables)
+        parts = decompose(explainable(model, variables), images)
         assert np.isclose(alignment_penalty(model, variables, images), jnp.abs(parts.weights).mean(), rtol=1e-10)
         rows = jnp.array([[0], [2]])
         chosen = jnp.stack([parts.weights[0, 0], parts.weights[1, 2]])

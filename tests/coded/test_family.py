@@ -17,7 +17,7 @@ from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.export import load_network
 from jaxinterp.coded.family import CodedFamily, foreign_images
 from jaxinterp.coded.network import coded_cifar10, coding_loss
-from jaxinterp.coded.paths import path_shares
+from jaxinterp.coded.paths import by_block, path_shares
 from jaxinterp.coded.surgery import keep_only
 from jaxinterp.errors import CheckpointError, ConfigError
 from jaxinterp.recipe.family import TrainedRun
@@ -126,7 +126,8 @@ def test_an_explained_image_has_its_paths_beside_their_code(folder: Path, tmp_pa
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == names
     content = json.loads((tmp_path / "out" / "ramp-2.json").read_text())
     trained = stages.trained(folder)
-    parts = path_shares(trained.network, trained.variables, jnp.asarray(ramp, jnp.float32).reshape(1, 8, 8, 1) / 255)
+    image = jnp.asarray(ramp, jnp.float32).reshape(1, 8, 8, 1) / 255
+    parts = by_block(trained.network, path_shares(trained.explainable, image))
     logits = [row["logit"] for row in content["classes"]]
     assert [int(row["class"]) for row in content["paths"]] == np.argsort(logits)[::-1][:3].tolist()
     for row in content["paths"]:

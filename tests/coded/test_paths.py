@@ -7,7 +7,8 @@ import pytest
 
 from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.network import CodedResNeXt, Stage
-from jaxinterp.coded.paths import accuracy_without, path_shares, sample_removal, specificity
+from jaxinterp.coded.paths import accuracy_without, by_block, path_shares, sample_removal, specificity
+from jaxinterp.explain.explainable import explainable
 
 CODE = load_code("cifar10-3-of-10")
 WORDS = Code(("1100", "0110", "0011"))
@@ -24,18 +25,29 @@ def variables():
 
 
 def test_shares_of_all_paths_sum_to_the_logits(variables):
-    parts = path_shares(NET, variables, X, max_bytes=100_000)
+    shares = path_shares(explainable(NET, variables), X, max_bytes=100_000)
+    parts = by_block(NET, shares)
     assert [share.shape for share in parts.paths] == [(6, 3, 3), (6, 3, 4), (6, 3, 4)]
-    size = float(jnp.abs(parts.logits).max())
-    np.testing.assert_allclose(parts.logits, APPLY(variables, X), rtol=1e-4, atol=1e-4 * size)
-    assert float(jnp.abs(parts.residual).max()) <= 1e-4 * size
+    size = float(jnp.abs(shares.logits).max())
+    np.testing.assert_allclose(shares.logits, APPLY(variables, X), rtol=1e-4, atol=1e-4 * size)
+    assert float(jnp.abs(shares.residual).max()) <= 1e-4 * size
+    np.testing.assert_array_equal(shares.curvature, 0)
+    assert float(shares.discrepancy.max()) < 1e-6
     explained = sum(share.sum(-1) for share in parts.paths) + parts.stem + parts.shift
-    np.testing.assert_allclose(explained, parts.logits, rtol=1e-4, atol=1e-4 * size)
+    np.testing.assert_allclose(explained, shares.logits, rtol=1e-4, atol=1e-4 * size)
+    np.testing.assert_allclose(explained, shares.contributions.sum(-1) + shares.bias, rtol=1e-4, atol=1e-4 * size)
+    some = path_shares(explainable(NET, variables), X, LABELS)
+    np.testing.assert_allclose(some.contributions[:, 0], shares.contributions[np.arange(6), LABELS], atol=1e-4 * size)
+
+
+def test_only_a_coded_network_has_paths(variables):
+    with pytest.raises(ValueError, match=r"^net: "):
+        path_shares(lambda x: x.mean((1, 2)), X)
 
 
 def test_shares_of_an_earlier_block_go_through_shortcuts_alone(variables):
     """Block 2 by hand: what its paths sum to, BatchNorm's factor, the gates of blocks 2 and 3, the classifier."""
-    parts = path_shares(NET, variables, X[:2])
+    parts = by_block(NET, path_shares(explainable(NET, variables), X[:2]))
     _, seen = APPLY(variables, X[:2], capture_intermediates=True)
     inner = seen["intermediates"]
     v = np.asarray(inner["block_2"]["paths"]["__call__"][0]).reshape(2, 4, 4, 4, 3)

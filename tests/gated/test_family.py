@@ -129,7 +129,7 @@ def test_gates_read_off_a_run_give_back_its_logits(regime: Regime) -> None:
     logits = value.apply({"params": body if regime == "relu" else body["value_network"]}, x, gates)
     np.testing.assert_allclose(logits, trained.network.apply(trained.variables, x), rtol=1e-5, atol=1e-6)
     net = trained.explainable
-    parts = decompose(net.frozen, net.encode(x), variables=trained.variables)
+    parts = decompose(net, x)
     np.testing.assert_allclose(parts.contributions.sum((2, 3, 4)) + parts.bias, logits, rtol=1e-4, atol=1e-5)
 
 

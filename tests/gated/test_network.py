@@ -1,7 +1,6 @@
 """Gated networks: path enumeration, regimes that are settings, the freeze contract."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.gated.architecture import (
     AvgPool,
     BatchNorm,
@@ -106,11 +106,10 @@ def test_a_network_that_is_its_own_gating_network_is_the_relu_network():
 )
 def test_frozen_is_affine_and_decomposes_at_every_gate(name, gating):
     net, variables, x = built(name, gating=gating)
-    apply = partial(net.apply, frozen=True)
     logits = net.apply(variables, x)
     last = len(gate_shapes(*SMALL[name])) - 1
     for level in (None, f"value_network/gate_{last}"):
-        parts = decompose(apply, x, layer=level, variables=variables)
+        parts = decompose(explainable(net, variables), x, layer=level)
         np.testing.assert_allclose(parts.logits, logits, rtol=1e-5, atol=1e-6)
         total = parts.contributions.reshape(*logits.shape, -1).sum(-1)
         scale = jnp.abs(logits).max()
@@ -121,13 +120,13 @@ def test_without_biases_contributions_are_conserved_at_every_layer():
     net, variables, x = built("c4gap", gating="relu", hard=True)
     logits = net.apply(variables, x)
     for level in (None, "value_network/gate_0", "value_network/linear_1", "value_network/gate_1"):
-        parts = decompose(partial(net.apply, frozen=True), x, layer=level, variables=variables)
+        parts = decompose(explainable(net, variables), x, layer=level)
         np.testing.assert_allclose(parts.contributions.sum((2, 3, 4)), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_constant_value_input_with_hard_gates_has_no_input_weight():
     net, variables, x = built("c4gap", value_input="ones", hard=True)
-    parts = decompose(partial(net.apply, frozen=True), x, variables=variables)
+    parts = decompose(explainable(net, variables), x)
     assert not jnp.any(parts.weights)
     np.testing.assert_array_equal(parts.bias, parts.logits)
     assert jnp.abs(parts.logits).max() > 0
@@ -241,17 +240,18 @@ def test_a_network_is_decomposed_with_gates_of_ones_own():
     def masked(variables, x, *gates):
         return net.apply(variables, x, gates, frozen=True)
 
-    parts = decompose(masked, x, variables=variables, given=gates)
+    masked = explainable(masked, variables)
+    parts = decompose(masked, x, given=gates)
     w = [variables["params"][f"linear_{i}"]["kernel"] for i in range(3)]
     want = jnp.einsum("ia,na,ab,nb,bk->nki", w[0], gates[0], w[1], gates[1], w[2])
     np.testing.assert_allclose(parts.weights, want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(parts.contributions.sum(-1) + parts.bias, parts.logits, rtol=1e-4, atol=1e-5)
-    small = decompose(masked, x, variables=variables, given=gates, max_bytes=1)  # image by image
+    small = decompose(masked, x, given=gates, max_bytes=1)  # image by image
     np.testing.assert_allclose(small.contributions, parts.contributions, rtol=1e-4, atol=1e-6)
-    inner = decompose(masked, x, variables=variables, given=gates, layer="gate_1")
+    inner = decompose(masked, x, given=gates, layer="gate_1")
     np.testing.assert_allclose(inner.weights, jnp.broadcast_to(w[2].T, (5, 3, 4)), rtol=1e-5)
-    with pytest.raises(ValueError, match="given"):
-        decompose(masked, x, variables=variables, given=(gates[0], gates[1][1:]))
+    with pytest.raises(ValueError, match=r"^given: "):
+        decompose(masked, x, given=(gates[0], gates[1][1:]))
 
 
 def test_gates_that_are_not_trained_are_read_in_evaluation():

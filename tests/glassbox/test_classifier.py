@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxinterp.errors import CheckpointError, ConfigError
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.glassbox.classifier import GlassBoxClassifier
 from jaxinterp.glassbox.network import OrbitRepresentation
 from jaxinterp.glassbox.pipeline import KINDS, AffinePCA, pipeline
@@ -103,12 +104,9 @@ def test_linear_classifiers_are_one_network_whose_logits_come_apart(kind, classe
         np.testing.assert_allclose(logits[:, 1] - logits[:, 0], scores, rtol=1e-3, atol=1e-3)
     else:
         np.testing.assert_allclose(logits, scores, rtol=1e-3, atol=1e-3)
-
-    def frozen(variables, x):
-        return network.apply(variables, x, frozen=True)
-
+    net = explainable(network, variables)
     for layer, shape in ((None, (SIDE, SIDE, 1)), ("representation/orbit", (4, 10))):
-        parts = decompose(frozen, X, variables=variables, layer=layer)
+        parts = decompose(net, X, layer=layer)
         assert parts.contributions.shape == (6, classes, *shape)
         np.testing.assert_allclose(parts.logits, logits, rtol=1e-4, atol=1e-4)
         assert float(jnp.abs(parts.residual).max()) < 1e-4 * float(jnp.abs(parts.logits).max())

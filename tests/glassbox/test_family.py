@@ -36,7 +36,7 @@ def test_training_is_the_closed_form_and_changes_nothing_after_it(folder):
     test = trained.test_data[0][:20]
     scores = classifier.fit(images, labels).decision_function(test)
     net = trained.explainable
-    np.testing.assert_allclose(net.apply(net.variables, jnp.asarray(test)), scores, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(net.logits(test), scores, rtol=1e-3, atol=1e-3)
 
 
 def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folder):
@@ -113,7 +113,7 @@ def test_an_explained_image_has_the_templates_that_decided(folder, tmp_path):
     explained = json.loads((tmp_path / "out" / "ramp.json").read_text())
     net = stages.trained(folder).explainable
     image = jnp.arange(64, dtype=jnp.float32).reshape(1, 8, 8, 1) / 255
-    parts = decompose(net.frozen, image, layer="representation/orbit", variables=net.variables)
+    parts = decompose(net, image, layer="representation/orbit")
     each = np.asarray(parts.contributions)[0]
     logits = [row["logit"] for row in explained["classes"]]
     assert [int(row["class"]) for row in explained["templates"]] == np.argsort(logits)[::-1][:3].tolist()

@@ -34,7 +34,7 @@ def test_a_stack_keeps_its_patches_and_trains_what_follows(tmp_path):
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     assert losses[-1] < losses[0]
     x = jnp.asarray(trained.test_data[0][:8])
-    logits, turned = (trained.explainable.apply(trained.variables, y) for y in (x, jnp.rot90(x, axes=(1, 2))))
+    logits, turned = (trained.explainable.logits(y) for y in (x, jnp.rot90(x, axes=(1, 2))))
     np.testing.assert_allclose(turned, logits, atol=1e-4)
     metrics = FAMILY.measure(trained, lambda line: None)["metrics"]
     assert metrics["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -49,7 +49,7 @@ def test_a_trained_network_is_evaluated_reported_and_shown_beside_others(tmp_pat
     assert "glassbox/digits-p4" in stages.report(tmp_path).read_text()
     (section, row), trained = overview.summarize_run(tmp_path), stages.trained(tmp_path)
     images, labels = trained.test_data
-    right = np.asarray(trained.explainable.apply(trained.variables, jnp.asarray(images))).argmax(1) == labels
+    right = np.asarray(trained.explainable.logits(images)).argmax(1) == labels
     assert row[:2] == ("learned network", f"{right.mean():.2%}")
     assert row[2] == f"{4 * 9 + 4 + 4 + 4 * 4 * 36 * 10:,}"  # filters and a norm
     page = overview.compose([section, section], [row, row])

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxinterp.glassbox.templates import template_shares
+from jaxinterp.explain.explainable import explainable
+from jaxinterp.glassbox.templates import shares, template_shares
 
 
 class Filters(nn.Module):
@@ -17,11 +18,13 @@ class Filters(nn.Module):
 def test_shares_of_templates_sum_to_the_logit():
     net, x = Filters(), jax.random.uniform(jax.random.key(0), (2, 5, 5, 3))
     variables = jax.jit(net.init)(jax.random.key(1), x)
-    parts = template_shares(net.apply, x, "templates", [1, 2], variables=variables)
-    logits = net.apply(variables, x)[jnp.arange(2), jnp.array([1, 2])][:, None]
+    rows = jnp.array([[1, 2], [2, 0]])
+    parts = template_shares(explainable(net, variables), x, rows, layer="templates")
+    logits = jnp.take_along_axis(net.apply(variables, x), rows, 1)
     np.testing.assert_allclose(parts.contributions.sum(-1) + parts.bias, logits, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(parts.shares.sum(-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(shares(parts.contributions).sum(-1), 1.0, rtol=1e-5)
     silent = jax.tree.map(lambda a: a, variables)
     silent["params"]["templates"]["kernel"] = variables["params"]["templates"]["kernel"].at[..., 2].set(0)
-    parts = template_shares(net.apply, x, "templates", variables=silent)
-    np.testing.assert_array_equal(parts.shares[..., 2], 0)  # a template that answers nothing has no share
+    parts = template_shares(explainable(net, silent), x, layer="templates")
+    # A template that answers nothing has no share.
+    np.testing.assert_array_equal(shares(parts.contributions)[..., 2], 0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.nn.baselines import (
     VGG,
     VGG_STAGES,
@@ -115,10 +116,10 @@ def test_is_affine_at_its_input(name):
         model = model.clone(param_dtype=jnp.float64)
         x, variables = trained(model, shape, jax.random.key(5), jnp.float64)
         u = jax.random.normal(jax.random.key(6), shape, jnp.float64)
-        apply = jax.jit(lambda variables, x: model.apply(variables, x, frozen=True))
-        parts = decompose(apply, x, variables=variables)
+        net = explainable(model, variables)
+        parts = decompose(net, x)
         slope = (parts.weights * u[:, None]).sum((2, 3, 4))
-        difference = (apply(variables, x + 1e-7 * u) - parts.logits) / 1e-7
+        difference = (net.frozen(x + 1e-7 * u) - parts.logits) / 1e-7
         np.testing.assert_allclose(difference, slope, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_less(jnp.abs(parts.residual), 1e-10 * (1 + jnp.abs(parts.logits)))
 
@@ -129,7 +130,7 @@ def test_decomposition_is_complete_in_float32(name, at):
     model, shape = TINY[name]
     images, variables = trained(model, shape, jax.random.key(11))
     at = {"resnet": "trunk/block_0", "vgg": "trunk/conv_0"}[name] if at == "first" else at
-    parts = decompose(lambda v, x: model.apply(v, x, frozen=True), images, layer=at, variables=variables)
+    parts = decompose(explainable(model, variables), images, layer=at)
     np.testing.assert_allclose(parts.logits, model.apply(variables, images), rtol=1e-4, atol=1e-5)
     assert jnp.abs(parts.residual).max() <= 1e-4 * jnp.abs(parts.logits).max()
     if at == "trunk":
@@ -249,7 +250,7 @@ def test_alexnet_has_torchvisions_parameters_and_a_small_one_for_cifar():
 @pytest.mark.parametrize("at", [None, pytest.param("conv_4", marks=pytest.mark.slow)])
 def test_alexnet_is_decomposed_as_it_is(at):
     images, variables = trained(ALEXNET, (2, 32, 32, 3), jax.random.key(12))
-    parts = decompose(ALEXNET.apply, images, layer=at, variables=variables)
+    parts = decompose(explainable(ALEXNET, variables), images, layer=at)
     assert jnp.abs(parts.residual).max() <= 1e-5 * jnp.abs(parts.logits).max()
 
 

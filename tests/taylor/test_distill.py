@@ -10,7 +10,7 @@ import optax
 import pytest
 from matplotlib.figure import Figure
 
-from jaxinterp import decompose
+from jaxinterp import decompose, explainable
 from jaxinterp.data import load
 from jaxinterp.errors import DataError
 from jaxinterp.files import write_arrays
@@ -72,7 +72,7 @@ def test_logits_are_cosines_and_decompose_exactly(variables):
     tau = float(jnp.exp(variables["params"]["log_tau"]))
     logits = jax.jit(MODEL.apply)(variables, x)
     np.testing.assert_allclose(logits, tau * queries @ known.T, rtol=1e-4, atol=1e-5)
-    parts = decompose(partial(MODEL.apply, frozen=True), x, variables=variables)
+    parts = decompose(explainable(MODEL, variables), x)
     np.testing.assert_allclose(parts.logits, logits, rtol=1e-4, atol=1e-4)
     assert float(jnp.abs(parts.residual).max()) < 1e-4 * float(jnp.abs(parts.logits).max())
 

@@ -15,6 +15,8 @@ from jaxinterp.app import stages
 from jaxinterp.app.registry import runs
 from jaxinterp.data import hold_out, load
 from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.series import orders, truncated_accuracy
 from jaxinterp.recipe.config import Experiment
 from jaxinterp.recipe.data import training_data
@@ -62,7 +64,8 @@ def test_the_penalized_loss_is_cross_entropy_and_the_penalty(variables) -> None:
     assert loss == PenalizedLoss(network, softmax_cross_entropy, 0.1, 3.0, 4)
     batch = {"image": images, "label": labels}
     total, _ = jax.jit(loss)(variables["params"], variables["batch_stats"], batch, jax.random.key(2))
-    series = np.asarray(orders(network.apply, images, jnp.zeros((8, 8, 1)), 4, variables=variables))
+    found = orders(explainable(network, variables), images, x0=jnp.zeros((8, 8, 1)), max_order=4)
+    series = np.moveaxis(np.asarray(found.contributions), 2, 0)
     penalty = sum(3.0**m * (series[m, :4] ** 2).mean() for m in range(1, 5))
     cross = optax.softmax_cross_entropy_with_integer_labels(series.sum(0), labels).mean()
     assert float(total) == pytest.approx(float(cross + 0.1 * penalty), rel=1e-4)
@@ -94,12 +97,12 @@ def test_a_run_is_expanded_about_its_mean_training_image_and_its_orders_measured
     kept = hold_out(replace(digits, images=digits.images[:64], labels=digits.labels[:64]), 0.25, 0)[0]
     np.testing.assert_allclose(point, kept.images.mean(0) / 16, atol=1e-6)
     results, (images, labels) = read_json(folder / "evaluation.json", ""), trained.test_data
-    series = orders(trained.network.apply, images[:8], point, 2, variables=trained.variables)
-    want = truncated_accuracy(series, labels[:8])
+    series = orders(trained.explainable, images[:8], x0=point, max_order=2)
+    want = truncated_accuracy(series.contributions, labels[:8])
     assert results["orders"]["accuracy"] == want.tolist()
     assert results["metrics"]["accuracy_orders_le_2"] == want[2]
     assert results["metrics"]["degree"] == 4
-    parts = trained.explainable.decompose(images[:2])
+    parts = decompose(trained.explainable, images[:2])
     zero = trained.network.apply(trained.variables, jnp.asarray(point)[None])
     np.testing.assert_allclose(parts.bias, np.repeat(zero, 2, 0), atol=1e-5)
 
