@@ -58,7 +58,22 @@ def padded_size(count: int) -> int:
 def padded(x: Array, size: int | None = None) -> Array:
     """Repeat the last example until the batch has the padded size, or the one given."""
     missing = (padded_size(len(x)) if size is None else size) - len(x)
-    return x if not missing else x[np.minimum(np.arange(len(x) + missing), len(x) - 1)]
+    return x if not missing else _repeat_last(x, missing)
+
+
+@partial(jax.jit, static_argnums=1)
+def _repeat_last(x: Array, times: int) -> Array:
+    return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (times, *x.shape[1:]))])
+
+
+def _cut(parts: Result, batch: int) -> Result:
+    """Leave out padding: one small program for all arrays of a batch size."""
+    return parts if all(len(leaf) == batch for leaf in jax.tree.leaves(parts)) else _first(parts, batch)
+
+
+@partial(jax.jit, static_argnums=1)
+def _first(parts: Any, batch: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:batch], parts)
 
 
 def affordable(count: int, bytes_all: int | float, max_bytes: int) -> int:
@@ -83,9 +98,24 @@ def in_batches(
     """
     size = affordable(len(arrays[0]), bytes_all, max_bytes)
     parts = [run(*(array[i : i + size] for array in arrays)) for i in range(0, batch, size)]
-    if len(parts) == 1:
-        return jax.tree.map(lambda leaf: leaf if len(leaf) == batch else leaf[:batch], parts[0])
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:batch], *parts)
+    whole = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    if isinstance(whole, Attribution) and not isinstance(whole.logits, jax.core.Tracer):
+        _require_finite(whole, batch)
+    return _cut(whole, batch)
+
+
+def _require_finite(parts: Attribution, batch: int) -> None:
+    wrong = np.flatnonzero(~np.asarray(_finite(parts.contributions, parts.logits))[:batch])
+    listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+    got = f"NaN or infinity at {len(wrong)} of {batch} examples ({listed})"
+    require(not len(wrong), "logits", got, f"finite logits and contributions of {parts.method}")
+
+
+@jax.jit
+def _finite(contributions: Array, logits: Array) -> Array:
+    """Whether all values of an example are finite."""
+    whole = contributions.reshape(len(contributions), -1)
+    return jnp.isfinite(whole).all(1) & jnp.isfinite(logits).all(1)
 
 
 _BY_TARGET = ("contributions", "logits", "targets", "bias", "residual", "weights")
@@ -116,7 +146,7 @@ def in_tiles(
     examples, targets = _plan(size, models, found, arrays, rows, max_bytes)
     if (examples, targets) == rows.shape:
         parts, coupled = run(True, found, rows, *arrays)
-        return jax.tree.map(lambda leaf: leaf if len(leaf) == batch else leaf[:batch], parts), coupled
+        return _cut(parts, batch), coupled
     found = models(*(array[:examples] for array in arrays))
     wholes: list[Attribution] = []
     coupled = None

@@ -24,9 +24,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_finite
+from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
+from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import INPUT, peak_bytes
 
 CURVATURE = 1e-3
@@ -63,6 +65,7 @@ def decompose(
 ) -> list[Attribution]: ...
 
 
+@on_automatic_axes
 def decompose(
     net: Any,
     x: Any,
@@ -124,7 +127,13 @@ def decompose(
 
     with jax.default_matmul_precision("highest"):
         run, size = partial(_pass, levels, biases=biases), Size(levels)
-        parts, coupled = in_tiles(run, size, models, (x, *given), padded(rows), batch, max_bytes)
+        try:
+            parts, coupled = in_tiles(run, size, models, (x, *given), padded(rows), batch, max_bytes)
+        except (ValueError, NotImplementedError) as error:
+            if isinstance(error, JaxInterpError) or "ifferentiation" not in str(error):
+                raise
+            wanted = "one that can be differentiated backward"
+            raise ConfigError(f"network: got {' '.join(str(error).split())[:200]}, expected {wanted}") from error
     if check and not isinstance(parts[0].logits, jax.core.Tracer):
         _require_exact(parts, coupled, batch)
     return parts if isinstance(layer, list) else parts[0]

@@ -14,16 +14,39 @@ from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain import frameworks
 from jaxinterp.explain.batches import padded
+from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import INPUT, Model, UnreadableError, mark, trace
 
+LONGEST = 300  # characters of a network's own error that are passed on
 Images = Num[Array | np.ndarray, "batch ..."]
 Encode = Callable[[Any, Array], Array]
 Kind = Literal["logits", "frozen"]
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("variables",),
+    meta_fields=(
+        "network",
+        "held",
+        "encoding",
+        "output",
+        "bias",
+        "layer",
+        "levels",
+        "pooled",
+        "probability",
+        "constant",
+        "notice",
+        "keep",
+        "named",
+    ),
+)
 @dataclass(frozen=True)
 class Explainable:
     """A network with its variables, made by `explainable`; equal networks are compiled once.
+
+    A pytree of its variables, so that it can be an argument of `jax.jit`, `jax.grad` and `jax.vmap`.
 
     Attributes:
         variables: the network's variables, a pytree of arrays.
@@ -75,6 +98,7 @@ class Explainable:
         """Return the input that the network reads."""
         return self.activation(x, INPUT)
 
+    @on_automatic_axes
     def activation(self, x: Images, layer: str) -> Array:
         """Return the output of a layer, (batch, ...)."""
         x = _examples(x)
@@ -109,14 +133,12 @@ class Explainable:
         except UnreadableError as error:
             came, *rest = (array[:examples] for array in (x, *given))
             raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from error.__cause__
-        out, hint = (
-            model.program.output,
-            "logits (batch, classes); output=lambda out: ... takes them from what it returns",
-        )
+        out, hint = model.program.output, "logits (batch, classes); output= takes them from what it returns"
         require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
         shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
         got = f"an output of shape ({', '.join(map(str, shape))})"
         require(len(shape) == 2 and shape[0] == "batch" and shape[1], "network", got, hint)
+        require(jnp.issubdtype(out.dtype, jnp.floating), "network", f"an output of {out.dtype}", "floating logits")
         return model
 
     def log_odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
@@ -138,6 +160,7 @@ class Explainable:
             return None
         return jnp.asarray(self.bias(self.variables) if callable(self.bias) else self.bias)
 
+    @on_automatic_axes
     def _run(self, kind: Kind, x: Images) -> Array:
         x = _examples(x)
         return _called(self.program(kind, padded(x), examples=len(x)), padded(x))[: len(x)]
@@ -148,7 +171,8 @@ class Explainable:
         try:
             trace(function, self.variables, x[None], *given, keep=False, named=True)
         except UnreadableError:
-            reason = next(iter(str(error).strip().splitlines()), "")
+            reason = " ".join(str(error).split())
+            reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
             return f"{got}, expected an input that the network can read: {type(error).__name__}: {reason}"
         return f"{got}, expected a batch, {(1, *x.shape)}: x[None]"
 

@@ -4,6 +4,7 @@ Flax linen and NNX, Equinox, Keras 3 on JAX, and plain functions. Functions made
 that a network wrapped twice is compiled once. Nothing here imports a framework that the network does not come from.
 """
 
+import dataclasses
 import inspect
 import sys
 import warnings
@@ -169,7 +170,8 @@ def _linen(module: nn.Module, variables: Any, keywords: dict[str, Any]) -> Netwo
     require(variables is not None, "variables", f"none with the Flax module {type(module).__name__}", "its variables")
     require(isinstance(variables, Mapping), "variables", type(variables).__name__, "a mapping, as of module.init")
     wanted = _wanted(type(module).__call__, INFERENCE)
-    fixed = {name: value for name, value in wanted.items() if getattr(module, name, None) is not None}
+    fields = {field.name for field in dataclasses.fields(module)} & INFERENCE.keys()
+    fixed = {name: INFERENCE[name] for name in fields if getattr(module, name) is not None}
     if fixed:  # what the constructor was given is not to be given in the call, see `nn.merge_param`
         module = module.clone(**fixed)
     keywords = {name: value for name, value in wanted.items() if name not in fixed} | keywords
@@ -275,6 +277,8 @@ def _marked_modules(equinox: Any, node: Any, path: tuple[str, ...]) -> Any:
 
 def _mark_example(name: str, value: Any, nested: int = 3) -> Any:
     """Mark an array under `vmap`, nested a few times: the batch that it is then part of, with the batch first."""
+    if isinstance(value, tuple) and value:  # with the module's state behind it
+        return (_mark_example(name, value[0], nested), *value[1:])
     if not isinstance(value, jax.Array) or not nested:
         return mark(name, value)
 

@@ -27,6 +27,7 @@ from jaxinterp.checks import require, require_at_least, require_finite, require_
 from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, value_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
+from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.propagation import NotPolynomialError as NotPolynomialError
 from jaxinterp.explain.propagation import propagate as propagate
 
@@ -45,6 +46,7 @@ def _checked(
     return call, padded(jnp.broadcast_to(x0, shape))
 
 
+@on_automatic_axes
 def orders(
     net: Any,
     x: Any,
@@ -105,6 +107,7 @@ def _line(model: Any, layer: str | None, x: Array, x0: Array) -> tuple[Callable[
     return lambda z: head(model, layer, z, x0), start, value_at(model, layer, x) - start
 
 
+@on_automatic_axes
 def contributions(
     net: Any,
     x: Any,
@@ -162,6 +165,7 @@ def _contributions(layer: str | None, max_order: int, model: Any, x: Array, x0: 
     return Attribution(parts, logits, rows, values[0], residual, method="contributions", layer=layer or X)
 
 
+@on_automatic_axes
 def pairs(
     net: Any,
     x: Any,

@@ -12,8 +12,10 @@ from jaxinterp.explain.attribute.backward import checked, chosen, size_of, targe
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.explainable import explainable
+from jaxinterp.explain.meshes import on_automatic_axes
 
 
+@on_automatic_axes
 def grad_cam(
     net: Any,
     x: Any,

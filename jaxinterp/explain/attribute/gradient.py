@@ -9,8 +9,10 @@ from jaxtyping import Array
 from jaxinterp.explain.attribute.backward import X, checked, chosen, size_of, target_gradients, value_of
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
+from jaxinterp.explain.meshes import on_automatic_axes
 
 
+@on_automatic_axes
 def gradient(
     net: Any, x: Any, targets: Targets = None, *, layer: str | None = None, max_bytes: int = MAX_BYTES
 ) -> Attribution:
@@ -38,6 +40,7 @@ def gradient(
     return _slopes(net, x, targets, layer, max_bytes, times=False)
 
 
+@on_automatic_axes
 def input_x_gradient(
     net: Any, x: Any, targets: Targets = None, *, layer: str | None = None, max_bytes: int = MAX_BYTES
 ) -> Attribution:

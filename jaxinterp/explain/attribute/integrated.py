@@ -13,6 +13,7 @@ from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.explain.attribute.backward import X, checked, chosen, head, target_gradients, value_of
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
+from jaxinterp.explain.meshes import on_automatic_axes
 
 Nodes = Literal["gauss-legendre", "riemann", "riemann-left"]
 
@@ -38,6 +39,7 @@ def quadrature(nodes: Nodes, steps: int) -> tuple[Float[np.ndarray, " steps"], F
     return (np.arange(steps) + (nodes == "riemann")) / steps, np.full(steps, 1 / steps)
 
 
+@on_automatic_axes
 def integrated_gradients(
     net: Any,
     x: Any,

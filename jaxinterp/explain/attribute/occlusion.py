@@ -11,6 +11,7 @@ from jaxinterp.checks import require, require_at_least
 from jaxinterp.explain.attribute.backward import X, checked, chosen
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
+from jaxinterp.explain.meshes import on_automatic_axes
 
 
 def covered(size: int, window: int, stride: int) -> Bool[np.ndarray, "windows size"]:
@@ -33,6 +34,7 @@ def covered(size: int, window: int, stride: int) -> Bool[np.ndarray, "windows si
     return (start <= pixel) & (pixel < start + window)
 
 
+@on_automatic_axes
 def occlusion(
     net: Any,
     x: Any,

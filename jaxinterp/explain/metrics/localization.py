@@ -21,6 +21,7 @@ from jaxinterp.checks import require, require_at_least, require_finite, require_
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
 from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import Method, attribution
 
 
@@ -188,6 +189,7 @@ def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[A
     return jnp.where(total > 0, own / jnp.where(total > 0, total, 1), 0)
 
 
+@on_automatic_axes
 def grid_pointing_game(
     net: Any,
     method: Method,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.explain.attribute.backward import checked, chosen, head, value_of
 from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
+from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import Explained, label_maps
 from jaxinterp.explain.program import INPUT
 
@@ -72,6 +73,7 @@ def removal_ranks(maps: Float[Array, "batch height width"], order: Order = "leas
     return jnp.argsort(turns, axis=1).astype(jnp.int32).reshape(maps.shape)
 
 
+@on_automatic_axes
 def pixel_deletion(
     net: Any,
     method: Explained,

@@ -36,6 +36,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_finite, require_one_of
+from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.gated import architecture as arch
 from jaxinterp.gated.architecture import Architecture, Gates, ValueInput, fan_ins, gate_shapes, iter_layers
 from jaxinterp.gated.kernels.pairwise import rectangular, symmetric
@@ -94,6 +95,7 @@ class PathKernel:
         fits = not isinstance(s, tuple) or len(s) == weights
         require(fits, "weight_variances", s, f"{weights}, one for each Dense and Conv")
 
+    @on_automatic_axes
     def __call__(
         self,
         x: Float[Array | np.ndarray, "n ..."],

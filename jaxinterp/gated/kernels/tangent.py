@@ -16,10 +16,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_one_of
+from jaxinterp.explain.meshes import on_automatic_axes
 
 Function = Callable[[Any, Any], Float[Array, "n classes"]]
 
 
+@on_automatic_axes
 def tangent_kernel(
     function: Function, params: Any, x: Any, x2: Any = None, *, classes: Literal["mean", "all"] = "mean"
 ) -> Float[Array, "n m ..."]:

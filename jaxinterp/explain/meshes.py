@@ -1,0 +1,51 @@
+"""Arrays on a mesh with explicit axes: computed as on one with automatic axes, where the compiler places values."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function of arrays run on meshes whose axes are explicit; on all others it runs as it is.
+
+    Explicit axes (`jax.make_mesh`'s default) make a sharding part of an array's type, which indexing, padding and
+    tiling of a batch would each have to name. Known arrays are moved to a mesh of the same devices with automatic
+    axes, and arrays of the result that are spread over it back.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        leaves = jax.tree.leaves((args, kwargs))
+        mesh = next(filter(None, map(_explicit, leaves)), None)
+        if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return function(*args, **kwargs)
+        automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+        def move(leaf: Any, source: Mesh, target: Mesh) -> Any:
+            if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+                return leaf
+            spread = isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == source
+            spec = leaf.sharding.spec if spread else PartitionSpec()  # type: ignore[attr-defined]
+            return jax.device_put(leaf, NamedSharding(target, spec))
+
+        args, kwargs = jax.tree.map(lambda leaf: move(leaf, mesh, automatic), (args, kwargs))
+        with jax.set_mesh(automatic):
+            result = function(*args, **kwargs)
+        return jax.tree.map(lambda leaf: move(leaf, automatic, mesh), result)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _explicit(leaf: Any) -> Mesh | None:
+    """Return the mesh of a known array if one of its axes is explicit."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return None
+    sharding = leaf.sharding
+    explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
+    return sharding.mesh if explicit else None  # type: ignore[attr-defined, no-any-return]
