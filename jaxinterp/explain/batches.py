@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from jaxinterp.checks import require, require_at_least
 from jaxinterp.explain.attribution import Attribution
 
-Targets = None | int | Sequence[int] | Int[Array, "..."] | np.ndarray
+Targets = None | int | Sequence[int] | Sequence[Sequence[int]] | Int[Array, "..."] | np.ndarray
 MAX_BYTES = 2 << 30
 """Default budget of one pass."""
 PLANS = 256
@@ -37,17 +37,18 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
         ([[0, 1, 2], [0, 1, 2]], [[2], [0]])
     """
     if targets is None:
-        return jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32), (batch, classes))
+        return jnp.asarray(np.tile(np.arange(classes, dtype=np.int32), (batch, 1)))
     if not isinstance(targets, jax.core.Tracer):
         values = np.asarray(targets)
         require(np.issubdtype(values.dtype, np.integer), "targets", values.dtype, f"integers in [0, {classes})")
         if values.size:
             low, high = values.min(), values.max()
             require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes in [0, {classes})")
-    rows = jnp.asarray(targets, dtype=jnp.int32)
+    array = jnp if isinstance(targets, jax.core.Tracer) else np  # known ones without a program for each batch size
+    rows = array.asarray(targets, dtype=np.int32)
     fits = rows.ndim == 0 or (rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:])
     require(fits, "targets", f"shape {rows.shape}", f"(), ({batch},) or ({batch}, T), T at least 1")
-    return rows if rows.ndim == 2 else jnp.broadcast_to(rows[..., None], (batch, 1))
+    return jnp.asarray(rows if rows.ndim == 2 else array.broadcast_to(rows[..., None], (batch, 1)))
 
 
 def padded_size(count: int) -> int:
@@ -55,9 +56,9 @@ def padded_size(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def padded(x: Array, size: int | None = None) -> Array:
-    """Repeat the last example until the batch has the padded size, or the one given."""
-    missing = (padded_size(len(x)) if size is None else size) - len(x)
+def padded(x: Array) -> Array:
+    """Repeat the last example until the batch has the padded size."""
+    missing = padded_size(len(x)) - len(x)
     return x if not missing else _repeat_last(x, missing)
 
 

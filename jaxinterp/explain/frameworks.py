@@ -171,7 +171,7 @@ def _linen(module: nn.Module, variables: Any, keywords: dict[str, Any]) -> Netwo
     require(isinstance(variables, Mapping), "variables", type(variables).__name__, "a mapping, as of module.init")
     wanted = _wanted(type(module).__call__, INFERENCE)
     fields = {field.name for field in dataclasses.fields(module)} & INFERENCE.keys()
-    fixed = {name: INFERENCE[name] for name in fields if getattr(module, name) is not None}
+    fixed: dict[str, Any] = {name: INFERENCE[name] for name in fields if getattr(module, name) is not None}
     if fixed:  # what the constructor was given is not to be given in the call, see `nn.merge_param`
         module = module.clone(**fixed)
     keywords = {name: value for name, value in wanted.items() if name not in fixed} | keywords
