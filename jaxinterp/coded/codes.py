@@ -10,17 +10,20 @@ networks (Avranas and Kountouris, arXiv 2202.05343, Sec. 3.2.1) a good code has
 `codes.json` holds the frozen tables that `load_code` reads; `experiments/design_codes.py` searched for ours.
 """
 
+import ast
 import json
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 from jaxinterp.checks import require, require_one_of
+from jaxinterp.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -125,24 +128,49 @@ def code_names() -> tuple[str, ...]:
     return tuple(_tables())
 
 
-def load_code(name: str) -> Code:
-    """Load a frozen table: the paper's for CIFAR-10, and those of our runs for CIFAR-100 and ImageNet.
+def load_code(name: str, file: Path | str | None = None) -> Code:
+    """Load a frozen table: the paper's for CIFAR-10, those of our runs, or the authors' from a copy of their file.
 
     Args:
         name: "cifar10-5-of-10" or "cifar10-3-of-10" (the paper's), "cifar100-8-of-20", "cifar100-4-of-20",
-            "imagenet-16-of-32" or "imagenet-8-of-32".
+            "imagenet-16-of-32" or "imagenet-8-of-32"; or "authors-" before such a name, with `file`.
+        file: `subNNs_codes.py` of github.com/avranasa/Coded-ResNeXt, which came without a license and is not
+            contained here; it is read, never run.
 
     Example:
         >>> code = load_code("cifar10-3-of-10")
         >>> code.classes, code.length, code.weight, code.distance, code.gap
         (10, 10, 3, 4, 0)
 
-    Source: arXiv 2202.05343, Table 3 (CIFAR-10). The others are ours: the authors' are not printed, and their code
-    (github.com/avranasa/Coded-ResNeXt), which has them, came without a license. `Code.of` takes any table.
+    Source: arXiv 2202.05343, Table 3 (CIFAR-10). The others are ours: the authors' are not printed.
     """
+    if name.startswith(AUTHORS):
+        return _authors_code(name.removeprefix(AUTHORS), file)
+    require(file is None, "file", file, f"none with {name!r}, which is contained here")
     require_one_of("name", name, code_names())
     table = _tables()[name]
     return Code(tuple(table["words"].split()), table["distance"], table["gap"])
+
+
+AUTHORS = "authors-"
+
+
+def _authors_code(name: str, file: Path | str | None) -> Code:
+    """Read one table of the authors' file, a Python module of mappings "a/N" → words, as literals."""
+    require(file is not None, "file", file, f"a copy of the authors' subNNs_codes.py with {AUTHORS + name!r}")
+    try:
+        module = ast.parse(Path(str(file)).read_text("utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise ConfigError(f"file: got {file}, expected the authors' subNNs_codes.py: {error}") from error
+    known: dict[str, tuple[str, ...]] = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict):
+            data = node.targets[0].id.split("_")[-1].lower()
+            for key, value in zip(node.value.keys, node.value.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.List):  # others are all ones, no codes
+                    known[f"{data}-{str(key.value).replace('/', '-of-')}"] = tuple(ast.literal_eval(value))
+    require_one_of("name", name, known)
+    return Code(known[name])
 
 
 def require_integer(name: str, value: Any, least: int, most: int | float = math.inf) -> None:

@@ -80,3 +80,18 @@ def test_codes_of_tables():
         Code.of(np.array([[1, 2], [0, 1]]))
     with pytest.raises(ValueError, match=r"^name: got"):
         load_code("cifar")
+
+
+def test_a_table_is_read_from_a_copy_of_the_authors_file(tmp_path):
+    file = tmp_path / "subNNs_codes.py"
+    words = "['1100', '0110', '0011', '1001']"
+    file.write_text(f"SUBNNS_CODING_CIFAR100 = {{'4/4': ['1' * 4 for c in range(9)],\n  '2/4': {words}}}\n")
+    assert load_code("authors-cifar100-2-of-4", file).words == ("1100", "0110", "0011", "1001")
+    for name, path, field in (
+        ("authors-cifar100-4-of-4", file, "name"),
+        ("authors-cifar100-2-of-4", None, "file"),
+        ("authors-cifar100-2-of-4", tmp_path / "none.py", "file"),
+        ("cifar10-3-of-10", file, "file"),
+    ):
+        with pytest.raises(ValueError, match=rf"\A{field}: got"):
+            load_code(name, path)
