@@ -124,6 +124,10 @@ def panel(
     rows, columns = pictures.shape[:2]
     _require_titles(titles, rows, columns)
     signed = pictures.ndim == 4
+    if not signed and pictures.size:
+        low, high = float(pictures.min()), float(pictures.max())
+        wanted = "colors in [0, 1]; contributions are summed over channels, as by Attribution.maps"
+        require(low >= 0 and high <= 1, "maps", f"{pictures.shape[-1]} channels from {low:.3g} to {high:.3g}", wanted)
     if signed:
         row = np.percentile(np.abs(pictures), 99.99, axis=(1, 2, 3))[:, None]
         pictures = contribution_map(pictures, {"row": row, "map": None, "all": shared_limit(pictures)}[scale])

@@ -196,3 +196,8 @@ def test_level_curves_draw_three_accuracies_by_level():
     (axes,) = level_curves(rows).axes
     assert axes.lines[0].get_ydata().tolist() == [0.5, 0.6, 0.7]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n(16)", "1\n(4)", "2\n(1)"]
+
+
+def test_contributions_of_channels_are_not_drawn_as_colors():
+    with pytest.raises(ValueError, match=r"\Amaps: got 3 channels from -1"):
+        draw.panel(np.zeros((1, 2, 2, 3)), np.full((1, 1, 2, 2, 3), -1.0), [["a"]])
