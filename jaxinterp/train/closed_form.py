@@ -76,7 +76,7 @@ def fit_closed_form(
         else:
             state, meta, _ = results
             history = meta["history"]
-            log("the fit is finished already")
+            log("already finished")
     best = None if best_record(history) is None else state.variables
     summary = summarize(history, state.variables, best, parts["test"])
     with RunLog(run_dir, history if results else [], seed=config.seed, step=1 if results else 0) as logs:

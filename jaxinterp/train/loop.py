@@ -239,7 +239,9 @@ def fit(
             if init_from is not None:
                 state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
-            if run.step:
+            if run.step == config.epochs * steps:
+                progress.log(f"already finished, {len(run.history)} of {config.epochs} epochs")
+            elif run.step:
                 progress.log(f"resuming at step {run.step} of {config.epochs * steps}")
             tested = compile_evaluation(test) if config.eval_test_each_epoch else None
             evaluations = {"val": compile_evaluation(validation), "test": tested}

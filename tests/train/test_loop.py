@@ -83,6 +83,9 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, tiny, quadrants, cap
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 56, "epoch": 7}\n{"step": 64, "ep')
     again = train(tmp_path, tiny(), data, test, schedule=SCHEDULE, **settings)
+    printed = capsys.readouterr().out
+    assert "already finished, 6 of 6 epochs\n" in printed
+    assert "resuming" not in printed
     assert again.summary == result.summary
     assert lines(tmp_path) == result.history == again.history
 
