@@ -21,7 +21,7 @@ from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.data import check_fits, split, training_data
+from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import compose_page, likeliest, top_maps
@@ -81,7 +81,11 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
         write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
     init_from = partial(family.init_from, run, network, pretrained=pretrained, data=data)
     same = fingerprint(family, run)
-    return family.fit(Job(run_dir, run, network, data, validation, test, init_from, same, allow_older))
+    outputs = run.model.classes
+    fitted = with_outputs(data, outputs) if isinstance(data, Dataset) else data
+    held = None if validation is None else with_outputs(validation, outputs)
+    tested = with_outputs(test, outputs)
+    return family.fit(Job(run_dir, run, network, fitted, held, tested, init_from, same, allow_older))
 
 
 def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
