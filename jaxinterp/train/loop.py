@@ -167,8 +167,8 @@ def fit(
 
     Args:
         run_dir: The run folder: `checkpoints/`, `metrics.jsonl`, `run.json` and `tensorboard/` are written here.
-        model: Called as `model.apply(variables, image, train=bool)`, one output for each class of the data; under `pmap`
-            BatchNorm has `axis_name="batch"`.
+        model: Called as `model.apply(variables, image, train=bool)`, one output for each class of the data; under
+            `pmap` BatchNorm has `axis_name="batch"`.
         loss_fn: The loss; if it is `ClassificationLoss(model, ...)`, it is reported on the held-out parts too.
         tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.

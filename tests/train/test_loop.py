@@ -126,7 +126,7 @@ def test_outputs_are_the_classes_of_the_data(tmp_path, tiny, quadrants, loss, cl
         split = relabeled(quadrants(20, split=part))
         with pytest.raises(ConfigError, match=rf"one for each class of quadrants \({part}\)$"):
             train(tmp_path / "run", model, data, **{part: split})
-    with pytest.raises(ConfigError, match="^model: got outputs"):
+    with pytest.raises(ConfigError, match=r"^model: got outputs"):
         fit_closed_form(tmp_path / "run", model, lambda v: v, loss, relabeled(data), None, config)
     assert not (tmp_path / "run").exists()
 
