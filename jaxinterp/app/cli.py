@@ -243,8 +243,8 @@ def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = 
     """Return the command that the words ask for; leave after help, which begins with the description."""
     for word in words:
         require(not re.fullmatch(r"--[\w-]+=", word), word.rstrip("="), "nothing", "a value")
-    options = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--[\w-]+(=|$)", word)]
-    for option, count in Counter(options).items():
+    given = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--[\w-]+(=|$)", word)]
+    for option, count in Counter(given).items():
         require(count == 1, option, f"it {count} times", "it once")
     arguments = assignments(words) if kind is Train or words[:1] == ["train"] else list(words)
     box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)

@@ -197,13 +197,13 @@ def explain(
     """
     from jaxinterp.data.images import read_images
 
-    paths, out = [Path(path) for path in paths], Path(out)
+    sources, out = [Path(path) for path in paths], Path(out)
     check_folder(out)
     run = trained(run_dir, which)
     net = run.explainable
-    images, lines = read_images(paths, *run.run.data.image_shape)
+    images, lines = read_images(sources, *run.run.data.image_shape)
     used: set[Path] = set()
-    for path, image, line in zip(paths, images, lines, strict=True):
+    for path, image, line in zip(sources, images, lines, strict=True):
         decomposition = decompose(net, image[None])
         parts = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), decomposition)
         probability = net.probabilities(parts.logits[None])[0]

@@ -1,5 +1,6 @@
 """Data sets held in memory: embedded digits, sets prepared by tensorflow-datasets, and official raw files."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,7 @@ def _maximum(maximum: Any, dtype: np.dtype) -> int | float:
     """Return the pixel value that becomes 1: what was given, else the type's."""
     top = np.iinfo(dtype).max if dtype.kind == "u" else 1
     bound, wanted = (np.inf, "a finite number") if dtype.kind == "f" else (top, f"at most {top}, as {dtype} holds")
-    fits = isinstance(maximum, Real) and 0 <= maximum <= bound and np.isfinite(maximum)
+    fits = isinstance(maximum, Real) and 0 <= float(maximum) <= bound and math.isfinite(float(maximum))
     require(fits, "maximum", maximum, f"from 0 on, {wanted}")
     return maximum or top
 
