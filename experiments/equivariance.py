@@ -29,7 +29,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from jaxinterp.app.console import errors_in_one_line
-from jaxinterp.app.publish import one_run, require_finished, train_command
+from jaxinterp.app.publish import one_run, overrides, require_finished, results_file, train_command
 from jaxinterp.app.results import MOTIONS, Results, equivariance_rows, summarize, write_results
 from jaxinterp.app.stages import trained
 from jaxinterp.checks import require, require_at_least
@@ -39,7 +39,7 @@ from jaxinterp.files import check_folder
 from jaxinterp.glassbox.family import GlassBoxModel
 from jaxinterp.glassbox.learned import GROUPS, LearnedModel
 from jaxinterp.provenance import machine, versions
-from jaxinterp.recipe.config import Model
+from jaxinterp.recipe.config import Model, Run
 from jaxinterp.recipe.family import TrainedRun
 from jaxinterp.recipe.run_folder import read_name
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error, layer_equivariance, split_network
@@ -185,14 +185,15 @@ class Program:
         results, by_run = list[Results](), dict[str, list[Path]]()
         for run_dir in self.run_dirs:
             by_run.setdefault(read_name(run_dir), []).append(run_dir)
-        for run_dirs in by_run.values():
-            one_run(run_dirs)  # before anything is measured
+        first = dict[str, Run[Any]]()
+        for name, run_dirs in by_run.items():
+            first[name] = one_run(run_dirs)[1][0]  # before anything is measured
             require_finished(run_dirs)
         for name, run_dirs in by_run.items():
             result = self.measure_run(name, run_dirs, console)
             results.append(result)
             if self.results is not None:
-                write_results(self.results / f"equivariance_{name.replace('/', '_')}.json", result)
+                write_results(results_file(self.results, name, first[name], "equivariance_"), result)
         header, *rows = equivariance_rows(results)
         table = Table(box=None)
         for title in header:
@@ -228,6 +229,7 @@ class Program:
             seeds,
             summarize({metric: [one[metric] for one in numbers] for metric in metrics}),
             headline=False,
+            overrides=tuple(overrides(name, configurations[0])),
         )
 
 

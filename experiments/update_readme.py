@@ -134,7 +134,7 @@ def metrics_table(table: Table, results: Iterable[Results]) -> str:
     for result in rows:
         cells = [number(result.metrics.get(name), form) for name, (_, form) in columns.items()]
         cells += [best_baseline(result)] if baseline else []
-        lines.append([f"`{result.run}`", *cells, str(len(result.seeds))])
+        lines.append([result.label, *cells, str(len(result.seeds))])
     return markdown(lines) if rows else ""
 
 
@@ -148,7 +148,7 @@ def best_baseline(result: Results) -> str:
 def measurements_table(results: Iterable[Results]) -> str:
     """Write all metrics of results that are not of a trained network, one row each; empty if there are none."""
     rows = [
-        [f"`{result.run}`", name.replace("_", " "), f"{metric.mean:.3g} ± {metric.std:.1g}", str(metric.n)]
+        [result.label, name.replace("_", " "), f"{metric.mean:.3g} ± {metric.std:.1g}", str(metric.n)]
         for result in results
         if "test_accuracy" not in result.metrics and f"{MOTIONS[0]} accuracy" not in result.metrics
         for name, metric in result.metrics.items()

@@ -70,8 +70,9 @@ def require_labels(name: str, labels: Any, count: int, classes: int | None = Non
         ConfigError: they are not.
     """
     found = np.asarray(labels)
-    fits = found.shape == (count,) and count and np.issubdtype(found.dtype, np.integer)
-    require(fits, name, f"{found.dtype}{found.shape}", f"{max(count, 1)} integers, one for each image")
+    require(count, name, "none", "at least one image and its label")
+    fits = found.shape == (count,) and np.issubdtype(found.dtype, np.integer)
+    require(fits, name, f"{found.dtype}{found.shape}", f"integers ({count},), one for each image")
     inside = found.min() >= 0 and (classes is None or found.max() < classes)
     wanted = "classes from 0 on" if classes is None else f"classes in [0, {classes})"
     require(inside, name, f"{found.min()}..{found.max()}", wanted)
@@ -170,9 +171,12 @@ def expected(error: Any) -> str:
         "literal_error": "one of {expected}",
         "int_type": "an integer",
         "int_parsing": "an integer",
+        "int_parsing_size": "an integer",
+        "int_from_float": "an integer",
         "float_type": "a number",
         "float_parsing": "a number",
         "bool_type": "True or False",
+        "bool_parsing": "True or False",
         "string_type": "a text",
         "tuple_type": "a tuple",
         "none_required": "None",
@@ -181,5 +185,8 @@ def expected(error: Any) -> str:
         "missing": "a value",
         "unexpected_keyword_argument": "no such field",
     }
-    parts = [words.get(e["type"], e["msg"]).format(**e.get("ctx", {})) for e in error.errors()]
-    return " or ".join(dict.fromkeys(parts))
+    parts = dict.fromkeys(
+        words[e["type"]].format(**e.get("ctx", {})) if e["type"] in words else e["msg"].removeprefix("Input should be ")
+        for e in error.errors()
+    )
+    return " or ".join(parts)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from annotated_types import Ge
 
-from jaxinterp.checks import Checked, require_finite
+from jaxinterp.checks import Checked, require_finite, require_labels
 from jaxinterp.errors import ConfigError
 
 
@@ -25,6 +25,13 @@ def test_non_finite_values_raise_and_known_ones_do_under_a_trace_too():
     for wrong in (jnp.array([1.0, jnp.nan]), np.array([np.inf, 1.0, np.nan])):
         with pytest.raises(ConfigError, match="known"):
             traced(wrong)
+
+
+def test_labels_of_no_image_are_said_to_be_none():
+    with pytest.raises(ConfigError, match=r"^y: got none, expected at least one image and its label$"):
+        require_labels("y", np.zeros(0, int), 0)
+    with pytest.raises(ConfigError, match=r"^y: got int64\(2,\), expected integers \(1,\), one for each image$"):
+        require_labels("y", np.zeros(2, int), 1)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxinterp"
-GROUND = ("errors", "checks", "provenance", "files")
+GROUND = ("errors", "checks", "provenance", "files", "lazy")
 FAMILIES = ("coda", "gated", "coded", "taylor", "glassbox")
 # From the ground up: a room imports rooms on its own line or below. Families are apart from one another.
 FLOORS = (

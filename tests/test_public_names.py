@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from pkgutil import iter_modules
+from types import ModuleType
 
 import pytest
 
@@ -27,6 +29,36 @@ def test_decompose_needs_neither_the_application_nor_the_training() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(jaxinterp)
     assert getattr(jaxinterp, name) is not None
+
+
+ROOMS = {name: module for name in dir(jaxinterp) if isinstance(module := getattr(jaxinterp, name), ModuleType)}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_shows_its_public_names_and_modules_alone(name: str) -> None:
+    room = ROOMS[name]
+    public = {shown: getattr(room, shown) for shown in dir(room) if not shown.startswith("_")}
+    assert set(room.__all__) <= set(public)
+    hook = {"jaxtyping"}  # which checks the types in tests
+    others = {shown: value for shown, value in public.items() if shown not in {*room.__all__, *hook}}
+    for shown, value in others.items():
+        assert isinstance(value, ModuleType), f"{name}.{shown}"
+        assert value.__name__ == f"{room.__name__}.{shown}"
+
+
+@pytest.mark.parametrize("name", ["coda", "coded", "figures", "glassbox", "nn", "symmetry"])
+def test_a_room_without_names_of_its_own_lists_all_its_modules(name: str) -> None:
+    room = ROOMS[name]
+    assert room.__all__ == sorted(module.name for module in iter_modules(room.__path__))
+    with pytest.raises(AttributeError, match=f"module 'jaxinterp.{name}' has no attribute 'nothing'"):
+        _ = room.nothing
+
+
+def test_modules_of_a_room_are_imported_when_they_are_used() -> None:
+    program = (
+        "import jaxinterp, sys; room = jaxinterp.coda; print('flax' in sys.modules, room.network.CoDANet.__name__)"
+    )
+    assert run(program).split() == ["False", "CoDANet"]
 
 
 def test_rooms_work_after_importing_the_package_alone() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp import __version__
 from jaxinterp.app.console import errors_in_one_line, show
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder
 from jaxinterp.recipe.overrides import in_one_line, override
@@ -79,9 +80,8 @@ class Train:
         run = experiment_of(self.run).run
         run = override(family_of(run).smoke(run) if self.smoke else run, self.overrides)
         folder = self.run_dir or Path("runs") / f"{self.run.replace('/', '-')}{'-smoke' if self.smoke else ''}"
-        seeded = [override(run, [f"train.seed={seed}"]) for seed in self.seeds.split(",")] if self.seeds else []
-        folders = {folder.parent / f"{folder.name}-seed-{one.train.seed}": one for one in seeded} or {folder: run}
-        require(len(folders) >= len(seeded), "--seeds", self.seeds, "different seeds")
+        folders = {folder.parent / f"{folder.name}-seed-{seed}": run.with_seed(seed) for seed in self._seeds()}
+        folders = folders or {folder: run}
         for run_dir, one in folders.items():
             result = stages.train(self.run, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
             if result.interrupted:
@@ -89,6 +89,19 @@ class Train:
                 raise SystemExit(130 if result.interrupted == "SIGINT" else 143)
             show(console, stages.outcome(run_dir, result.summary))
         return list(folders)
+
+    def _seeds(self) -> list[int]:
+        """Return the numbers of --seeds."""
+        if not self.seeds:
+            return []
+        texts = self.seeds.split(",")
+        natural = all(text.isdecimal() and int(text) < 2**32 for text in texts)
+        require(natural, "--seeds", self.seeds, "integers in [0, 2**32), separated by commas")
+        seeds = [int(text) for text in texts]
+        require(len(set(seeds)) == len(seeds), "--seeds", self.seeds, "different seeds")
+        fixed = [text for text in self.overrides if text.startswith("train.seed=")]
+        require(not fixed, "--seeds", f"{self.seeds} beside {' '.join(fixed)}", "one of the two")
+        return seeds
 
     def to_the_end(self, console: Console) -> None:
         """Train, evaluate and report."""
@@ -131,15 +144,16 @@ class Evaluate:
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     results: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder in which to write <run>.json, the mean and spread over the seeds."""
+    """Folder in which to write <run>.json, the mean and spread over the seeds; overrides stand in its name."""
 
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from jaxinterp.app import stages
-        from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished
+        from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished, results_file
         from jaxinterp.app.results import write_results
 
-        one_run(self.run_dirs)  # before anything is measured
+        name, (first, *_), _ = one_run(self.run_dirs)  # before anything is measured
+        file = None if self.results is None else results_file(self.results, name, first)
         if self.results is not None:
             require_finished(self.run_dirs)
             check_folder(self.results)
@@ -147,10 +161,9 @@ class Evaluate:
             stages.evaluate(run_dir, data_dir=self.data_dir)
         summary = gather(self.run_dirs, self.results)
         console.print(metrics_table(summary))
-        if self.results is not None:
-            path = self.results / f"{summary.run.replace('/', '_')}.json"
-            write_results(path, summary)
-            show(console, f"results: {path}")
+        if file is not None:
+            write_results(file, summary)
+            show(console, f"results: {file}")
 
 
 @dataclass(frozen=True)
@@ -226,15 +239,18 @@ def assignments(words: Sequence[str]) -> list[str]:
     return others + written
 
 
-def parse(kind: Any, words: Sequence[str], prog: str) -> Any:
-    """Return the command that the words ask for; leave after help."""
+def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = __doc__) -> Any:
+    """Return the command that the words ask for; leave after help, which begins with the description."""
     for word in words:
         require(not re.fullmatch(r"--[\w-]+=", word), word.rstrip("="), "nothing", "a value")
+    given = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--[\w-]+(=|$)", word)]
+    for option, count in Counter(given).items():
+        require(count == 1, option, f"it {count} times", "it once")
     arguments = assignments(words) if kind is Train or words[:1] == ["train"] else list(words)
     box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, prog=prog, description=__doc__, args=arguments, config=options)
+            return tyro.cli(kind, prog=prog, description=description, args=arguments, config=options)
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(in_one_line(box.getvalue())) from None
@@ -252,10 +268,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_experiment(file: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a file of named runs as a script: train, evaluate and report one of the runs of its folder."""
-    from jaxinterp.app.registry import FOLDERS
+    """Run a file of named runs as a script: train, evaluate and report one of its runs."""
+    from jaxinterp.app.registry import FOLDERS, runs_of
 
-    words = sys.argv[1:] if arguments is None else arguments
-    FOLDERS.insert(0, Path(file).resolve().parent)
+    words, path = sys.argv[1:] if arguments is None else arguments, Path(file).resolve()
+    FOLDERS.insert(0, path.parent)
     with errors_in_one_line():
-        parse(Train, words, Path(file).name).to_the_end(Console())
+        names = list(runs_of(path.stem))
+        script = (
+            f"Train, evaluate and report one of the runs of this file; the same command resumes it.\n\n{path.name}: "
+        )
+        command = parse(Train, words, path.name, script + ", ".join(names))
+        require_one_of("RUN", command.run, names, f"a run of {path.name}, such as {names[0]}")
+        command.to_the_end(Console())

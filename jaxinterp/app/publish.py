@@ -1,5 +1,7 @@
 """From the run folders of one run, one per seed, to its published results."""
 
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from jaxinterp.app.registry import run_in, runs
-from jaxinterp.app.results import Results, summarize
+from jaxinterp.app.results import Results, read_results, summarize
 from jaxinterp.checks import require, shown
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.run_folder import read_json, read_name
+
+MAX_NAME = 100  # characters of overrides in the name of a file
 
 
 def require_finished(run_dirs: Sequence[Path]) -> None:
@@ -51,6 +55,22 @@ def overrides(name: str, run: Run[Any]) -> list[str]:
     return [f"{key}={shown(value)}" for key, value in differing.items()]
 
 
+def results_file(folder: Path, name: str, run: Run[Any], prefix: str = "") -> Path:
+    """Return the file of a run's results, `<run>.json`; with overrides they stand in the name, as far as they fit.
+
+    Raises:
+        ConfigError: results of overrides would take the place of a headline.
+    """
+    stem, changed = prefix + name.replace("/", "_"), "-".join(overrides(name, run))
+    if changed:
+        safe = re.sub(r"[^\w.,=+-]", "_", changed)
+        stem += f"-{safe}" if len(safe) <= MAX_NAME else f"-{safe[:MAX_NAME]}-{zlib.crc32(changed.encode()):08x}"
+    path = folder / f"{stem}.json"
+    taken = changed and path.exists() and read_results(path).headline
+    require(not taken, str(path), "results of overrides", "another folder: it holds a headline")
+    return path
+
+
 def train_command(name: str, configurations: Sequence[Run[Any]]) -> str:
     """Return the command that trains a run with the seeds of these configurations."""
     seeds = ",".join(str(run.train.seed) for run in configurations)
@@ -77,6 +97,7 @@ def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     folders = f"runs/{name.replace('/', '-')}-seed-"
     into = f" --results {out}" if out else ""
+    changed = tuple(overrides(name, configurations[0]))
     evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds)]) + into
     return Results(
         run=name,
@@ -84,8 +105,9 @@ def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
         machine="; ".join(dict.fromkeys(part["machine"] for part in parts if "machine" in part)),
         versions=infos[0]["versions"],
         seeds=seeds,
-        metrics=summarize(values, {} if overrides(name, configurations[0]) else experiment.paper),
-        headline=experiment.headline,
+        metrics=summarize(values, {} if changed else experiment.paper),
+        headline=experiment.headline and not changed,
+        overrides=changed,
     )
 
 

@@ -44,20 +44,26 @@ def family_of(run: Run[Any]) -> Family[Any]:
 @cache
 def runs() -> Mapping[str, Experiment[Any]]:
     """Return all named runs, paper by paper."""
-    named: dict[str, Experiment[Any]] = {}
-    for paper in PAPERS:
-        path = next((folder / f"{paper}.py" for folder in FOLDERS if (folder / f"{paper}.py").exists()), None)
-        if path is None:
-            raise ConfigError(f"named runs: got no {paper}.py, expected it in {' or '.join(map(str, FOLDERS))}")
-        spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        numbers, title = getattr(module, "REFERENCE", {}), getattr(module, "REFERENCE_NAME", "")
-        for name, one in module.RUNS.items():
-            named[name] = one if one.reference else replace(one, reference=numbers, reference_name=title)
-    return named
+    return {name: run for paper in PAPERS for name, run in runs_of(paper).items()}
+
+
+@cache
+def runs_of(paper: str) -> Mapping[str, Experiment[Any]]:
+    """Return the named runs of a paper's file, one of `PAPERS`."""
+    path = next((folder / f"{paper}.py" for folder in FOLDERS if (folder / f"{paper}.py").exists()), None)
+    if path is None:
+        raise ConfigError(f"named runs: got no {paper}.py, expected it in {' or '.join(map(str, FOLDERS))}")
+    spec = importlib.util.spec_from_file_location(f"jaxinterp._recipes.{paper}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    numbers, title = getattr(module, "REFERENCE", {}), getattr(module, "REFERENCE_NAME", "")
+    named: dict[str, Experiment[Any]] = module.RUNS
+    return {
+        name: one if one.reference else replace(one, reference=numbers, reference_name=title)
+        for name, one in named.items()
+    }
 
 
 def experiment_of(name: str) -> Experiment[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinterp.checks import Checked, require
+from jaxinterp.checks import Checked, require, shown
 from jaxinterp.files import write_text
 from jaxinterp.recipe.run_folder import naming, validate_json
 
@@ -26,7 +26,10 @@ class Metric(Checked):
 
 @dataclass(frozen=True)
 class Results(Checked):
-    """Results of a run: its command, where and with what they were made, its metrics; whether they are headlines."""
+    """Results of a run: its command, where and with what they were made, its metrics; whether they are headlines.
+
+    `overrides` are what its configuration has in place of the named run's, its seed aside, as assignments.
+    """
 
     run: str
     command: str
@@ -35,6 +38,16 @@ class Results(Checked):
     seeds: tuple[int, ...]
     metrics: Mapping[str, Metric]
     headline: bool = True
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The run's name in Markdown, and whether it has overrides."""
+        return f"`{self.run}`{' with overrides' if self.overrides else ''}"
+
+    def check(self) -> None:
+        """Require that headlines are of the named configuration."""
+        require(not (self.headline and self.overrides), "headline", True, f"False with {shown(self.overrides)}")
 
 
 def summarize(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float] | None = None) -> dict[str, Metric]:
@@ -60,10 +73,12 @@ def summarize(measured: Mapping[str, Sequence[float]], paper: Mapping[str, float
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write results as JSON; a metric without a number in the paper has no key `paper`."""
+    """Write results as JSON; what is None or empty, such as a metric's number in the paper, has no key."""
     from pydantic import TypeAdapter
 
     content = TypeAdapter(Results).dump_python(results, mode="json", exclude_none=True)
+    if not results.overrides:
+        del content["overrides"]
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -87,7 +102,7 @@ def equivariance_rows(results: Iterable[Results]) -> list[list[str]]:
         if f"{MOTIONS[0]} accuracy" not in numbers:
             continue
         moved = [f"{numbers[f'{motion} accuracy']:.1%}" for motion in MOTIONS]
-        rows.append([f"`{result.run.removeprefix('equivariance of ')}`", "", f"{numbers['accuracy']:.1%}", *moved])
+        rows.append([result.label.replace("equivariance of ", ""), "", f"{numbers['accuracy']:.1%}", *moved])
         end = f" {MOTIONS[0]} uncompensated"
         for layer in [name.removesuffix(end) for name in numbers if name.endswith(end)]:
             rows.append(["", f"`{layer}`", "", *(_residuals(numbers, f"{layer} {motion}") for motion in MOTIONS)])

@@ -21,7 +21,7 @@ from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.data import check_fits, split, training_data
+from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import compose_page, likeliest, top_maps
@@ -36,7 +36,7 @@ LOGITS = "logits.npz"  # and of the test images' logits, "last" and "best"
 
 
 def train(
-    name: str, run: Run[Any], run_dir: Path, data_dir: Path | None = None, allow_older: bool = False
+    name: str, run: Run[Any], run_dir: str | Path, data_dir: str | Path | None = None, allow_older: bool = False
 ) -> FitResult:
     """Train a run, or go on with it.
 
@@ -50,6 +50,7 @@ def train(
     Raises:
         JaxInterpError: see `jaxinterp.train.fit`; nothing is left of a new folder unless a checkpoint was saved.
     """
+    run_dir, data_dir = Path(run_dir), _folder(data_dir)
     check_folder(run_dir)
     new = not run_dir.exists() or not any(run_dir.iterdir())
     try:
@@ -80,7 +81,11 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
         write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
     init_from = partial(family.init_from, run, network, pretrained=pretrained, data=data)
     same = fingerprint(family, run)
-    return family.fit(Job(run_dir, run, network, data, validation, test, init_from, same, allow_older))
+    outputs = run.model.classes
+    fitted = with_outputs(data, outputs) if isinstance(data, Dataset) else data
+    held = None if validation is None else with_outputs(validation, outputs)
+    tested = with_outputs(test, outputs)
+    return family.fit(Job(run_dir, run, network, fitted, held, tested, init_from, same, allow_older))
 
 
 def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
@@ -106,29 +111,34 @@ def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
     return values
 
 
-def trained(run_dir: Path, which: Which = "last", data_dir: Path | None = None) -> TrainedRun[Any]:
+def trained(run_dir: str | Path, which: Which = "last", data_dir: str | Path | None = None) -> TrainedRun[Any]:
     """Load the trained run of a folder; what is examined runs in float32.
 
     Raises:
         ConfigError: the folder holds no run.
         CheckpointError: it holds no intact checkpoint of this run.
     """
+    run_dir = Path(run_dir)
     name, experiment, run = run_in(run_dir)
     family = family_of(run)
     with naming(run_dir / "config.json"):
         network = build(family, run)
     same = fingerprint(family, run)
     variables = load_variables(run_dir, network, run.data.image_shape, which, fingerprint=same)
-    return TrainedRun(run_dir, name, experiment, run, family, network, variables, data_dir)
+    return TrainedRun(run_dir, name, experiment, run, family, network, variables, _folder(data_dir))
 
 
-def last_step(run_dir: Path) -> int:
+def _folder(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def last_step(run_dir: str | Path) -> int:
     """Return the step of a run folder's newest checkpoint, 0 if there is none."""
     with Checkpoints(run_dir) as checkpoints:
         return max(checkpoints.steps(), default=0)
 
 
-def evaluate(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> dict[str, Any]:
+def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = print) -> dict[str, Any]:
     """Measure a trained run on the test split; write evaluation.json into its folder, and maps to be drawn.
 
     Args:
@@ -139,6 +149,7 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> d
     Returns:
         The JSON values of `recipe.evaluation.measure`, the family's own, and the `step` of the checkpoint measured.
     """
+    run_dir = Path(run_dir)
     check_folder(run_dir)
     step = last_step(run_dir)
     last = trained(run_dir, data_dir=data_dir)
@@ -162,7 +173,9 @@ def evaluate(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> d
     return results
 
 
-def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "last", top: int = 3) -> Iterator[str]:
+def explain(
+    run_dir: str | Path, paths: Sequence[str | Path], out: str | Path, which: Which = "last", top: int = 3
+) -> Iterator[str]:
     """Explain a trained run's predictions on image files.
 
     For every image <out>/<stem>.png holds the contribution maps of the likeliest classes, and <out>/<stem>.json for
@@ -184,12 +197,13 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
     """
     from jaxinterp.data.images import read_images
 
+    sources, out = [Path(path) for path in paths], Path(out)
     check_folder(out)
     run = trained(run_dir, which)
     net = run.explainable
-    images, lines = read_images(paths, *run.run.data.image_shape)
+    images, lines = read_images(sources, *run.run.data.image_shape)
     used: set[Path] = set()
-    for path, image, line in zip(paths, images, lines, strict=True):
+    for path, image, line in zip(sources, images, lines, strict=True):
         parts = decompose(net, image[None])
         logits, bias, residual = (np.asarray(a)[0].tolist() for a in (parts.logits, parts.bias, parts.residual))
         sums = np.asarray(parts.contributions, np.float64)[0].sum((1, 2, 3))
@@ -237,8 +251,9 @@ def explain(run_dir: Path, paths: Sequence[Path], out: Path, which: Which = "las
         )
 
 
-def report(run_dir: Path, data_dir: Path | None = None, log: Log = print) -> Path:
+def report(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = print) -> Path:
     """Write report.html into a trained run's folder, evaluated first if that is missing; return the page's path."""
+    run_dir = Path(run_dir)
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
     measured, sources = run_dir / "evaluation.json", run_dir / "data.json"

@@ -1,10 +1,13 @@
 """Data sets held in memory: embedded digits, sets prepared by tensorflow-datasets, and official raw files."""
 
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -30,8 +33,9 @@ class Dataset:
         split: "train", "test", or a part of one, such as "train[held out]".
         images: uint8, uint16, float or bool (N, H, W, C), each value in [0, maximum].
         labels: integers (N,), each in [0, len(classes)); held as int32.
-        classes: the classes' names, in the order of the labels.
-        maximum: the pixel value that becomes 1; by default (0) the type's: 255, 65,535, or 1 for float and bool.
+        classes: the classes' names, all different, in the order of the labels.
+        maximum: the pixel value that becomes 1; by default (0) the type's, 255, 65,535, or 1 for float and bool, which
+            only that of floats may exceed.
         provenance: where it came from: source, path, version, md5 sums.
 
     >>> Dataset("dots", "train", np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]), ("a", "b"))
@@ -47,16 +51,19 @@ class Dataset:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        dtype, shape = np.dtype(self.images.dtype), self.images.shape
+        wanted, images = "uint8, uint16, float or bool (N, H, W, C)", self.images
+        require(isinstance(images, np.ndarray), "images", f"a {type(images).__name__}", f"a NumPy array, {wanted}")
+        dtype = images.dtype
         known = dtype in (np.uint8, np.uint16, bool) or np.issubdtype(dtype, np.floating)
-        require(known and len(shape) == 4, "images", f"{dtype}{shape}", "uint8, uint16, float or bool (N, H, W, C)")
-        require_labels("labels", self.labels, len(self.images), len(self.classes))
-        object.__setattr__(self, "labels", np.asarray(self.labels, np.int32))
-        top = np.iinfo(dtype).max if dtype.kind == "u" else 1
-        object.__setattr__(self, "maximum", self.maximum or top)
-        if dtype.kind == "f" or self.maximum < top:
-            low, high = float(self.images.min()), float(self.images.max())
-            require(low >= 0 and high <= self.maximum, "images", f"{low:g}..{high:g}", f"values in [0, {self.maximum}]")
+        require(known and images.ndim == 4, "images", f"{dtype}{images.shape}", wanted)
+        require(len(images), "images", "none", "at least one")
+        classes, maximum = _class_names(self.classes), _maximum(self.maximum, dtype)
+        require_labels("labels", self.labels, len(images), len(classes))
+        for name, value in (("classes", classes), ("maximum", maximum), ("labels", np.asarray(self.labels, np.int32))):
+            object.__setattr__(self, name, value)
+        if dtype.kind == "f" or maximum < _maximum(0, dtype):
+            low, high = float(images.min()), float(images.max())
+            require(low >= 0 and high <= maximum, "images", f"{low:g}..{high:g}", f"values in [0, {maximum}]")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,6 +105,25 @@ class Dataset:
     def _drawn(self, chosen: Sequence[int] | Int[np.ndarray, " m"]) -> Float[np.ndarray, "m h w c"]:
         """Return some images in [0, 1]."""
         return np.asarray(self.images[np.asarray(chosen)], np.float32) / np.float32(self.maximum)
+
+
+def _class_names(classes: Any) -> tuple[str, ...]:
+    """Return the names of classes as a tuple, different texts."""
+    names = tuple(classes) if isinstance(classes, Sequence | np.ndarray) and not isinstance(classes, str) else ()
+    texts = names and all(isinstance(name, str) for name in names)
+    require(texts, "classes", classes, "the classes' names, a tuple of texts")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    require(not twice, "classes", f"{', '.join(twice)} more than once", "different names")
+    return names
+
+
+def _maximum(maximum: Any, dtype: np.dtype) -> int | float:
+    """Return the pixel value that becomes 1: what was given, else the type's."""
+    top = np.iinfo(dtype).max if dtype.kind == "u" else 1
+    bound, wanted = (np.inf, "a finite number") if dtype.kind == "f" else (top, f"at most {top}, as {dtype} holds")
+    fits = isinstance(maximum, Real) and 0 <= float(maximum) <= bound and math.isfinite(float(maximum))
+    require(fits, "maximum", maximum, f"from 0 on, {wanted}")
+    return maximum or top
 
 
 def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:

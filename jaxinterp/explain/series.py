@@ -28,8 +28,23 @@ from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head,
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.propagation import NotPolynomialError as NotPolynomialError
-from jaxinterp.explain.propagation import propagate as propagate
+from jaxinterp.explain.propagation import NotPolynomialError, propagate
+
+__all__ = [
+    "NotPolynomialError",
+    "contributions",
+    "energy",
+    "order_penalty",
+    "orders",
+    "pairs",
+    "propagate",
+    "truncated_accuracy",
+]
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*__all__, "__doc__"])
 
 
 def _checked(

@@ -1,1 +1,7 @@
 """Figures: contribution maps, curves, and the HTML page."""
+
+from jaxinterp.lazy import modules
+
+__all__ = ["curves", "html", "maps", "shown"]
+
+__getattr__, __dir__ = modules(__name__, __all__)

@@ -4,18 +4,25 @@ A kernel that fits in memory is solved by Cholesky. A larger one is kept in tile
 solved by conjugate gradients with a Nyström preconditioner; λ is then chosen on a part of the images.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from jaxinterp.checks import require, require_labels
+from jaxinterp.checks import require, require_at_least, require_finite, require_labels
+from jaxinterp.errors import ConfigError
 from jaxinterp.gated.kernels.regression import RIDGES, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tiles import Tiles
 from jaxinterp.gated.path_network import PathNetwork
@@ -49,7 +56,9 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         log: called with lines of progress.
 
     Attributes:
-        classes_: labels, in the order of the columns of `decision_function`.
+        classes_: labels, in the order of the outputs.
+        n_features_in_: numbers of an image.
+        shape_in_: shape of an image.
         inputs_: value inputs of the training images.
         gates_: gates of the training images.
         solution_: the `Ridge` solution: coefficients, offset, λ and leave-one-out errors.
@@ -64,7 +73,8 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         >>> shares = regressor.shares(x[40:])
         >>> shares.shape, regressor.predict(x[40:]).shape
         ((20, 40, 2), (20,))
-        >>> bool(np.allclose(shares.sum(1) + regressor.solution_.offset, regressor.decision_function(x[40:])))
+        >>> outputs = shares.sum(1) + regressor.solution_.offset
+        >>> bool(np.allclose(outputs[:, 1] - outputs[:, 0], regressor.decision_function(x[40:])))
         True
     """
 
@@ -82,21 +92,29 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self.network, self.classes, self.ridges, self.log = network, classes, ridges, log
         self.max_bytes, self.folder, self.seed, self.batch_size = max_bytes, folder, seed, batch_size
 
-    def fit(self, x: Images, y: Shaped[np.ndarray, " n"]) -> "NPKRegressor":
-        """Fit to training images and their labels.
+    def fit(self, x: Any, y: Any) -> "NPKRegressor":
+        """Fit to training images, a floating array (n, ...), and their labels, (n,), of two classes at least.
 
         Raises:
-            ConfigError: a kernel larger than `max_bytes` without a `folder`, or a folder with tiles of another kernel.
+            ConfigError: images or labels that do not fit, a kernel larger than `max_bytes` without a `folder`, or a
+                folder with tiles of another kernel.
             DataError: a tile cannot be computed, read or written.
         """
-        start, y, n = time.perf_counter(), np.asarray(y), len(x)
-        if self.classes is None:
-            require(y.shape == (n,), "y", f"shape {y.shape}", f"({n},)")
-            self.classes_, labels = np.unique(y, return_inverse=True)
-        else:
-            require_labels("y", y, n, self.classes)
-            self.classes_, labels = np.arange(self.classes), y
-        self.inputs_, self.gates_ = self.network.read(x, self.batch_size)
+        start, wanted = time.perf_counter(), "a PathNetwork, such as PathNetwork.of(network, variables)"
+        require(isinstance(self.network, PathNetwork), "network", f"a {type(self.network).__name__}", wanted)
+        several = isinstance(self.ridges, Sequence | np.ndarray) and all(isinstance(r, Real) for r in self.ridges)
+        require(several, "ridges", self.ridges, "a sequence of positive numbers")
+        require_at_least("batch_size", self.batch_size, 1)
+        _require_images(x)
+        n = len(x)
+        classes, labels = self._labels(y, n)
+        try:
+            inputs, gates = self.network.read(x, self.batch_size)
+        except (ValueError, TypeError, ArithmeticError, IndexError, FlaxError) as error:
+            fault = " ".join(str(error).split())
+            raise ConfigError(f"x: got shape {x.shape}, expected what the network reads: {fault}") from error
+        self.classes_, self.inputs_, self.gates_ = classes, inputs, gates
+        self.shape_in_, self.n_features_in_ = x.shape[1:], math.prod(x.shape[1:])
         targets = one_hot(labels, len(self.classes_))
         if n * n * 8 <= self.max_bytes:
             kernel = np.asarray(self.network.kernel(self.inputs_, self.gates_))
@@ -107,9 +125,28 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self._log(f"NPK regression of {n} images: ridge {self.solution_.ridge:g}, {how} ({seconds:.1f} s)")
         return self
 
-    def decision_function(self, x: Images) -> Float[np.ndarray, "m classes"]:
-        """Predict the regression targets of images, one column per class of `classes_`, without holding the kernel."""
-        return self._decide(self._read(x))
+    def _labels(self, y: Any, count: int) -> tuple[Shaped[np.ndarray, " classes"], Int[np.ndarray, " n"]]:
+        """Return the classes, and the place of every label among them."""
+        y = np.asarray(y)
+        require(y.shape == (count,), "y", f"shape {y.shape}", f"({count},), a label for each image")
+        try:
+            check_classification_targets(y)
+        except ValueError as error:
+            raise ConfigError(f"y: {' '.join(str(error).split())}") from error
+        found, labels = np.unique(y, return_inverse=True)
+        require(len(found) > 1, "y", f"the one class {found[0]}", "at least two classes")
+        if self.classes is None:
+            return found, labels
+        require_labels("y", y, count, self.classes)
+        return np.arange(self.classes), y
+
+    def decision_function(self, x: Any) -> Float[np.ndarray, " m"] | Float[np.ndarray, "m classes"]:
+        """Predict the regression targets of images, one column per class of `classes_`, without holding the kernel.
+
+        Of two classes it is the second's less the first's, (m,), as scikit-learn wants it.
+        """
+        logits = self._decide(self._read(x))
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def _decide(self, side: Side) -> Float[np.ndarray, "m classes"]:
         solution, logits = self.solution_, []
@@ -121,14 +158,16 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
             logits.append(total)
         return np.concatenate(logits)
 
-    def predict(self, x: Images) -> Shaped[np.ndarray, " m"]:
+    def predict(self, x: Any) -> Shaped[np.ndarray, " m"]:
         """Predict the labels of images."""
-        return self.classes_[self.decision_function(x).argmax(1)]
+        best = self._decide(self._read(x)).argmax(1)
+        return np.asarray(self.classes_[best])
 
-    def shares(self, x: Images) -> Float[np.ndarray, "m n classes"]:
-        """Compute the signed share of each training image in each output.
+    def shares(self, x: Any) -> Float[np.ndarray, "m n classes"]:
+        """Compute the signed share of each training image in each output, one for each class.
 
-        With the offset, `solution_.offset`, the shares of an image sum to its `decision_function`.
+        With the offset, `solution_.offset`, the shares of an image sum to its outputs: to `decision_function`, or, of
+        two classes, to two outputs whose difference it is.
         """
         return self._share(self._read(x))
 
@@ -168,8 +207,10 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         alpha, products = conjugate_gradients(multiply, targets - offset, ridge, approximation, tolerance=TOLERANCE)
         return Ridge(alpha, offset, part.ridge, part.errors), f"{products} products with the kernel"
 
-    def _read(self, x: Images) -> Side:
-        check_is_fitted(self)
+    def _read(self, x: Any) -> Side:
+        check_is_fitted(self, "solution_")
+        _require_images(x)
+        require(x.shape[1:] == self.shape_in_, "x", f"shape {x.shape}", f"(n, {', '.join(map(str, self.shape_in_))})")
         return self.network.read(x, self.batch_size)
 
     def _train(self, rows: Any) -> Side:
@@ -191,6 +232,15 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
     def _log(self, line: str) -> None:
         if self.log is not None:
             self.log(line)
+
+
+def _require_images(x: Any) -> None:
+    """Raise unless x is a floating array of at least one image, finite."""
+    wanted = "a floating array (n, ...) of at least one image"
+    require(isinstance(x, np.ndarray | jax.Array), "x", f"a {type(x).__name__}", wanted)
+    fits = x.ndim >= 2 and len(x) and jnp.issubdtype(x.dtype, jnp.floating)
+    require(fits, "x", f"{x.dtype}{x.shape}", wanted)
+    require_finite("x", x)
 
 
 def _rows(side: Side, rows: Any) -> Side:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -18,8 +18,26 @@ EPSILON = 1e-5  # of `jaxinterp.nn.batchnorm.BatchNorm`
 
 
 @dataclass(frozen=True, eq=False)
+class Compiled:
+    """A function of one batch that is compiled when it is first called; a pickle holds the function alone."""
+
+    function: Callable[[Array], Any]
+
+    @cached_property
+    def _compiled(self) -> Callable[[Any], Any]:
+        return jax.jit(self.function)
+
+    def __call__(self, x: Any) -> Any:
+        """Call the compiled function."""
+        return self._compiled(x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function,)
+
+
+@dataclass(frozen=True, eq=False)
 class PathNetwork:
-    """A path kernel with the functions that give its arguments at images.
+    """A path kernel with the functions that give its arguments at images; it can be pickled if they can.
 
     Attributes:
         kernel: of the value network.
@@ -40,7 +58,7 @@ class PathNetwork:
         cls,
         network: Network | GatedNetwork,
         variables: Any,
-        encode: Callable[[Array], Array] = lambda x: x,
+        encode: Callable[[Array], Array] | None = None,
         normalize: Normalize = "width",
     ) -> "PathNetwork":
         """Read kernel, inputs and gates off a ReLU or gated network.
@@ -48,7 +66,8 @@ class PathNetwork:
         Args:
             network: the network; a ReLU network's gates are its own.
             variables: its Flax variables.
-            encode: images ↦ what the network reads, such as standardized images.
+            encode: images ↦ what the network reads, such as standardized images; by default the images. No lambda
+                can be pickled.
             normalize: of the kernel.
         """
         if isinstance(network, GatedNetwork):
@@ -65,16 +84,7 @@ class PathNetwork:
             scale = params["scale"] * jax.lax.rsqrt(statistics["var"] + EPSILON)
             norms.append(Norm(scale, params["bias"] - statistics["mean"] * scale))
         kernel = PathKernel(layers, normalize=normalize, value_input=value_input, norms=tuple(norms), exact=hard)
-
-        def gates(x: Array) -> Gates:
-            opened = read(encode(x))
-            return tuple(gate > 0 for gate in opened) if hard else opened
-
-        def inputs(x: Array) -> Array:
-            encoded = encode(x)
-            return encoded.reshape(len(encoded), -1) if flat else encoded
-
-        return cls(kernel, jax.jit(inputs), jax.jit(gates))
+        return cls(kernel, Compiled(partial(_inputs, encode, flat)), Compiled(partial(_gates, encode, read, hard)))
 
     def read(
         self, images: Float[Array | np.ndarray, "n ..."], batch_size: int = 256
@@ -87,3 +97,15 @@ class PathNetwork:
             batches.append([np.asarray(part)[:count] for part in (self.inputs(x), *self.gates(x))])
         inputs, *gates = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return inputs, tuple(gates)
+
+
+def _inputs(encode: Callable[[Array], Array] | None, flat: bool, x: Array) -> Array:
+    """Return the value inputs of images."""
+    encoded = x if encode is None else encode(x)
+    return encoded.reshape(len(encoded), -1) if flat else encoded
+
+
+def _gates(encode: Callable[[Array], Array] | None, read: Callable[[Array], Gates], hard: bool, x: Array) -> Gates:
+    """Return the gates of images, open or closed where they are hard."""
+    opened = read(x if encode is None else encode(x))
+    return tuple(gate > 0 for gate in opened) if hard else opened

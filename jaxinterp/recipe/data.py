@@ -1,5 +1,6 @@
 """The images of a run: its splits at its size, what is held out, and how training images are augmented."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,11 @@ def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Strea
         images = resize(reference, data.image_shape[0], data.channels)
     require(size <= len(images), "train.batch_size", size, f"at most {len(images)}, the training images")
     return images, held
+
+
+def with_outputs(data: Dataset, outputs: int) -> Dataset:
+    """Return data with a class for each of a network's outputs: those beyond the data set's have no image."""
+    return replace(data, classes=(*data.classes, *(f"output {k}" for k in range(len(data.classes), outputs))))
 
 
 def check_fits(run: Run[Any], data: Dataset) -> None:

@@ -22,12 +22,14 @@ def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
     """
     import tyro
 
-    arguments, known = list[str](), run.fields()
+    arguments, known, given = list[str](), run.fields(), dict[str, str]()
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
         bare = [name for name in known if name.endswith(f".{key}")]
         require_one_of("KEY", key, known, " or ".join(bare) or "a field of the run, such as train.epochs")
+        require(key not in given, key, f"{given.get(key)}, then {text}", "one value")
+        given[key] = text
         entries = text.split(",") if text else []
         arguments += [f"--{key}", *(entries if isinstance(known[key], tuple) else [text])]
     kind: Any = Run[type(run.model)]  # type: ignore[misc]

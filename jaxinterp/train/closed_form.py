@@ -13,7 +13,7 @@ from jaxinterp.checks import require
 from jaxinterp.data.datasets import Dataset, hold_out
 from jaxinterp.nn.losses import LogitsLoss
 from jaxinterp.train.checkpoint import Checkpoints
-from jaxinterp.train.config import TrainConfig, describe
+from jaxinterp.train.config import TrainConfig, check_outputs, describe
 from jaxinterp.train.evaluate import Evaluation, measure
 from jaxinterp.train.log import RunLog
 from jaxinterp.train.loop import start_from
@@ -49,6 +49,7 @@ def fit_closed_form(
     replicated = jax.NamedSharding(mesh, jax.P())
     if validation is None and config.val_fraction > 0:
         train, validation = hold_out(train, config.val_fraction, config.seed)
+    check_outputs(model, train.images.shape[1:], train, validation, test)
     parts = {
         part: None if data is None else Evaluation(model, loss, data, config.eval_batch, mesh)
         for part, data in (("train", train), ("val", validation), ("test", test))
@@ -76,7 +77,7 @@ def fit_closed_form(
         else:
             state, meta, _ = results
             history = meta["history"]
-            log("the fit is finished already")
+            log("already finished")
     best = None if best_record(history) is None else state.variables
     summary = summarize(history, state.variables, best, parts["test"])
     with RunLog(run_dir, history if results else [], seed=config.seed, step=1 if results else 0) as logs:

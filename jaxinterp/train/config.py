@@ -2,10 +2,13 @@
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Lt
 
@@ -58,6 +61,17 @@ def check_batches(config: TrainConfig, devices: int, steps_per_epoch: int) -> No
     require(steps_per_epoch >= 1, "batch_size", size, "at most the number of training images")
     steps = f"fewer than 2**31 steps in all, of {steps_per_epoch} per epoch"
     require(config.epochs * steps_per_epoch < 2**31, "epochs", config.epochs, steps)
+
+
+def check_outputs(model: nn.Module, image_shape: Sequence[int], *parts: Dataset | Stream | None) -> None:
+    """Raise ConfigError unless a model has as many outputs as each data set has classes; a stream does not tell."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    output, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    got = f"outputs ({', '.join(['batch', *map(str, output.shape[1:])])})" if hasattr(output, "shape") else "no array"
+    for part in parts:
+        if isinstance(part, Dataset):
+            wanted = f"(batch, {len(part.classes)}), one for each class of {part.name} ({part.split})"
+            require(getattr(output, "shape", None) == (1, len(part.classes)), "model", got, wanted)
 
 
 def describe(train: Dataset | Stream, model: nn.Module, config: TrainConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxinterp.data.stream import Stream
 from jaxinterp.errors import DataError, NonFiniteError
 from jaxinterp.nn.losses import ClassificationLoss, LogitsLoss, LossFn
 from jaxinterp.train.checkpoint import Checkpoints
-from jaxinterp.train.config import TrainConfig, check_batches, describe
+from jaxinterp.train.config import TrainConfig, check_batches, check_outputs, describe
 from jaxinterp.train.evaluate import Evaluation, Evaluations, measure
 from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
 from jaxinterp.train.log import RunLog, count_epochs
@@ -167,7 +167,8 @@ def fit(
 
     Args:
         run_dir: The run folder: `checkpoints/`, `metrics.jsonl`, `run.json` and `tensorboard/` are written here.
-        model: Called as `model.apply(variables, image, train=bool)`; under `pmap` BatchNorm has `axis_name="batch"`.
+        model: Called as `model.apply(variables, image, train=bool)`, one output for each class of the data; under
+            `pmap` BatchNorm has `axis_name="batch"`.
         loss_fn: The loss; if it is `ClassificationLoss(model, ...)`, it is reported on the held-out parts too.
         tx: The optimizer, an optax transformation.
         train: Training data, in memory (they are sent to the devices as a whole) or streamed.
@@ -185,6 +186,7 @@ def fit(
         Final state, best variables, history and summary.
 
     Raises:
+        ConfigError: The model has more or fewer outputs than the data have classes.
         CheckpointError: The folder's checkpoint is damaged, or of another model, type or configuration.
         NonFiniteError: Loss or a norm was not finite; the step is named, and nothing of it is saved.
         DataError: A stream ended early.
@@ -195,15 +197,15 @@ def fit(
         train, validation = hold_out(train, config.val_fraction, config.seed)
     steps = len(train) // config.batch_size if isinstance(train, Dataset) else train.steps
     check_batches(config, mesh.size, steps)
+    image_shape = train.images.shape[1:] if isinstance(train, Dataset) else train.image_shape
+    check_outputs(model, image_shape, train, validation, test)
 
     key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
     loader: Loader
     if isinstance(train, Dataset):
         loader = InMemoryLoader(train, augment, config.batch_size, key, mesh, config.mode)
-        image_shape = train.images.shape[1:]
     else:
         loader = StreamLoader(train, augment, mesh, config.mode)
-        image_shape = train.image_shape
     number = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     image = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
     batch = {"image": image, "label": number, "index": number}
@@ -239,7 +241,9 @@ def fit(
             if init_from is not None:
                 state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
-            if run.step:
+            if run.step == config.epochs * steps:
+                progress.log(f"already finished, {len(run.history)} of {config.epochs} epochs")
+            elif run.step:
                 progress.log(f"resuming at step {run.step} of {config.epochs * steps}")
             tested = compile_evaluation(test) if config.eval_test_each_epoch else None
             evaluations = {"val": compile_evaluation(validation), "test": tested}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxinterp.app import cli, stages
+from jaxinterp.app import cli, registry, stages
 from jaxinterp.app.console import errors_in_one_line
 from jaxinterp.app.registry import runs
 from jaxinterp.recipe.run_folder import write_config
@@ -77,7 +77,7 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits augment.crop_padding=8", "crop_padding"),
         ("train coda/digits augment.crop_padding=0 data.image_size=1 model.kernel_sizes=2,3,3,1", "1x1"),
         ("train coda/digits --smoke --seeds 0,1,0", "--seeds"),
-        ("train coda/digits --smoke --seeds 0,-1", "seed"),
+        ("train coda/digits --smoke --seeds 0,-1", "--seeds: got 0,-1"),
         ("train coda/digits --smoke --run-dir=", "--run-dir"),
         (f"train coda/digits --smoke --run-dir {'a' * 300}", f"{'a' * 300}"),
         ("train coda/mnist --data-dir nowhere", "mnist (train)"),
@@ -86,10 +86,16 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits --train.epochs --smoke", "train.epochs: got nothing"),
         ("train coda/digits --model.features 8 -1", "model.features: got 8,-1"),
         ("train coda/digits data.max_images=x", "data.max_images: got x, expected an integer"),
-        ("train coda/digits augment.flip=None", "augment.flip"),
+        ("train coda/digits augment.flip=None", "augment.flip: got None, expected True or False"),
         ("train coda/digits model.temperature=9 --smoke --run-dir x train.epochs=0", "train.epochs"),
-        ("train coda/digits --seeds 1,,2", "train.seed: got nothing"),
-        ("train coda/digits --seeds a", "train.seed"),
+        ("train coda/digits --seeds 1,,2", "--seeds: got 1,,2, expected integers"),
+        ("train coda/digits --seeds 0,a", "--seeds: got 0,a, expected integers in [0, 2**32), separated by commas"),
+        ("train coda/digits --seeds 4294967296", "--seeds: got 4294967296"),
+        ("train coda/digits --seeds 0,1 train.seed=3", "--seeds: got 0,1 beside train.seed=3, expected one of the two"),
+        ("train coda/digits --seeds 0,1 --train.seed 3", "--seeds: got 0,1 beside train.seed=3"),
+        ("train coda/digits --seeds 0 --seeds 1", "--seeds: got it 2 times, expected it once"),
+        ("train coda/digits train.epochs=2 train.epochs=3", "train.epochs: got 2, then 3, expected one value"),
+        ("train coda/digits --train.epochs 2 train.epochs=3", "train.epochs: got 2, then 3, expected one value"),
         ("train coda/digits --process-id 1", "process_id"),
         ("train", "RUN"),
         ("trian coda/digits", "train"),
@@ -198,7 +204,45 @@ def test_train_writes_a_run_folder_and_resumes_it(run_dir: Path, capsys: pytest.
     assert status == 0
     assert "test accuracy last (epoch 1)" in out
     assert "best (epoch 1)" in out
+    assert "already finished, 1 of 1 epochs" in out
+    assert "resuming" not in out
     assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_results_of_a_smoke_run_leave_the_headlines_alone(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "coda_digits.json").write_text("published")
+    status, out, _ = run(f"evaluate {run_dir} --results {tmp_path}", capsys)
+    assert status == 0
+    assert (tmp_path / "coda_digits.json").read_text() == "published"
+    (file,) = (path for path in tmp_path.iterdir() if path.name != "coda_digits.json")
+    assert file.name in out.replace("\n", "")
+    content = json.loads(file.read_text())
+    assert content["headline"] is False
+    assert {"data.max_images=64", "train.epochs=1"} <= set(content["overrides"])
+
+
+def test_a_file_of_runs_is_a_script_of_its_own_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "FOLDERS", list(registry.FOLDERS))
+    file = str(registry.PACKAGE.parent / "experiments" / "coda.py")
+    with pytest.raises(SystemExit) as end:
+        cli.run_experiment(file, ["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "Train, evaluate and report one of the runs of this file" in said
+    assert "coda/mnist" in said
+    assert "gated/" not in said
+    for wrong, near in (("coda/digit", "coda/digits"), ("gated/digits-dlgn", "a run of coda.py, such as coda/digits")):
+        with pytest.raises(SystemExit) as end:
+            cli.run_experiment(file, [wrong])
+        assert end.value.code == 2
+        err = capsys.readouterr().err
+        assert f"RUN: got {wrong}, expected {near}" in err
+        assert "gated/" not in err.split("expected")[1]
+        assert err.count("\n") == 1
 
 
 def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,9 @@ def test_seeds_are_gathered_into_published_results(seeds: list[Path], tmp_path: 
     assert metric.std == pytest.approx(np.std(each, ddof=1))
     assert "--seeds 0,1 && jaxinterp evaluate" in results.command
     assert "train.epochs=1" in results.command
+    assert not results.headline
+    assert "train.epochs=1" in results.overrides
+    assert not any(override.startswith("train.seed") for override in results.overrides)
     assert {"python", "jax", "flax"} <= set(results.versions)
     write_results(tmp_path / "coda_digits.json", results)
     assert read_results(tmp_path / "coda_digits.json") == results
@@ -89,6 +92,14 @@ def test_an_unfinished_run_is_not_published(
     (run_dir / "run.json").write_text(json.dumps({key: value for key, value in info.items() if value is not None}))
     with pytest.raises(ConfigError, match=says):
         require_finished([seeds[0], run_dir])
+
+
+def test_a_folder_may_be_a_text(seeds: list[Path]) -> None:
+    trained = stages.trained(str(seeds[0]), data_dir="nowhere")
+    assert trained.run_dir == seeds[0]
+    assert trained.data_dir == Path("nowhere")
+    with pytest.raises(ConfigError, match="nowhere is not a run folder"):
+        stages.trained("nowhere")
 
 
 def test_a_report_measures_again_what_was_trained_on(seeds: list[Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
@@ -92,7 +93,8 @@ def test_the_type_of_the_images_decides_their_maximum(dtype, maximum):
     batch = draw_batch(to_device(dataset), jnp.arange(4)[None], 0, jax.random.key(0), 0, identity, dataset.maximum)
     assert batch["image"].dtype == jnp.float32
     np.testing.assert_array_equal(batch["image"].ravel(), np.arange(16) % 2)
-    assert replace(dataset, maximum=70000).maximum == 70000
+    if images.dtype.kind == "f":
+        assert replace(dataset, maximum=70000).maximum == 70000
 
 
 BYTES, FLOATS = np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 1, 1, 1), np.float32)
@@ -111,6 +113,40 @@ BYTES, FLOATS = np.zeros((2, 4, 4, 1), np.uint8), np.zeros((2, 1, 1, 1), np.floa
 def test_images_and_labels_that_are_none_are_named(images, labels, name):
     with pytest.raises((ConfigError, TypeCheckError), match=name):
         Dataset("dots", "train", images, np.asarray(labels), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maximum": np.nan}, "maximum: got nan, expected from 0 on, at most 255, as uint8 holds"),
+        ({"maximum": np.inf}, "maximum: got inf, "),
+        ({"maximum": np.inf, "images": FLOATS}, "maximum: got inf, expected from 0 on, a finite number"),
+        ({"maximum": 300}, "maximum: got 300, expected from 0 on, at most 255"),
+        ({"maximum": -1}, "maximum: got -1, "),
+        ({"maximum": "255"}, "maximum: got 255, "),
+        ({"images": [[[[0]]], [[[0]]]]}, "images: got a list, expected a NumPy array, uint8"),
+        ({"images": BYTES[:0], "labels": np.zeros(0, int)}, "images: got none, expected at least one"),
+        ({"classes": "ab"}, "classes: got ab, expected the classes' names, a tuple of texts"),
+        ({"classes": 2}, "classes: got 2, expected the classes' names"),
+        ({"classes": (0, 1)}, "classes: got 0,1, expected the classes' names"),
+        ({"classes": ()}, "classes: got , expected the classes' names"),
+        ({"classes": ("a", "a")}, "classes: got a more than once, expected different names"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_one_line(change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types refuse some of them too
+    with pytest.raises(ConfigError) as error:
+        Dataset(
+            **{"name": "x", "split": "train", "images": BYTES, "labels": np.arange(2), "classes": ("a", "b")} | change
+        )
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_class_names_may_come_as_a_list_or_an_array(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for names in (["a", "b"], np.array(["a", "b"])):
+        assert Dataset("x", "train", BYTES, np.arange(2), names).classes == ("a", "b")
 
 
 def test_a_dataset_prints_as_one_line():

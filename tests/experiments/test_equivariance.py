@@ -7,7 +7,8 @@ from rich.console import Console
 
 from experiments import equivariance
 from jaxinterp.app import stages
-from jaxinterp.app.registry import family_of, runs
+from jaxinterp.app.publish import results_file
+from jaxinterp.app.registry import family_of, run_in, runs
 from jaxinterp.app.results import read_results
 from jaxinterp.errors import ConfigError
 
@@ -35,8 +36,10 @@ def trained(tmp_path_factory):
 def measured(folders, results):
     console = Console(record=True, width=200)
     equivariance.Program(tuple(folders), results=results, images=160, support=1)(console)
-    names = [f"equivariance_{stages.trained(folder).name.replace('/', '_')}.json" for folder in folders]
-    metrics = [{name: m.mean for name, m in read_results(results / name).metrics.items()} for name in names]
+    files = [results_file(results, *run_in(folder)[::2], "equivariance_") for folder in folders]
+    written = [read_results(file) for file in files]
+    assert all("data.max_images=160" in one.overrides for one in written)
+    metrics = [{name: m.mean for name, m in one.metrics.items()} for one in written]
     return console.export_text(), metrics
 
 

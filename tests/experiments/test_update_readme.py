@@ -84,6 +84,8 @@ def test_the_readme_has_headlines_and_the_results_folder_all(tmp_path: Path) -> 
     for name, headline in (("a", True), ("b", False)):
         published = replace(results(test_accuracy=Metric(1, 0.5, 0.0)), run=name, headline=headline)
         write_results(folder / f"{name}.json", published)
+    changed = {"headline": False, "overrides": ("train.epochs=1",)}
+    write_results(folder / "a-1.json", replace(results(test_accuracy=Metric(1, 0.4, 0.0)), run="a", **changed))
     write_results(folder / "c.json", replace(results(slope=Metric(2, -0.5, 0.01)), run="c"))
     for path, begin in ((tmp_path / "README.md", tables.BEGIN), (folder / "README.md", tables.ALL)):
         path.write_text(f"{begin}\n{tables.END}\n")
@@ -92,5 +94,7 @@ def test_the_readme_has_headlines_and_the_results_folder_all(tmp_path: Path) -> 
     assert "`a`" in short
     assert "`b`" not in short
     assert "slope" not in short
+    assert "overrides" not in short
     assert "| `b` | 50.00% | 2 |" in every
+    assert "| `a` with overrides | 40.00% | 2 |" in every
     assert "| `c` | slope | -0.5 ± 0.01 | 2 |" in every

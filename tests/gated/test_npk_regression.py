@@ -1,10 +1,17 @@
 """Regression with the path kernel of a network: network to kernel, memory and tiles, the scikit-learn contract."""
 
+import operator
+import pickle
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import get_scorer, roc_auc_score
 from sklearn.model_selection import cross_val_score
 
 from jaxinterp.errors import ConfigError
@@ -13,6 +20,7 @@ from jaxinterp.gated.architecture import BatchNorm, Conv, Dense, Gate, GlobalAvg
 from jaxinterp.gated.kernels import kernel_ridge, one_hot
 from jaxinterp.gated.npk_regression import evaluate
 
+TWO = np.arange(60) % 2
 NORMED = (Conv(3), BatchNorm(), Gate(), GlobalAvgPool(), Dense(2))
 
 
@@ -115,15 +123,84 @@ def test_a_kernel_in_tiles_decides_as_one_in_memory(blobs, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "labels"),
+    ("message", "options", "labels"),
     [
-        ("folder", {"max_bytes": 1}, np.zeros(60, int)),
-        ("y", {}, np.zeros(59, int)),
-        ("y", {"classes": 2}, np.full(60, 2)),
-        ("ridges", {"ridges": (0.0,)}, np.zeros(60, int)),
+        ("folder: got None", {"max_bytes": 1}, TWO),
+        (r"y: got shape \(59,\), expected \(60,\)", {}, TWO[1:]),
+        (r"y: got 0..2, expected classes in \[0, 2\)", {"classes": 2}, np.arange(60) % 3),
+        ("y: got the one class 1, expected at least two", {}, np.ones(60, int)),
+        ("y: got the one class 1, expected at least two", {"classes": 3}, np.ones(60, int)),
+        ("y: Unknown label type: continuous", {}, np.linspace(0, 1, 60)),
+        (r"ridges: got 0\.0", {"ridges": (0.0,)}, TWO),
+        (r"ridges: got 0\.1, expected a sequence of positive", {"ridges": 0.1}, TWO),
+        ("network: got a Network, expected a PathNetwork", {"network": Network(NORMED)}, TWO),
+        ("batch_size: got 0, expected at least 1", {"batch_size": 0}, TWO),
     ],
 )
-def test_arguments_that_cannot_be_fitted_raise(blobs, name, options, labels):
+def test_arguments_that_cannot_be_fitted_raise(blobs, message, options, labels, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the types refuse some of them too
     network, (x, _), _ = blobs
-    with pytest.raises(ConfigError, match=f"^{name}: "):
-        NPKRegressor(network, **options).fit(x, labels)
+    with pytest.raises(ConfigError, match=f"^{message}") as error:
+        NPKRegressor(**{"network": network} | options).fit(x, labels)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "got", "again"),
+    [
+        (lambda x: x[:, :4], r"shape \(60, 4\)", r"shape \(60, 4\), expected \(n, 5\)"),
+        (lambda x: x[:, None], "an example of shape", r"shape \(60, 1, 5\), expected \(n, 5\)"),
+        (lambda x: x[:, 0], r"float32\(60,\)", r"float32\(60,\), expected a floating array"),
+        (lambda x: x[:0], r"float32\(0, 5\)", r"float32\(0, 5\), expected a floating array"),
+        (lambda x: x.astype(int), r"int64\(60, 5\)", r"int64\(60, 5\), expected a floating array"),
+        (lambda x: x * np.nan, "300 of 300 values NaN", "300 of 300 values NaN"),
+        (lambda x: x.tolist(), "a list, expected a floating array", "a list, expected a floating array"),
+    ],
+)
+def test_images_that_do_not_fit_raise(blobs, change, got, again):
+    network, (x, y), _ = blobs
+    fitted = NPKRegressor(network, ridges=(1e-2,)).fit(x, y)
+    for message, call in (
+        (got, lambda wrong: NPKRegressor(network).fit(wrong, y)),
+        *((again, method) for method in (fitted.predict, fitted.decision_function, fitted.shares)),
+    ):
+        with pytest.raises(ConfigError, match=f"^(x|Dense): got {message}") as error:
+            call(change(x))
+        assert "\n" not in str(error.value)
+
+
+def test_an_unfitted_regressor_says_so(blobs):
+    network, (x, _), _ = blobs
+    for method in ("predict", "decision_function", "shares"):
+        with pytest.raises(NotFittedError):
+            getattr(NPKRegressor(network), method)(x)
+
+
+@pytest.mark.parametrize("names", [None, np.array(["ant", "bee"])])
+def test_two_classes_are_decided_by_one_number(blobs, names):
+    network, (x, y), (new, labels) = blobs
+    y, labels = (part % 2 if names is None else names[part % 2] for part in (y, labels))
+    regressor = NPKRegressor(network).fit(x, y)
+    outputs = regressor.shares(new).sum(1) + regressor.solution_.offset
+    decided = regressor.decision_function(new)
+    assert decided.shape == (20,)
+    np.testing.assert_allclose(decided, outputs[:, 1] - outputs[:, 0], atol=1e-9)
+    np.testing.assert_array_equal(regressor.predict(new), regressor.classes_[(decided > 0).astype(int)])
+    assert regressor.score(new, labels) > 0.8
+    scorer = get_scorer("roc_auc")
+    assert scorer(regressor, new, labels) == pytest.approx(roc_auc_score(labels, decided))
+    assert roc_auc_score(labels, decided) > 0.8
+    assert cross_val_score(NPKRegressor(network), x, y, cv=2, scoring="roc_auc").mean() > 0.8
+
+
+def test_a_pickle_decides_as_the_original(blobs):
+    network, (x, y), (new, _) = blobs
+    images = jax.random.uniform(jax.random.key(0), (6, 4, 4, 2))
+    normed = Network(NORMED)
+    others = PathNetwork.of(normed, moved(normed, images), encode=partial(operator.mul, 0.5))
+    for one, (known, labels), seen in ((network, (x, y), new), (others, (images, np.arange(6) % 2), images)):
+        regressor = NPKRegressor(one).fit(known, labels)
+        again = pickle.loads(pickle.dumps(regressor))
+        np.testing.assert_array_equal(again.decision_function(seen), regressor.decision_function(seen))
+        np.testing.assert_array_equal(again.fit(known, labels).predict(seen), regressor.predict(seen))
+        assert again.n_features_in_ == known[0].size

@@ -20,6 +20,11 @@ def test_override_is_typed_and_leaves_the_run_alone() -> None:
         assert override(S, order).optim.warmup_epochs == 2
 
 
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^train\.epochs: got 2, then 3, expected one value$"):
+        override(S, ["train.epochs=2", "train.seed=1", "train.epochs=3"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "field"),
     [
@@ -27,9 +32,9 @@ def test_override_is_typed_and_leaves_the_run_alone() -> None:
         ("model.temperature=warm", "model.temperature"),
         ("model.ranks=4,x", "model.ranks"),
         ("model.ranks=0,4", "ranks"),
-        ("augment.flip=maybe", "augment.flip"),
+        ("augment.flip=maybe", r"^augment\.flip: got maybe, expected True or False$"),
         ("augment.rand_augment=2", "rand_augment"),
-        ("train.epochs=1.5", "train.epochs"),
+        ("train.epochs=1.5", r"^train\.epochs: got 1\.5, expected an integer$"),
         ("train.epochs=0", "epochs"),
         ("train.val_fraction=1.0", "val_fraction"),
         ("train.seed=4294967296", "seed"),

@@ -1,8 +1,10 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from jaxinterp.train import (
     fit_closed_form,
     load_variables,
     predict,
+    sigmoid_bce,
     softmax_cross_entropy,
 )
 
@@ -83,6 +86,9 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, tiny, quadrants, cap
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 56, "epoch": 7}\n{"step": 64, "ep')
     again = train(tmp_path, tiny(), data, test, schedule=SCHEDULE, **settings)
+    printed = capsys.readouterr().out
+    assert "already finished, 6 of 6 epochs\n" in printed
+    assert "resuming" not in printed
     assert again.summary == result.summary
     assert lines(tmp_path) == result.history == again.history
 
@@ -103,6 +109,31 @@ def test_best_is_the_first_of_the_best_epochs_from_which_a_run_can_go_on(tmp_pat
     again = train(tmp_path, tiny(), quadrants(128), held_out, **settings)
     assert f"5 epochs were logged, but the newest checkpoint holds {best // 8}" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, (unbroken.state, unbroken.best), (again.state, again.best))
+
+
+@pytest.mark.parametrize("loss", [sigmoid_bce, softmax_cross_entropy])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_outputs_are_the_classes_of_the_data(tmp_path, tiny, quadrants, loss, classes):
+    def relabeled(data):
+        return replace(data, labels=data.labels % 3, classes=tuple("abcde"[:classes]))
+
+    model, data, config = tiny(), quadrants(32), TrainConfig(1, 16, val_fraction=0.0)
+    wanted = f"expected \\(batch, {classes}\\), one for each class of quadrants \\(train\\)$"
+    arguments = (tmp_path / "run", model, ClassificationLoss(model, loss), TX, relabeled(data), None, identity, config)
+    with pytest.raises(ConfigError, match=rf"^model: got outputs \(batch, 4\), {wanted}"):
+        fit(*arguments)
+    for part in ("validation", "test"):
+        split = relabeled(quadrants(20, split=part))
+        with pytest.raises(ConfigError, match=rf"one for each class of quadrants \({part}\)$"):
+            train(tmp_path / "run", model, data, **{part: split})
+    with pytest.raises(ConfigError, match=r"^model: got outputs"):
+        fit_closed_form(tmp_path / "run", model, lambda v: v, loss, relabeled(data), None, config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_as_outputs_are_refused(tmp_path, quadrants):
+    with pytest.raises(ConfigError, match=r"^model: got outputs \(batch, 4, 4, 2\), expected \(batch, 4\), one"):
+        train(tmp_path, nn.Conv(2, (3, 3)), quadrants(32))
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
