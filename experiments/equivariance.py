@@ -118,9 +118,7 @@ def measure(
             with jax.default_matmul_precision("highest"):
                 numbers = _known(*known, net, x[train:], y[train:], motion) | numbers
             continue
-        rows = layer_equivariance(
-            net.apply, net.variables, x, y, list(layers), group, g, train=train, support=support, steps=steps
-        )
+        rows = layer_equivariance(net, x, y, list(layers), group, g, train=train, support=support, steps=steps)
         for row in rows:
             numbers = {"accuracy": row.accuracy, f"{motion} accuracy": row.accuracy_moved} | numbers
             numbers |= {
@@ -142,9 +140,9 @@ def _known(
     place = group.index(motions.elements[element])
     pair, numbers = Group(motion, (motions.elements[0], motions.elements[element])), dict[str, float]()
     for name, images in (("accuracy", x), (f"{motion} accuracy", transform(pair, 1, x))):
-        numbers[name] = float(np.asarray(net.apply(net.variables, images).argmax(1) == labels).mean())
+        numbers[name] = float(np.asarray(net.logits(images).argmax(1) == labels).mean())
     for layer, law in laws.items():
-        phi = partial(split_network(net.apply, layer)[0], net.variables)
+        phi, _ = split_network(net, layer)
         numbers[f"{layer} {motion} uncompensated"] = float(invariance_error(phi, pair, x)[1])
         if place >= 0:
             known = partial(_law_of_pair, law, group, (0, place))

@@ -3,13 +3,12 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array
 
 from jaxinterp.errors import ConfigError
@@ -76,28 +75,6 @@ def require_labels(name: str, labels: Any, count: int, classes: int | None = Non
     inside = found.min() >= 0 and (classes is None or found.max() < classes)
     wanted = "classes from 0 on" if classes is None else f"classes in [0, {classes})"
     require(inside, name, f"{found.min()}..{found.max()}", wanted)
-
-
-def require_batch(x: Array) -> None:
-    """Raise unless `x` is a batch of at least one floating array.
-
-    Raises:
-        ConfigError: `x` is not floating, or has no batch axis or no example.
-    """
-    fits = x.ndim >= 2 and len(x) > 0 and jnp.issubdtype(x.dtype, jnp.floating)
-    require(fits, "x", f"{x.dtype}{x.shape}", "a floating array (batch, ...) of at least one example")
-
-
-def require_variables(apply: Callable[..., Array], variables: Any, name: str) -> None:
-    """Raise for a Flax model in place of its `apply`, and for an `apply` without the model's variables.
-
-    Raises:
-        ConfigError: one of these came.
-    """
-    model = isinstance(apply, nn.Module) and apply.scope is None
-    require(not model, name, f"the model {type(apply).__name__}", "its function: model.apply")
-    bound = variables is None and getattr(apply, "__func__", None) is nn.Module.apply
-    require(not bound, "variables", f"none with {name}=model.apply", "the model's variables")
 
 
 def require_finite(name: str, values: Array | np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Equivariance of functions of images, and of the layers of any Flax network.
+"""Equivariance of functions of images, and of the layers of any network.
 
 A function is equivariant to a motion g where g moves its output by a known law, f(g x) = g f(x): `equivariance_error`
 measures how far it is from that, `invariance_error` how far from f(g x) = f(x).
@@ -14,18 +14,20 @@ CVPR 2015, arXiv 1411.5908.
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.tracing import activation_names, footprint, in_chunks, require_levels, unjitted
+from jaxinterp.explain.batches import in_batches, padded
+from jaxinterp.explain.explainable import Explainable, explainable, require_layers, with_batch
+from jaxinterp.explain.program import Model
 from jaxinterp.symmetry import maps
 from jaxinterp.symmetry.groups import Group, is_exact, permute, transform, transform_regular
 from jaxinterp.symmetry.maps import EquivariantMap
@@ -46,7 +48,7 @@ def equivariance_error(
     """Compute ‖f(g x) − g f(x)‖ / ‖f(g x)‖ of every element, the norms over all images.
 
     Args:
-        f: images ↦ output, (N, ...), such as an applied Flax model.
+        f: images ↦ output, (N, ...), such as `net.logits`.
         group: the group.
         x: images, (N, H, W, C).
         law: how f's output moves: "spatial" as an image (N, h, w, ...), "regular" as `transform_regular`
@@ -146,47 +148,65 @@ class LayerEquivariance(NamedTuple):
     back: EquivariantMap
 
 
-@cache
-def split_network(apply: Callable[..., Array], layer: str) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """Split a network in two, before and after the output of a submodule; both are compiled once.
+@partial(jax.tree_util.register_dataclass, data_fields=("net",), meta_fields=("layer",))
+@dataclass(frozen=True)
+class Below:
+    """A network up to a layer: x ↦ φ(x), the layer's output. A pytree, to be called in a program or outside."""
+
+    net: Explainable
+    layer: str
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Array:
+        """Return φ(x)."""
+        return self.net.activation(x, self.layer)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("net",), meta_fields=("layer",))
+@dataclass(frozen=True)
+class Above:
+    """A network from a layer on: (z, x) ↦ logits with z in place of φ(x). A pytree, as `Below`.
+
+    Of x, the shape is used, and what goes around the layer where the network has a way around it.
+    """
+
+    net: Explainable
+    layer: str
+
+    def __call__(self, z: Array, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Return the logits."""
+        model = self.net.program("logits", x)
+        require_layers(model, [self.layer])
+        wanted = model.program.values[self.layer]
+        fits = (z.shape, z.dtype) == (wanted.shape, wanted.dtype)
+        require(fits, "z", f"{z.dtype}{z.shape}", f"{wanted.dtype}{wanted.shape} as at {self.layer!r}")
+        return _above(self.layer, model, z, x)
+
+
+@partial(jax.jit, static_argnums=0)
+def _above(layer: str, model: Model, z: Array, x: Array) -> Array:
+    return model(x, taps={layer: lambda value: z})  # type: ignore[no-any-return]
+
+
+def split_network(net: Any, layer: str) -> tuple[Below, Above]:
+    """Split a network in two, before and after the output of a layer.
 
     Args:
-        apply: (variables, x) ↦ logits, calling a Flax model.
-        layer: path of the submodule, such as "trunk/conv_2".
-
-    Returns:
-        φ: (variables, x) ↦ the submodule's output, and head: (variables, z, x) ↦ logits with z in its place. Of x,
-        the head uses the shape, and what goes around the submodule where the network has a way around it. Both raise
-        ConfigError if there is no such submodule.
+        net: a network, see `explainable`.
+        layer: name of the layer, such as "trunk/conv_2".
 
     Example:
-        >>> phi, head = split_network(nn.Sequential([nn.Dense(3), nn.Dense(2)]).apply, "layers_0")
+        >>> net = explainable({"features": lambda x: 2 * x, "head": lambda z: z + 1})
+        >>> phi, head = split_network(net, "features")
+        >>> x = jnp.ones((1, 2))
+        >>> phi(x).tolist(), head(phi(x), x).tolist()
+        ([[2.0, 2.0]], [[3.0, 3.0]])
     """
-    apply = unjitted(apply)
-
-    def run(variables: Any, x: Array, z: Array | None = None) -> tuple[Array, Array]:
-        outputs: list[Array] = []
-
-        def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            out = call(*args, **kwargs)
-            if context.method_name != "__call__" or "/".join(context.module.path) != layer:
-                return out
-            outputs.append(out)
-            fits = z is None or (z.shape, z.dtype) == (out.shape, out.dtype)
-            require(fits, "z", z if z is None else f"{z.dtype}{z.shape}", f"{out.dtype}{out.shape} as at {layer!r}")
-            return out if z is None else z
-
-        with nn.intercept_methods(swap):
-            logits = apply(variables, x)
-        require(outputs, "layer", repr(layer), "a Flax submodule that is called, and not traced before")
-        return logits, outputs[0]
-
-    return jax.jit(lambda variables, x: run(variables, x)[1]), jax.jit(lambda variables, z, x: run(variables, x, z)[0])
+    net = explainable(net)
+    return Below(net, layer), Above(net, layer)
 
 
 def layer_equivariance(
-    apply: Callable[..., Float[Array, "n classes"]],
-    variables: Any,
+    net: Any,
     images: Float[Array, "n h w c"],
     labels: Int[Array, "..."],
     layers: Sequence[str],
@@ -209,11 +229,10 @@ def layer_equivariance(
     takes the accuracy to fall with every row (where it does not, one more row would still cost too much).
 
     Args:
-        apply: (variables, x) ↦ logits (N, classes), a Flax model in evaluation mode; compiled once for one object.
-        variables: the model's variables.
+        net: a network, see `explainable`.
         images: x, (N, H, W, C).
         labels: (N,), in [0, classes).
-        layers: paths of submodules with outputs (N, h, w, D), (N, h, w, |G|, K) or (N, D); where the network has a
+        layers: names of layers with outputs (N, h, w, D), (N, h, w, |G|, K) or (N, D); where the network has a
             way around one, such as a shortcut, what goes there is not compensated.
         group: the group.
         g: which element, in [0, |G|).
@@ -238,48 +257,46 @@ def layer_equivariance(
     require_at_least("steps", steps, 0)
     require(0 < rate < math.inf, "rate", rate, "a positive finite number")
     require(1 <= train < len(images), "train", f"{train} of {len(images)} images", "at least 1, and not all of them")
-    apply = unjitted(apply)
-    bound = partial(apply, variables)
-    logits = jax.eval_shape(bound, images).shape
-    require(len(logits) == 2 and logits[0] == len(images), "apply", f"output {logits}", f"({len(images)}, classes)")
-    require_levels(bound, images[:1], layers)
-    require_labels("labels", labels, len(images), logits[1])
+    net, images = with_batch(net, images)
+    model = net.program("logits", images[:1])
+    require_layers(model, layers)
+    classes = model.program.output.shape[1]
+    require_labels("labels", labels, len(images), classes)
     require_finite("images", images)
     transform(group, g, images[:1])  # checks g and the images before anything is computed
-    shapes, supports = activation_names(bound, images[:1]), {}
+    shapes, supports = model.program.layers, {}
     for layer in layers:
         maps.require_activations(f"layers: {layer!r}", shapes[layer])
         supports[layer] = maps.usable_support(f"train: at {layer!r}", train, shapes[layer], support)
 
     key = jax.random.key(0) if key is None else key
-    forward = footprint(bound, images[:1]).bytes_each(0)
-    test, chance = (images[train:], labels[train:]), 1 / logits[1]
+    forward = model.program.memory[0]
+    test, chance = (images[train:], jnp.asarray(labels[train:])), 1 / classes
     results = []
     with jax.default_matmul_precision("highest"):
-        correct = partial(_correct, apply, group, variables)
-        accuracy, moved = (_mean(in_chunks(partial(correct, np.int32(e)), test, forward, max_bytes)) for e in (0, g))
+        correct = partial(_correct, group, net)
+        accuracy, moved = (_mean(_in_batches(partial(correct, np.int32(e)), test, forward, max_bytes)) for e in (0, g))
         for i, layer in enumerate(layers):
-            program = _Program(apply, layer, group, g)
+            place = _Place(layer, group, g)
             each = 2 * forward + maps.regression_bytes(shapes[layer], supports[layer])
             forth, undo = (maps.MapRegression(motions, g, supports[layer]) for motions in (group, group.inverses))
             for _, real, (x,) in padded_batches(max(1, max_bytes // each), images[:train]):
-                z, z_moved = _activations(program, variables, x)
+                z, z_moved = _activations(place, net, x)
                 forth.add(z, z_moved, real)
                 undo.add(z_moved, z, real)
             there, here = forth.solve(ridge), undo.solve(ridge)
             if steps:
-                moved_train = in_chunks(lambda x: transform(group, g, x), (images[:train],), forward, max_bytes)
-                phi, head = split_network(apply, layer)
-                z_moved = in_chunks(partial(phi, variables), (moved_train,), forward, max_bytes)
-                rest, drawn = jax.tree_util.Partial(head, variables), jax.random.fold_in(key, i)
-                here = maps.refine_map(here, rest, z_moved, labels[:train], steps, rate, drawn, given=(moved_train,))
+                phi, head = split_network(net, layer)
+                moved_train = _in_batches(partial(transform, group, g), (images[:train],), forward, max_bytes)
+                z_moved, drawn = _in_batches(phi, (moved_train,), forward, max_bytes), jax.random.fold_in(key, i)
+                here = maps.refine_map(here, head, z_moved, labels[:train], steps, rate, drawn, given=(moved_train,))
 
-            def compensated(map: EquivariantMap, program: _Program = program, each: int = each) -> float:
-                judge = partial(_correct_compensated, program, variables, map.filters, map.bias)
-                return _mean(in_chunks(judge, test, each, max_bytes))
+            def compensated(map: EquivariantMap, place: _Place = place, each: int = each) -> float:
+                judge = partial(_correct_compensated, place, net, map.filters, map.bias)
+                return _mean(_in_batches(judge, test, each, max_bytes))
 
-            measure = partial(_squares_and_sums, program, variables, there.filters, there.bias)
-            parts = in_chunks(measure, test[:1], each, max_bytes)
+            measure = partial(_squares_and_sums, place, net, there.filters, there.bias)
+            parts = _in_batches(measure, test[:1], each, max_bytes)
             squares, sums = (np.asarray(part, np.float64).sum(0) for part in parts)
             size = max(squares[3], np.finfo(np.float32).tiny)
             uncompensated, sites_moved, missed = np.sqrt(squares[:3] / size).tolist()
@@ -313,48 +330,50 @@ def _mean(correct: Array) -> float:
     return float(np.asarray(correct, np.float64).mean())
 
 
-class _Program(NamedTuple):
+def _in_batches(function: Callable[..., Any], arrays: Sequence[Array], bytes_each: int, max_bytes: int) -> Any:
+    """Apply a function to parts of the examples within the budget."""
+    whole = [padded(array) for array in arrays]
+    return in_batches(function, whole, len(arrays[0]), bytes_each * len(whole[0]), max_bytes)
+
+
+class _Place(NamedTuple):
     """Static arguments of the functions of a layer."""
 
-    apply: Callable[..., Array]
     layer: str
     group: Group
     g: int
 
 
 @partial(jax.jit, static_argnums=0)
-def _activations(program: _Program, variables: Any, x: Array) -> tuple[Array, Array]:
+def _activations(place: _Place, net: Explainable, x: Array) -> tuple[Array, Array]:
     """Return φ(x) and φ(g x)."""
-    phi, _ = split_network(program.apply, program.layer)
-    return phi(variables, x), phi(variables, transform(program.group, program.g, x))
+    model = net.program("logits", x)
+    return model.value(place.layer, x), model.value(place.layer, transform(place.group, place.g, x))
 
 
 @partial(jax.jit, static_argnums=0)
 def _squares_and_sums(
-    program: _Program, variables: Any, filters: Array, bias: Array, x: Array
+    place: _Place, net: Explainable, filters: Array, bias: Array, x: Array
 ) -> tuple[Float[Array, "n 4"], Float[Array, "n d"]]:
     """Return squares of φ(g x) less φ(x), less g φ(x), less M φ(x), and of φ(g x) itself; and its sums over sites."""
-    z, target = _activations(program, variables, x)
+    z, target = _activations(place, net, x)
     sites, wanted = maps.as_sites(z), maps.as_sites(target)
-    mapped = maps.as_sites(maps.filter_sites(program.group, program.g, filters, bias, z))
-    missed = [wanted - sites, wanted - maps.move_sites(program.group, program.g, z), wanted - mapped, wanted]
+    mapped = maps.as_sites(maps.filter_sites(place.group, place.g, filters, bias, z))
+    missed = [wanted - sites, wanted - maps.move_sites(place.group, place.g, z), wanted - mapped, wanted]
     return jnp.stack([jnp.square(part).sum((1, 2, 3)) for part in missed], -1), wanted.sum((1, 2))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _correct(
-    apply: Callable[..., Array], group: Group, variables: Any, g: Int[Array, ""], x: Array, labels: Array
-) -> Float[Array, " n"]:
+@partial(jax.jit, static_argnums=0)
+def _correct(group: Group, net: Explainable, g: Int[Array, ""], x: Array, labels: Array) -> Float[Array, " n"]:
     """Return 1 where g x is classified correctly."""
-    return (apply(variables, transform(group, g, x)).argmax(-1) == labels).astype(jnp.float32)
+    return (net.program("logits", x)(transform(group, g, x)).argmax(-1) == labels).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
 def _correct_compensated(
-    program: _Program, variables: Any, filters: Array, bias: Array, x: Array, labels: Array
+    place: _Place, net: Explainable, filters: Array, bias: Array, x: Array, labels: Array
 ) -> Float[Array, " n"]:
     """Return 1 where g x is classified correctly when the layer's output is mapped back."""
-    phi, head = split_network(program.apply, program.layer)
-    moved = transform(program.group, program.g, x)
-    z = maps.filter_sites(program.group.inverses, program.g, filters, bias, phi(variables, moved))
-    return (head(variables, z, moved).argmax(-1) == labels).astype(jnp.float32)
+    model, moved = net.program("logits", x), transform(place.group, place.g, x)
+    z = maps.filter_sites(place.group.inverses, place.g, filters, bias, model.value(place.layer, moved))
+    return (model(moved, taps={place.layer: lambda value: z}).argmax(-1) == labels).astype(jnp.float32)

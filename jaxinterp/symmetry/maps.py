@@ -229,8 +229,8 @@ def refine_map(
 
     Args:
         map: where to start, such as the regression's.
-        head: z ↦ logits, the network after the layer, such as `Partial(split_network(apply, layer)[1], variables)`
-            with `jax.tree_util.Partial` and `given=(x,)`; compiled once for as long as it is the same function.
+        head: z ↦ logits, the network after the layer, such as `split_network(net, layer)[1]` with `given=(x,)`;
+            compiled once for as long as it is the same function or an equal pytree.
         z: activations before the map, as of `apply_map`.
         labels: (N,), in [0, classes).
         steps: of the optimizer, ≥ 1.
@@ -250,7 +250,7 @@ def refine_map(
     require_activations("z", z.shape)
     for name, array in (("labels", labels), *((f"given[{i}]", array) for i, array in enumerate(given))):
         require(array.shape[:1] == z.shape[:1], name, f"shape {array.shape}", f"{len(z)} along the first axis as of z")
-    head = head if isinstance(head, jax.tree_util.Partial) else jax.tree_util.Partial(head)
+    head = jax.tree_util.Partial(head) if jax.tree_util.all_leaves([head]) else head
     weights, fixed = (map.filters, map.bias), ((z, labels, *given), jnp.float32(rate), key)
     state = optax.adam(rate).init(weights)
     with jax.default_matmul_precision("highest"):

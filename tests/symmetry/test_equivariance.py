@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.tree_util import Partial
 
 from jaxinterp.errors import ConfigError
+from jaxinterp.explain.explainable import explainable
 from jaxinterp.nn.baselines import CifarResNet
 from jaxinterp.nn.losses import softmax_cross_entropy
 from jaxinterp.symmetry.equivariance import (
@@ -69,7 +69,9 @@ def test_the_known_map_of_mirrored_filters_is_found_and_undoes_the_mirror(mirror
     layers = {}
     for support in (1, 3):
         settings = {"train": 200, "support": support, "ridge": 1e-6, "max_bytes": 1 << 20}
-        (layer,) = layer_equivariance(Mirrored().apply, variables, images, labels, ["phi"], flips(), 1, **settings)
+        (layer,) = layer_equivariance(
+            explainable(Mirrored(), variables), images, labels, ["phi"], flips(), 1, **settings
+        )
         assert layer.compensated < 1e-3
         assert layer.uncompensated > 0.5
         assert 0.2 < layer.moved < layer.uncompensated
@@ -92,7 +94,7 @@ def test_a_mixture_of_all_pixels_has_no_map_of_small_support():
     variables = jax.jit(model.init)(jax.random.key(3), images)
     labels = jax.jit(model.apply)(variables, images).argmax(-1)
     places, dense = layer_equivariance(
-        model.apply, variables, images, labels, ["phi", "phi/Dense_0"], flips(), 1, train=250, ridge=1e-6
+        explainable(model, variables), images, labels, ["phi", "phi/Dense_0"], flips(), 1, train=250, ridge=1e-6
     )
     assert places.compensated > 0.9
     assert places.accuracy_compensated < 0.6
@@ -116,8 +118,7 @@ def test_an_element_whose_inverse_is_not_in_the_set_is_undone_by_its_inverse():
     labels = jax.jit(model.apply)(variables, images).argmax(-1)
     turn = Group("a quarter turn", rotations(4).elements[:2])
     (found,) = layer_equivariance(
-        jax.jit(model.apply),
-        variables,
+        explainable(model, variables),
         images,
         labels,
         ["phi"],
@@ -140,21 +141,20 @@ def test_an_element_whose_inverse_is_not_in_the_set_is_undone_by_its_inverse():
 
 def test_refining_lowers_the_networks_own_loss_without_compiling_again(compilations, mirrored):
     variables, images, labels = mirrored
-    phi, head = split_network(Mirrored().apply, "phi")
+    phi, head = split_network(explainable(Mirrored(), variables), "phi")
     moved = transform(flips(), 1, images)
-    z = phi(variables, moved)
-    poor = fit_map(z, phi(variables, images), flips(), 1, support=1, ridge=3.0)
-    rest = Partial(head, variables)
+    z = phi(moved)
+    poor = fit_map(z, phi(images), flips(), 1, support=1, ridge=3.0)
 
     def loss(map):
-        return float(softmax_cross_entropy(rest(apply_map(map, z), moved), labels))
+        return float(softmax_cross_entropy(head(apply_map(map, z), moved), labels))
 
-    refine_map(poor, rest, z, labels, 1, 1e-3, jax.random.key(0), given=(moved,))
+    refine_map(poor, head, z, labels, 1, 1e-3, jax.random.key(0), given=(moved,))
     with compilations() as found:
-        better = refine_map(poor, rest, z, labels, 60, 1e-2, jax.random.key(0), given=(moved,))
+        better = refine_map(poor, head, z, labels, 60, 1e-2, jax.random.key(0), given=(moved,))
     assert found == []
     assert loss(better) < 0.7 * loss(poor)
-    again = refine_map(poor, rest, z, labels, 60, 1e-2, jax.random.key(0), given=(moved,))
+    again = refine_map(poor, head, z, labels, 60, 1e-2, jax.random.key(0), given=(moved,))
     np.testing.assert_array_equal(again.filters, better.filters)
 
 
@@ -164,10 +164,10 @@ def test_the_numbers_of_a_library_model_are_those_of_the_network_cut_by_hand():
     images = jax.random.uniform(jax.random.key(7), (90, 8, 8, 3))
     variables = jax.jit(model.init)(jax.random.key(8), images)
     labels = jax.random.randint(jax.random.key(9), (90,), 0, 4)
-    (layer,) = layer_equivariance(model.apply, variables, images, labels, [level], rotations(4), 1, train=70)
+    (layer,) = layer_equivariance(explainable(model, variables), images, labels, [level], rotations(4), 1, train=70)
     held, truth, turned = images[70:], labels[70:], transform(rotations(4), 1, images[70:])
-    phi, head = split_network(model.apply, level)
-    here, there = phi(variables, held), phi(variables, turned)
+    phi, head = split_network(explainable(model, variables), level)
+    here, there = phi(held), phi(turned)
     mapped = apply_map(layer.map, here)
     for ours, missed in ((layer.uncompensated, there - here), (layer.compensated, there - mapped)):
         np.testing.assert_allclose(ours, jnp.linalg.norm(missed.ravel()) / jnp.linalg.norm(there.ravel()), rtol=1e-4)
@@ -176,7 +176,7 @@ def test_the_numbers_of_a_library_model_are_those_of_the_network_cut_by_hand():
         (layer.accuracy_moved, there, turned),
         (layer.accuracy_compensated, apply_map(layer.back, there), turned),
     ):
-        expected = (head(variables, z, x).argmax(-1) == truth).mean()
+        expected = (head(z, x).argmax(-1) == truth).mean()
         np.testing.assert_allclose(ours, expected, atol=0.051)  # one image of twenty may lie on the edge
     flat = np.asarray(there).reshape(-1, there.shape[-1])
     constant = np.linalg.norm(flat - flat.mean(0)) / np.linalg.norm(flat)
@@ -185,7 +185,7 @@ def test_the_numbers_of_a_library_model_are_those_of_the_network_cut_by_hand():
     if layer.accuracy_compensated > 0.25 + 0.1 * 0.75:
         rows = round(layer.invariant * flat.shape[1])
         kept = with_identity_rows(layer.back, rows)
-        found = (head(variables, apply_map(kept, there), turned).argmax(-1) == truth).mean()
+        found = (head(apply_map(kept, there), turned).argmax(-1) == truth).mean()
         assert found >= 0.95 * layer.accuracy_compensated - 0.051
     else:
         assert np.isnan(layer.invariant)
@@ -227,24 +227,25 @@ REFUSED = {
     "g": [{"g": 2}],
     "steps": [{"steps": -1}],
     "rate": [{"steps": 1, "rate": 0}],
-    "apply": [{"apply": lambda v, x: x}],
+    "network": [{"net": lambda x: x}],
 }
 
 
 @pytest.mark.parametrize(("name", "change"), [(name, change) for name, all in REFUSED.items() for change in all])
 def test_what_cannot_be_measured_raises(mirrored, name, change):
     variables, images, labels = mirrored
-    fields = {"apply": Mirrored().apply, "images": images, "labels": labels, "layers": ["phi"], "train": 200, "g": 1}
+    net = explainable(Mirrored(), variables)
+    fields = {"net": net, "images": images, "labels": labels, "layers": ["phi"], "train": 200, "g": 1}
     with pytest.raises(ValueError, match=f"^{name}: [^\\n]*$"):
-        layer_equivariance(variables=variables, group=flips(), **fields | change)
+        layer_equivariance(group=flips(), **fields | change)
 
 
 def test_a_network_is_split_only_at_its_own_layers(mirrored):
     variables, images, _ = mirrored
     with pytest.raises(ConfigError, match=r"^layer: "):
-        split_network(Mirrored().apply, "psi")[0](variables, images)
+        split_network(explainable(Mirrored(), variables), "psi")[0](images)
     with pytest.raises(ConfigError, match=r"^z: "):
-        split_network(Mirrored().apply, "phi")[1](variables, images, images)
+        split_network(explainable(Mirrored(), variables), "phi")[1](images, images)
 
 
 @pytest.mark.parametrize(
