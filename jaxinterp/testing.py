@@ -14,6 +14,13 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable, with_batch
 
+__all__ = ["Contract", "check_explainable"]
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*__all__, "__doc__"])
+
 
 class Contract(NamedTuple):
     """What was measured of one promise; it is kept where `measured` is at most `tolerance`."""
@@ -32,7 +39,7 @@ def check_explainable(net: Any, x: Any, *, tolerance: float | None = None) -> li
     """Check that a network is explained exactly: at its own layer, and at each of its `levels`.
 
         contributions + bias = logits · no curvature · frozen = free · one example = the batch · jit = eager ·
-        W v by contraction = W v by a forward derivative · the same on another scale of examples
+        W v by contraction = W v by a forward derivative
 
     Args:
         net: a network, see `explainable`.

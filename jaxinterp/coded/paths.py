@@ -63,7 +63,7 @@ def path_shares(net: Any, x: Any, targets: Targets = None, *, max_bytes: int = M
     model = coded_network(net)
     straight = explainable(model, net.variables, keywords={"shortcuts_only": True})
     levels = [INPUT, *(f"block_{i}/paths" for i in range(1, len(model.blocks) + 1))]
-    first, *parts = decompose(straight, x, targets, layer=levels, max_bytes=max_bytes, check=False)
+    first, *parts = decompose(straight, x, targets, layer=levels, max_bytes=max_bytes)
     shares = [
         part.contributions.reshape(*part.logits.shape, -1, stage.present, stage.width).sum((2, 4))
         for part, (stage, _) in zip(parts, model.blocks, strict=True)

@@ -124,18 +124,18 @@ _plans: dict[Any, tuple[int, int]] = {}
 
 
 def in_tiles(
-    run: Callable[..., tuple[list[Attribution], Array | None]],
+    run: Callable[..., list[Attribution]],
     size: Callable[..., int],
     models: Callable[..., Any],
     arrays: Sequence[Array],
     rows: Int[Array, "batch t"],
     batch: int,
     max_bytes: int,
-) -> tuple[list[Attribution], Array | None]:
+) -> list[Attribution]:
     """Decompose tile by tile: as many examples and targets at once as the budget allows.
 
     Args:
-        run: (whether to check, models, rows, *arrays) ↦ decompositions, one per level, and how examples are coupled.
+        run: (whether to check, models, rows, *arrays) ↦ decompositions, one per level.
         size: (models, rows, *arrays) ↦ estimate of the bytes that `run` takes.
         models: (*arrays) ↦ the models, the first of them a traced one.
         arrays: examples, padded to a power of two.
@@ -146,22 +146,19 @@ def in_tiles(
     count, found = rows.shape[1], models(*arrays)
     examples, targets = _plan(size, models, found, arrays, rows, max_bytes)
     if (examples, targets) == rows.shape:
-        parts, coupled = run(True, found, rows, *arrays)
-        return _cut(parts, batch), coupled
+        return _cut(run(True, found, rows, *arrays), batch)
     found = models(*(array[:examples] for array in arrays))
     wholes: list[Attribution] = []
-    coupled = None
     for i in range(0, batch, examples):
         tile = [array[i : i + examples] for array in arrays]
         for k in range(0, count, targets):
             start = min(k, count - targets)  # the last tile reaches back
-            parts, together = run(k == 0, found, rows[i : i + examples, start : start + targets], *tile)
-            coupled = together if coupled is None else coupled if together is None else jnp.maximum(coupled, together)
+            parts = run(k == 0, found, rows[i : i + examples, start : start + targets], *tile)
             wholes = wholes or [_blank(part, batch, count) for part in parts]
             real = min(examples, batch - i)
             wholes = [_joined(whole, part, i, start, real) for whole, part in zip(wholes, parts, strict=True)]
             del parts
-    return wholes, coupled
+    return wholes
 
 
 def _plan(

@@ -28,6 +28,7 @@ from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
+from jaxinterp.explain.independence import require_independent
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import INPUT, peak_bytes
 
@@ -35,8 +36,8 @@ CURVATURE = 1e-3
 """Largest curvature of a function that is taken for affine; one that is has exactly none, but for rounding in NaNs."""
 DISCREPANCY = 1e-3
 """Largest relative difference of frozen and free logits that is taken for rounding."""
-COUPLING = 1e-6
-"""Largest slope of an example's logits along other examples, relative to theirs, that is taken for none."""
+RESIDUAL, ROUNDING = 1e-3, 1e-5
+"""Largest residual against a bias in closed form: by the largest |logit|, or by the sum of |contributions|."""
 
 
 @overload
@@ -58,7 +59,7 @@ def decompose(
     x: Any,
     targets: Targets = ...,
     *,
-    layer: list[str],
+    layer: list[str] | tuple[str, ...],
     given: Sequence[Array] = ...,
     max_bytes: int = ...,
     check: bool = ...,
@@ -71,7 +72,7 @@ def decompose(
     x: Any,
     targets: Targets = None,
     *,
-    layer: str | list[str] | None = None,
+    layer: str | list[str] | tuple[str, ...] | None = None,
     given: Sequence[Array] = (),
     max_bytes: int = MAX_BYTES,
     check: bool = True,
@@ -109,7 +110,7 @@ def decompose(
     """
     net, x = with_batch(net, x)
     require_at_least("max_bytes", max_bytes, 1)
-    levels = tuple(layer) if isinstance(layer, list) else (net.layer if layer is None else layer,)
+    levels = tuple(layer) if isinstance(layer, list | tuple) else (net.layer if layer is None else layer,)
     for i, array in enumerate(given):
         require(array.shape[:1] == x.shape[:1], "given", f"array {i} of shape {array.shape}", f"({len(x)}, ...)")
     if check:
@@ -120,23 +121,25 @@ def decompose(
     _require_real(x, levels, frozen)
     rows = select_targets(targets, batch, frozen.program.output.shape[1])
     biases = tuple(net.bias_at(level) for level in levels)
-    model = None if net.held is net.network or net.held == net.network else "logits"
+    same = net.held is net.network or net.held == net.network
 
     def models(x: Array, *given: Array) -> tuple[Any, Any]:
-        return net.program("frozen", x, *given), None if model is None else net.program("logits", x, *given)
+        return net.program("frozen", x, *given), None if same else net.program("logits", x, *given)
 
+    if check:
+        require_independent(net, x, *given, max_bytes=max_bytes)
     with jax.default_matmul_precision("highest"):
         run, size = partial(_pass, levels, biases=biases), Size(levels)
         try:
-            parts, coupled = in_tiles(run, size, models, (x, *given), padded(rows), batch, max_bytes)
+            parts = in_tiles(run, size, models, (x, *given), padded(rows), batch, max_bytes)
         except (ValueError, NotImplementedError) as error:
             if isinstance(error, JaxInterpError) or "ifferentiation" not in str(error):
                 raise
             wanted = "one that can be differentiated backward"
             raise ConfigError(f"network: got {' '.join(str(error).split())[:200]}, expected {wanted}") from error
     if check and not isinstance(parts[0].logits, jax.core.Tracer):
-        _require_exact(parts, coupled, batch)
-    return parts if isinstance(layer, list) else parts[0]
+        _require_exact(parts, biases)
+    return parts if isinstance(layer, list | tuple) else parts[0]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -147,7 +150,7 @@ def _pass(
     rows: Int[Array, "batch t"],
     *arrays: Array,
     biases: tuple[Array | None, ...],
-) -> tuple[list[Attribution], Float[Array, ""] | None]:
+) -> list[Attribution]:
     """Decompose one tile: one forward pass, a jvp for each level, one vjp mapped over one-hot cotangents."""
     frozen, free = models
 
@@ -170,7 +173,6 @@ def _pass(
     mapped = jax.vmap(pullback)(cotangents)
     discrepancy = _discrepancy(logits, logits if free is None else free(*arrays)) if checked else None
     parts: list[Attribution] = []
-    coupled = None
     for i, (name, value) in enumerate(zip(levels, outputs, strict=True)):
         weights = jnp.moveaxis(mapped[i], 0, 1)
         contributions = weights * value[:, None]
@@ -185,10 +187,7 @@ def _pass(
         explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
         curvature = None
         if checked:
-            aside = _aside(value)
-            curvature = _curvature(linear, bent, _along(at, zeros[i], aside)[1])
-            if i == 0 and len(rows) > 1:
-                coupled = _coupling(at, zeros[i], aside)
+            curvature = _curvature(linear, bent, _along(at, zeros[i], _aside(value))[1])
         parts.append(
             Attribution(
                 contributions,
@@ -203,7 +202,7 @@ def _pass(
                 name,
             )
         )
-    return parts, coupled
+    return parts
 
 
 @dataclass(frozen=True)
@@ -229,30 +228,24 @@ def _along(function: Any, point: Array, direction: Array) -> tuple[Array, Array]
 
 
 def _aside(value: Array) -> Array:
-    """Return a fixed random direction of every example's size."""
-    drawn = jnp.asarray(np.random.default_rng(0).standard_normal(value.shape[1:]), value.dtype)
-    flat = value.reshape(len(value), -1)
-    size = jnp.linalg.norm(flat, axis=1) / jnp.linalg.norm(drawn)
+    """Return a fixed random direction of every example's size, its root mean square, without overflow."""
+    drawn = np.random.default_rng(0).standard_normal(value.shape[1:])
+    wide = value.reshape(len(value), -1).astype(np.promote_types(value.dtype, np.float32))
+    most = jnp.abs(wide).max(1, keepdims=True)
+    size = most[:, 0] * jnp.sqrt(jnp.square(wide / jnp.where(most > 0, most, 1)).mean(1))
     size = jnp.where(size > 0, size, 1).reshape(-1, *(1,) * drawn.ndim)
-    return drawn[None] * size
+    return (jnp.asarray(drawn, size.dtype)[None] * size).astype(value.dtype)
 
 
 def _curvature(slope: Array, *bent: Array) -> Float[Array, " batch"]:
-    """Return the largest second derivative of an example over its largest slope along itself."""
-    most = jnp.stack([jnp.abs(b).max(1) for b in bent]).max(0)
-    return jnp.where(most == 0, 0, most / jnp.abs(slope).max(1))
+    """Return the largest second derivative of an example's logits, each over its slope along the example."""
+    most = jnp.stack([jnp.abs(b) for b in bent]).max(0)
+    return jnp.where(most == 0, 0, most / jnp.abs(slope)).max(1)
 
 
 def _discrepancy(frozen: Array, free: Array) -> Float[Array, " batch"]:
     size = jnp.abs(free).max(1)
     return jnp.abs(frozen - free).max(1) / jnp.where(size > 0, size, 1)
-
-
-def _coupling(function: Any, point: Array, direction: Array) -> Float[Array, ""]:
-    """Return how far logits of every second example move with the others, over how far the others' move."""
-    first = (jnp.arange(len(point)) % 2 == 0).reshape(-1, *(1,) * (point.ndim - 1))
-    slopes = jnp.abs(jax.jvp(function, (point,), (jnp.where(first, direction, 0),))[1])
-    return slopes[1::2].max() / jnp.maximum(slopes[::2].max(), jnp.finfo(slopes.dtype).tiny)
 
 
 def _require_finite_inputs(net: Explainable, x: Array, given: Sequence[Array]) -> None:
@@ -273,9 +266,9 @@ def _require_real(x: Array, levels: Sequence[str], model: Any) -> None:
         require(name in real, "x" if name == INPUT else "layer", got, f"floating numbers{hint}")
 
 
-def _require_exact(parts: Sequence[Attribution], coupled: Array | None, batch: int) -> None:
+def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None]) -> None:
     """Raise for examples that are not explained exactly, and name them."""
-    for part in parts:
+    for part, bias in zip(parts, biases, strict=True):
         at = f"at {part.layer!r}"
         finite = np.isfinite(np.asarray(part.residual)).all(1)
         if not finite.all():  # the residual of infinities is NaN
@@ -294,9 +287,12 @@ def _require_exact(parts: Sequence[Attribution], coupled: Array | None, batch: i
             got = f"discrepancy {_largest(discrepancy)}"
             wanted = f"at most {DISCREPANCY}: frozen, it has other logits than the network"
             _refuse(~(discrepancy <= DISCREPANCY), "frozen", got, wanted)
-    if coupled is not None and not float(coupled) <= COUPLING:
-        got = f"logits that move by {float(coupled):.1e} with other examples of the batch"
-        require(False, "network", got, "examples independent of one another: BatchNorm as after training")
+        missed = np.asarray(part.relative_residual).max(1)
+        if bias is not None and (missed > RESIDUAL).any():
+            sums = np.abs(np.asarray(part.contributions)).reshape(*part.logits.shape, -1).sum(-1)
+            rounded = np.abs(np.asarray(part.residual)) <= ROUNDING * sums
+            wanted = f"at most {RESIDUAL} against the bias in closed form {at}: weights or bias are wrong"
+            _refuse((missed > RESIDUAL) & ~rounded.all(1), "residual", _largest(missed), wanted)
 
 
 def _softmax_hint(part: Attribution) -> str:

@@ -137,8 +137,14 @@ class Explainable:
         require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
         shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
         got = f"an output of shape ({', '.join(map(str, shape))})"
+        if len(shape) == 1:
+            one = "output=lambda out: out[:, None] for one logit"
+            hint = f"logits (batch, classes); {one if shape[0] == 'batch' else 'x[None] for a single example'}"
         require(len(shape) == 2 and shape[0] == "batch" and shape[1], "network", got, hint)
-        require(jnp.issubdtype(out.dtype, jnp.floating), "network", f"an output of {out.dtype}", "floating logits")
+        if not jnp.issubdtype(out.dtype, jnp.floating):
+            real = jnp.issubdtype(x.dtype, jnp.floating)
+            name, got = ("network", f"an output of {out.dtype}") if real else ("x", f"{x.dtype}{x.shape}")
+            require(False, name, got, "floating logits" if real else "a floating array (batch, ...)")
         return model
 
     def log_odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
@@ -172,6 +178,8 @@ class Explainable:
             trace(function, self.variables, x[None], *given, keep=False, named=True)
         except UnreadableError:
             reason = " ".join(str(error).split())
+            if isinstance(error, TypeError) and "positional argument" in reason:
+                reason += "; variables go into explainable(network, variables)"
             reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
             return f"{got}, expected an input that the network can read: {type(error).__name__}: {reason}"
         return f"{got}, expected a batch, {(1, *x.shape)}: x[None]"
@@ -222,6 +230,8 @@ def require_layers(model: Model, layers: Sequence[str]) -> None:
     otherwise = f"one of {', '.join(known)}" if len(known) > 1 else "a layer of a Flax, NNX, Equinox or Keras module, "
     otherwise += "" if len(known) > 1 else "or of a mapping of names to functions: {'features': ..., 'head': ...}"
     for layer in layers:
+        once = layer not in model.program.repeated
+        require(once, "layer", f"{layer!r}, called more than once", "a layer that is called once")
         require_one_of("layer", layer, known, otherwise)
 
 
@@ -268,10 +278,19 @@ def explainable(
         >>> net.logits(x).shape
         (2, 3)
     """
+    for name in fields:
+        require_one_of("fields", name, FIELDS)
+    if "levels" in fields:
+        fields["levels"] = tuple(fields["levels"])
     if isinstance(network, Explainable):
         require(variables is None, "variables", type(variables).__name__, "none with an Explainable, which holds them")
         given: dict[str, Any] = {"held": frozen, "encoding": encoding, "output": output}
-        return replace(network, **{k: v for k, v in given.items() if v is not None}, **fields)
+        given = {name: value for name, value in given.items() if value is not None}
+        if "layer" in fields:  # with its own bias and levels
+            network = network.at(fields.pop("layer"))
+        if given and "bias" not in fields:
+            fields["bias"] = None  # it was that of another function
+        return replace(network, **given, **fields)
     own = getattr(network, "__explainable__", None)
     if own is not None and keywords is None:
         return explainable(own(variables), frozen=frozen, encoding=encoding, output=output, **fields)
@@ -279,6 +298,21 @@ def explainable(
     held = found.frozen if frozen is None else frozen
     whole = (found.variables, found.function, held, encoding, output)
     return Explainable(*whole, keep=found.keep, named=found.named and frozen is None, **fields)
+
+
+FIELDS = ("bias", "constant", "layer", "levels", "notice", "pooled", "probability")
+"""Fields that are given to `explainable`."""
+
+
+class Once:
+    """A function that may compute something else in another call: traced once in this one."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, variables: Any, *arrays: Array) -> Any:
+        """Call the function."""
+        return self.function(variables, *arrays)
 
 
 def with_batch(net: Any, x: Any) -> tuple[Explainable, Array]:
@@ -292,4 +326,8 @@ def with_batch(net: Any, x: Any) -> tuple[Explainable, Array]:
     fits = hasattr(x, "shape") or isinstance(x, list | tuple | float | int)
     wanted = "an array (batch, ...); variables go into explainable(network, variables)"
     require(fits, "x", f"a {type(x).__name__}", wanted)
-    return explainable(net), _examples(jnp.asarray(x))
+    net = explainable(net)
+    if not net.keep:
+        free = Once(net.network)
+        net = replace(net, network=free, held=free if net.held == net.network else Once(net.held), keep=True)
+    return net, _examples(jnp.asarray(x))

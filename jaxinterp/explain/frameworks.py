@@ -107,6 +107,11 @@ def _hashable(value: Any) -> Hashable:
     return value  # type: ignore[no-any-return]
 
 
+def _value(value: Any) -> Any:
+    """Undo `_hashable`."""
+    return value.value if isinstance(value, Only) else value
+
+
 @dataclass(frozen=True, eq=False)
 class Only:
     """Something that is equal to nothing else."""
@@ -162,8 +167,7 @@ class Linen:
 
     def __call__(self, variables: Any, *arrays: Array) -> Any:
         """Return the output."""
-        module = self.module.value if isinstance(self.module, Only) else self.module
-        return module.apply(variables, *arrays, **dict(self.keywords))
+        return _value(self.module).apply(variables, *arrays, **dict(self.keywords))
 
 
 def _linen(module: nn.Module, variables: Any, keywords: dict[str, Any]) -> Network:
@@ -178,7 +182,7 @@ def _linen(module: nn.Module, variables: Any, keywords: dict[str, Any]) -> Netwo
     held = keywords | _wanted(type(module).__call__, {"frozen": True})
     same = _hashable(module)
     function, frozen = (Linen(same, tuple(sorted(words.items()))) for words in (keywords, held))
-    return Network(function, frozen, variables)
+    return Network(function, frozen, variables, named=same is module)
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class NNX:
         """Return the output."""
         from flax import nnx
 
-        model = nnx.merge(self.graph, state)
+        model = nnx.merge(_value(self.graph), state)
         for path, module in list(nnx.iter_modules(model)):
             if path and callable(module):
                 object.__setattr__(module, "__class__", _marking(_kind(module), "/".join(map(str, path)), mark))
@@ -227,9 +231,10 @@ def _nnx(nnx: Any, model: Any, variables: Any, keywords: dict[str, Any]) -> Netw
     if modules:
         named = ", ".join(dict.fromkeys(modules))
         warnings.warn(f"network: {named} is in training mode; explained in inference, as after .eval()", stacklevel=4)
-    model = nnx.merge(*nnx.split(model))  # a copy
+    model = nnx.merge(*nnx.split(model))  # whose mode can be changed; the variables are shared still
     model.eval()
-    graph, state = nnx.split(model)
+    graph, shared = nnx.split(model)
+    state = jax.tree.map(lambda leaf: leaf, shared)  # as it is now
     keywords = _wanted(type(model).__call__, INFERENCE) | keywords
     held = keywords | _wanted(type(model).__call__, {"frozen": True})
     function, frozen = (NNX(_hashable(graph), tuple(sorted(words.items()))) for words in (keywords, held))
@@ -249,7 +254,7 @@ class Equinox:
         import equinox
 
         parts, state = variables
-        model = equinox.combine(parts, jax.tree.unflatten(self.structure, self.leaves))
+        model = equinox.combine(parts, jax.tree.unflatten(self.structure, map(_value, self.leaves)))
         call = _marked_modules(equinox, model, ())
 
         def one(*example: Array) -> Any:
@@ -308,9 +313,10 @@ def _equinox(equinox: Any, model: Any, variables: Any, keywords: dict[str, Any])
 
 @dataclass(frozen=True)
 class Keras:
-    """A Keras 3 model on the JAX backend."""
+    """A Keras 3 model on the JAX backend, as its configuration was when it was wrapped."""
 
     model: Any
+    configuration: Hashable
     keywords: tuple[tuple[str, Any], ...]
 
     def __call__(self, variables: Any, *arrays: Array) -> Any:
@@ -329,7 +335,11 @@ def _marked_calls(model: Any) -> Iterator[None]:
             yield from walk(inner, (*path, inner.name))
 
     with ExitStack() as restored:
+        patched = set[int]()
         for path, layer in walk(model, ()):
+            if id(layer) in patched:  # shared; its first name is enough
+                continue
+            patched.add(id(layer))
             call, name = layer.call, "/".join(path)
 
             def marked(*args: Any, call: Any = call, name: str = name, **kwargs: Any) -> Any:
@@ -348,5 +358,9 @@ def _keras(keras: Any, model: Any, variables: Any, keywords: dict[str, Any]) -> 
     require(backend == "jax", "network", f"a Keras model on {backend}", "one with KERAS_BACKEND=jax")
     require(model.built, "network", f"the Keras model {model.name}, not built", "one that has been called")
     values = [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
-    function = Keras(model, tuple(sorted(keywords.items())))
-    return Network(function, function, values)
+    try:
+        configuration: Any = model.to_json()
+    except (NotImplementedError, TypeError, ValueError):  # of layers that cannot tell it
+        configuration = Only(model)
+    function = Keras(model, configuration, tuple(sorted(keywords.items())))
+    return Network(function, function, values, named=isinstance(configuration, str))

@@ -7,6 +7,7 @@ of that layer), look at it, and enter layers inside `jit`, `remat` and, by index
 import math
 import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ INPUT = "input"
 """Name of what the network reads after any encoding; every network has it as a layer."""
 PROGRAMS = 256
 """Programs that are kept; the one not used for longest goes first."""
+CONSTANT_BYTES = 256 << 20
+"""Bytes of arrays closed over by functions that are kept with their programs."""
 
 _MARK = "jaxinterp: "
 # Operations that only wrap a program. Functions with a derivative of their own are not entered: it would be lost.
@@ -57,6 +60,7 @@ class Program:
     Attributes:
         jaxpr: the program; its constants are arguments, so that they are not compiled in.
         output: structure and shapes of what it returns.
+        repeated: names of layers that are called more than once.
         values: name → shape and type of the outputs of named layers that are called once and have the batch first.
     """
 
@@ -66,6 +70,8 @@ class Program:
         marks = list(_marks(jaxpr))
         found = [name for name, _ in marks]
         self.values = {name: v for name, v in marks if found.count(name) == 1 and v.shape[:1] == (batch,)}
+        self.repeated = {name for name in found if found.count(name) > 1}
+        self._independent: list[Any] = []
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
@@ -76,6 +82,18 @@ class Program:
     def memory(self) -> tuple[int, int]:
         """Bytes of all intermediate values, and the most that are alive at once as they are computed in order."""
         return _memory(self.jaxpr)
+
+    def is_independent(self, variables: Any) -> bool:
+        """Whether `note_independent` was called with these very variables."""
+        leaves = jax.tree.leaves(variables)
+        known = self._independent
+        return len(known) == len(leaves) + 1 and all(ref() is leaf for ref, leaf in zip(known[1:], leaves, strict=True))
+
+    def note_independent(self, variables: Any) -> None:
+        """Note that examples do not depend on one another with these variables, which are not kept alive."""
+        leaves = jax.tree.leaves(variables)
+        known = all(isinstance(leaf, jax.Array) for leaf in leaves)
+        self._independent = [True, *map(weakref.ref, leaves)] if known else []
 
     def run(self, taps: Taps, constants: Sequence[Any], variables: Any, *arrays: Array) -> Any:
         """Run the program with some layers' outputs passed through a function each."""
@@ -130,7 +148,8 @@ def trace(
         *arrays ↦ output.
     """
     leaves, structure = jax.tree.flatten((variables, arrays))
-    key = (function, structure, tuple(map(jax.typeof, leaves)), bool(jax.config.read("jax_enable_x64")))
+    settings = bool(jax.config.read("jax_enable_x64")), jax.sharding.get_abstract_mesh()
+    key = (function, structure, tuple(map(jax.typeof, leaves)), settings)
     with _lock:
         found = _by_function.get(key) if keep else None
         if found is not None:
@@ -146,8 +165,12 @@ def trace(
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
     with _lock:
         cache[key] = value
-        while len(cache) > PROGRAMS:
+        while len(cache) > PROGRAMS or sum(map(_constant_bytes, cache.values())) > CONSTANT_BYTES:
             cache.popitem(last=False)
+
+
+def _constant_bytes(entry: Any) -> int:
+    return sum(getattr(constant, "nbytes", 0) for constant in entry[1]) if isinstance(entry, tuple) else 0
 
 
 def _traced(
@@ -186,7 +209,13 @@ def _traced(
 
 
 def _text(program: Program, constants: Sequence[Any], variables: Any, arrays: Sequence[Array]) -> Any:
-    """Return a text that tells a program and its derivatives from any other; None if it cannot be differentiated."""
+    """Return a text that tells a program and its derivatives from any other; None where none does.
+
+    None is a program that cannot be differentiated, and one with arrays of its own in an inner program, such as those
+    that a jitted function closes over: a text has their shapes alone.
+    """
+    if _closes_over(program.jaxpr):
+        return None
     leaves, structure = jax.tree.flatten((constants, variables, arrays))
     moving = [i for i, leaf in enumerate(leaves) if _floats(jax.typeof(leaf))]
 
@@ -209,7 +238,19 @@ def _text(program: Program, constants: Sequence[Any], variables: Any, arrays: Se
         jaxpr = jax.make_jaxpr(derived)([leaves[i] for i in moving], *leaves)
     except (TypeError, ValueError, NotImplementedError):  # such as a while loop, which runs forward only
         return None
+    if jaxpr.consts:  # of a derivative of its own
+        return None
     return str(jaxpr), structure, str(jax.tree.structure(program.output))
+
+
+def _closes_over(jaxpr: Any) -> bool:
+    """Whether a program within a program has constants of its own."""
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if getattr(inner, "consts", ()) or (hasattr(_open(inner), "eqns") and _closes_over(_open(inner))):
+                    return True
+    return False
 
 
 class _Named(dict[Any, Any]):

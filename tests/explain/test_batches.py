@@ -78,7 +78,7 @@ def test_what_is_wrong_in_a_later_tile_is_found():
 def test_padding_repeats_the_last_example():
     assert [padded_size(n) for n in (1, 2, 3, 5, 8, 9)] == [1, 2, 4, 8, 8, 16]
     assert padded(jnp.array([1, 2, 3])).tolist() == [1, 2, 3, 3]
-    assert padded(jnp.array([1, 2]), 5).tolist() == [1, 2, 2, 2, 2]
+    assert padded(jnp.array([1, 2, 4, 5, 6])).tolist() == [1, 2, 4, 5, 6, 6, 6, 6]
     assert [affordable(8, 80, m) for m in (1, 10, 39, 40, 80, 1000)] == [1, 1, 2, 4, 8, 8]
 
 

@@ -188,7 +188,14 @@ def test_equinox_with_a_state(compilations):
     trained, state = jax.vmap(model, **mapped)(x, state)
     own = jax.vmap(eqx.nn.inference_mode(model), **mapped)(x, state)[0]
     assert float(jnp.abs(own - trained).max()) > 1e-2
-    matches(lambda: (model, state), x, own, {"dense": (3, 3)}, compilations, {"dense": jax.vmap(model.dense)(x)})
+    matches(
+        lambda: (model, state),
+        x,
+        own,
+        {"dense": (3, 3), "norm": (3, 3)},
+        compilations,
+        {"dense": jax.vmap(model.dense)(x)},
+    )
     with pytest.raises(ValueError, match=r"\Avariables: got none, expected the state"):
         explainable(model)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxinterp.explain.attribute import integrated_gradients
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.program import trace
@@ -205,7 +206,7 @@ def test_scalars_and_shapes_that_are_closed_over_make_another_program():
     assert program(lambda x: 2.0 * x) is not program(lambda x: 3.0 * x)
     assert program(lambda x: x[:, :2]) is not program(lambda x: x[:, 1:3])
     assert program(lambda x: (x > 0.0).astype(x.dtype)) is not program(lambda x: (x > 1.0).astype(x.dtype))
-    assert program(lambda x: (x > 0).astype(jnp.int32)) is not program(lambda x: (x > 1).astype(jnp.int32))
+    assert program(lambda x: jnp.clip(x, 0)) is not program(lambda x: jnp.clip(x, 1))
     for scale in (2.0, 3.0):
         wide = jnp.float32(scale)
         np.testing.assert_allclose(explainable(lambda x, wide=wide: wide * x).logits(X), scale * X, rtol=1e-6)
@@ -263,3 +264,37 @@ def test_a_network_that_runs_forward_only_can_be_read():
 
     net = explainable(halved)
     np.testing.assert_allclose(net.logits(4 * X), halved(4 * X), rtol=1e-6)
+
+
+def test_arrays_that_an_inner_function_closes_over_are_not_another_networks():
+    def jitted(w):
+        inner = jax.jit(lambda x: x @ w)
+        return lambda x: inner(x) * 1.0
+
+    def mapped(w):
+        inner = jax.jit(lambda row: row @ w)
+        return lambda x: jax.vmap(inner)(x)
+
+    def ruled(w):
+        @jax.custom_jvp
+        def inner(x):
+            return x @ w
+
+        inner.defjvp(lambda points, tangents: (inner(*points), tangents[0] @ w))
+        return lambda x: inner(x)
+
+    w = jnp.arange(X.shape[1] * 2, dtype=X.dtype).reshape(-1, 2)
+    for make in (jitted, mapped, ruled):
+        for scale in (1.0, 2.0):
+            np.testing.assert_allclose(explainable(make(scale * w)).logits(X), scale * X @ w, rtol=1e-5)
+
+
+def test_a_closure_is_traced_once_in_a_call():
+    traces = []
+
+    def counted(x):
+        traces.append(len(x))
+        return jnp.tanh(x)
+
+    integrated_gradients(counted, X, max_bytes=100)
+    assert len(traces) == len(set(traces))

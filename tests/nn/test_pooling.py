@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxinterp import decompose
+from jaxinterp import decompose, explainable
 from jaxinterp.nn.baselines import VGG, AlexNet
 from jaxinterp.nn.pooling import max_pool
 
@@ -122,7 +122,7 @@ def test_the_first_maximum_is_alexnets_on_flat_images_where_it_is_flaxs():
     shared = gradient(lambda x: model.clone(ties="shared").apply({"params": params}, x))
     np.testing.assert_allclose(found, want, atol=1e-5 * float(jnp.abs(want).max()))
     assert jnp.linalg.norm(shared - want) > 0.5 * jnp.linalg.norm(want)
-    parts = decompose(model.apply, x, variables={"params": params})
+    parts = decompose(explainable(model, {"params": params}), x)
     assert jnp.abs(parts.residual).max() <= 1e-5 * jnp.abs(parts.logits).max()
     np.testing.assert_allclose(parts.weights[:, 0], want, atol=1e-5 * float(jnp.abs(want).max()))
 
@@ -131,7 +131,7 @@ def test_the_first_maximum_is_alexnets_on_flat_images_where_it_is_flaxs():
 def test_vggs_value_does_not_depend_on_the_rule():
     model, x = VGG(11, classes=3, width=2, ties="first"), jnp.full((1, 32, 32, 3), 0.5)
     variables = jax.jit(model.init)(jax.random.key(0), x)
-    first, shared = (decompose(model.clone(ties=ties).apply, x, variables=variables) for ties in ("first", "shared"))
+    first, shared = (decompose(explainable(model.clone(ties=ties), variables), x) for ties in ("first", "shared"))
     np.testing.assert_allclose(first.logits, shared.logits, rtol=1e-6)
     assert jnp.abs(first.weights - shared.weights).max() > 0.1 * jnp.abs(shared.weights).max()
 

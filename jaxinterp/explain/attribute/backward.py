@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.explain.batches import Targets, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
+from jaxinterp.explain.independence import require_independent
 from jaxinterp.explain.program import Model
 
 X = "x"
@@ -45,6 +46,7 @@ def checked(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
     else:
         require_layers(model, [layer])
     rows = padded(select_targets(targets, batch, model.program.output.shape[1]))
+    require_independent(net, x, max_bytes=max_bytes)
     return Call(net, x, rows, batch, model.program.memory)
 
 
