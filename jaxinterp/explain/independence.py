@@ -20,7 +20,8 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
 
     All examples but one are exchanged for others, and the logits of that one compared, of the first and of the last:
     three forward passes, once for a program with its variables. Of a batch that is too large for the budget fewer are
-    tried, two at least; a single example beside itself, where the network takes two. Traced values are not known, and pass.
+    tried, two at least; a single example beside itself, where the network takes two. Traced values are not known, and
+    pass.
 
     Raises:
         ConfigError: logits change.
