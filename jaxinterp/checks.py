@@ -92,6 +92,16 @@ def require_finite(name: str, values: Array | np.ndarray) -> None:
     require(not wrong, name, f"{wrong} of {values.size} values NaN or infinite", "finite values")
 
 
+def require_channels_last(name: str, shape: Sequence[int]) -> None:
+    """Raise for the shape of images, (batch, height, width, channels), that can only have their channels first.
+
+    Raises:
+        ConfigError: the second axis is of 1 or 3, the last of more than colors, encoded or not, have.
+    """
+    first = shape[1] in (1, 3) and shape[3] > 6
+    require(not first, name, f"shape {tuple(shape)}", "channels last: (batch, height, width, channels)")
+
+
 class Checked:
     """Base of frozen dataclasses whose fields declare their constraints, checked when an instance is made.
 

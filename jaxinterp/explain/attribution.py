@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_channels_last
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,7 @@ class Attribution:
         """
         shape = self.contributions.shape
         require(len(shape) == 5, "contributions", f"shape {shape}", "(batch, targets, height, width, channels)")
+        require_channels_last("contributions", shape[1:])
         sums = self.contributions.sum(-1)
         return sums if size is None else jax.image.resize(sums, (*shape[:2], *size), "nearest")
 

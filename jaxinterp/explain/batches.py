@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxinterp.checks import require, require_at_least
+from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 
 Targets = None | int | Sequence[int] | Sequence[Sequence[int]] | Int[Array, "..."] | np.ndarray
@@ -39,7 +40,10 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
     if targets is None:
         return jnp.asarray(np.tile(np.arange(classes, dtype=np.int32), (batch, 1)))
     if not isinstance(targets, jax.core.Tracer):
-        values = np.asarray(targets)
+        try:
+            values = np.asarray(targets)
+        except ValueError as error:
+            raise ConfigError("targets: got rows of several lengths, expected (batch, T)") from error
         require(np.issubdtype(values.dtype, np.integer), "targets", values.dtype, f"integers in [0, {classes})")
         if values.size:
             low, high = values.min(), values.max()
@@ -56,9 +60,9 @@ def padded_size(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def padded(x: Array) -> Array:
-    """Repeat the last example until the batch has the padded size."""
-    missing = padded_size(len(x)) - len(x)
+def padded(x: Array, size: int | None = None) -> Array:
+    """Repeat the last example until the batch has the padded size, or the one given."""
+    missing = (padded_size(len(x)) if size is None else size) - len(x)
     return x if not missing else _repeat_last(x, missing)
 
 

@@ -37,7 +37,7 @@ CURVATURE = 1e-3
 DISCREPANCY = 1e-3
 """Largest relative difference of frozen and free logits that is taken for rounding."""
 RESIDUAL, ROUNDING = 1e-3, 1e-5
-"""Largest residual against a bias in closed form: by the largest |logit|, or by the sum of |contributions|."""
+"""Largest residual: by the largest |logit| or |bias|, or, as rounding, by the sum of |contributions|."""
 
 
 @overload
@@ -92,7 +92,8 @@ def decompose(
         given: further arrays of the examples, (batch, ...) each, such as gates; the network gets them after `x`.
         max_bytes: bytes that one pass may take by estimate, ≥ 1; more examples and targets run tile by tile.
         check: raise for examples at which the network is not affine or not finite, or freezing changes its logits, and
-            for examples that depend on one another. The numbers are returned in any case.
+            for examples that depend on one another. The numbers are returned in any case. Values that are traced, as
+            under `jax.jit`, are not known, and pass.
 
     Returns:
         An `Attribution`, on the shape of the layer's output; a list of them where `layer` is a list.
@@ -115,8 +116,8 @@ def decompose(
         require(array.shape[:1] == x.shape[:1], "given", f"array {i} of shape {array.shape}", f"({len(x)}, ...)")
     if check:
         _require_finite_inputs(net, x, given)
-    batch, (x, *given) = len(x), (padded(array) for array in (x, *given))
-    frozen = net.program("frozen", x, *given, examples=batch)
+    batch, (x, *given) = len(x), net.fitted("frozen", x, *given)
+    frozen = net.program("frozen", x, *given)
     require_layers(frozen, levels)
     _require_real(x, levels, frozen)
     rows = select_targets(targets, batch, frozen.program.output.shape[1])
@@ -131,11 +132,12 @@ def decompose(
     with jax.default_matmul_precision("highest"):
         run, size = partial(_pass, levels, biases=biases), Size(levels)
         try:
-            parts = in_tiles(run, size, models, (x, *given), padded(rows), batch, max_bytes)
-        except (ValueError, NotImplementedError) as error:
-            if isinstance(error, JaxInterpError) or "ifferentiation" not in str(error):
+            parts = in_tiles(run, size, models, (x, *given), padded(rows, len(x)), batch, max_bytes)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            known = any(word in str(error) for word in ("ifferentiation", "autodiff", "JVP"))
+            if isinstance(error, JaxInterpError) or not known:
                 raise
-            wanted = "one that can be differentiated backward"
+            wanted = "one that can be differentiated forward and backward"
             raise ConfigError(f"network: got {' '.join(str(error).split())[:200]}, expected {wanted}") from error
     if check and not isinstance(parts[0].logits, jax.core.Tracer):
         _require_exact(parts, biases)
@@ -288,10 +290,12 @@ def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None])
             wanted = f"at most {DISCREPANCY}: frozen, it has other logits than the network"
             _refuse(~(discrepancy <= DISCREPANCY), "frozen", got, wanted)
         missed = np.asarray(part.relative_residual).max(1)
-        if bias is not None and (missed > RESIDUAL).any():
+        if (missed > RESIDUAL).any():
             sums = np.abs(np.asarray(part.contributions)).reshape(*part.logits.shape, -1).sum(-1)
             rounded = np.abs(np.asarray(part.residual)) <= ROUNDING * sums
-            wanted = f"at most {RESIDUAL} against the bias in closed form {at}: weights or bias are wrong"
+            against = "the bias in closed form: weights or bias are wrong"
+            against = "a forward derivative: a rule of differentiation is wrong" if bias is None else against
+            wanted = f"at most {RESIDUAL} {at} against {against}"
             _refuse((missed > RESIDUAL) & ~rounded.all(1), "residual", _largest(missed), wanted)
 
 

@@ -102,9 +102,10 @@ class Explainable:
     def activation(self, x: Images, layer: str) -> Array:
         """Return the output of a layer, (batch, ...)."""
         x = _examples(x)
-        model = self.program("logits", padded(x), examples=len(x))
+        (whole,) = self.fitted("logits", x)
+        model = self.program("logits", whole)
         require_layers(model, [layer])
-        return _activation(model, layer, padded(x))[: len(x)]
+        return _activation(model, layer, whole)[: len(x)]
 
     def layers(self, x: Images) -> dict[str, tuple[int, ...]]:
         """Return name → shape of the outputs of all layers that can be explained, in the order of their calls."""
@@ -147,6 +148,22 @@ class Explainable:
             require(False, name, got, "floating logits" if real else "a floating array (batch, ...)")
         return model
 
+    def fitted(self, kind: Kind, x: Array, *given: Array) -> tuple[Array, ...]:
+        """Pad a batch to one of a few sizes; one that the network reads in its own size only stays as it is.
+
+        Raises:
+            ConfigError: the network cannot read it.
+        """
+        arrays = tuple(map(padded, (x, *given)))
+        try:
+            self.program(kind, *arrays, examples=len(x))
+        except ConfigError:
+            if len(arrays[0]) == len(x):
+                raise
+            self.program(kind, x, *given)
+            return x, *given
+        return arrays
+
     def log_odds(self, logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
         """Return log p/(1 − p) of every class: the logits of sigmoids, or derived from the softmax."""
         if self.probability == "sigmoid":
@@ -169,7 +186,8 @@ class Explainable:
     @on_automatic_axes
     def _run(self, kind: Kind, x: Images) -> Array:
         x = _examples(x)
-        return _called(self.program(kind, padded(x), examples=len(x)), padded(x))[: len(x)]
+        (whole,) = self.fitted(kind, x)
+        return _called(self.program(kind, whole), whole)[: len(x)]
 
     def _unreadable(self, function: Any, x: Array, given: Sequence[Array], error: BaseException | None) -> str:
         """Say in one line why a network cannot be traced; a batch axis that is missing is found by trying."""
@@ -281,7 +299,10 @@ def explainable(
     for name in fields:
         require_one_of("fields", name, FIELDS)
     if "levels" in fields:
+        require(not isinstance(fields["levels"], str), "levels", repr(fields["levels"]), "names of layers")
         fields["levels"] = tuple(fields["levels"])
+    if "probability" in fields:
+        require_one_of("probability", fields["probability"], ("sigmoid", "softmax"))
     if isinstance(network, Explainable):
         require(variables is None, "variables", type(variables).__name__, "none with an Explainable, which holds them")
         given: dict[str, Any] = {"held": frozen, "encoding": encoding, "output": output}

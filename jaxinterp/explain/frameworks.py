@@ -302,9 +302,10 @@ def _equinox(equinox: Any, model: Any, variables: Any, keywords: dict[str, Any])
     if not isinstance(model, equinox.Module):
         return None
     require(not keywords, "keywords", list(keywords), "none with an Equinox module: give a function")
-    stateful = "state" in inspect.signature(type(model).__call__).parameters
-    got = "none" if variables is None else type(variables).__name__
-    require(stateful == (variables is not None), "variables", got, "the state" if stateful else "none: it has no state")
+    state = inspect.signature(type(model).__call__).parameters.get("state")
+    stateful, got = variables is not None, "none" if variables is None else type(variables).__name__
+    require(stateful or state is None or state.default is not state.empty, "variables", got, "the state")
+    require(state is not None or not stateful, "variables", got, "none: it has no state")
     parts, rest = equinox.partition(equinox.nn.inference_mode(model), equinox.is_array)
     leaves, structure = jax.tree.flatten(rest)
     function = Equinox(tuple(map(_hashable, leaves)), structure, stateful)

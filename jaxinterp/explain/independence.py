@@ -28,7 +28,7 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     """
     arrays = (x, *given)
     model = net.program("logits", *arrays)
-    if model.program.is_independent(net.variables):
+    if model.program.is_independent((model.constants, net.variables)):
         return
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, arrays))):
         return
@@ -44,7 +44,7 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
         moved = float(_moved(tried, *arrays))
     independent = "examples independent of one another: BatchNorm as after training"
     require(not moved > MOVED, "network", f"logits that change by {moved:.1e} with other examples", independent)
-    model.program.note_independent(net.variables)
+    model.program.note_independent((model.constants, net.variables))
 
 
 @jax.jit

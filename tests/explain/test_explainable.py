@@ -201,3 +201,37 @@ def test_grad_cam_of_tokens_reads_them_as_a_grid():
     found = grad_cam(tokens_of(), IMAGES, layer="tokens", grid=(6, 6)).maps()
     want = IMAGES[:, None, :, :, 0] * np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 4, 1, 1) / 37
     np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_a_network_of_one_batch_size_is_not_padded():
+    adjacency = jnp.eye(5) * 2
+    parts = decompose(lambda x: (adjacency @ x)[:, :2], X5 := jnp.arange(20.0).reshape(5, 4))
+    np.testing.assert_allclose(parts.logits, 2 * X5[:, :2])
+    np.testing.assert_allclose(explainable(lambda x: x.reshape(5, 4)).logits(X5), X5)
+
+
+def test_constants_that_couple_examples_are_tried_again():
+    x = jnp.arange(16.0).reshape(4, 4)
+
+    def mixed(by):
+        return lambda x: (by @ x)[:, :2]
+
+    decompose(mixed(jnp.eye(4)), x)
+    with pytest.raises(ValueError, match=r"\Anetwork: got logits that change"):
+        decompose(mixed(jnp.full((4, 4), 0.25)), x)
+
+
+def test_a_rule_of_differentiation_without_a_forward_side_is_refused():
+    ruled = jax.custom_vjp(lambda x: 2 * x)
+    ruled.defvjp(lambda x: (2 * x, None), lambda _, cotangent: (2 * cotangent,))
+    with pytest.raises(ValueError, match=r"\Anetwork: got [^\n]*forward"):
+        decompose(ruled, jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [("probability", {"probability": "sigmoids"}), ("levels", {"levels": "conv"}), ("fields", {"layers": ("a",)})],
+)
+def test_fields_are_checked(field, fields):
+    with pytest.raises(ValueError, match=rf"\A{field}: got"):
+        explainable(lambda x: x, **fields)

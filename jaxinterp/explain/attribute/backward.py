@@ -39,13 +39,13 @@ def checked(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
     require_at_least("max_bytes", max_bytes, 1)
     if jnp.issubdtype(x.dtype, jnp.inexact):
         require_finite("x", x)
-    batch, x = len(x), padded(x)
+    batch, (x,) = len(x), net.fitted("logits", x)
     model = net.program("logits", x, examples=batch)
     if layer is None:
         require(jnp.issubdtype(x.dtype, jnp.floating), "x", f"{x.dtype}{x.shape}", "a floating array; explain a layer")
     else:
         require_layers(model, [layer])
-    rows = padded(select_targets(targets, batch, model.program.output.shape[1]))
+    rows = padded(select_targets(targets, batch, model.program.output.shape[1]), len(x))
     require_independent(net, x, max_bytes=max_bytes)
     return Call(net, x, rows, batch, model.program.memory)
 

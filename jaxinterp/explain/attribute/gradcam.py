@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jaxinterp.checks import require, require_one_of
+from jaxinterp.checks import require, require_channels_last, require_one_of
 from jaxinterp.explain.attribute.backward import checked, chosen, size_of, target_gradients, value_of
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
@@ -23,7 +24,7 @@ def grad_cam(
     *,
     layer: str | None = None,
     upsample: Literal["nearest", "linear"] = "nearest",
-    grid: tuple[int, int] | None = None,
+    grid: Any = None,
     max_bytes: int = MAX_BYTES,
 ) -> Attribution:
     """Compute Grad-CAM on the feature maps A of one layer, usually the last before pooling.
@@ -62,6 +63,11 @@ def grad_cam(
     call = checked(net, x, targets, layer, max_bytes)
     shape = call.net.program("logits", call.x).program.layers[str(layer)]
     require(call.x.ndim == 4, "x", f"shape {call.x.shape}", "(batch, height, width, channels)")
+    require_channels_last("x", call.x.shape)
+    if grid is not None:
+        grid = tuple(grid) if isinstance(grid, list | tuple) else (grid,)
+        sides = len(grid) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in grid)
+        require(sides, "grid", grid, "(height, width) in tokens")
     if grid is None:
         require(
             len(shape) == 4, "layer", f"activations {shape}", "(batch, height, width, features), or tokens and grid="

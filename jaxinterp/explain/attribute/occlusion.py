@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.checks import require, require_at_least
+from jaxinterp.checks import require, require_at_least, require_channels_last
 from jaxinterp.explain.attribute.backward import X, checked, chosen
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
@@ -71,8 +71,9 @@ def occlusion(
     call = checked(net, x, targets, None, max_bytes)
     shape = call.x.shape
     require(len(shape) == 4, "x", f"shape {shape}", "(batch, height, width, channels)")
-    channels_first = shape[1] in (1, 3) and shape[3] not in (1, 3)
-    require(not channels_first, "x", f"shape {shape}", "(batch, height, width, channels), channels last")
+    require_channels_last("x", shape)
+    whole = all(isinstance(size, int | np.integer) for size in (window, stride))
+    require(whole, "window, stride", (window, stride), "whole numbers of pixels")
     require(
         np.ndim(baseline) == 0, "baseline", f"shape {np.shape(baseline)}", "one number, the value of covered pixels"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
@@ -35,4 +36,6 @@ def label_maps(
     parts = attribution(net, method, x, labels)
     shape = parts.logits.shape
     require(shape == (len(labels), 1), "method", f"attributions to {shape} targets", f"({len(labels)}, 1), the labels'")
+    same = bool((np.asarray(parts.targets)[:, 0] == np.asarray(labels)).all())
+    require(same, "method", "attributions to other classes", "those to the labels")
     return parts.maps(size)[:, 0]

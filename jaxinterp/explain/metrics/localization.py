@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import (
+    require,
+    require_at_least,
+    require_channels_last,
+    require_finite,
+    require_labels,
+    require_one_of,
+)
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
 from jaxinterp.explain.explainable import Explainable, explainable
@@ -220,8 +227,10 @@ def grid_pointing_game(
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
     """
+    require_one_of("upsample", upsample, ("nearest", "linear"))
     net, pool = explainable(net), jnp.asarray(x)
-    require(pool.ndim == 4, "x", f"shape {pool.shape}", "images (batch, height, width, channels)")
+    require(pool.ndim == 4 and len(pool), "x", f"shape {pool.shape}", "images (batch, height, width, channels)")
+    require_channels_last("x", pool.shape)
     require((grids is None) == (labels is not None), "labels, grids", "both or none", "labels, or grids drawn before")
     if grids is None:
         key = jax.random.key(0) if key is None else key
