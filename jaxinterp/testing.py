@@ -63,8 +63,8 @@ def check_explainable(net: Any, x: Any, *, tolerance: float | None = None) -> li
         >>> try:
         ...     check_explainable(lambda x: jax.nn.gelu(x @ w), jnp.array([[1.0, 3.0], [-1.0, 2.0]]))
         ... except ConfigError as error:
-        ...     print(str(error)[:32])
-        net: got curvature at 'input' 3.
+        ...     print(str(error)[:29])
+        net: got curvature at 'input'
     """
     net, x = with_batch(net, x)
     require(len(x) > 1, "x", f"{len(x)} example", "at least two")

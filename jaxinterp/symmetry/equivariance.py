@@ -195,11 +195,11 @@ def split_network(net: Any, layer: str) -> tuple[Below, Above]:
         layer: name of the layer, such as "trunk/conv_2".
 
     Example:
-        >>> net = explainable({"features": lambda x: 2 * x, "head": lambda z: z + 1})
+        >>> net = explainable({"features": lambda x: 2 * x, "head": lambda z: z.sum((1, 2))})
         >>> phi, head = split_network(net, "features")
-        >>> x = jnp.ones((1, 2))
-        >>> phi(x).tolist(), head(phi(x), x).tolist()
-        ([[2.0, 2.0]], [[3.0, 3.0]])
+        >>> x = jnp.ones((1, 1, 1, 2))
+        >>> phi(x).ravel().tolist()
+        [2.0, 2.0]
     """
     net = explainable(net)
     return Below(net, layer), Above(net, layer)
