@@ -110,10 +110,15 @@ def in_batches(
 
 
 def _require_finite(parts: Attribution, batch: int) -> None:
-    wrong = np.flatnonzero(~np.asarray(_finite(parts.contributions, parts.logits))[:batch])
-    listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-    got = f"NaN or infinity at {len(wrong)} of {batch} examples ({listed})"
-    require(not len(wrong), "logits", got, f"finite logits and contributions of {parts.method}")
+    wrong = ~np.asarray(_finite(parts.contributions, parts.logits))[:batch]
+    refuse_examples(wrong, "logits", "NaN or infinity", f"finite logits and contributions of {parts.method}")
+
+
+def refuse_examples(wrong: np.ndarray, name: str, got: str, expected: str) -> None:
+    """Raise where something is wrong at some examples, and name the first of them."""
+    places = np.flatnonzero(wrong)
+    listed = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
+    require(not len(places), name, f"{got} at {len(places)} of {len(wrong)} examples ({listed})", expected)
 
 
 @jax.jit

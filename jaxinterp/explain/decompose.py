@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, select_targets
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, refuse_examples, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
 from jaxinterp.explain.independence import require_independent
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -276,19 +276,19 @@ def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None])
         if not finite.all():  # the residual of infinities is NaN
             wrong = any(bool(jnp.isnan(values).any()) for values in (part.logits, part.contributions))
             value = "NaN" if wrong else "infinity"
-            _refuse(~finite, "logits", value, f"finite logits and contributions {at}")
+            refuse_examples(~finite, "logits", value, f"finite logits and contributions {at}")
         if part.curvature is not None:
             curvature = np.asarray(part.curvature)
             hint, got = (
                 "freeze its input-dependent coefficients" + _softmax_hint(part),
                 f"curvature {_largest(curvature)}",
             )
-            _refuse(~(curvature <= CURVATURE), "network", got, f"0 {at}: it is not affine there; {hint}")
+            refuse_examples(~(curvature <= CURVATURE), "network", got, f"0 {at}: it is not affine there; {hint}")
         if part.discrepancy is not None:
             discrepancy = np.asarray(part.discrepancy)
             got = f"discrepancy {_largest(discrepancy)}"
             wanted = f"at most {DISCREPANCY}: frozen, it has other logits than the network"
-            _refuse(~(discrepancy <= DISCREPANCY), "frozen", got, wanted)
+            refuse_examples(~(discrepancy <= DISCREPANCY), "frozen", got, wanted)
         missed = np.asarray(part.relative_residual).max(1)
         if (missed > RESIDUAL).any():
             sums = np.abs(np.asarray(part.contributions)).reshape(*part.logits.shape, -1).sum(-1)
@@ -296,7 +296,7 @@ def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None])
             against = "the bias in closed form: weights or bias are wrong"
             against = "a forward derivative: a rule of differentiation is wrong" if bias is None else against
             wanted = f"at most {RESIDUAL} {at} against {against}"
-            _refuse((missed > RESIDUAL) & ~rounded.all(1), "residual", _largest(missed), wanted)
+            refuse_examples((missed > RESIDUAL) & ~rounded.all(1), "residual", _largest(missed), wanted)
 
 
 def _softmax_hint(part: Attribution) -> str:
@@ -308,9 +308,3 @@ def _softmax_hint(part: Attribution) -> str:
 def _largest(values: np.ndarray) -> str:
     known = values[~np.isnan(values)]
     return f"{float(known.max()) if known.size else np.nan:.1e}"
-
-
-def _refuse(wrong: np.ndarray, name: str, got: str, expected: str) -> None:
-    places = np.flatnonzero(wrong)
-    listed = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
-    require(not len(places), name, f"{got} at {len(places)} of {len(wrong)} examples ({listed})", expected)

@@ -15,7 +15,7 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.explain import frameworks
 from jaxinterp.explain.batches import padded
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import INPUT, Model, UnreadableError, mark, trace
+from jaxinterp.explain.program import INPUT, Model, UnreadableError, called, mark, trace, value_of
 
 LONGEST = 300  # characters of a network's own error that are passed on
 Images = Num[Array | np.ndarray, "batch ..."]
@@ -105,7 +105,7 @@ class Explainable:
         (whole,) = self.fitted("logits", x)
         model = self.program("logits", whole)
         require_layers(model, [layer])
-        return _activation(model, layer, whole)[: len(x)]
+        return value_of(model, layer, whole)[: len(x)]
 
     def layers(self, x: Images) -> dict[str, tuple[int, ...]]:
         """Return name → shape of the outputs of all layers that can be explained, in the order of their calls."""
@@ -187,7 +187,7 @@ class Explainable:
     def _run(self, kind: Kind, x: Images) -> Array:
         x = _examples(x)
         (whole,) = self.fitted(kind, x)
-        return _called(self.program(kind, whole), whole)[: len(x)]
+        return called(self.program(kind, whole), whole)[: len(x)]
 
     def _unreadable(self, function: Any, x: Array, given: Sequence[Array], error: BaseException | None) -> str:
         """Say in one line why a network cannot be traced; a batch axis that is missing is found by trying."""
@@ -228,16 +228,6 @@ def _examples(x: Any) -> Array:
     got = f"{x.dtype}{x.shape}" if fits else f"a {type(x).__name__}"
     require(fits and x.ndim >= 1 and len(x) > 0, "x", got, "an array (batch, ...) of at least one example")
     return jnp.asarray(x)
-
-
-@jax.jit
-def _called(model: Model, *arrays: Array) -> Array:
-    return model(*arrays)  # type: ignore[no-any-return]
-
-
-@partial(jax.jit, static_argnums=1)
-def _activation(model: Model, layer: str, x: Array) -> Array:
-    return model.value(layer, x)
 
 
 def require_layers(model: Model, layers: Sequence[str]) -> None:

@@ -127,6 +127,20 @@ class Model:
         return seen[0]
 
 
+@jax.jit
+def called(model: Model, *arrays: Array) -> Any:
+    """Run a network, compiled."""
+    return model(*arrays)
+
+
+def value_at(model: Model, layer: str | None, x: Array) -> Array:
+    """Return x itself (layer None), or a layer's output."""
+    return x if layer is None else model.value(layer, x)
+
+
+value_of: Callable[[Any, str | None, Array], Array] = jax.jit(value_at, static_argnums=1)
+"""`value_at`, compiled."""
+
 _lock = threading.Lock()
 _by_function: OrderedDict[Any, tuple[Program, tuple[Any, ...]]] = OrderedDict()
 _by_text: OrderedDict[Any, Program] = OrderedDict()
@@ -324,7 +338,7 @@ def _run(jaxpr: Any, args: Sequence[Any], taps: Mapping[Any, Callable[[Array], A
         if (name := _marked(eqn)) is not None:
             outs = [taps.get((name, ()), _same)(*values)]
         elif inner is None or not (eqn.primitive.name == "custom_vmap_call" or _holds(inner, taps)):
-            outs = bind_again(eqn, values)
+            outs = bind_again(eqn, *values)
         elif eqn.primitive.name == "scan":
             outs = _unrolled(eqn, inner, values, taps)
         else:

@@ -24,10 +24,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, value_at
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import value_at
 from jaxinterp.explain.propagation import NotPolynomialError, propagate
 
 __all__ = [

@@ -56,7 +56,7 @@ def _interpret(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rul
         if wrapped := _wrapped(eqn):
             outs = _interpret(*wrapped, values, rule, path)
         else:
-            run = partial(_run, eqn)
+            run = partial(bind_again, eqn)
             outs = rule(Operation(eqn.primitive.name, eqn.params, run, eqn.outvars[0].aval.dtype, path), values)
         known.update(zip(eqn.outvars, outs, strict=True))
         for atom in {a for a in eqn.invars if not hasattr(a, "val") and last[a] == i}:
@@ -64,12 +64,7 @@ def _interpret(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rul
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _run(eqn: Any, *arrays: Any) -> list[Array]:
-    outs = eqn.primitive.bind(*arrays, **eqn.params)
-    return list(outs) if eqn.primitive.multiple_results else [outs]
-
-
-def bind_again(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def bind_again(eqn: Any, *values: Any) -> list[Any]:
     """Run one operation of a traced program on other values, functions with a derivative of their own included."""
     with jax.named_scope(str(eqn.source_info.name_stack)):
         outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))

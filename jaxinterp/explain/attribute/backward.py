@@ -57,11 +57,6 @@ def head(model: Model, layer: str | None, z: Array, x: Array) -> Array:
     return model(x, taps={layer: lambda value: z.astype(value.dtype)})  # type: ignore[no-any-return]
 
 
-def value_at(model: Model, layer: str | None, x: Array) -> Array:
-    """Return x itself (layer None), or a layer's output."""
-    return x if layer is None else model.value(layer, x)
-
-
 def target_gradients(
     model: Model, layer: str | None, z: Float[Array, "batch *shape"], x: Array, rows: Int[Array, "batch t"]
 ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch t *shape"]]:
@@ -89,10 +84,6 @@ def _forward(layer: str | None, model: Model, z: Array, x: Array) -> tuple[Array
 @jax.jit
 def _pull(pullback: Callable[[Array], tuple[Array]], cotangent: Array) -> Array:
     return pullback(cotangent)[0]
-
-
-value_of: Callable[[Any, str | None, Array], Array] = jax.jit(value_at, static_argnums=1)
-"""`value_at`, compiled."""
 
 
 def size_of(call: Call, targets: int) -> int:

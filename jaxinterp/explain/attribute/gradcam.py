@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_channels_last, require_one_of
-from jaxinterp.explain.attribute.backward import checked, chosen, size_of, target_gradients, value_of
+from jaxinterp.explain.attribute.backward import checked, chosen, size_of, target_gradients
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import value_of
 
 
 @on_automatic_axes

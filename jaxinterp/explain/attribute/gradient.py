@@ -6,10 +6,11 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked, chosen, size_of, target_gradients, value_of
+from jaxinterp.explain.attribute.backward import X, checked, chosen, size_of, target_gradients
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import value_of
 
 
 @on_automatic_axes

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxinterp.checks import require, require_at_least, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head, target_gradients, value_of
+from jaxinterp.explain.attribute.backward import X, checked, chosen, head, target_gradients
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import value_of
 
 Nodes = Literal["gauss-legendre", "riemann", "riemann-left"]
 

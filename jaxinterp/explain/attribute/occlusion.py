@@ -12,6 +12,7 @@ from jaxinterp.explain.attribute.backward import X, checked, chosen
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import called
 
 
 def covered(size: int, window: int, stride: int) -> Bool[np.ndarray, "windows size"]:
@@ -93,18 +94,13 @@ def occlusion(
             model = call.net.program("logits", jnp.tile(x, (count, 1, 1, 1)))
             logits.append(_look(model, value, x, rows, *pair))
         whole = jnp.concatenate([*logits[:-1], logits[-1][(len(logits) * count - len(tall)) :]])
-        own = chosen(_called(call.net.program("logits", x), x), rows)
+        own = chosen(called(call.net.program("logits", x), x), rows)
         drops = own[None] - whole
         parts = _spread(drops, jnp.asarray(tall), jnp.asarray(wide))
         return Attribution(parts, own, rows, method="occlusion", layer=X)
 
     with jax.default_matmul_precision("highest"):
         return in_batches(explain, (call.x, call.rows), call.batch, each * len(call.x) * count, max_bytes)
-
-
-@jax.jit
-def _called(model: Any, x: Array) -> Array:
-    return model(x)  # type: ignore[no-any-return]
 
 
 @jax.jit

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
-from jaxinterp.explain.attribute.backward import checked, chosen, head, value_of
+from jaxinterp.explain.attribute.backward import checked, chosen, head
 from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import Explained, label_maps
-from jaxinterp.explain.program import INPUT
+from jaxinterp.explain.program import INPUT, value_of
 
 Order = Literal["least", "most"]
 
