@@ -63,7 +63,18 @@ def padded_size(count: int) -> int:
 def padded(x: Array, size: int | None = None) -> Array:
     """Repeat the last example until the batch has the padded size, or the one given."""
     missing = (padded_size(len(x)) if size is None else size) - len(x)
-    return x if not missing else _repeat_last(x, missing)
+    if not missing:
+        return x
+    if _on_host(x):
+        values = np.asarray(x)
+        return jnp.asarray(np.concatenate([values, np.broadcast_to(values[-1:], (missing, *x.shape[1:]))]))
+    return _repeat_last(x, missing)
+
+
+def _on_host(x: Array) -> bool:
+    """Whether values are known and at hand, so that a program of each batch size need not be compiled to cut them."""
+    known = not isinstance(x, jax.core.Tracer)
+    return known and [device.platform for device in x.devices()] == ["cpu"] and x.is_fully_addressable
 
 
 @partial(jax.jit, static_argnums=1)
@@ -72,8 +83,13 @@ def _repeat_last(x: Array, times: int) -> Array:
 
 
 def _cut(parts: Result, batch: int) -> Result:
-    """Leave out padding: one small program for all arrays of a batch size."""
-    return parts if all(len(leaf) == batch for leaf in jax.tree.leaves(parts)) else _first(parts, batch)
+    """Leave out padding: where values are not at hand, by one small program for all arrays of a batch size."""
+    leaves = jax.tree.leaves(parts)
+    if all(len(leaf) == batch for leaf in leaves):
+        return parts
+    if all(map(_on_host, leaves)):
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:batch]), parts)
+    return _first(parts, batch)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -103,15 +119,25 @@ def in_batches(
     """
     size = affordable(len(arrays[0]), bytes_all, max_bytes)
     parts = [run(*(array[i : i + size] for array in arrays)) for i in range(0, batch, size)]
-    whole = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    if isinstance(whole, Attribution) and not isinstance(whole.logits, jax.core.Tracer):
-        _require_finite(whole, batch)
-    return _cut(whole, batch)
+    first = parts[0]
+    if isinstance(first, Attribution) and not isinstance(first.logits, jax.core.Tracer):
+        _require_finite(parts, batch)
+    return first if len(parts) == 1 and size == batch else _joined_examples(parts, batch)
 
 
-def _require_finite(parts: Attribution, batch: int) -> None:
-    wrong = ~np.asarray(_finite(parts.contributions, parts.logits))[:batch]
-    refuse_examples(wrong, "logits", "NaN or infinity", f"finite logits and contributions of {parts.method}")
+def _joined_examples(parts: Sequence[Result], batch: int) -> Result:
+    """Join parts of a batch, and leave out padding."""
+    if len(parts) == 1:
+        return _cut(parts[0], batch)
+    if all(map(_on_host, jax.tree.leaves(parts))):
+        return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:batch]), *parts)
+    return _cut(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), batch)
+
+
+def _require_finite(parts: Sequence[Any], batch: int) -> None:
+    finite = [_finite(part.contributions, part.logits) for part in parts]
+    wrong = ~np.concatenate(list(map(np.asarray, finite)))[:batch]
+    refuse_examples(wrong, "logits", "NaN or infinity", f"finite logits and contributions of {parts[0].method}")
 
 
 def refuse_examples(wrong: np.ndarray, name: str, got: str, expected: str) -> None:
@@ -126,6 +152,36 @@ def _finite(contributions: Array, logits: Array) -> Array:
     """Whether all values of an example are finite."""
     whole = contributions.reshape(len(contributions), -1)
     return jnp.isfinite(whole).all(1) & jnp.isfinite(logits).all(1)
+
+
+TARGETS = 16
+"""Most targets whose backward passes are written out in one program."""
+
+
+def over_targets(run: Callable[[Array], Attribution], rows: Int[Array, "batch t"]) -> Attribution:
+    """Explain all targets at once, or, if they are many, parts of one size after the other.
+
+    Args:
+        run: (batch, t) targets ↦ their `Attribution`, t at most `TARGETS`.
+        rows: targets of the examples.
+    """
+    batch, count = rows.shape
+    if count <= TARGETS:
+        return run(rows)
+    size = -(-count // -(-count // TARGETS))
+    whole: Attribution | None = None
+    for k in range(0, count, size):
+        start = min(k, count - size)  # the last part reaches back
+        part = run(_columns(rows, start, size))
+        whole = _joined(_blank(part, batch, count) if whole is None else whole, part, 0, start, batch)
+        del part
+    assert whole is not None
+    return whole
+
+
+@partial(jax.jit, static_argnums=2)
+def _columns(rows: Array, start: int | Array, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(rows, start, size, axis=1)
 
 
 _BY_TARGET = ("contributions", "logits", "targets", "bias", "residual", "weights")

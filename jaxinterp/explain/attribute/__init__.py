@@ -1,8 +1,42 @@
 """Post-hoc methods, the baselines of the exact decomposition: `method(net, x, targets=None, ...) -> Attribution`."""
 
-from jaxinterp.explain.attribute.gradcam import grad_cam
-from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient
+from jaxinterp.explain.attribute.blur import blur_integrated_gradients
+from jaxinterp.explain.attribute.cams import (
+    ablation_cam,
+    eigen_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    guided_grad_cam,
+    hires_cam,
+    layer_cam,
+    score_cam,
+    xgrad_cam,
+)
+from jaxinterp.explain.attribute.expected import expected_gradients
+from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient, saliency
 from jaxinterp.explain.attribute.integrated import integrated_gradients
+from jaxinterp.explain.attribute.noise import noise_tunnel, smooth_grad, smooth_grad_squared, vargrad
 from jaxinterp.explain.attribute.occlusion import occlusion
 
-__all__ = ["grad_cam", "gradient", "input_x_gradient", "integrated_gradients", "occlusion"]
+__all__ = [
+    "ablation_cam",
+    "blur_integrated_gradients",
+    "eigen_cam",
+    "expected_gradients",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient",
+    "guided_grad_cam",
+    "hires_cam",
+    "input_x_gradient",
+    "integrated_gradients",
+    "layer_cam",
+    "noise_tunnel",
+    "occlusion",
+    "saliency",
+    "score_cam",
+    "smooth_grad",
+    "smooth_grad_squared",
+    "vargrad",
+    "xgrad_cam",
+]

@@ -1,16 +1,16 @@
-"""Gradient and Input × Gradient: the local slope of a logit, and the slope times the input."""
+"""Gradient, saliency and Input × Gradient: the local slope of a logit, its size, and the slope times the input."""
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked, chosen, size_of, target_gradients
+from jaxinterp.explain.attribute.backward import X, checked, gradients, size_of
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import value_of
 
 
 @on_automatic_axes
@@ -32,13 +32,12 @@ def gradient(
         An `Attribution` on the shape of `x` or of the layer's output, without a residual.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> gradient(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
         [[[0.0, -6.0]]]
 
     Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3 (there with the absolute value).
     """
-    return _slopes(net, x, targets, layer, max_bytes, times=False)
+    return _slopes(net, x, targets, layer, max_bytes, "gradient")
 
 
 @on_automatic_axes
@@ -52,25 +51,47 @@ def input_x_gradient(
     `gradient`.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> input_x_gradient(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
         [[[0.0, 18.0]]]
 
     Source: Shrikumar, Greenside, Shcherbina, Kundaje, arXiv 1605.01713, Sec. 2.
     """
-    return replace(_slopes(net, x, targets, layer, max_bytes, times=True), method="input_x_gradient")
+    return _slopes(net, x, targets, layer, max_bytes, "input_x_gradient")
 
 
-def _slopes(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: int, times: bool) -> Attribution:
+@on_automatic_axes
+def saliency(
+    net: Any, x: Any, targets: Targets = None, *, layer: str | None = None, max_bytes: int = MAX_BYTES
+) -> Attribution:
+    """Compute the size of the gradient, |∂f_k/∂x|, without the sign.
+
+    Arguments and result are those of `gradient`; the paper takes the largest of an image's channels.
+
+    Example:
+        >>> saliency(lambda x: x**2, jnp.array([[1.0, -3.0]]), 1).contributions.tolist()
+        [[[0.0, 6.0]]]
+
+    Source: Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, Sec. 3.1.
+    """
+    return _slopes(net, x, targets, layer, max_bytes, "saliency")
+
+
+def _slopes(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: int, method: str) -> Attribution:
     call = checked(net, x, targets, layer, max_bytes)
 
     def explain(x: Array, rows: Array) -> Attribution:
-        model = call.net.program("logits", x)
-        z = value_of(model, layer, x)
-        logits, slopes = target_gradients(model, layer, z, x, rows)
-        parts = slopes * z[:, None] if times else slopes
-        return Attribution(parts, chosen(logits, rows), rows, method="gradient", layer=layer or X)
+        return over_targets(partial(_explain, method, layer, call.net.program("logits", x), x), rows)
 
     with jax.default_matmul_precision("highest"):
-        size = size_of(call, (1 + times) * call.rows.shape[1])
+        size = size_of(call, 2 * call.rows.shape[1])
         return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _explain(method: str, layer: str | None, model: Any, x: Array, rows: Array) -> Attribution:
+    z, logits, slopes = gradients(model, layer, x, rows)
+    if method == "input_x_gradient":
+        slopes = slopes * z[:, None]
+    elif method == "saliency":
+        slopes = jnp.abs(slopes)
+    return Attribution(slopes, logits, rows, method=method, layer=layer or X)

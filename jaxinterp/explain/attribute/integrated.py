@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxinterp.checks import require, require_at_least, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head, target_gradients
+from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, repeated
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets, padded
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_of
 
@@ -84,51 +84,55 @@ def integrated_gradients(
     at, weight = quadrature(nodes, steps)
     call = checked(net, x, targets, layer, max_bytes)
     shape = (call.batch, *call.x.shape[1:])
-    base = jnp.asarray(baseline, call.x.dtype)
+    array: Any = jnp if isinstance(baseline, jax.core.Tracer) else np  # known ones without a program for each size
+    base = array.asarray(baseline, call.x.dtype)
     fits = base.ndim <= len(shape) and all(b in (1, n) for b, n in zip(base.shape[::-1], shape[::-1], strict=False))
     require(fits, "baseline", f"shape {base.shape}", f"one that broadcasts to {shape}")
-    base = padded(jnp.broadcast_to(base, shape))
-    total, most = (size / len(call.x) for size in call.memory)
-    each = total + 2 * most + 2 * call.rows.shape[1] * call.x[:1].size * call.x.dtype.itemsize
-    passes = math.ceil(steps / max(1, int(max_bytes // max(1, each))))
-    count = math.ceil(steps / passes)
+    base = padded(jnp.asarray(array.broadcast_to(base, shape)), len(call.x))
+    count, size = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
+    passes = math.ceil(steps / count)
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.
     fill = (0, count * passes - steps)
-    table = np.stack([np.pad(at, fill, mode="edge"), np.pad(weight, fill)], 1).reshape(passes, count, 2)
-    blocks = tuple(jnp.asarray(table, float))
+    blocks = np.stack([np.pad(at, fill, mode="edge"), np.pad(weight, fill)], 1).reshape(passes, count, 2)
 
     def explain(x: Array, base: Array, rows: Array) -> Attribution:
-        model = call.net.program("logits", x)
-        z, start = value_of(model, layer, x), value_of(model, layer, base)
-        mean = jnp.zeros((*rows.shape, *z.shape[1:]), z.dtype)
-        for block in blocks:
-            points, around = _points(z, start, block), jnp.tile(x, (count, *(1,) * (x.ndim - 1)))
-            many = call.net.program("logits", around)
-            _, slopes = target_gradients(many, layer, points, around, jnp.tile(rows, (count, 1)))
-            mean = _add_weighted(mean, slopes, block)
-        return _finish(layer, model, z, start, x, rows, mean)
+        model, around = call.net.program("logits", x), repeated(x, count)
+        many = call.net.program("logits", around)
+        ends = value_of(model, layer, base), value_of(model, layer, x)
+
+        def run(rows: Array) -> Attribution:
+            sums = None
+            for block in blocks:
+                sums = _add(layer, many, around, ends, rows, jnp.asarray(block, float), sums)
+            return _finish(layer, model, x, ends, rows, sums)
+
+        return over_targets(run, rows)
 
     with jax.default_matmul_precision("highest"):
-        return in_batches(explain, (call.x, base, call.rows), call.batch, each * len(call.x) * count, max_bytes)
-
-
-@jax.jit
-def _points(z: Array, start: Array, block: Float[Array, "nodes 2"]) -> Float[Array, "nodes_batch *shape"]:
-    """Return the points of the straight path from the start to z at some nodes α, as one batch."""
-    alpha = block[:, 0].reshape(-1, *(1,) * z.ndim).astype(z.dtype)
-    return (start[None] + alpha * (z - start)[None]).reshape(-1, *z.shape[1:])
-
-
-@jax.jit
-def _add_weighted(mean: Array, slopes: Array, block: Float[Array, "nodes 2"]) -> Array:
-    """Add the gradients of a block of nodes, each with its weight."""
-    return mean + jnp.tensordot(block[:, 1].astype(mean.dtype), slopes.reshape(len(block), *mean.shape), axes=1)
+        return in_batches(explain, (call.x, base, call.rows), call.batch, size, max_bytes)
 
 
 @partial(jax.jit, static_argnums=0)
-def _finish(layer: str | None, model: Any, z: Array, start: Array, x: Array, rows: Array, mean: Array) -> Attribution:
-    """Multiply the mean gradient by the step, and compare the sum with the change of the logit."""
-    contributions = mean * (z - start)[:, None]
-    logits, bias = (chosen(head(model, layer, value, x), rows) for value in (z, start))
-    residual = logits - bias - contributions.reshape(*rows.shape, -1).sum(-1).astype(logits.dtype)
-    return Attribution(contributions, logits, rows, bias, residual, method="integrated_gradients", layer=layer or X)
+def _add(
+    layer: str | None,
+    many: Any,
+    around: Array,
+    ends: tuple[Array, Array],
+    rows: Array,
+    block: Float[Array, "nodes 2"],
+    sums: Array | None,
+) -> Array:
+    """Add what a block of nodes α contributes, with its weights, on the straight path between the ends."""
+    start, z = ends
+    alpha, weight = (column.reshape(-1, *(1,) * z.ndim).astype(z.dtype) for column in block.T)
+    step = (z - start)[None]
+    part = along_path(many, layer, start[None] + alpha * step, weight * step, around, rows)
+    return part if sums is None else sums + part
+
+
+@partial(jax.jit, static_argnums=0)
+def _finish(
+    layer: str | None, model: Any, x: Array, ends: tuple[Array, Array], rows: Array, contributions: Any
+) -> Attribution:
+    bias, logits = (chosen(head(model, layer, value, x), rows) for value in ends)
+    return completed("integrated_gradients", layer, logits, bias, rows, contributions)

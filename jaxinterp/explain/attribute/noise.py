@@ -1,0 +1,175 @@
+"""SmoothGrad, its square and VarGrad: the mean, mean square and variance of any method under noise on the input."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.explain.attribute.backward import checked, chosen, size_of
+from jaxinterp.explain.attribute.gradient import gradient
+from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
+from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import called
+
+Kind = Literal["smoothgrad", "smoothgrad_sq", "vargrad"]
+
+
+@on_automatic_axes
+def noise_tunnel(
+    net: Any,
+    x: Any,
+    targets: Targets = None,
+    *,
+    method: Callable[..., Attribution] = gradient,
+    kind: Kind = "smoothgrad",
+    samples: int = 25,
+    noise: float = 0.15,
+    relative: bool = False,
+    key: Key[Array, ""] | None = None,
+    max_bytes: int = MAX_BYTES,
+    **options: Any,
+) -> Attribution:
+    """Run any method on noisy copies of the input, and return the mean, mean square or variance of what it finds.
+
+        smoothgrad = E[c_k(x + ε)]     smoothgrad_sq = E[c_k(x + ε)²]     vargrad = Var[c_k(x + ε)]     ε ~ N(0, σ²)
+
+    c_k are the contributions that the method finds, means are over the samples, and the variance divides by their
+    number. All examples share the noise, so that a result does not depend on the other examples.
+
+    Args:
+        net: a network, see `explainable`.
+        x: a batch, (batch, ...), floating.
+        targets: None for all classes, an int, (batch,) or (batch, T) classes.
+        method: (net, x, targets, *, max_bytes, **options) ↦ `Attribution`.
+        kind: "smoothgrad", "smoothgrad_sq" or "vargrad".
+        samples: number of noisy copies, ≥ 1.
+        noise: σ, ≥ 0, in the unit of `x`.
+        relative: whether σ is in units of each example's range, max x − min x, as in the paper (0.1 to 0.2).
+        key: of the noise; `jax.random.key(0)` by default.
+        max_bytes: bytes that one pass may take by estimate.
+        **options: further arguments of the method, such as `layer`.
+
+    Returns:
+        An `Attribution` on the shape of the method's contributions, with the logits of `x` itself, without a residual.
+
+    Example:
+        >>> found = noise_tunnel(lambda x: x @ jnp.array([[2.0], [-1.0]]), jnp.ones((1, 2)), kind="smoothgrad_sq")
+        >>> found.contributions.tolist()
+        [[[4.0, 1.0]]]
+
+    Source: Smilkov et al., arXiv 1706.03825, Sec. 3 (SmoothGrad); Hooker et al., arXiv 1806.10758, Sec. 4 (SmoothGrad
+    squared); Adebayo et al., arXiv 1810.03307 (VarGrad).
+    """
+    require_one_of("kind", kind, get_args(Kind))
+    require_at_least("samples", samples, 1)
+    require_at_least("noise", noise, 0)
+    call = checked(net, x, targets, options.get("layer"), max_bytes)
+    require(jnp.issubdtype(call.x.dtype, jnp.floating), "x", f"{call.x.dtype}{call.x.shape}", "floating numbers")
+    key = jax.random.key(0) if key is None else key
+    size = size_of(call, 3 * call.rows.shape[1])
+    sigma = jnp.asarray(noise, call.x.dtype)
+
+    def explain(x: Array, rows: Array) -> Attribution:
+        each = size * len(x) / len(call.x)
+        merged: Any = None
+        names: tuple[str, str] = ("", "")
+        for start, count in _blocks(samples, max(1, int(max_bytes // max(1, each)))):
+            noisy, many = _noisy(count, relative, key, start, sigma, x, rows)
+            found = method(call.net, noisy, many, max_bytes=max_bytes, **options)
+            merged = _merge(count, merged, found.contributions, start)
+            names = found.method, found.layer
+        values = _moment(kind, samples, *merged)
+        logits = chosen(called(call.net.program("logits", x), x), rows)
+        return Attribution(values, logits, rows, method=f"{kind} of {names[0]}", layer=names[1])
+
+    with jax.default_matmul_precision("highest"):
+        return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)
+
+
+def _blocks(samples: int, most: int) -> list[tuple[int, int]]:
+    """Split samples into powers of two, so that a block of a padded batch needs no padding: (start, count) of each."""
+    found, start = [], 0
+    while start < samples:
+        count = 1 << (min(most, samples - start).bit_length() - 1)
+        found.append((start, count))
+        start += count
+    return found
+
+
+def smooth_grad(net: Any, x: Any, targets: Targets = None, **options: Any) -> Attribution:
+    """Compute SmoothGrad, the mean gradient under noise: `noise_tunnel` with its arguments.
+
+    Example:
+        >>> smooth_grad(lambda x: x**2, jnp.array([[3.0]]), noise=0.0).contributions.tolist()
+        [[[6.0]]]
+
+    Source: Smilkov et al., arXiv 1706.03825, Sec. 3.
+    """
+    return replace(noise_tunnel(net, x, targets, kind="smoothgrad", **options), method="smooth_grad")
+
+
+def smooth_grad_squared(net: Any, x: Any, targets: Targets = None, **options: Any) -> Attribution:
+    """Compute SmoothGrad squared, the mean squared gradient under noise: `noise_tunnel` with its arguments.
+
+    Example:
+        >>> smooth_grad_squared(lambda x: x**2, jnp.array([[3.0]]), noise=0.0).contributions.tolist()
+        [[[36.0]]]
+
+    Source: Hooker, Erhan, Kindermans, Kim, arXiv 1806.10758, Sec. 4.
+    """
+    return replace(noise_tunnel(net, x, targets, kind="smoothgrad_sq", **options), method="smooth_grad_squared")
+
+
+def vargrad(net: Any, x: Any, targets: Targets = None, **options: Any) -> Attribution:
+    """Compute VarGrad, the variance of the gradient under noise: `noise_tunnel` with its arguments.
+
+    Example:
+        >>> vargrad(lambda x: 2 * x, jnp.array([[3.0]])).contributions.tolist()
+        [[[0.0]]]
+
+    Source: Adebayo, Gilmer, Goodfellow, Kim, arXiv 1810.03307.
+    """
+    return replace(noise_tunnel(net, x, targets, kind="vargrad", **options), method="vargrad")
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _noisy(
+    count: int, relative: bool, key: Key[Array, ""], start: int | Array, sigma: Array, x: Array, rows: Array
+) -> tuple[Float[Array, "n_batch *shape"], Int[Array, "n_batch t"]]:
+    """Return noisy copies of all examples, one batch after the other, and their targets."""
+    if relative:
+        axes = tuple(range(1, x.ndim))
+        sigma = sigma * (x.max(axes, keepdims=True) - x.min(axes, keepdims=True))
+    draw = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype))
+    drawn = draw(start + jnp.arange(count))[:, None]
+    noisy = x[None] + jnp.broadcast_to(sigma, x.shape)[None] * drawn
+    return noisy.reshape(-1, *x.shape[1:]), jnp.tile(rows, (count, 1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _merge(
+    count: int, seen: tuple[Array, Array] | None, found: Float[Array, "n_batch t *shape"], start: int | Array
+) -> tuple[Array, Array]:
+    """Return mean and sum of squared deviations of the samples seen and those found (Chan et al. 1983)."""
+    found = found.reshape(count, -1, *found.shape[1:])
+    mean = found.mean(0)
+    spread = jnp.square(found - mean[None]).sum(0)
+    if seen is None:
+        return mean, spread
+    share = count / (start + count)
+    step = mean - seen[0]
+    share, before = jnp.asarray(share, step.dtype), jnp.asarray(start, step.dtype)
+    return seen[0] + share * step, seen[1] + spread + before * share * jnp.square(step)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _moment(kind: Kind, samples: int, mean: Array, spread: Array) -> Array:
+    if kind == "smoothgrad":
+        return mean
+    return spread / samples if kind == "vargrad" else jnp.square(mean) + spread / samples
