@@ -38,7 +38,7 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
         ([[0, 1, 2], [0, 1, 2]], [[2], [0]])
     """
     if targets is None:
-        return jnp.asarray(np.tile(np.arange(classes, dtype=np.int32), (batch, 1)))
+        return jax.device_put(np.tile(np.arange(classes, dtype=np.int32), (batch, 1)))
     if not isinstance(targets, jax.core.Tracer):
         try:
             values = np.asarray(targets)
@@ -52,7 +52,12 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
     rows = array.asarray(targets, dtype=np.int32)
     fits = rows.ndim == 0 or (rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:])
     require(fits, "targets", f"shape {rows.shape}", f"(), ({batch},) or ({batch}, T), T at least 1")
-    return jnp.asarray(rows if rows.ndim == 2 else array.broadcast_to(rows[..., None], (batch, 1)))
+    return jax.device_put(rows if rows.ndim == 2 else array.broadcast_to(rows[..., None], (batch, 1)))
+
+
+def as_array(values: Any) -> Array:
+    """Return an array on the device: as `jnp.asarray`, which compiles a program for every new shape."""
+    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def padded_size(count: int) -> int:
@@ -67,7 +72,7 @@ def padded(x: Array, size: int | None = None) -> Array:
         return x
     if _on_host(x):
         values = np.asarray(x)
-        return jnp.asarray(np.concatenate([values, np.broadcast_to(values[-1:], (missing, *x.shape[1:]))]))
+        return jax.device_put(np.concatenate([values, np.broadcast_to(values[-1:], (missing, *x.shape[1:]))]))
     return _repeat_last(x, missing)
 
 
@@ -82,13 +87,13 @@ def _repeat_last(x: Array, times: int) -> Array:
     return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (times, *x.shape[1:]))])
 
 
-def _cut(parts: Result, batch: int) -> Result:
+def cut(parts: Result, batch: int) -> Result:
     """Leave out padding: where values are not at hand, by one small program for all arrays of a batch size."""
     leaves = jax.tree.leaves(parts)
     if all(len(leaf) == batch for leaf in leaves):
         return parts
     if all(map(_on_host, leaves)):
-        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[:batch]), parts)
+        return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[:batch]), parts)
     return _first(parts, batch)
 
 
@@ -128,10 +133,10 @@ def in_batches(
 def _joined_examples(parts: Sequence[Result], batch: int) -> Result:
     """Join parts of a batch, and leave out padding."""
     if len(parts) == 1:
-        return _cut(parts[0], batch)
+        return cut(parts[0], batch)
     if all(map(_on_host, jax.tree.leaves(parts))):
-        return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[:batch]), *parts)
-    return _cut(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), batch)
+        return jax.tree.map(lambda *leaves: jax.device_put(np.concatenate(leaves)[:batch]), *parts)
+    return cut(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), batch)
 
 
 def _require_finite(parts: Sequence[Any], batch: int) -> None:
@@ -211,7 +216,7 @@ def in_tiles(
     count, found = rows.shape[1], models(*arrays)
     examples, targets = _plan(size, models, found, arrays, rows, max_bytes)
     if (examples, targets) == rows.shape:
-        return _cut(run(True, found, rows, *arrays), batch)
+        return cut(run(True, found, rows, *arrays), batch)
     found = models(*(array[:examples] for array in arrays))
     wholes: list[Attribution] = []
     for i in range(0, batch, examples):

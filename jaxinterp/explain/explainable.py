@@ -13,9 +13,20 @@ from jaxtyping import Array, Float, Num
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain import frameworks
-from jaxinterp.explain.batches import padded
+from jaxinterp.explain.batches import as_array, cut, padded
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import INPUT, Model, UnreadableError, called, mark, trace, value_of
+from jaxinterp.explain.program import (
+    INPUT,
+    Model,
+    Program,
+    UnreadableError,
+    called,
+    layers_marked,
+    mark,
+    trace,
+    value_of,
+)
+from jaxinterp.explain.tracing import unjitted
 
 LONGEST = 300  # characters of a network's own error that are passed on
 Images = Num[Array | np.ndarray, "batch ..."]
@@ -105,7 +116,7 @@ class Explainable:
         (whole,) = self.fitted("logits", x)
         model = self.program("logits", whole)
         require_layers(model, [layer])
-        return value_of(model, layer, whole)[: len(x)]
+        return cut(value_of(model, layer, whole), len(x))
 
     def layers(self, x: Images) -> dict[str, tuple[int, ...]]:
         """Return name → shape of the outputs of all layers that can be explained, in the order of their calls."""
@@ -114,6 +125,30 @@ class Explainable:
     def at(self, layer: str) -> "Explainable":
         """Return the network explained from a layer on: layers and names are those of `layers`."""
         return replace(self, layer=layer, levels=(), bias=self.bias if layer in (self.layer, *self.levels) else None)
+
+    def neurons(self, layer: str, select: Callable[[Array], Array] | None = None) -> "Explainable":
+        """Return the network up to a layer, whose activations take the place of the logits.
+
+        Every method then explains neurons: targets are their places among the features. Layers behind this one are
+        gone. Equal arguments give equal networks, which are compiled once.
+
+        Args:
+            layer: name of a layer of `layers`.
+            select: activation ↦ (batch, k); by default an output (batch, features) itself, and of one with positions,
+                such as (batch, H, W, features), each feature's sum over them.
+
+        Returns:
+            The network x ↦ (batch, features), explained at the same layer if that is before this one.
+
+        Example:
+            >>> net = explainable({"square": lambda x: x**2, "sum": lambda x: x.sum(1, keepdims=True)})
+            >>> net.neurons("square").logits(jnp.array([[1.0, 3.0]])).tolist()
+            [[1.0, 9.0]]
+        """
+        network = Neurons(self.network, layer, select)
+        held = network if self.held == self.network else Neurons(self.held, layer, select)
+        none: dict[str, Any] = {"output": None, "bias": None, "levels": (), "pooled": None}
+        return replace(self, network=network, held=held, named=self.named and select is None, **none)
 
     def program(self, kind: Kind, x: Array, *given: Array, examples: int | None = None) -> Model:
         """Trace the network for inputs of these shapes, once; return (x, *given) ↦ logits.
@@ -187,7 +222,7 @@ class Explainable:
     def _run(self, kind: Kind, x: Images) -> Array:
         x = _examples(x)
         (whole,) = self.fitted(kind, x)
-        return called(self.program(kind, whole), whole)[: len(x)]
+        return cut(called(self.program(kind, whole), whole), len(x))
 
     def _unreadable(self, function: Any, x: Array, given: Sequence[Array], error: BaseException | None) -> str:
         """Say in one line why a network cannot be traced; a batch axis that is missing is found by trying."""
@@ -218,6 +253,32 @@ class Whole:
         return out if self.output is None else self.output(out)
 
 
+@dataclass(frozen=True)
+class Neurons:
+    """(variables, x, *given) ↦ the activations of a layer of a network as (batch, features)."""
+
+    network: Callable[..., Any]
+    layer: str
+    select: Callable[[Array], Array] | None
+
+    def __call__(self, variables: Any, x: Array, *given: Array) -> Array:
+        """Run the network up to the layer, and select."""
+        value = x if self.layer == INPUT else self._value(variables, x, *given)
+        return self.select(value) if self.select else value.sum(tuple(range(1, value.ndim - 1)))
+
+    def _value(self, variables: Any, *arrays: Array) -> Array:
+        whole = unjitted(self.network)
+
+        def called(*args: Any) -> Any:  # a new function, which no earlier trace stands for
+            return whole(*args)
+
+        with layers_marked():
+            closed, output = jax.make_jaxpr(called, return_shape=True)(variables, *arrays)
+        model = Model(Program(closed.jaxpr, output, len(arrays[0])), tuple(closed.consts), variables)
+        require_layers(model, [self.layer])
+        return model.up_to(self.layer, *arrays)
+
+
 def _examples(x: Any) -> Array:
     """Return a batch as an array.
 
@@ -227,7 +288,7 @@ def _examples(x: Any) -> Array:
     fits = hasattr(x, "shape") and hasattr(x, "dtype")
     got = f"{x.dtype}{x.shape}" if fits else f"a {type(x).__name__}"
     require(fits and x.ndim >= 1 and len(x) > 0, "x", got, "an array (batch, ...) of at least one example")
-    return jnp.asarray(x)
+    return as_array(x)
 
 
 def require_layers(model: Model, layers: Sequence[str]) -> None:
@@ -341,4 +402,4 @@ def with_batch(net: Any, x: Any) -> tuple[Explainable, Array]:
     if not net.keep:
         free = Once(net.network)
         net = replace(net, network=free, held=free if net.held == net.network else Once(net.held), keep=True)
-    return net, _examples(jnp.asarray(x))
+    return net, _examples(as_array(x))

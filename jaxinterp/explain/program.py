@@ -10,6 +10,8 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count
@@ -98,7 +100,8 @@ class Program:
     def run(self, taps: Taps, constants: Sequence[Any], variables: Any, *arrays: Array) -> Any:
         """Run the program with some layers' outputs passed through a function each."""
         leaves = jax.tree.leaves((variables, arrays))
-        outs = _run(self.jaxpr, [*constants, *leaves], {_place(name): tap for name, tap in taps.items()})
+        places = taps if isinstance(taps, _UpTo) else {_place(name): tap for name, tap in taps.items()}
+        outs = _run(self.jaxpr, [*constants, *leaves], places)
         return jax.tree.unflatten(jax.tree.structure(self.output), outs)
 
 
@@ -126,6 +129,14 @@ class Model:
         self(*arrays, taps={layer: look})
         return seen[0]
 
+    def up_to(self, layer: str, *arrays: Array) -> Array:
+        """Return the output of a layer, with the layers before it marked again and nothing behind it run."""
+        try:
+            self.program.run(_UpTo(layer), self.constants, self.variables, *arrays)
+        except _ReachedError as reached:
+            return reached.value
+        raise AssertionError(layer)
+
 
 @jax.jit
 def called(model: Model, *arrays: Array) -> Any:
@@ -141,6 +152,7 @@ def value_at(model: Model, layer: str | None, x: Array) -> Array:
 value_of: Callable[[Any, str | None, Array], Array] = jax.jit(value_at, static_argnums=1)
 """`value_at`, compiled."""
 
+_marking: ContextVar[bool] = ContextVar("marking", default=False)
 _lock = threading.Lock()
 _by_function: OrderedDict[Any, tuple[Program, tuple[Any, ...]]] = OrderedDict()
 _by_text: OrderedDict[Any, Program] = OrderedDict()
@@ -187,10 +199,12 @@ def _constant_bytes(entry: Any) -> int:
     return sum(getattr(constant, "nbytes", 0) for constant in entry[1]) if isinstance(entry, tuple) else 0
 
 
-def _traced(
-    function: Callable[..., Any], variables: Any, arrays: Sequence[Array], named: bool
-) -> tuple[Program, tuple[Any, ...]]:
-    """Trace a function, and return the program known for the same operations if there is one, and the constants."""
+@contextmanager
+def layers_marked() -> Iterator[None]:
+    """Let Flax modules mark their outputs by name, once where contexts are nested."""
+    if _marking.get():
+        yield
+        return
 
     def marked(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         scope = context.module.scope
@@ -200,8 +214,21 @@ def _traced(
         outer = context.method_name == "__call__" and context.module.path
         return mark("/".join(context.module.path), out) if outer else out
 
-    def called(variables: Any, *arrays: Array) -> Any:  # a new function, which no earlier trace stands for
+    token = _marking.set(True)
+    try:
         with nn.intercept_methods(marked):
+            yield
+    finally:
+        _marking.reset(token)
+
+
+def _traced(
+    function: Callable[..., Any], variables: Any, arrays: Sequence[Array], named: bool
+) -> tuple[Program, tuple[Any, ...]]:
+    """Trace a function, and return the program known for the same operations if there is one, and the constants."""
+
+    def called(variables: Any, *arrays: Array) -> Any:  # a new function, which no earlier trace stands for
+        with layers_marked():
             return unjitted(function)(variables, *arrays)
 
     with jax.default_matmul_precision("highest"):
@@ -272,6 +299,26 @@ class _Named(dict[Any, Any]):
 
     def get(self, key: Any, default: Any = None) -> Any:
         return partial(mark, key[0])
+
+
+class _ReachedError(Exception):
+    """The value of the layer at which a run is to end."""
+
+    def __init__(self, value: Array) -> None:
+        self.value = value
+
+
+class _UpTo(_Named):
+    """Taps that mark every value again, and end the run at one layer."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__({_place(layer): self._end})
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else super().get(key)
+
+    def _end(self, value: Array) -> Array:
+        raise _ReachedError(value)
 
 
 class Fresh:

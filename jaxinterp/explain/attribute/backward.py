@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.explain.attribution import Attribution
@@ -106,7 +106,7 @@ def along_path(
     layer: str | None,
     points: Float[Array, "n batch *shape"],
     steps: Float[Array, "n batch *shape"],
-    around: Float[Array, "n_batch *input"],
+    around: Shaped[Array, "n_batch *input"],
     rows: Int[Array, "batch t"],
 ) -> Float[Array, "batch t *shape"]:
     """Return Σ_s steps_s ⊙ ∂f_k/∂z(points_s), all points of a path in one batch.

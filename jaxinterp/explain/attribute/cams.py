@@ -21,7 +21,7 @@ from jaxinterp.explain.attribute.backward import (
     size_of,
 )
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
+from jaxinterp.explain.batches import MAX_BYTES, Targets, cut, in_batches, over_targets
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_at
@@ -379,6 +379,7 @@ def _ablation_cam(maps: Maps, own: Float[Array, "batch t"], logits: Float[Array,
     return jax.nn.relu(_weighted(jnp.moveaxis(weights, 0, -1).astype(maps.dtype), maps))
 
 
+@on_automatic_axes
 def guided_grad_cam(
     net: Any,
     x: Any,
@@ -417,13 +418,21 @@ def guided_grad_cam(
     Source: Selvaraju et al., arXiv 1610.02391, Sec. 3.2.
     """
     if guided is None:
-        from jaxinterp.explain.attribute.rules import guided_backpropagation as guided
-    cam = grad_cam(net, x, targets, layer=layer, upsample=upsample, grid=grid, max_bytes=max_bytes)
-    fine = guided(net, x, cam.targets, max_bytes=max_bytes)
+        from jaxinterp.explain.attribute.rules import guided_backpropagation
+
+        guided = guided_backpropagation
+    call, place = require_maps(net, x, targets, layer, grid, upsample, max_bytes)
+    cam = grad_cam(call.net, call.x, call.rows, layer=place.layer, upsample=upsample, grid=grid, max_bytes=max_bytes)
+    fine = guided(call.net, call.x, call.rows, max_bytes=max_bytes)
     shapes = fine.contributions.shape, cam.contributions.shape
     require(shapes[0][:-1] == shapes[1][:-1], "guided", f"contributions {shapes[0]}", f"{(*shapes[1][:-1], 'C')}")
-    parts = fine.contributions * cam.contributions
-    return Attribution(parts, cam.logits, cam.targets, method="guided_grad_cam", layer=cam.layer)
+    parts = _product(fine.contributions, cam.contributions)
+    return cut(Attribution(parts, cam.logits, cam.targets, method="guided_grad_cam", layer=cam.layer), call.batch)
+
+
+@jax.jit
+def _product(fine: Float[Array, "batch t h w c"], cam: Float[Array, "batch t h w 1"]) -> Float[Array, "batch t h w c"]:
+    return fine * cam
 
 
 def _by_slopes(

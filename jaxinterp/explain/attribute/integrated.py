@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, repeated
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets, padded
+from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches, over_targets, padded
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_of
 
@@ -88,7 +88,7 @@ def integrated_gradients(
     base = array.asarray(baseline, call.x.dtype)
     fits = base.ndim <= len(shape) and all(b in (1, n) for b, n in zip(base.shape[::-1], shape[::-1], strict=False))
     require(fits, "baseline", f"shape {base.shape}", f"one that broadcasts to {shape}")
-    base = padded(jnp.asarray(array.broadcast_to(base, shape)), len(call.x))
+    base = padded(as_array(array.broadcast_to(base, shape)), len(call.x))
     count, size = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
     passes = math.ceil(steps / count)
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.

@@ -1,6 +1,8 @@
 """What every post-hoc method promises; the methods' own tests are in the files beside this one."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +23,49 @@ def head(v, maps):
     return jnp.tanh(maps).mean((1, 2)) @ v["dense"]
 
 
+class Row(NamedTuple):
+    """A method as it is called here, and what its result says of itself."""
+
+    call: Callable
+    layer: str = "x"
+    complete: bool = False
+    name: str | None = None
+
+
+def cam(method, **options):
+    return Row(partial(method, layer="features", **options), layer="features")
+
+
+def around_zero(net, x, targets=None, **options):
+    """Expected gradients with baselines of the width that the images have."""
+    baselines = np.stack([np.zeros(x.shape[1:], x.dtype), np.full(x.shape[1:], 0.5, x.dtype)])
+    return posthoc.expected_gradients(net, x, targets, baselines=baselines, samples=3, **options)
+
+
 METHODS = {
-    "gradient": gradient,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": partial(integrated_gradients, steps=3),
-    "occlusion": partial(occlusion, window=3, stride=2),
-    "grad_cam": partial(grad_cam, layer="features"),
+    "gradient": Row(gradient),
+    "saliency": Row(posthoc.saliency),
+    "input_x_gradient": Row(input_x_gradient),
+    "integrated_gradients": Row(partial(integrated_gradients, steps=3), complete=True),
+    "blur_integrated_gradients": Row(partial(posthoc.blur_integrated_gradients, steps=3), complete=True),
+    "expected_gradients": Row(around_zero, complete=True),
+    "noise_tunnel": Row(partial(posthoc.noise_tunnel, samples=3), name="smoothgrad of gradient"),
+    "smooth_grad": Row(partial(posthoc.smooth_grad, samples=3)),
+    "smooth_grad_squared": Row(partial(posthoc.smooth_grad_squared, samples=3)),
+    "vargrad": Row(partial(posthoc.vargrad, samples=3)),
+    "occlusion": Row(partial(occlusion, window=3, stride=2)),
+    "grad_cam": cam(grad_cam),
+    "grad_cam_plus_plus": cam(posthoc.grad_cam_plus_plus),
+    "hires_cam": cam(posthoc.hires_cam),
+    "layer_cam": cam(posthoc.layer_cam),
+    "xgrad_cam": cam(posthoc.xgrad_cam),
+    "eigen_cam": cam(posthoc.eigen_cam),
+    "score_cam": cam(posthoc.score_cam),
+    "ablation_cam": cam(posthoc.ablation_cam),
+    "guided_grad_cam": cam(posthoc.guided_grad_cam, guided=gradient),
 }
-each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+CALLS = {name: row.call for name, row in METHODS.items()}
+each_method = pytest.mark.parametrize("method", CALLS.values(), ids=CALLS)
 
 
 def made(variables):
@@ -50,13 +87,13 @@ def test_every_public_method_is_listed_and_tested_here():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_result_says_what_it_is(name, given):
     variables, x = given
-    parts = METHODS[name](made(variables), x)
+    row = METHODS[name]
+    parts = row.call(made(variables), x)
     assert isinstance(parts, Attribution)
-    assert (parts.method, parts.layer) == (name, "features" if name == "grad_cam" else "x")
+    assert (parts.method, parts.layer) == (row.name or name, row.layer)
     np.testing.assert_allclose(parts.logits, head(variables, features(variables, x)), rtol=1e-4, atol=1e-5)
     assert parts.targets.tolist() == [[0, 1, 2]] * 5
-    complete = name == "integrated_gradients"
-    assert (parts.residual is not None) == (parts.bias is not None) == complete
+    assert (parts.residual is not None) == (parts.bias is not None) == row.complete
     assert parts.weights is None
     assert parts.maps().shape == (5, 3, 6, 6)
 
@@ -88,8 +125,8 @@ def test_jit_is_eager_and_reads_nothing_back(method, given):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_second_call_compiles_nothing(name, given, compilations):
     variables, x = given
-    method = METHODS[name]
-    x = jnp.tile(x, (1, 1, 2, 1))[:, :, : 7 + list(METHODS).index(name)]  # of a width that no other test compiles
+    method = CALLS[name]
+    x = jnp.tile(x, (1, 1, 8, 1))[:, :, : 7 + list(METHODS).index(name)]  # of a width that no other test compiles
     changed = jax.tree.map(lambda p: p * 2, variables), x + 1
     with compilations() as programs:
         method(made(variables), x, max_bytes=1)
@@ -97,6 +134,20 @@ def test_the_second_call_compiles_nothing(name, given, compilations):
     with compilations() as programs:
         method(made(changed[0]), changed[1], max_bytes=1)
     assert programs == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_of_another_size_compiles_nothing_where_it_is_padded(name, given, compilations):
+    variables, x = given
+    method = CALLS[name]
+    whole = jnp.concatenate([x, x[:3]]).at[5:].multiply(0.5)
+    batches = [whole, *(np.asarray(whole)[:count] for count in (7, 5))]
+    found = method(made(variables), batches[0])
+    for batch in batches[1:]:
+        with compilations() as programs:
+            fewer = method(made(variables), batch)
+        assert programs == []
+        np.testing.assert_array_equal(fewer.contributions, found.contributions[: len(batch)])
 
 
 @each_method
@@ -118,7 +169,10 @@ def test_examples_are_independent(method, given):
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [gradient, input_x_gradient, partial(integrated_gradients, steps=3)])
+AT_LAYERS = [gradient, posthoc.saliency, input_x_gradient, partial(integrated_gradients, steps=3)]
+
+
+@pytest.mark.parametrize("method", AT_LAYERS)
 def test_at_a_layer_they_are_those_of_the_network_above_it(method, given):
     variables, x = given
     found = method(made(variables), x, layer="features")
