@@ -100,8 +100,7 @@ class Program:
     def run(self, taps: Taps, constants: Sequence[Any], variables: Any, *arrays: Array) -> Any:
         """Run the program with some layers' outputs passed through a function each."""
         leaves = jax.tree.leaves((variables, arrays))
-        places = taps if isinstance(taps, _UpTo) else {_place(name): tap for name, tap in taps.items()}
-        outs = _run(self.jaxpr, [*constants, *leaves], places)
+        outs = _run(self.jaxpr, [*constants, *leaves], {_place(name): tap for name, tap in taps.items()})
         return jax.tree.unflatten(jax.tree.structure(self.output), outs)
 
 
@@ -131,8 +130,9 @@ class Model:
 
     def up_to(self, layer: str, *arrays: Array) -> Array:
         """Return the output of a layer, with the layers before it marked again and nothing behind it run."""
+        leaves = jax.tree.leaves((self.variables, arrays))
         try:
-            self.program.run(_UpTo(layer), self.constants, self.variables, *arrays)
+            _run(self.program.jaxpr, [*self.constants, *leaves], _UpTo(layer))
         except _ReachedError as reached:
             return reached.value
         raise AssertionError(layer)

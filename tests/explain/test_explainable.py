@@ -235,3 +235,69 @@ def test_a_rule_of_differentiation_without_a_forward_side_is_refused():
 def test_fields_are_checked(field, fields):
     with pytest.raises(ValueError, match=rf"\A{field}: got"):
         explainable(lambda x: x, **fields)
+
+
+def smooth(v, x):
+    return jnp.tanh(x) * v["scale"]
+
+
+def pooled(v, a):
+    return a.mean((1, 2)) @ v["top"]
+
+
+@pytest.fixture
+def stack():
+    variables = {"scale": jnp.float32(2), "top": jax.random.normal(jax.random.key(0), (3, 2))}
+    layers = {"maps": smooth, "relu": lambda v, a: jax.nn.relu(a), "head": pooled}
+    return explainable(layers, variables), jax.random.normal(jax.random.key(1), (5, 4, 4, 3))
+
+
+def test_neurons_are_sums_of_maps_or_what_is_selected(stack):
+    net, x = stack
+    neurons = net.neurons("relu")
+    np.testing.assert_allclose(neurons.logits(x), net.activation(x, "relu").sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(net.neurons("head").logits(x), net.logits(x), rtol=1e-6)
+    np.testing.assert_allclose(net.neurons("input").logits(x), x.sum((1, 2)), rtol=1e-4, atol=1e-5)
+    assert list(neurons.layers(x)) == ["input", "maps"]
+    corner = net.neurons("relu", select=lambda a: a[:, 0, 0])
+    np.testing.assert_allclose(corner.logits(x), net.activation(x, "relu")[:, 0, 0], rtol=1e-6)
+
+
+def test_every_kind_of_explanation_takes_neurons(stack):
+    net, x = stack
+    slope = 2 * (1 - np.tanh(x) ** 2) * (np.asarray(x) > 0)
+    found = gradient(net.neurons("relu"), x, 1).contributions[:, 0]
+    np.testing.assert_allclose(found, slope * np.array([0, 1, 0]), rtol=1e-4, atol=1e-6)
+    parts = decompose(net.neurons("relu"), x, 2, layer="maps")
+    a = np.asarray(net.activation(x, "maps"))
+    np.testing.assert_allclose(parts.contributions[:, 0], np.maximum(a, 0) * np.array([0, 0, 1]), rtol=1e-5)
+    np.testing.assert_allclose(parts.residual, 0, atol=1e-4)
+
+
+def test_equal_neurons_are_compiled_once(stack, compilations):
+    net, x = stack
+    gradient(net.neurons("relu"), x)
+    other = x + 1
+    assert net.neurons("relu") == net.neurons("relu")
+    with compilations() as programs:
+        gradient(net.neurons("relu"), other)
+    assert programs == []
+
+
+def test_neurons_of_modules_and_closures_have_the_layers_before_them():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(4, name="first")(x))
+            return nn.Dense(2, name="last")(nn.jit(nn.Dense)(3, name="middle")(x))
+
+    x = jnp.ones((2, 5))
+    variables = Net().init(jax.random.key(0), x)
+    for net in (explainable(Net(), variables), explainable(lambda x: Net().apply(variables, x))):
+        neurons = net.neurons("middle")
+        np.testing.assert_allclose(neurons.logits(x), net.activation(x, "middle"), rtol=1e-5)
+        assert list(neurons.layers(x)) == ["input", "first"]
+        assert gradient(neurons, x, layer="first").contributions.shape == (2, 3, 4)
+        assert neurons.frozen(x).shape == (2, 3)
+        with pytest.raises(ValueError, match=r"^layer: got lost"):
+            net.neurons("lost").logits(x)

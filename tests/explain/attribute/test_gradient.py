@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxinterp.explain.attribute import gradient, input_x_gradient
+from jaxinterp.explain.attribute import gradient, input_x_gradient, saliency
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
 
@@ -82,3 +82,25 @@ def test_input_x_gradient_is_the_decomposition_of_a_linear_net_and_not_of_a_curv
 def test_bad_input_is_one_line(field, net, x, targets):
     with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
         gradient(net, x, targets)
+
+
+def test_saliency_is_the_size_of_the_gradient(params, x):
+    found = saliency(explainable(net, params), x, [2, 0, 1, 1])
+    expected = np.abs(gradient(explainable(net, params), x, [2, 0, 1, 1]).contributions)
+    np.testing.assert_allclose(found.contributions, expected, rtol=1e-6)
+    assert (found.method, found.residual) == ("saliency", None)
+
+
+@pytest.mark.parametrize("count", [16, 17, 40])
+def test_many_targets_run_in_parts_of_one_size(count):
+    weights = jax.random.normal(jax.random.key(2), (3, 50))
+    rows = np.stack([np.arange(count), np.arange(count)[::-1] + 5])
+
+    def curved(x):
+        return jnp.sin(x @ weights)
+
+    found = gradient(explainable(curved), jnp.ones((2, 3)), rows)
+    slopes = np.cos(weights.sum(0))[:, None] * np.asarray(weights).T
+    np.testing.assert_allclose(found.contributions, slopes[rows], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found.targets, rows)
+    np.testing.assert_allclose(found.logits, np.sin(weights.sum(0))[rows], rtol=1e-4, atol=1e-5)
