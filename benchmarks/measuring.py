@@ -51,6 +51,7 @@ def alternate(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict
     return {
         name: {
             "median": statistics.median(t),
+            "minimum": min(t),
             "quartiles": statistics.quantiles([*t, *t], n=4),
             "first_call": first[name],
         }
@@ -116,7 +117,7 @@ def record(
         "commit": commit(),
         "device": jax.devices()[0].device_kind,
         "threads": len(os.sched_getaffinity(0)),
-        "versions": _versions("jax", "jaxlib", "flax", "torch", "numpy"),
+        "versions": _versions("jax", "jaxlib", "flax", "torch", "captum", "zennit", "numpy"),
         **further,
         "seconds": seconds,
         "ratios": ratios,
