@@ -16,9 +16,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from itertools import product
+from math import comb
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,79 +172,125 @@ def _occlusion_differs(function: Callable[..., Any]) -> str:
 def cases() -> Iterator[Case]:
     """Every method with a reference."""
     yield Case(
-        "gradient", ALL, "captum.Saliency(abs=False)", "gradient", nothing,
+        "gradient",
+        ALL,
+        "captum.Saliency(abs=False)",
+        "gradient",
+        nothing,
         lambda p, x, t, at: captum.Saliency(p.torch).attribute(x, t, abs=False),
-    )  # fmt: skip
+    )
     times = lambda p, x, t, at: captum.InputXGradient(p.torch).attribute(x, t)  # noqa: E731
     yield Case("input_x_gradient", ALL, "captum.InputXGradient", "input_x_gradient", nothing, times)
     yield Case("decompose", RELU, "captum.InputXGradient", "decompose", nothing, times)
     for nodes, name in (("gauss-legendre", "gausslegendre"), ("riemann", "riemann_right")):
         yield Case(
-            f"integrated_gradients, {nodes}", ALL, f"captum.IntegratedGradients({name})", "integrated_gradients",
+            f"integrated_gradients, {nodes}",
+            ALL,
+            f"captum.IntegratedGradients({name})",
+            "integrated_gradients",
             lambda p, nodes=nodes: {"steps": 8, "nodes": nodes, "baseline": p.baseline},
             lambda p, x, t, at, name=name: captum.IntegratedGradients(p.torch).attribute(
                 x, forward(p.baseline[at]), t, n_steps=8, method=name
             ),
-        )  # fmt: skip
+        )
     yield Case(
-        "occlusion", MAPS, "captum.Occlusion", "occlusion", lambda p: {"window": 3, "stride": 2, "baseline": 0.5},
-        lambda p, x, t, at: captum.Occlusion(p.torch).attribute(x, (3, 3, 3), (3, 2, 2), baselines=0.5, target=t)[:, :1],
+        "occlusion",
+        MAPS,
+        "captum.Occlusion",
+        "occlusion",
+        lambda p: {"window": 3, "stride": 2, "baseline": 0.5},
+        lambda p, x, t, at: captum.Occlusion(p.torch).attribute(x, (3, 3, 3), (3, 2, 2), baselines=0.5, target=t)[
+            :, :1
+        ],
         convention=_occlusion_differs,
-    )  # fmt: skip
+    )
     grad_cam = lambda p, x, t, at: upsampled(  # noqa: E731
         captum.LayerGradCam(p.torch, p.module).attribute(x, t, relu_attributions=True), x
     )
     yield Case("grad_cam", RELU, "captum.LayerGradCam", "grad_cam", at_layer, grad_cam)
     yield Case(
-        "gradient at a layer × activation", RELU + ("mlp", "vit"), "captum.LayerGradientXActivation",
-        "input_x_gradient", at_layer,
+        "gradient at a layer × activation",
+        ALL,
+        "captum.LayerGradientXActivation",
+        "input_x_gradient",
+        at_layer,
         lambda p, x, t, at: captum.LayerGradientXActivation(p.torch, p.module).attribute(x, t),
-    )  # fmt: skip
+    )
     yield Case(
-        "integrated_gradients at a layer", RELU + ("mlp", "vit"), "captum.LayerIntegratedGradients",
-        "integrated_gradients", lambda p: {"layer": p.layer, "steps": 8, "baseline": p.baseline},
+        "integrated_gradients at a layer",
+        ALL,
+        "captum.LayerIntegratedGradients",
+        "integrated_gradients",
+        lambda p: {"layer": p.layer, "steps": 8, "baseline": p.baseline},
         lambda p, x, t, at: captum.LayerIntegratedGradients(p.torch, p.module).attribute(
             x, forward(p.baseline[at]), t, n_steps=8, method="gausslegendre"
         ),
         each=True,
-    )  # fmt: skip
+    )
     mask = lambda p: torch.from_numpy(p.groups)[None, None]  # noqa: E731
     yield Case(
-        "feature_ablation", MAPS, "captum.FeatureAblation", "feature_ablation",
+        "feature_ablation",
+        MAPS,
+        "captum.FeatureAblation",
+        "feature_ablation",
         lambda p: {"mask": p.groups, "baseline": p.baseline},
         lambda p, x, t, at: captum.FeatureAblation(p.torch).attribute(
             x, forward(p.baseline[at]), t, feature_mask=mask(p)
         )[:, :1],
-    )  # fmt: skip
+    )
     for name in ("shapley_values", "kernel_shap"):
         yield Case(
-            f"{name}, 4 groups", ("cnn", "vit"), "exact, of all 16 coalitions", name,
-            lambda p: {"mask": p.groups, "baseline": p.baseline}, every_order,
-        )  # fmt: skip
+            f"{name}, 4 groups",
+            ("cnn", "vit"),
+            "exact, of all 16 coalitions",
+            name,
+            lambda p: {"mask": p.groups, "baseline": p.baseline},
+            every_order,
+        )
     yield Case(
-        "deep_lift", RELU, "captum.DeepLift", "deep_lift", lambda p: {"baseline": p.baseline},
-        lambda p, x, t, at: captum.DeepLift(p.torch).attribute(x, forward(p.baseline[at]), t), each=True,
-    )  # fmt: skip
+        "deep_lift",
+        RELU,
+        "captum.DeepLift",
+        "deep_lift",
+        lambda p: {"baseline": p.baseline},
+        lambda p, x, t, at: captum.DeepLift(p.torch).attribute(x, forward(p.baseline[at]), t),
+        each=True,
+    )
     yield Case(
-        "deep_lift_shap", RELU, "captum.DeepLift, mean over baselines", "deep_lift_shap",
+        "deep_lift_shap",
+        RELU,
+        "captum.DeepLift, mean over baselines",
+        "deep_lift_shap",
         lambda p: {"baselines": p.references},
         lambda p, x, t, at: torch.stack(
             [captum.DeepLift(p.torch).attribute(x, forward(b[None]), t) for b in p.references]
         ).mean(0),
         each=True,
-    )  # fmt: skip
+    )
     yield Case(
-        "guided_backpropagation", RELU, "captum.GuidedBackprop", "guided_backpropagation", nothing,
+        "guided_backpropagation",
+        RELU,
+        "captum.GuidedBackprop",
+        "guided_backpropagation",
+        nothing,
         lambda p, x, t, at: captum.GuidedBackprop(p.torch).attribute(x, t),
-    )  # fmt: skip
+    )
     yield Case(
-        "deconvolution", RELU, "captum.Deconvolution", "deconvolution", nothing,
+        "deconvolution",
+        RELU,
+        "captum.Deconvolution",
+        "deconvolution",
+        nothing,
         lambda p, x, t, at: captum.Deconvolution(p.torch).attribute(x, t),
-    )  # fmt: skip
+    )
     yield Case(
-        "guided_grad_cam", RELU, "captum.GuidedGradCam", "guided_grad_cam", at_layer,
+        "guided_grad_cam",
+        RELU,
+        "captum.GuidedGradCam",
+        "guided_grad_cam",
+        at_layer,
         lambda p, x, t, at: captum.GuidedGradCam(p.torch, p.module).attribute(x, t),
-    )  # fmt: skip
+    )
     zennits = zennit.composites
     guided = relevance(zennits.GuidedBackprop, False)
     yield Case("guided_backpropagation", LRP, "zennit.GuidedBackprop", "guided_backpropagation", nothing, guided)
@@ -252,28 +299,33 @@ def cases() -> Iterator[Case]:
     yield Case("excitation_backprop", LRP, "zennit.ExcitationBackprop", "excitation_backprop", nothing, excitation)
     box = {"low": 0.0, "high": 1.0}
     for name, keywords in (
-        ("EpsilonPlus", {}), ("EpsilonGammaBox", box), ("EpsilonPlusFlat", {}), ("EpsilonAlpha2Beta1", {}),
-    ):  # fmt: skip
+        ("EpsilonPlus", {}),
+        ("EpsilonGammaBox", box),
+        ("EpsilonPlusFlat", {}),
+        ("EpsilonAlpha2Beta1", {}),
+    ):
         ours = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).strip("_")
         yield Case(
-            f"lrp, {ours}", LRP, f"zennit.{name}", "lrp", lambda p, ours=ours, more=keywords: {"composite": ours, **more},
+            f"lrp, {ours}",
+            LRP,
+            f"zennit.{name}",
+            "lrp",
+            lambda p, ours=ours, more=keywords: {"composite": ours, **more},
             relevance(getattr(zennits, name), True, **keywords),
-        )  # fmt: skip
+        )
 
 
 def every_order(pair: Pair, x: torch.Tensor, target: int, at: slice) -> torch.Tensor:
-    """Exact Shapley values of the four groups, from the logits of all 16 coalitions."""
-    from math import comb
-
+    """Exact Shapley values of the four groups, by definition, from the logits of all 16 coalitions."""
     base, groups, players = forward(pair.baseline[at]), torch.from_numpy(pair.groups), 4
     value = {
-        kept: pair.torch(torch.where(sum((groups == g) for g in range(4) if kept[g]) > 0 if any(kept) else groups < 0, x, base))
+        kept: pair.torch(torch.where(torch.tensor(kept, dtype=torch.bool)[groups], x, base))[:, target]
         for kept in product((0, 1), repeat=players)
-    }  # fmt: skip
+    }
     total = []
     for g in range(players):
         gains = [
-            (value[kept[:g] + (1,) + kept[g + 1 :]] - out)[:, target] / (players * comb(players - 1, sum(kept)))
+            (value[*kept[:g], 1, *kept[g + 1 :]] - out) / (players * comb(players - 1, sum(kept)))
             for kept, out in value.items()
             if not kept[g]
         ]
@@ -333,7 +385,7 @@ def metric_references(pair: Pair, maps: np.ndarray, masks: np.ndarray) -> dict[s
         maps: attributions, summed over channels.
         masks: true objects, bool.
     """
-    x, a = backward_first(pair.x), maps[:, None]
+    x, a = forward(pair.x).numpy(), maps[:, None]
     y, s = np.zeros(pair.count, int), masks[:, None]
     flips = {"features_in_step": 6, "perturb_baseline": "black", **QUIET}
     metrics = {
@@ -360,9 +412,45 @@ def metric_references(pair: Pair, maps: np.ndarray, masks: np.ndarray) -> dict[s
     return found
 
 
-def backward_first(x: np.ndarray) -> np.ndarray:
-    """Images with channels first."""
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+Given = Callable[[Pair, np.ndarray, np.ndarray], tuple[Any, ...]]
+ONLY_MAPS: Given = lambda pair, maps, masks: (maps[:, None, :, :, None],)  # noqa: E731
+WITH_OBJECTS: Given = lambda pair, maps, masks: (maps[:, None, :, :, None], masks)  # noqa: E731
+WITH_NETWORK: Given = lambda pair, maps, masks: (pair.net, pair.x, maps[:, None, :, :, None], 0)  # noqa: E731
+METRICS: dict[str, tuple[Given, dict[str, Any]]] = {  # name in `jaxinterp.metrics`: its arguments
+    "sparseness": (ONLY_MAPS, {}),
+    "complexity": (ONLY_MAPS, {}),
+    "effective_complexity": (ONLY_MAPS, {"epsilon": 0.05}),
+    "pointing_game": (WITH_OBJECTS, {}),
+    "attribution_localisation": (WITH_OBJECTS, {}),
+    "top_k_intersection": (WITH_OBJECTS, {"k": 20}),
+    "relevance_mass_accuracy": (WITH_OBJECTS, {}),
+    "relevance_rank_accuracy": (WITH_OBJECTS, {}),
+    "auc": (WITH_OBJECTS, {}),
+    "pixel_flipping": (WITH_NETWORK, {"step": 6}),
+    "monotonicity": (WITH_NETWORK, {"step": 6}),
+    "faithfulness_estimate": (WITH_NETWORK, {"step": 6}),
+    "selectivity": (WITH_NETWORK, {"window": 4}),
+    "sufficiency": (WITH_NETWORK, {"threshold": 17.0}),
+}
+RANDOM = {
+    "smooth_grad, expected_gradients, lime, shapley_value_sampling": "draw their own noise, baselines and coalitions",
+    "faithfulness_correlation, infidelity, max_sensitivity": "draw their own subsets and perturbations",
+}
+
+
+def metric_rows(pair: Pair, skipped: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Rows of the metrics, of one network."""
+    maps, masks = localized(pair)
+    for name, want in metric_references(pair, maps, masks).items():
+        given, keywords = METRICS[name]
+        try:
+            found = getattr(jaxinterp.metrics, name)(*given(pair, maps, masks), **keywords)
+            difference = relative(np.asarray(getattr(found, "scores", found)).reshape(want.shape), want)
+        except (AttributeError, ConfigError, TypeError, ValueError) as error:
+            skipped[name] = f"{type(error).__name__}: {error}"
+            continue
+        row = {"network": pair.name, "method": name, "reference": f"quantus, {name}"}
+        yield {**row, "relative_difference": difference, "convention": ""}
 
 
 def localized(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -422,11 +510,13 @@ def main(options: Options) -> None:
                 difference = relative(ours(case, pairs[name]), reference(case, pairs[name]))
                 convention = case.convention(function_of(case.method))
             except (AttributeError, ConfigError, TypeError) as error:
-                skipped[f"{name}: {case.row}"] = f"{type(error).__name__}: {error}"
+                skipped[case.row] = f"{type(error).__name__}: {error}"
                 continue
             row = {"network": name, "method": case.row, "reference": case.reference}
             rows.append({**row, "relative_difference": difference, "convention": convention})
-            print(f"{difference:.1e}  {name:8} {case.row:40} {case.reference} {convention}")
+    rows += metric_rows(Pair("cnn", 4), skipped)
+    for row in rows:
+        print("{relative_difference:.1e}  {network:8} {method:40} {reference} {convention}".format(**row))
     same = [row["relative_difference"] for row in rows if not row["convention"]]
     libraries = ("jax", "flax", "numpy", "torch", "captum", "zennit", "quantus")
     result = {
@@ -438,6 +528,7 @@ def main(options: Options) -> None:
         "setting": {"dtype": "float64", "classes": TARGETS, "examples": 2},
         "rows": rows,
         "skipped": skipped,
+        "random": RANDOM,
         "ratios": {"largest_relative_difference": max(same)},
     }
     path = RESULTS / "agreement.json"

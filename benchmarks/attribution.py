@@ -4,7 +4,7 @@
     python -m benchmarks.attribution --networks vgg11     # one of them; the other's rows stay as they were written
 
 A row is one method on one network, for one class or all ten; PyTorch's tools loop over classes, and run in the faster
-of two memory formats, that of a gradient. Sides alternate in one process; medians and minima of the rounds. RISE is
+of two memory formats and batch sizes. Sides alternate in one process; medians and minima of the rounds. RISE is
 written for PyTorch as its authors wrote it: masks drawn before, batches of masked copies of one image, and one product
 of logits and masks, which gives all classes at once; so it is timed once for both rows. Results are compared before
 they are timed, but for the methods that draw noise or masks of their own.
@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import captum.attr as captum
 import jax
@@ -54,14 +55,22 @@ class Options:
     """Calls of each side that are timed."""
 
 
-Method = Callable[[nn.Module, nn.Module, torch.Tensor, int], torch.Tensor]
+class Side(NamedTuple):
+    """PyTorch's network, the layer of its CAMs, and how many images it reads at once."""
+
+    net: nn.Module
+    layer: nn.Module
+    batch: int
 
 
-def lrp(net: nn.Module, layer: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+Method = Callable[[Side, torch.Tensor, int], torch.Tensor]
+
+
+def lrp(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
     """Zennit's EpsilonPlus with BatchNorm folded."""
     composite = zennit.composites.EpsilonPlus(canonizers=[zennit.canonizers.SequentialMergeBatchNorm()])
     chosen = torch.eye(CLASSES)[target]
-    with zennit.attribution.Gradient(net, composite, attr_output=lambda out: out * chosen) as attributor:
+    with zennit.attribution.Gradient(side.net, composite, attr_output=lambda out: out * chosen) as attributor:
         return attributor(x.clone().requires_grad_())[1]
 
 
@@ -85,38 +94,41 @@ def rise(net: nn.Module, masks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(maps)
 
 
-def smooth_grad(net: nn.Module, layer: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
-    """Captum's noise tunnel, all samples in one batch."""
-    tunnel = captum.NoiseTunnel(captum.Saliency(net))
-    return tunnel.attribute(x, nt_samples=STEPS, stdevs=0.15, target=target, abs=False)
+def smooth_grad(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
+    """Captum's noise tunnel."""
+    run, at_once = captum.NoiseTunnel(captum.Saliency(side.net)).attribute, max(1, side.batch // len(x))
+    return run(x, nt_samples=STEPS, nt_samples_batch_size=at_once, stdevs=0.15, target=target, abs=False)
 
 
-def grad_cam(net: nn.Module, layer: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+def grad_cam(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
     """Captum's, at the image's size."""
-    cam = captum.LayerGradCam(net, layer).attribute(x, target, relu_attributions=True)
+    cam = captum.LayerGradCam(side.net, side.layer).attribute(x, target, relu_attributions=True)
     return captum.LayerAttribution.interpolate(cam, tuple(x.shape[2:]), "nearest")
 
 
-METHODS: dict[str, tuple[str, dict[str, Any], Method | None]] = {  # row: method, keywords, PyTorch's of one class
-    "gradient": ("gradient", {}, lambda net, layer, x, t: captum.Saliency(net).attribute(x, t, abs=False)),
-    "input_x_gradient": ("input_x_gradient", {}, lambda net, layer, x, t: captum.InputXGradient(net).attribute(x, t)),
-    "integrated_gradients": (
-        "integrated_gradients",
-        {"steps": STEPS},
-        lambda net, layer, x, t: captum.IntegratedGradients(net).attribute(x, target=t, n_steps=STEPS),
-    ),
-    "occlusion": (
-        "occlusion",
-        {"window": WINDOW, "stride": STRIDE},
-        lambda net, layer, x, t: captum.Occlusion(net).attribute(
-            x, (3, WINDOW, WINDOW), (3, STRIDE, STRIDE), target=t, perturbations_per_eval=16
-        )[:, :1],
-    ),
-    "grad_cam": ("grad_cam", {"layer": None}, grad_cam),
-    "smooth_grad": ("smooth_grad", {"samples": STEPS}, smooth_grad),
-    "rise": ("rise", {"masks": MASKS}, None),
-    "lrp": ("lrp", {"composite": "epsilon_plus"}, lrp),
-    "deep_lift": ("deep_lift", {}, lambda net, layer, x, t: captum.DeepLift(net).attribute(x, target=t)),
+def integrated(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
+    """Captum's."""
+    run = captum.IntegratedGradients(side.net).attribute
+    return run(x, target=target, n_steps=STEPS, internal_batch_size=side.batch)
+
+
+def occlusion(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
+    """Captum's, one channel of equal ones."""
+    run, at_once = captum.Occlusion(side.net).attribute, max(1, side.batch // len(x))
+    shape, strides = (3, WINDOW, WINDOW), (3, STRIDE, STRIDE)
+    return run(x, shape, strides, target=target, perturbations_per_eval=at_once)[:, :1]
+
+
+METHODS: dict[str, tuple[dict[str, Any], Method | None]] = {  # ours' name and keywords, PyTorch's of one class
+    "gradient": ({}, lambda side, x, t: captum.Saliency(side.net).attribute(x, t, abs=False)),
+    "input_x_gradient": ({}, lambda side, x, t: captum.InputXGradient(side.net).attribute(x, t)),
+    "integrated_gradients": ({"steps": STEPS}, integrated),
+    "occlusion": ({"window": WINDOW, "stride": STRIDE}, occlusion),
+    "grad_cam": ({"layer": None}, grad_cam),
+    "smooth_grad": ({"samples": STEPS}, smooth_grad),
+    "rise": ({"masks": MASKS}, None),
+    "lrp": ({"composite": "epsilon_plus"}, lrp),
+    "deep_lift": ({}, lambda side, x, t: captum.DeepLift(side.net).attribute(x, target=t)),
 }
 
 
@@ -125,16 +137,14 @@ def stacked(run: Callable[[int], torch.Tensor], classes: int) -> torch.Tensor:
     return torch.stack([run(k) for k in range(classes)], 1).permute(0, 1, 3, 4, 2)
 
 
-def faster_format(net: nn.Module, x: torch.Tensor) -> tuple[torch.memory_format, str]:
-    """Memory format in which a gradient takes less time."""
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+def fastest(net: nn.Module, x: torch.Tensor) -> tuple[torch.memory_format, int]:
+    """Memory format, and images in a batch, with which integrated gradients take the least time."""
     seconds = {}
-    for name, kind in formats.items():
-        own, images = net.to(memory_format=kind), x.contiguous(memory_format=kind)
-        run = partial(captum.Saliency(own).attribute, images, 0)
-        seconds[name] = min(timed(run) for _ in range(6))
-    best = min(seconds, key=lambda name: seconds[name])
-    return formats[best], best
+    for kind, batch in product((torch.contiguous_format, torch.channels_last), (64, 512)):
+        run = captum.IntegratedGradients(net.to(memory_format=kind)).attribute
+        job = partial(run, x.contiguous(memory_format=kind), target=0, n_steps=STEPS, internal_batch_size=batch)
+        seconds[kind, batch] = min(timed(job) for _ in range(3))
+    return min(seconds, key=lambda choice: seconds[choice])
 
 
 def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, float], dict[str, str]]:
@@ -143,18 +153,19 @@ def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, floa
     net, module = network(name, values), in_torch(name, values)
     layer = NETWORKS[name][2]
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    kind, said = faster_format(module, x)
+    kind, batch = fastest(module, x)
     module, x = module.to(memory_format=kind), x.contiguous(memory_format=kind)
-    inner, masks = module.get_submodule(layer.replace("/", ".")), rise_masks(images.shape[1])
+    side = Side(module, module.get_submodule(layer.replace("/", ".")), batch)
+    masks = rise_masks(images.shape[1])
     seconds: dict[str, Any] = {}
     differences: dict[str, float] = {}
-    notes = {name: f"PyTorch runs {said}"}
-    for row, (method, keywords, theirs) in METHODS.items():
+    notes = {name: f"PyTorch runs {kind}, {batch} images in a batch, and 100 for RISE"}
+    for row, (keywords, theirs) in METHODS.items():
         if options.methods and row not in options.methods:
             continue
-        function = getattr(attribute, method, None)
+        function = getattr(attribute, row, None)
         if function is None:
-            notes[f"{name}/{row}"] = f"left out: jaxinterp.attribute has no {method}"
+            notes[f"{name}/{row}"] = f"left out: jaxinterp.attribute has no {row}"
             continue
         given = {**keywords, "layer": layer} if "layer" in keywords else keywords
         jobs: dict[str, Callable[[], Any]] = {}
@@ -162,10 +173,11 @@ def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, floa
             rows = np.tile(np.arange(classes), (len(images), 1))
             jobs[f"{classes}/ours"] = partial(_ours, function, net, images, rows, given)
             if theirs is not None:
-                run = partial(theirs, module, inner, x)
+                run = partial(theirs, side, x)
                 jobs[f"{classes}/torch"] = partial(stacked, run, classes)
                 if row not in DRAWN:
-                    differences[f"{name}/{row}/{classes}"] = relative(jobs[f"{classes}/ours"](), jobs[f"{classes}/torch"]())
+                    pair = [jobs[f"{classes}/{which}"]() for which in ("ours", "torch")]
+                    differences[f"{name}/{row}/{classes}"] = relative(*pair)
         if theirs is None:
             jobs[f"{CLASSES}/torch"] = partial(rise, module, masks, x)
         times = alternate(jobs, options.rounds)
@@ -211,9 +223,13 @@ def main(options: Options) -> None:
         relative_difference=measured["relative_difference"],
         notes=measured["notes"],
         setting={
-            "images": options.images, "rounds": options.rounds, "steps": STEPS, "masks": MASKS, "window": WINDOW,
+            "images": options.images,
+            "rounds": options.rounds,
+            "steps": STEPS,
+            "masks": MASKS,
+            "window": WINDOW,
             "stride": STRIDE,
-        },  # fmt: skip
+        },
     )
     wrong = {row: d for row, d in measured["relative_difference"].items() if not d <= TOLERANCE}
     if wrong:

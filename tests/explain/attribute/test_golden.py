@@ -65,7 +65,9 @@ def own(name: str, keywords: dict[str, Any]) -> dict[str, Any]:
     """Keywords with a network's own arrays and layer."""
     arrays = {part: GOLDEN[f"{name}/{part}"].astype(float) for part in ("baseline", "references")}
     known = arrays | {"layer": NETWORKS[name][2]}
-    return {key: known[value] if isinstance(value, str) and value in known else value for key, value in keywords.items()}
+    return {
+        key: known[value] if isinstance(value, str) and value in known else value for key, value in keywords.items()
+    }
 
 
 def relative(got: np.ndarray, want: np.ndarray) -> float:
