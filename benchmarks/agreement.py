@@ -387,7 +387,7 @@ def metric_references(pair: Pair, maps: np.ndarray, masks: np.ndarray) -> dict[s
     """
     x, a = forward(pair.x).numpy(), maps[:, None]
     y, s = np.zeros(pair.count, int), masks[:, None]
-    flips = {"features_in_step": 6, "perturb_baseline": "black", **QUIET}
+    flips = {"features_in_step": 6, "perturb_baseline": 0.0, **QUIET}
     metrics = {
         "sparseness": quantus.Sparseness(**QUIET | {"abs": True}),
         "complexity": quantus.Complexity(**QUIET | {"abs": True}),
@@ -401,7 +401,7 @@ def metric_references(pair: Pair, maps: np.ndarray, masks: np.ndarray) -> dict[s
         "pixel_flipping": quantus.PixelFlipping(**flips),
         "monotonicity": quantus.Monotonicity(**flips),
         "faithfulness_estimate": quantus.FaithfulnessEstimate(**flips),
-        "selectivity": quantus.Selectivity(patch_size=4, perturb_baseline="black", **QUIET),
+        "selectivity": quantus.Selectivity(patch_size=4, perturb_baseline=0.0, **QUIET),
         "sufficiency": quantus.Sufficiency(threshold=17.0, **QUIET),
     }
     found = {}
@@ -426,12 +426,13 @@ METRICS: dict[str, tuple[Given, dict[str, Any]]] = {  # name in `jaxinterp.metri
     "relevance_mass_accuracy": (WITH_OBJECTS, {}),
     "relevance_rank_accuracy": (WITH_OBJECTS, {}),
     "auc": (WITH_OBJECTS, {}),
-    "pixel_flipping": (WITH_NETWORK, {"step": 6}),
-    "monotonicity": (WITH_NETWORK, {"step": 6}),
-    "faithfulness_estimate": (WITH_NETWORK, {"step": 6}),
+    "pixel_flipping": (WITH_NETWORK, {"step": 2}),
+    "monotonicity": (WITH_NETWORK, {"step": 2}),
+    "faithfulness_estimate": (WITH_NETWORK, {"step": 2}),
     "selectivity": (WITH_NETWORK, {"window": 4}),
     "sufficiency": (WITH_NETWORK, {"threshold": 17.0}),
 }
+CONVENTIONS = {"monotonicity": "Quantus replaces its baseline by the same baseline, so that every example is monotone"}
 RANDOM = {
     "smooth_grad, expected_gradients, lime, shapley_value_sampling": "draw their own noise, baselines and coalitions",
     "faithfulness_correlation, infidelity, max_sensitivity": "draw their own subsets and perturbations",
@@ -450,7 +451,7 @@ def metric_rows(pair: Pair, skipped: dict[str, str]) -> Iterator[dict[str, Any]]
             skipped[name] = f"{type(error).__name__}: {error}"
             continue
         row = {"network": pair.name, "method": name, "reference": f"quantus, {name}"}
-        yield {**row, "relative_difference": difference, "convention": ""}
+        yield {**row, "relative_difference": difference, "convention": CONVENTIONS.get(name, "")}
 
 
 def localized(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
