@@ -12,12 +12,10 @@ example at a time where its DeepLIFT takes the gradient of the first example of 
 
 import inspect
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -35,11 +33,10 @@ import zennit.composites
 from torch import nn
 
 import jaxinterp
-from benchmarks.measuring import RESULTS
+from benchmarks.measuring import RESULTS, provenance
 from benchmarks.networks import NETWORKS, examples, network, variables
 from benchmarks.torch_networks import in_torch
 from jaxinterp.errors import ConfigError
-from jaxinterp.provenance import commit, machine
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/attribution/references.npz"
 TARGETS = (0, 3)
@@ -519,13 +516,8 @@ def main(options: Options) -> None:
     for row in rows:
         print("{relative_difference:.1e}  {network:8} {method:40} {reference} {convention}".format(**row))
     same = [row["relative_difference"] for row in rows if not row["convention"]]
-    libraries = ("jax", "flax", "numpy", "torch", "captum", "zennit", "quantus")
     result = {
-        "benchmark": "agreement",
-        "command": " ".join(["python -m benchmarks.agreement", *sys.argv[1:]]),
-        "machine": machine(),
-        "commit": commit(),
-        "versions": {name: version(name) for name in libraries},
+        **provenance("agreement"),
         "setting": {"dtype": "float64", "classes": TARGETS, "examples": 2},
         "rows": rows,
         "skipped": skipped,
