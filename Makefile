@@ -21,8 +21,10 @@ check: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet -c $(CONSTRAINTS) torch captum
+	$(VENV)/bin/pip install --quiet -c $(CONSTRAINTS) torch captum zennit quantus
 	$(VENV)/bin/python -m benchmarks.coda
+	$(VENV)/bin/python -m benchmarks.agreement
+	$(VENV)/bin/python -m benchmarks.attribution
 
 readme: $(VENV)/.installed
 	$(VENV)/bin/python experiments/update_readme.py README.md experiments/results/README.md

@@ -51,6 +51,7 @@ def alternate(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict
     return {
         name: {
             "median": statistics.median(t),
+            "minimum": min(t),
             "quartiles": statistics.quantiles([*t, *t], n=4),
             "first_call": first[name],
         }
@@ -87,6 +88,19 @@ def _versions(*names: str) -> dict[str, str]:
     return found
 
 
+def provenance(benchmark: str, where: str = "") -> dict[str, Any]:
+    """Return what every result says of itself: command, machine in words, commit, device, threads, versions."""
+    return {
+        "benchmark": benchmark,
+        "command": " ".join([f"python -m benchmarks.{benchmark}", *sys.argv[1:]]),
+        "machine": where or machine(),
+        "commit": commit(),
+        "device": jax.devices()[0].device_kind,
+        "threads": len(os.sched_getaffinity(0)),
+        "versions": _versions("jax", "jaxlib", "flax", "torch", "captum", "zennit", "quantus", "numpy"),
+    }
+
+
 def record(
     benchmark: str,
     seconds: Mapping[str, Mapping[str, Any]],
@@ -108,20 +122,8 @@ def record(
         name: of the file, where it is not the benchmark's.
         **further: JSON values, such as `setting` and `relative_difference`.
     """
-    where = where or machine()
-    result = {
-        "benchmark": benchmark,
-        "command": " ".join([f"python -m benchmarks.{benchmark}", *sys.argv[1:]]),
-        "machine": where,
-        "commit": commit(),
-        "device": jax.devices()[0].device_kind,
-        "threads": len(os.sched_getaffinity(0)),
-        "versions": _versions("jax", "jaxlib", "flax", "torch", "numpy"),
-        **further,
-        "seconds": seconds,
-        "ratios": ratios,
-    }
-    path = RESULTS / f"{name or benchmark}-{slug(where)}{suffix}.json"
+    result = {**provenance(benchmark, where), **further, "seconds": seconds, "ratios": ratios}
+    path = RESULTS / f"{name or benchmark}-{slug(result['machine'])}{suffix}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     medians = {name: round(times["median"], 4) for name, times in seconds.items()}
     print(json.dumps({"ratios": ratios, "medians": medians, **further}, indent=2))

@@ -105,6 +105,7 @@ UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name
     "_seconds": "s",
     "gemm_share_of_transform": "of its time",
     "slice_vs_multiply_adds": "of the share of multiply-adds that it keeps",
+    "relative_difference": "between the libraries",
     "_over_budget": "times the budget",
     "_overhead": "times the time without it",
     "time_per_target": "times the fastest row's",
