@@ -388,7 +388,7 @@ def guided_grad_cam(
     layer: str | None = None,
     upsample: Upsample = "nearest",
     grid: Any = None,
-    guided: Callable[..., Attribution] | None = None,
+    guided: Callable[..., Attribution],
     max_bytes: int = MAX_BYTES,
 ) -> Attribution:
     """Compute Guided Grad-CAM: a fine map of the input, times the enlarged Grad-CAM.
@@ -402,7 +402,7 @@ def guided_grad_cam(
         layer: as in `grad_cam`.
         upsample: as in `grad_cam`.
         grid: as in `grad_cam`.
-        guided: the method of the fine map; guided backpropagation by default.
+        guided: the method of the fine map, of the input, such as `gradient`; the paper takes guided backpropagation.
         max_bytes: bytes that one pass may take by estimate.
 
     Returns:
@@ -417,10 +417,6 @@ def guided_grad_cam(
 
     Source: Selvaraju et al., arXiv 1610.02391, Sec. 3.2.
     """
-    if guided is None:
-        from jaxinterp.explain.attribute.rules import guided_backpropagation
-
-        guided = guided_backpropagation
     call, place = require_maps(net, x, targets, layer, grid, upsample, max_bytes)
     cam = grad_cam(call.net, call.x, call.rows, layer=place.layer, upsample=upsample, grid=grid, max_bytes=max_bytes)
     fine = guided(call.net, call.x, call.rows, max_bytes=max_bytes)
