@@ -25,6 +25,7 @@ class Call(NamedTuple):
     Attributes:
         batch: number of examples that are no padding.
         memory: bytes of all values of a forward pass, and the most that are alive at once.
+        explained: bytes of x, or of the layer's output where that is larger.
     """
 
     net: Explainable
@@ -32,6 +33,7 @@ class Call(NamedTuple):
     rows: Int[Array, "n t"]
     batch: int
     memory: tuple[int, int]
+    explained: int
 
 
 def checked(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: int) -> Call:
@@ -48,7 +50,9 @@ def checked(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
         require_layers(model, [layer])
     rows = padded(select_targets(targets, batch, model.program.output.shape[1]), len(x))
     require_independent(net, x, max_bytes=max_bytes)
-    return Call(net, x, rows, batch, model.program.memory)
+    values = (x,) if layer is None else (x, model.program.values[layer])
+    explained = max(value.size * value.dtype.itemsize for value in values)
+    return Call(net, x, rows, batch, model.program.memory, explained)
 
 
 def head(model: Model, layer: str | None, z: Array, x: Array) -> Array:
@@ -145,7 +149,7 @@ def completed(
 def size_of(call: Call, targets: int) -> int:
     """Return an estimate of the bytes of a forward pass, one backward pass, and gradients of the targets."""
     total, most = call.memory
-    return total + 2 * most + targets * call.x.size * call.x.dtype.itemsize
+    return total + 2 * most + targets * call.explained
 
 
 def fitting(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int, int]:

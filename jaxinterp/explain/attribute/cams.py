@@ -290,7 +290,7 @@ def eigen_cam(
 def _principal(place: Place, model: Any, x: Array, rows: Array) -> Attribution:
     maps = place.on_grid(value_at(model, place.layer, x))
     flat = maps.reshape(len(maps), -1, maps.shape[-1])
-    left, singular, _ = jnp.linalg.svd(flat.astype(jnp.promote_types(flat.dtype, jnp.float32)), full_matrices=False)
+    left, singular, _ = jnp.linalg.svd(flat.astype(np.promote_types(flat.dtype, np.float32)), full_matrices=False)
     first = (left[..., 0] * singular[:, :1]).astype(maps.dtype)
     first = first * jnp.where(first.sum(1, keepdims=True) < 0, -1, 1).astype(maps.dtype)
     cam = jnp.broadcast_to(first.reshape(len(maps), 1, *maps.shape[1:3]), (*rows.shape, *maps.shape[1:3]))

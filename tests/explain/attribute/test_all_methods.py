@@ -169,6 +169,16 @@ def test_examples_are_independent(method, given):
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
 
 
+@each_method
+def test_double_precision_is_kept(method, given):
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(lambda p: np.asarray(p, np.float64), given)
+        found = method(made(variables), x[:2], 1)
+        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(found)}
+        assert kinds == {"float64", "int32"}
+        np.testing.assert_allclose(found.logits[:, 0], head(variables, features(variables, x))[:2, 1], rtol=1e-12)
+
+
 AT_LAYERS = [gradient, posthoc.saliency, input_x_gradient, partial(integrated_gradients, steps=3)]
 
 
