@@ -58,6 +58,7 @@ MOVING = SAME | RESHAPING | {
 }
 """Operations that move entries, whose transpose moves them back."""
 SUMMING = frozenset({"cumsum", "reduce_sum", "reduce_window_sum", "scatter-add"})
+THRESHOLDS = frozenset({"clamp", "ge", "gt", "le", "lt", "max", "min", "select_n"})
 LARGEST = frozenset({"cummax", "cummin", "max", "min", "reduce_max", "reduce_min", "reduce_window_max",
                      "reduce_window_min"})
 # fmt: on
@@ -160,7 +161,8 @@ def rules(
         A function of the same arguments, all floating, with the same outputs.
 
     Raises:
-        ConfigError: an operation has no rule; the line names it and its module.
+        ConfigError: an operation has no rule; the line names it and its module. Or nothing passes, as the output is a
+            coefficient that is held.
 
     Example:
         >>> from jaxinterp.explain.attribute.lrp import COMPOSITES
@@ -182,10 +184,12 @@ def with_references(
     """Return the output of a function under `rules`, and those at the references."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*primals)
     values = [
-        Value(primal, tuple(map(lax.stop_gradient, refs)))
-        for primal, *refs in zip(primals, *references, strict=True)
+        Value(primal, tuple(map(lax.stop_gradient, refs))) for primal, *refs in zip(primals, *references, strict=True)
     ]
     outs = _opened_run(closed, values, composite)
+    if composite.holds and not any(map(_is_active, outs)):
+        got = "an output that depends on the input by held coefficients only, such as a softmax"
+        raise ConfigError(f"network: got {got}, expected logits")
     structure = jax.tree.structure(shape)
     count = len(references) if composite.paired else 0
     at = [[_at(out, k) for out in outs] for k in (None, *range(count))]
@@ -234,19 +238,19 @@ def _run(jaxpr: Any, args: Sequence[Any], rules: Rules) -> list[Any]:
         if i in plan.skipped:
             continue
         eqn = step.eqn
+        if i in plan.layers:
+            outs = [_layer(plan.layers[i], [_read(known, atom) for atom in plan.layers[i].atoms], rules)]
+            known.update(zip(eqn.outvars, outs, strict=True))
+            continue
         values = [_read(known, atom) for atom in eqn.invars]
         if not any(isinstance(v, Value) for v in values):
             outs = bind_again(eqn, *values)
-        elif i in plan.layers and _is_active(_read(known, plan.layers[i].x)):
-            layer = plan.layers[i]
-            atoms = [_read(known, atom) for atom in layer.atoms]
-            outs = [_apply("affine", layer.run, atoms, rules, layer.eqns[0].primitive.name, layer)]
         elif i in plan.softmaxes:
             region, base, free = plan.softmaxes[i]
             outs = [_apply("softmax", partial(_region, region, [base, *free]), [known[base], *map(known.get, free)],
                            rules, "softmax")]  # fmt: skip
         elif not any(map(_is_active, values)):
-            outs = _held(eqn, values)
+            outs = _held(partial(bind_again, eqn), values)
         elif step.kind == "unit" and not any(_is_active(known.get(v)) for v in free_inputs(step)):
             atoms = [step.base, *free_inputs(step)]
             run = partial(_region, step.region, atoms)
@@ -262,7 +266,7 @@ def _is_active(value: Any) -> bool:
     return isinstance(value, Value) and value.active
 
 
-def _region(region: Sequence[Any], atoms: Sequence[Any], *values: Array) -> Array:
+def _region(region: Sequence[Any], atoms: Sequence[Any], *values: Any) -> Array:
     """Run the operations of a unit."""
     known = dict(zip(atoms, values, strict=True))
     for eqn in region:
@@ -273,9 +277,7 @@ def _region(region: Sequence[Any], atoms: Sequence[Any], *values: Array) -> Arra
 def _is_piecewise(region: Sequence[Any]) -> bool:
     """Whether a unit is piecewise affine and has a threshold, as ReLU."""
     names = {eqn.primitive.name for eqn in _innermost(region)}
-    return names <= PIECEWISE | AFFINE | {"broadcast_in_dim", "div", "mul"} and not names.isdisjoint(
-        {"clamp", "max", "min", "select_n"}
-    )
+    return names <= PIECEWISE | AFFINE | {"broadcast_in_dim", "div", "mul"} and not names.isdisjoint(THRESHOLDS)
 
 
 def _innermost(eqns: Sequence[Any]) -> Iterator[Any]:
@@ -291,9 +293,16 @@ def _each(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:
     return [run(*(_at(v, k) for v in values)) for k in (None, *range(count))]
 
 
-def _held(eqn: Any, values: Sequence[Any]) -> list[Value]:
-    """Run an operation whose value is held."""
-    found = _each(partial(bind_again, eqn), values)
+def _layer(layer: "Layer", values: Sequence[Any], rules: Rules) -> Value:
+    """Run an affine layer; of a held input its value is held."""
+    if not _is_active(values[0]):
+        return _held(lambda *args: [layer.run(*args)], values)[0]
+    return _apply("affine", layer.run, values, rules, layer.eqns[0].primitive.name, layer)
+
+
+def _held(run: Callable[..., list[Array]], values: Sequence[Any]) -> list[Value]:
+    """Run operations whose values are held."""
+    found = _each(run, values)
     return [Value(lax.stop_gradient(own), tuple(refs), active=False) for own, *refs in zip(*found, strict=True)]
 
 
@@ -304,20 +313,22 @@ def _operation(eqn: Any, kind: str, values: Sequence[Any], centered: bool, rules
     inexact = any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
     apply = partial(_apply, run=run, values=values, rules=rules, name=name)
     if not inexact:
-        return _held(eqn, values)
+        return _held(partial(bind_again, eqn), values)
     if name == "stop_gradient":
-        return [values[0]] if rules.paired else _held(eqn, values)
+        return [values[0]] if rules.paired else _held(partial(bind_again, eqn), values)
     if name in WRAPPERS or name in ("scan", "cond"):
         return _enter(eqn, kind, values, rules)
     if rules.holds and (kind == "held" or (name == "div" and active == [False, True])):
-        return _held(eqn, values)
+        return _held(partial(bind_again, eqn), values)
     if name in ("dot_general", "conv_general_dilated") and count == 2:
         return [apply("product")]
     if name in ("dot_general", "conv_general_dilated", *SUMMING):
         return [apply("linear")]
     if name in LARGEST:
         return [apply("largest")]
-    if name in MOVING and (not rules.paired or all(isinstance(v, Value) == a for v, a in zip(values, active, strict=True))):
+    if name in MOVING and (
+        not rules.paired or all(isinstance(v, Value) == a for v, a in zip(values, active, strict=True))
+    ):
         return _moved(eqn, values)
     if name in ELEMENTWISE and count == 1:
         scaled = name in SCALING and not (name == "div" and active[1])
@@ -338,8 +349,7 @@ def _moved(eqn: Any, values: Sequence[Any]) -> list[Any]:
     found = _each(partial(bind_again, eqn), values)
     deep = any(v.deep for v in values if isinstance(v, Value))
     return [
-        Value(own, tuple(refs), jnp.issubdtype(own.dtype, jnp.inexact), deep)
-        for own, *refs in zip(*found, strict=True)
+        Value(own, tuple(refs), jnp.issubdtype(own.dtype, jnp.inexact), deep) for own, *refs in zip(*found, strict=True)
     ]
 
 
@@ -362,15 +372,15 @@ def _apply(
     moving = [v for v, on in zip(values, active, strict=True) if on]
     still = [lax.stop_gradient(_at(v, None)) for v, on in zip(values, active, strict=True) if not on]
 
-    def filled(args: Sequence[Array], still: Sequence[Array]) -> Array:
+    def filled(args: Sequence[Any], still: Sequence[Any]) -> Array:
         given, others = iter(args), iter(still)
         return run(*(next(given) if on else next(others) for on in active))
 
     @jax.custom_vjp
-    def call(args: list[Array], still: list[Array], refs: Any) -> Array:
+    def call(args: list[Array], still: list[Any], refs: Any) -> Array:
         return filled(args, still)
 
-    def forward(args: list[Array], still: list[Array], refs: Any) -> Any:
+    def forward(args: list[Array], still: list[Any], refs: Any) -> Any:
         out = filled(args, still)
         return out, (args, still, refs, out)
 
@@ -420,7 +430,7 @@ def _enter(eqn: Any, kind: str, values: Sequence[Any], rules: Rules) -> list[Any
 
 def _packed(values: Sequence[Any]) -> tuple[list[list[Any]], Callable[[Any], list[Any]]]:
     """Return values as lists of arrays, and the function that makes values of such lists."""
-    kinds = [v._replace(primal=None, refs=()) if isinstance(v, Value) else None for v in values]
+    kinds = [v._replace(primal=jnp.zeros(()), refs=()) if isinstance(v, Value) else None for v in values]
 
     def unpack(arrays: Any) -> list[Any]:
         return [
@@ -533,7 +543,7 @@ class Layer(NamedTuple):
         constants = [v for eqn in self.eqns[1:] for v in eqn.invars if hasattr(v, "val") or v not in outs]
         return [self.x, self.eqns[0].invars[1 - self.side], *constants]
 
-    def run(self, x: Array, kernel: Array, *constants: Array) -> Array:
+    def run(self, x: Array, kernel: Array, *constants: Any) -> Array:
         """Run the operations as they are written."""
         given, outs = iter(constants), {eqn.outvars[0] for eqn in self.eqns}
         value = self._linear(self.eqns[0], x, kernel)
@@ -552,7 +562,7 @@ class Layer(NamedTuple):
             value = value if eqn.primitive.name in SCALING else bind_again(eqn, value)[0]
         return value
 
-    def affine(self, still: Sequence[Array], first: bool) -> Affine:
+    def affine(self, still: Sequence[Any], first: bool) -> Affine:
         """Merge the constants: (x ∗ w + b) · s + t = x ∗ (w · s) + (b · s + t)."""
         kernel, *constants = still
         given, dtype = iter(constants), kernel.dtype
@@ -579,7 +589,7 @@ class Layer(NamedTuple):
                     shift = shift - c if name == "sub" else shift + c
             before = eqn.outvars[0]
         flat = self._front(scale, before, sizes)
-        order = np.argsort(self.axes)
+        order = [int(i) for i in np.argsort(self.axes)]
         shape = [n if axis in self.axes else 1 for axis, n in enumerate(kernel.shape)]
         kernel = kernel * jnp.transpose(flat, order).reshape(shape)
         convolution = self.eqns[0].primitive.name == "conv_general_dilated"
@@ -597,7 +607,7 @@ def _thin(axes: Sequence[int], sizes: Sequence[int], ndim: int, features: Array)
     shape = [1] * ndim
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size
-    return jnp.transpose(features, np.argsort(axes)).reshape(shape)
+    return jnp.transpose(features, [int(i) for i in np.argsort(axes)]).reshape(shape)
 
 
 class Plan:
@@ -674,7 +684,11 @@ class Plan:
         if name == "transpose":
             return tuple(eqn.params["permutation"].index(axis) for axis in axes)
         if name in RESHAPING:
-            return _reshaped(out.aval.shape, shape, axes) if eqn.params.get("dimensions") is None or name != "reshape" else None
+            return (
+                _reshaped(out.aval.shape, shape, axes)
+                if eqn.params.get("dimensions") is None or name != "reshape"
+                else None
+            )
         if name not in SCALING or shape != out.aval.shape or len(eqn.invars) != 2:
             return None
         other = eqn.invars[1] if eqn.invars[0] is out else eqn.invars[0]

@@ -157,9 +157,7 @@ def deep_lift_shap(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _compare(
-    layer: str | None, method: str, model: Model, x: Array, rows: Array, base: Array
-) -> Attribution:
+def _compare(layer: str | None, method: str, model: Model, x: Array, rows: Array, base: Array) -> Attribution:
     """Run the network at x and x' side by side, and the multipliers back."""
     z, start = value_at(model, layer, x), value_at(model, layer, base)
     multipliers, logits, (others,) = passed_back(layer, RESCALE, model, z, x, rows, (start,))

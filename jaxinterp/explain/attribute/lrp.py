@@ -1,7 +1,7 @@
 """Layer-wise relevance propagation: each layer shares a logit among its inputs by what they contributed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -148,7 +148,9 @@ class WSquare:
     def __call__(self, local: Local) -> Array:
         """Return the relevance of the layer's input."""
         assert local.affine is not None
-        return share(local, [(jnp.ones_like(local.args[0]), local.affine.kernel ** 2)], _bias(local, jnp.square), local.back)
+        return share(
+            local, [(jnp.ones_like(local.args[0]), local.affine.kernel**2)], _bias(local, jnp.square), local.back
+        )
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,8 @@ class Composite(Rules):
 
     def on_product(self, local: Local) -> Sequence[Array]:
         """Give each of two factors a half of every term: AttnLRP, Achtibat et al., arXiv 2402.05602, Eq. 13 to 15."""
-        if self.product == "held":
-            name = self.proportional(local)
-        return [r / 2 for r in self.proportional(local)]
+        whole = self.proportional(local)
+        return [r / 2 for r in whole] if self.product == "half" else [whole[0], jnp.zeros_like(whole[1])]
 
     def on_quotient(self, local: Local) -> Sequence[Array]:
         """Take the denominator for a coefficient."""
@@ -301,7 +302,7 @@ def lrp(
     x: Any,
     targets: Targets = None,
     *,
-    composite: str | Composite = "epsilon_plus",
+    composite: Any = "epsilon_plus",
     low: Any = None,
     high: Any = None,
     layer: str | None = None,
@@ -362,6 +363,4 @@ def _propagate(
     z = value_at(model, layer, x)
     relevance, logits, _ = passed_back(layer, composite, model, z, x, rows, bounds, from_logits=True)
     residual = logits - relevance.reshape(*rows.shape, -1).sum(-1).astype(logits.dtype)
-    return Attribution(
-        relevance, logits, rows, jnp.zeros_like(logits), residual, method="lrp", layer=layer or X
-    )
+    return Attribution(relevance, logits, rows, jnp.zeros_like(logits), residual, method="lrp", layer=layer or X)

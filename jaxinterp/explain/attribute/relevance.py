@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinterp.checks import require
 from jaxinterp.explain.attribute.backward import Call, chosen, head
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import in_batches
@@ -88,11 +89,7 @@ def placed(call: Call, name: str, value: Any, shape: tuple[int, ...]) -> Array:
     Raises:
         ConfigError: it does not broadcast.
     """
-    from jaxinterp.checks import require
-
     array = jnp.asarray(value, call.x.dtype)
-    fits = array.ndim <= len(shape) and all(
-        b in (1, n) for b, n in zip(array.shape[::-1], shape[::-1], strict=False)
-    )
+    fits = array.ndim <= len(shape) and all(b in (1, n) for b, n in zip(array.shape[::-1], shape[::-1], strict=False))
     require(fits, name, f"shape {array.shape}", f"one that broadcasts to {shape}")
     return jnp.broadcast_to(array, shape)

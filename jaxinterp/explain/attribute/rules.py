@@ -84,8 +84,6 @@ def deconvolution(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _back(
-    layer: str | None, kind: type[Rules], method: str, model: Model, x: Array, rows: Array
-) -> Attribution:
+def _back(layer: str | None, kind: type[Rules], method: str, model: Model, x: Array, rows: Array) -> Attribution:
     parts, logits, _ = passed_back(layer, kind(), model, value_at(model, layer, x), x, rows)
     return Attribution(parts, logits, rows, method=method, layer=layer or X)

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain import attribute as posthoc
-from jaxinterp.explain.attribute import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
+from jaxinterp.explain.attribute import (
+    deconvolution,
+    deep_lift,
+    deep_lift_shap,
+    excitation_backprop,
+    grad_cam,
+    gradient,
+    guided_backpropagation,
+    input_x_gradient,
+    integrated_gradients,
+    lrp,
+    occlusion,
+)
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 
@@ -27,6 +39,12 @@ METHODS = {
     "integrated_gradients": partial(integrated_gradients, steps=3),
     "occlusion": partial(occlusion, window=3, stride=2),
     "grad_cam": partial(grad_cam, layer="features"),
+    "deconvolution": deconvolution,
+    "deep_lift": deep_lift,
+    "deep_lift_shap": lambda net, x, *args, **how: deep_lift_shap(net, x, *args, baselines=0 * x[:1] + 0.5, **how),
+    "excitation_backprop": excitation_backprop,
+    "guided_backpropagation": guided_backpropagation,
+    "lrp": lrp,
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -55,7 +73,7 @@ def test_the_result_says_what_it_is(name, given):
     assert (parts.method, parts.layer) == (name, "features" if name == "grad_cam" else "x")
     np.testing.assert_allclose(parts.logits, head(variables, features(variables, x)), rtol=1e-4, atol=1e-5)
     assert parts.targets.tolist() == [[0, 1, 2]] * 5
-    complete = name == "integrated_gradients"
+    complete = name in ("deep_lift", "deep_lift_shap", "integrated_gradients", "lrp")
     assert (parts.residual is not None) == (parts.bias is not None) == complete
     assert parts.weights is None
     assert parts.maps().shape == (5, 3, 6, 6)
