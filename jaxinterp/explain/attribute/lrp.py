@@ -169,7 +169,7 @@ class Flat:
 
 @dataclass(frozen=True)
 class ZBox:
-    """The z^B rule of inputs between l and h, of the first layer:
+    """The z^B rule of inputs between l and h, of the first layer.
 
         R_i = Σ_j (x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻) / Σ_i (x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻) R_j
 
