@@ -62,6 +62,7 @@ class Program:
         output: structure and shapes of what it returns.
         repeated: names of layers that are called more than once.
         values: name → shape and type of the outputs of named layers that are called once and have the batch first.
+        rewritten: how it is frozen → that program with further constants, see `freeze`.
     """
 
     def __init__(self, jaxpr: core.Jaxpr, output: Any, batch: int) -> None:
@@ -71,6 +72,7 @@ class Program:
         found = [name for name, _ in marks]
         self.values = {name: v for name, v in marks if found.count(name) == 1 and v.shape[:1] == (batch,)}
         self.repeated = {name for name in found if found.count(name) > 1}
+        self.rewritten: dict[Any, tuple[Program, tuple[Any, ...]]] = {}
         self._independent: list[Any] = []
 
     @property

@@ -273,9 +273,8 @@ def _note(step: Step, known: Known) -> None:
     if step.kind == "unit":
         known.bases[first] = step.base
         known.gates.add(first)
-    elif (name in AFFINE | {"mul", "div"} and step.kind == "same") or name in MOVING:
-        if any(v in known.gates for v in moving):
-            known.gates.add(first)
+    elif (step.kind == "same" and name in AFFINE | MOVING | {"mul", "div"}) and any(v in known.gates for v in moving):
+        known.gates.add(first)
 
 
 def _real(atom: Any) -> bool:
