@@ -168,7 +168,7 @@ class Plan:
                 places = [self.place[id(e)] for e in layer.eqns]
                 self.layers[places[-1]] = layer
                 self.skipped.update(places[:-1])
-            elif name == "div" and rules.whole_softmax:
+            elif name == "div" and softmaxes:
                 if (found := self._softmax(eqn)) is not None:
                     self.softmaxes[i] = found
             elif name == "sub" and self._is_mean(eqn):
@@ -253,8 +253,7 @@ class Plan:
         base = exp.invars[0]
         region, shifted = [exp], self.made.get(base)
         free: list[Any] = []
-        subtracts = shifted is not None and shifted.primitive.name == "sub" and self._varies(shifted.invars[0])
-        if subtracts and not hasattr(shifted.invars[1], "val") and self._is_held(shifted.invars[1]):
+        if shifted is not None and shifted.primitive.name == "sub" and self._is_held(shifted.invars[1]):
             region, free, base = [shifted, exp], [shifted.invars[1]], shifted.invars[0]
         chain, atom = [], bottom
         while atom is not top:
@@ -263,7 +262,7 @@ class Plan:
         return [*region, *chain[::-1], eqn], base, free
 
     def _is_held(self, atom: Any) -> bool:
-        eqn = self.made.get(self._back(atom, SAME | RESHAPING))
+        eqn = None if hasattr(atom, "val") else self.made.get(self._back(atom, SAME | RESHAPING))
         return eqn is not None and eqn.primitive.name == "stop_gradient"
 
     def _step_back(self, eqn: Any) -> Any:
@@ -308,6 +307,7 @@ def _reshaped(before: Sequence[int], after: Sequence[int], axes: Sequence[int]) 
 
 
 def reached(jaxpr: Any, moving: set[Any]) -> set[Any]:
+    """Return what depends on some values of a program, with these."""
     for eqn in jaxpr.eqns:
         if any(not hasattr(v, "val") and v in moving for v in eqn.invars):
             moving.update(eqn.outvars)

@@ -33,6 +33,7 @@ from jaxinterp.explain.units import (
     ELEMENTWISE,
     PIECEWISE,
     WRAPPERS,
+    Step,
     closed_of,
     free_inputs,
     opened,
@@ -176,11 +177,11 @@ def _at(value: Any, k: int | None) -> Any:
     return value if not isinstance(value, Value) else value.primal if k is None else value.refs[k]
 
 
-def _opened_run(closed: Any, values: Sequence[Any], rules: Rules) -> list[Any]:
+def _opened_run(closed: Any, values: Sequence[Any], rules: Rules, spread: Sequence[int] = ()) -> list[Any]:
     """Run a program after opening its wrappers."""
     jaxpr, consts = opened(closed), getattr(closed, "consts", ())
     inline = jax.make_jaxpr(partial(_inline, jaxpr, consts))(*(jax.typeof(_at(v, None)) for v in values))
-    return _run(inline.jaxpr, [*inline.consts, *values], rules)
+    return _run(inline.jaxpr, [*inline.consts, *values], rules, spread)
 
 
 def _inline(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
@@ -201,12 +202,13 @@ def _read(known: dict[Any, Any], atom: Any) -> Any:
     return np.asarray(atom.val, atom.aval.dtype) if hasattr(atom, "val") else known[atom]
 
 
-def _run(jaxpr: Any, args: Sequence[Any], rules: Rules) -> list[Any]:
+def _run(jaxpr: Any, args: Sequence[Any], rules: Rules, spread: Sequence[int]) -> list[Any]:
     """Run an opened program on values and constants."""
     inputs = [*jaxpr.constvars, *jaxpr.invars]
     known: dict[Any, Any] = dict(zip(inputs, args, strict=True))
     active = [_is_active(known[v]) for v in jaxpr.invars]
-    steps, _ = read(jaxpr, active, piecewise=True)
+    outs = [jaxpr.outvars[i] for i in spread if not hasattr(jaxpr.outvars[i], "val")]
+    steps, _ = read(jaxpr, active, piecewise=True, through=not rules.holds, spread=outs)
     plan = Plan(jaxpr, {v for v in inputs if isinstance(known[v], Value)}, rules.holds and rules.whole_softmax)
     for i, step in enumerate(steps):
         if i in plan.skipped:
@@ -231,7 +233,7 @@ def _run(jaxpr: Any, args: Sequence[Any], rules: Rules) -> list[Any]:
             name = "relu" if _is_piecewise(step.region) and eqn.outvars[0] not in plan.coefficients else "unit"
             outs = [_apply("unit", run, [known[v] for v in atoms], rules, name)]
         else:
-            outs = _operation(eqn, step.kind, values, i in plan.centered, rules)
+            outs = _operation(step, values, i in plan.centered, rules)
         known.update(zip(eqn.outvars, outs, strict=True))
     return [_read(known, atom) for atom in jaxpr.outvars]
 
@@ -280,9 +282,10 @@ def _held(run: Callable[..., list[Array]], values: Sequence[Any]) -> list[Value]
     return [Value(lax.stop_gradient(own), tuple(refs), active=False) for own, *refs in zip(*found, strict=True)]
 
 
-def _operation(eqn: Any, kind: str, values: Sequence[Any], centered: bool, rules: Rules) -> list[Any]:
+def _operation(step: Step, values: Sequence[Any], centered: bool, rules: Rules) -> list[Any]:
     """Run one operation with relevance flowing into some of its arguments, by the rule of its kind."""
-    name, active = eqn.primitive.name, [_is_active(v) for v in values]
+    eqn, kind, name = step.eqn, step.kind, step.eqn.primitive.name
+    active = [_is_active(v) for v in values]
     count, run = sum(active), lambda *args: bind_again(eqn, *args)[0]
     inexact = any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
     apply = partial(_apply, run=run, values=values, rules=rules, name=name)
@@ -291,7 +294,7 @@ def _operation(eqn: Any, kind: str, values: Sequence[Any], centered: bool, rules
     if name == "stop_gradient":
         return [values[0]] if rules.paired else _held(partial(bind_again, eqn), values)
     if name in WRAPPERS or name in ("scan", "cond"):
-        return _enter(eqn, kind, values, rules)
+        return _enter(step, values, rules)
     if rules.holds and (kind == "held" or (name == "div" and active == [False, True])):
         return _held(partial(bind_again, eqn), values)
     if name in ("dot_general", "conv_general_dilated") and count == 2:
@@ -374,10 +377,10 @@ def _apply(
 # Programs within
 
 
-def _enter(eqn: Any, kind: str, values: Sequence[Any], rules: Rules) -> list[Any]:
+def _enter(step: Step, values: Sequence[Any], rules: Rules) -> list[Any]:
     """Run the program within an operation by the rules."""
-    name = eqn.primitive.name
-    if kind == "same" and not rules.holds and not rules.paired:
+    eqn, name = step.eqn, step.eqn.primitive.name
+    if step.kind == "same" and not rules.holds and not rules.paired:
         return _moved(eqn, values)  # with a derivative of its own, if it has one
     if name == "scan":
         return _scan(eqn, values, rules)
@@ -386,14 +389,15 @@ def _enter(eqn: Any, kind: str, values: Sequence[Any], rules: Rules) -> list[Any
     inner = closed_of(eqn)
     if inner is None:
         raise _no_rule(eqn)
+    spread = [i for i, v in enumerate(opened(inner).outvars) if not hasattr(v, "val") and v in step.spread]
     with jax.named_scope(str(eqn.source_info.name_stack)):
         if name not in ("checkpoint", "remat", "remat2"):
-            return _opened_run(inner, values, rules)
+            return _opened_run(inner, values, rules, spread)
         arrays, unpack = _packed(values)
         made: list[Any] = []
 
         def body(arrays: Any) -> Any:
-            outs, unpacked = _packed(_opened_run(inner, unpack(arrays), rules))
+            outs, unpacked = _packed(_opened_run(inner, unpack(arrays), rules, spread))
             made[:] = [unpacked]
             return outs
 
