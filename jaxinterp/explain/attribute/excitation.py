@@ -50,8 +50,9 @@ def excitation_backprop(
     Example:
         >>> import jax.numpy as jnp
         >>> w = jnp.array([[1.0], [3.0], [-1.0]])
-        >>> excitation_backprop(lambda x: x @ w, jnp.ones((1, 3))).contributions.round(3)
-        Array([[[0.25, 0.75, 0.  ]]], dtype=float32)
+        >>> parts = excitation_backprop(lambda x: x @ w, jnp.ones((1, 3)))
+        >>> [f"{p:.2f}" for p in parts.contributions.ravel()]
+        ['0.25', '0.75', '0.00']
 
     Source: Zhang, Lin, Brandt, Shen, Sclaroff, arXiv 1608.00507, Eq. 3.
     """

@@ -334,8 +334,8 @@ def lrp(
     Example:
         >>> w = jnp.array([[1.0], [3.0]])
         >>> parts = lrp(lambda x: jax.nn.relu(x @ w), jnp.array([[1.0, 2.0]]), composite="epsilon")
-        >>> parts.contributions.round(3), abs(parts.residual.item()) < 1e-5
-        (Array([[[1., 6.]]], dtype=float32), True)
+        >>> [f"{r:.2f}" for r in parts.contributions.ravel()], abs(parts.residual.item()) < 1e-5
+        (['1.00', '6.00'], True)
 
     Source: Bach et al., PLOS ONE 10(7) (2015); composites: Kohlbrenner et al., arXiv 1910.09840; Achtibat et al.,
     arXiv 2402.05602.
