@@ -24,7 +24,7 @@ Optional = Any  # an array of the shape that the docstring gives, or None of met
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("contributions", "logits", "targets", "bias", "residual", "weights", "curvature", "discrepancy"),
-    meta_fields=("method", "layer"),
+    meta_fields=("method", "layer", "held"),
 )
 @dataclass(frozen=True, repr=False)
 class Attribution:
@@ -44,6 +44,8 @@ class Attribution:
             network.
         method: name of what computed it.
         layer: name of the layer whose entries contribute.
+        held: what was held constant so that the network is affine, in words: "12 gelu, 12 softmax, 25 norm"; empty
+            where nothing was, or the network is frozen in its own way. `net.held_operations(x)` lists the modules.
     """
 
     contributions: Float[Array, "batch t *shape"]
@@ -56,6 +58,7 @@ class Attribution:
     discrepancy: Optional = None
     method: str = field(default="", metadata={"static": True})
     layer: str = field(default="input", metadata={"static": True})
+    held: str = field(default="", metadata={"static": True})
 
     @property
     def relative_residual(self) -> Float[Array, "batch t"] | None:
@@ -108,6 +111,8 @@ class Attribution:
         shape, logits = self.contributions.shape, self.logits
         what = f"Attribution by {self.method or 'hand'} of {logits.shape[0]} examples, {logits.shape[1]} targets"
         lines = [what, f"  contributions {shape} of {self.layer!r}, {self.contributions.dtype}"]
+        if self.held:
+            lines.append(f"  held: {self.held}")
         if isinstance(logits, jax.core.Tracer):
             return "\n".join(lines)
         lines.append(f"  logits {float(logits.min()):.4g} to {float(logits.max()):.4g}")

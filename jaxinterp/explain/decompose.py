@@ -13,8 +13,8 @@ same map run backward and forward. So three more numbers are measured in the sam
     residual      against the bias in closed form, where the network has one: then a wrong W cannot hide in b
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
 
@@ -28,6 +28,7 @@ from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_tiles, padded, refuse_examples, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
+from jaxinterp.explain.freeze import curved_operations, held_operations, summary
 from jaxinterp.explain.independence import require_independent
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import INPUT, peak_bytes
@@ -125,7 +126,11 @@ def decompose(
     same = net.held is net.network or net.held == net.network
 
     def models(x: Array, *given: Array) -> tuple[Any, Any]:
-        return net.program("frozen", x, *given), None if same else net.program("logits", x, *given)
+        frozen = net.program("frozen", x, *given)
+        if same and net.freezing is None:
+            return frozen, None
+        free = net.program("logits", x, *given)
+        return frozen, None if same and free.program is frozen.program else free
 
     if check:
         require_independent(net, x, *given, max_bytes=max_bytes)
@@ -139,8 +144,11 @@ def decompose(
                 raise
             wanted = "one that can be differentiated forward and backward"
             raise ConfigError(f"network: got {' '.join(str(error).split())[:200]}, expected {wanted}") from error
+    if net.freezing is not None:
+        held = summary(held_operations(net.program("logits", x, *given), net.freezing))
+        parts = [replace(part, held=held) for part in parts]
     if check and not isinstance(parts[0].logits, jax.core.Tracer):
-        _require_exact(parts, biases)
+        _require_exact(parts, biases, lambda: curved_operations(net.program("logits", x, *given)))
     return parts if isinstance(layer, list | tuple) else parts[0]
 
 
@@ -268,7 +276,9 @@ def _require_real(x: Array, levels: Sequence[str], model: Any) -> None:
         require(name in real, "x" if name == INPUT else "layer", got, f"floating numbers{hint}")
 
 
-def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None]) -> None:
+def _require_exact(
+    parts: Sequence[Attribution], biases: Sequence[Array | None], curved: Callable[[], Sequence[str]]
+) -> None:
     """Raise for examples that are not explained exactly, and name them."""
     for part, bias in zip(parts, biases, strict=True):
         at = f"at {part.layer!r}"
@@ -280,7 +290,7 @@ def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None])
         if part.curvature is not None:
             curvature = np.asarray(part.curvature)
             hint, got = (
-                "freeze its input-dependent coefficients" + _softmax_hint(part),
+                _freeze_hint(curvature, curved) + _softmax_hint(part),
                 f"curvature {_largest(curvature)}",
             )
             refuse_examples(~(curvature <= CURVATURE), "network", got, f"0 {at}: it is not affine there; {hint}")
@@ -297,6 +307,12 @@ def _require_exact(parts: Sequence[Attribution], biases: Sequence[Array | None])
             against = "a forward derivative: a rule of differentiation is wrong" if bias is None else against
             wanted = f"at most {RESIDUAL} {at} against {against}"
             refuse_examples((missed > RESIDUAL) & ~rounded.all(1), "residual", _largest(missed), wanted)
+
+
+def _freeze_hint(curvature: np.ndarray, curved: Callable[[], Sequence[str]]) -> str:
+    names = curved() if not (curvature <= CURVATURE).all() else []
+    hint = "freeze its input-dependent coefficients"
+    return f"{hint}, and write it without {', '.join(names[:3])}" if names else hint
 
 
 def _softmax_hint(part: Attribution) -> str:

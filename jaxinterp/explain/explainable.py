@@ -14,6 +14,8 @@ from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain import frameworks
 from jaxinterp.explain.batches import as_array, cut, padded
+from jaxinterp.explain.freeze import Freezing, Held, held_operations
+from jaxinterp.explain.freeze import freeze as frozen_program
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import (
     INPUT,
@@ -51,6 +53,7 @@ Kind = Literal["logits", "frozen"]
         "notice",
         "keep",
         "named",
+        "freezing",
     ),
 )
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Explainable:
         notice: called with x before it is explained, to warn of what is unusual in it.
         keep: whether `network` stands for the same computation for ever, so that it is traced once.
         named: whether equal functions compute the same by construction.
+        freezing: how coefficients are held in the traced program, of a network without a frozen version of its own;
+            None where it is taken as it is.
     """
 
     variables: Any = field(repr=False)
@@ -91,6 +96,7 @@ class Explainable:
     notice: Callable[[Any], None] | None = field(default=None, repr=False)
     keep: bool = field(default=True, repr=False)
     named: bool = field(default=False, repr=False)
+    freezing: Freezing | None = field(default=None, repr=False)
 
     @property
     def apply(self) -> Callable[..., Any]:
@@ -181,7 +187,16 @@ class Explainable:
             real = jnp.issubdtype(x.dtype, jnp.floating)
             name, got = ("network", f"an output of {out.dtype}") if real else ("x", f"{x.dtype}{x.shape}")
             require(False, name, got, "floating logits" if real else "a floating array (batch, ...)")
-        return model
+        return model if kind == "logits" or self.freezing is None else frozen_program(model, self.freezing)
+
+    def held_operations(self, x: Images) -> tuple[Held, ...]:
+        """Return what is held constant by freezing the traced network: (module, operation, count) for each.
+
+        Empty of a network that is piecewise affine, and of one that is frozen in its own way.
+        """
+        (whole,) = self.fitted("logits", _examples(x))
+        model = self.program("logits", whole)
+        return () if self.freezing is None else held_operations(model, self.freezing)
 
     def fitted(self, kind: Kind, x: Array, *given: Array) -> tuple[Array, ...]:
         """Pad a batch to one of a few sizes; one that the network reads in its own size only stays as it is.
@@ -312,6 +327,7 @@ def explainable(
     encoding: Encode | None = None,
     output: Callable[[Any], Array] | None = None,
     keywords: Mapping[str, Any] | None = None,
+    freeze: bool | Freezing | None = None,
     **fields: Any,
 ) -> Explainable:
     """Wrap a network of any framework for everything that explains.
@@ -330,11 +346,14 @@ def explainable(
             path. A module that knows how it is to be explained says so by a method `__explainable__(variables)`.
         variables: the network's variables, any pytree of arrays.
         frozen: as a function `network`, with every input-dependent coefficient held constant; by default the module's
-            own call with `frozen=True` where it takes that, else the network itself, which is right if it is piecewise
-            affine (ReLU, max pooling, BatchNorm in inference).
+            own call with `frozen=True` where it takes that, else the network's trace, rewritten as `freeze` says.
         encoding: (variables, x) ↦ the input that the network reads, which is then what is explained.
         output: what the network returns ↦ logits, where it returns more, such as `lambda out: out["logits"]`.
         keywords: further keywords of the network's call; a module's own `__explainable__` is then not asked.
+        freeze: how a network without a frozen version is frozen, see `Freezing`: smooth activations as a held factor
+            of their input, softmaxes, norms and one factor of each product held; True, the default, for the usual
+            choices; False to take the network as it is, which is right if it is piecewise affine. Given with a network
+            that has a frozen version, it replaces that one.
         **fields: fields of `Explainable`: `layer`, `levels`, `bias`, `pooled`, `probability`, `constant`.
 
     Raises:
@@ -349,6 +368,7 @@ def explainable(
     """
     for name in fields:
         require_one_of("fields", name, FIELDS)
+    require(frozen is None or freeze is None, "freeze", freeze, "none beside frozen=, which says how")
     if "levels" in fields:
         require(not isinstance(fields["levels"], str), "levels", repr(fields["levels"]), "names of layers")
         fields["levels"] = tuple(fields["levels"])
@@ -360,16 +380,30 @@ def explainable(
         given = {name: value for name, value in given.items() if value is not None}
         if "layer" in fields:  # with its own bias and levels
             network = network.at(fields.pop("layer"))
+        if frozen is not None:
+            fields["freezing"] = None
+        if freeze is not None:
+            given["held"], fields["freezing"] = network.network, _freezing(freeze)
         if given and "bias" not in fields:
             fields["bias"] = None  # it was that of another function
         return replace(network, **given, **fields)
     own = getattr(network, "__explainable__", None)
     if own is not None and keywords is None:
-        return explainable(own(variables), frozen=frozen, encoding=encoding, output=output, **fields)
+        trusted = replace(own(variables), freezing=None)
+        return explainable(trusted, frozen=frozen, encoding=encoding, output=output, freeze=freeze, **fields)
     found = frameworks.network(network, variables, keywords)
-    held = found.frozen if frozen is None else frozen
+    held = (found.frozen if frozen is None else frozen) if freeze is None else found.function
+    fields["freezing"] = _freezing(True if freeze is None else freeze) if held == found.function else None
     whole = (found.variables, found.function, held, encoding, output)
     return Explainable(*whole, keep=found.keep, named=found.named and frozen is None, **fields)
+
+
+def _freezing(freeze: Any) -> Freezing | None:
+    """Return how to freeze a network."""
+    require(isinstance(freeze, bool | Freezing), "freeze", type(freeze).__name__, "True, False or a Freezing")
+    if isinstance(freeze, Freezing):
+        return freeze
+    return Freezing() if freeze else None
 
 
 FIELDS = ("bias", "constant", "layer", "levels", "notice", "pooled", "probability")

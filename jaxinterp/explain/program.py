@@ -64,6 +64,7 @@ class Program:
         output: structure and shapes of what it returns.
         repeated: names of layers that are called more than once.
         values: name → shape and type of the outputs of named layers that are called once and have the batch first.
+        rewritten: how it is frozen → that program with further constants, see `freeze`.
     """
 
     def __init__(self, jaxpr: core.Jaxpr, output: Any, batch: int) -> None:
@@ -73,6 +74,7 @@ class Program:
         found = [name for name, _ in marks]
         self.values = {name: v for name, v in marks if found.count(name) == 1 and v.shape[:1] == (batch,)}
         self.repeated = {name for name in found if found.count(name) > 1}
+        self.rewritten: dict[Any, tuple[Program, tuple[Any, ...]]] = {}
         self._independent: list[Any] = []
 
     @property
@@ -350,7 +352,7 @@ def _open(jaxpr: Any) -> Any:
 def _marks(jaxpr: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
     """Yield name, shape and type of every marked value that can be reached, in the order of the calls."""
     for eqn in jaxpr.eqns:
-        if (name := _marked(eqn)) is not None:
+        if (name := layer_of(eqn)) is not None:
             yield name, jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
         inner = _inner(eqn)
         within = [] if inner is None else [(*_place(name), value) for name, value in _marks(_open(inner))]
@@ -359,7 +361,7 @@ def _marks(jaxpr: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
             yield from ((path + "".join(f"[{k}]" for k in (*turn, *places)), value) for path, places, value in within)
 
 
-def _marked(eqn: Any) -> str | None:
+def layer_of(eqn: Any) -> str | None:
     """Return the name of the layer whose output an operation marks."""
     name = eqn.params["name"] if eqn.primitive.name == "name" else ""
     return name.removeprefix(_MARK) if name.startswith(_MARK) else None
@@ -382,7 +384,7 @@ def _run(jaxpr: Any, args: Sequence[Any], taps: Mapping[Any, Callable[[Array], A
     for eqn in jaxpr.eqns:
         values = [read(atom) for atom in eqn.invars]
         inner = _inner(eqn)
-        if (name := _marked(eqn)) is not None:
+        if (name := layer_of(eqn)) is not None:
             outs = [taps.get((name, ()), _same)(*values)]
         elif inner is None or not (eqn.primitive.name == "custom_vmap_call" or _holds(inner, taps)):
             outs = bind_again(eqn, *values)
@@ -402,7 +404,7 @@ def _holds(inner: Any, taps: Mapping[Any, Any]) -> bool:
     """Whether a program holds a tapped layer, or a mark of an example that `vmap` has made one of a batch."""
     paths = {path for path, _ in taps}
     for eqn in _open(inner).eqns:
-        if eqn.primitive.name == "custom_vmap_call" or _marked(eqn) in paths:
+        if eqn.primitive.name == "custom_vmap_call" or layer_of(eqn) in paths:
             return True
         deeper = _inner(eqn)
         if deeper is not None and _holds(deeper, taps):

@@ -12,25 +12,35 @@ from jaxinterp.explain.attribute.cams import (
     score_cam,
     xgrad_cam,
 )
+from jaxinterp.explain.attribute.deep_lift import deep_lift, deep_lift_shap
+from jaxinterp.explain.attribute.excitation import excitation_backprop
 from jaxinterp.explain.attribute.expected import expected_gradients
 from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient, saliency
 from jaxinterp.explain.attribute.integrated import integrated_gradients
+from jaxinterp.explain.attribute.lrp import lrp
 from jaxinterp.explain.attribute.noise import noise_tunnel, smooth_grad, smooth_grad_squared, vargrad
 from jaxinterp.explain.attribute.occlusion import occlusion
+from jaxinterp.explain.attribute.rules import deconvolution, guided_backpropagation
 
 __all__ = [
     "ablation_cam",
     "blur_integrated_gradients",
+    "deconvolution",
+    "deep_lift",
+    "deep_lift_shap",
     "eigen_cam",
+    "excitation_backprop",
     "expected_gradients",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
+    "guided_backpropagation",
     "guided_grad_cam",
     "hires_cam",
     "input_x_gradient",
     "integrated_gradients",
     "layer_cam",
+    "lrp",
     "noise_tunnel",
     "occlusion",
     "saliency",

@@ -20,6 +20,7 @@ from jaxinterp.explain.attribute.backward import (
     repeated,
     size_of,
 )
+from jaxinterp.explain.attribute.rules import guided_backpropagation
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, cut, in_batches, over_targets
 from jaxinterp.explain.explainable import explainable
@@ -388,7 +389,7 @@ def guided_grad_cam(
     layer: str | None = None,
     upsample: Upsample = "nearest",
     grid: Any = None,
-    guided: Callable[..., Attribution],
+    guided: Callable[..., Attribution] = guided_backpropagation,
     max_bytes: int = MAX_BYTES,
 ) -> Attribution:
     """Compute Guided Grad-CAM: a fine map of the input, times the enlarged Grad-CAM.
@@ -402,7 +403,7 @@ def guided_grad_cam(
         layer: as in `grad_cam`.
         upsample: as in `grad_cam`.
         grid: as in `grad_cam`.
-        guided: the method of the fine map, of the input, such as `gradient`; the paper takes guided backpropagation.
+        guided: the method of the fine map, of the input.
         max_bytes: bytes that one pass may take by estimate.
 
     Returns:

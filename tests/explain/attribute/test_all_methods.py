@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain import attribute as posthoc
-from jaxinterp.explain.attribute import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
+from jaxinterp.explain.attribute import (
+    deconvolution,
+    deep_lift,
+    deep_lift_shap,
+    excitation_backprop,
+    grad_cam,
+    gradient,
+    guided_backpropagation,
+    input_x_gradient,
+    integrated_gradients,
+    lrp,
+    occlusion,
+)
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 
@@ -42,6 +54,10 @@ def around_zero(net, x, targets=None, **options):
     return posthoc.expected_gradients(net, x, targets, baselines=baselines, samples=3, **options)
 
 
+def around_half(net, x, *args, **options):
+    return deep_lift_shap(net, x, *args, baselines=0 * x[:1] + 0.5, **options)
+
+
 METHODS = {
     "gradient": Row(gradient),
     "saliency": Row(posthoc.saliency),
@@ -63,6 +79,12 @@ METHODS = {
     "score_cam": cam(posthoc.score_cam),
     "ablation_cam": cam(posthoc.ablation_cam),
     "guided_grad_cam": cam(posthoc.guided_grad_cam, guided=gradient),
+    "deconvolution": Row(deconvolution),
+    "deep_lift": Row(deep_lift, complete=True),
+    "deep_lift_shap": Row(around_half, complete=True),
+    "excitation_backprop": Row(excitation_backprop),
+    "guided_backpropagation": Row(guided_backpropagation),
+    "lrp": Row(lrp, complete=True),
 }
 CALLS = {name: row.call for name, row in METHODS.items()}
 each_method = pytest.mark.parametrize("method", CALLS.values(), ids=CALLS)

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strings "baseline", "referen
     "integrated_gradients at a layer/captum.LayerIntegratedGradients": ("integrated_gradients", SMALL | LAYER),
     "gradient at a layer × activation/captum.LayerGradientXActivation": ("input_x_gradient", LAYER),
     "grad_cam/captum.LayerGradCam": ("grad_cam", LAYER),
+    "guided_grad_cam/captum.GuidedGradCam": ("guided_grad_cam", LAYER),
     "feature_ablation/captum.FeatureAblation": ("feature_ablation", COALITIONS),
     "shapley_values, 4 groups/exact, of all 16 coalitions": ("shapley_values", COALITIONS),
     "deep_lift/captum.DeepLift": ("deep_lift", {"baseline": "baseline"}),
