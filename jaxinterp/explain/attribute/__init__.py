@@ -4,5 +4,14 @@ from jaxinterp.explain.attribute.gradcam import grad_cam
 from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient
 from jaxinterp.explain.attribute.integrated import integrated_gradients
 from jaxinterp.explain.attribute.occlusion import occlusion
+from jaxinterp.explain.attribute.rollout import attention_rollout, gradient_rollout
 
-__all__ = ["grad_cam", "gradient", "input_x_gradient", "integrated_gradients", "occlusion"]
+__all__ = [
+    "attention_rollout",
+    "grad_cam",
+    "gradient",
+    "gradient_rollout",
+    "input_x_gradient",
+    "integrated_gradients",
+    "occlusion",
+]
