@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxinterp.checks import require_one_of
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.explain.program import Model, Program, layer_of
 from jaxinterp.explain.propagation import LINEAR
 from jaxinterp.explain.tracing import bind_again
@@ -138,6 +138,8 @@ def _active(jaxpr: Any, variables: int) -> list[bool]:
 def _frozen(program: Program, variables: int, choices: Freezing) -> tuple[Program, tuple[Any, ...]]:
     """Rewrite a program, and trace it again."""
     jaxpr, active = program.jaxpr, _active(program.jaxpr, variables)
+    held, moves = (any(read(jaxpr, active, through=through)[1]) for through in (False, True))
+    require(held or not moves, "network", "logits that are held whole", "values before the softmax at its end")
     if not any(True for _ in _held(jaxpr, active, choices, "", ())):
         return program, ()
 
