@@ -56,12 +56,14 @@ def check_explainable(net: Any, x: Any, *, tolerance: float | None = None) -> li
         ConfigError: a promise is not kept; the line names all of them.
 
     Example:
+        >>> from jaxinterp import explainable
         >>> w = jnp.array([[1.0, -1.0], [2.0, 1.0]])
         >>> found = check_explainable(lambda x: jax.nn.relu(x @ w) + 0.5, jnp.array([[1.0, 3.0], [-1.0, 2.0]]))
         >>> all(contract.kept for contract in found), found[0].promise
         (True, "contributions and bias sum to the logits at 'input'")
+        >>> curved = explainable(lambda x: jax.nn.gelu(x @ w), freeze=False)
         >>> try:
-        ...     check_explainable(lambda x: jax.nn.gelu(x @ w), jnp.array([[1.0, 3.0], [-1.0, 2.0]]))
+        ...     check_explainable(curved, jnp.array([[1.0, 3.0], [-1.0, 2.0]]))
         ... except ConfigError as error:
         ...     print(str(error)[:29])
         net: got curvature at 'input'

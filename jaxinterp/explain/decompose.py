@@ -123,14 +123,11 @@ def decompose(
     _require_real(x, levels, frozen)
     rows = select_targets(targets, batch, frozen.program.output.shape[1])
     biases = tuple(net.bias_at(level) for level in levels)
-    same = net.held is net.network or net.held == net.network
 
     def models(x: Array, *given: Array) -> tuple[Any, Any]:
         frozen = net.program("frozen", x, *given)
-        if same and net.freezing is None:
-            return frozen, None
         free = net.program("logits", x, *given)
-        return frozen, None if same and free.program is frozen.program else free
+        return frozen, None if net.is_own and free.program is frozen.program else free
 
     if check:
         require_independent(net, x, *given, max_bytes=max_bytes)
@@ -144,8 +141,8 @@ def decompose(
                 raise
             wanted = "one that can be differentiated forward and backward"
             raise ConfigError(f"network: got {' '.join(str(error).split())[:200]}, expected {wanted}") from error
-    if net.freezing is not None:
-        held = summary(held_operations(net.program("logits", x, *given), net.freezing))
+    if net.rewriting is not None:
+        held = summary(held_operations(net.program("logits", x, *given), net.rewriting))
         parts = [replace(part, held=held) for part in parts]
     if check and not isinstance(parts[0].logits, jax.core.Tracer):
         _require_exact(parts, biases, lambda: curved_operations(net.program("logits", x, *given)))

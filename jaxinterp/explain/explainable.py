@@ -187,7 +187,17 @@ class Explainable:
             real = jnp.issubdtype(x.dtype, jnp.floating)
             name, got = ("network", f"an output of {out.dtype}") if real else ("x", f"{x.dtype}{x.shape}")
             require(False, name, got, "floating logits" if real else "a floating array (batch, ...)")
-        return model if kind == "logits" or self.freezing is None else frozen_program(model, self.freezing)
+        return model if kind == "logits" or self.rewriting is None else frozen_program(model, self.rewriting)
+
+    @property
+    def rewriting(self) -> Freezing | None:
+        """How the traced network is frozen; None of one that is frozen in its own way, or taken as it is."""
+        return self.freezing if self.is_own else None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network has no frozen version beside it."""
+        return self.held is self.network or bool(self.held == self.network)
 
     def held_operations(self, x: Images) -> tuple[Held, ...]:
         """Return what is held constant by freezing the traced network: (module, operation, count) for each.
@@ -196,7 +206,7 @@ class Explainable:
         """
         (whole,) = self.fitted("logits", _examples(x))
         model = self.program("logits", whole)
-        return () if self.freezing is None else held_operations(model, self.freezing)
+        return () if self.rewriting is None else held_operations(model, self.rewriting)
 
     def fitted(self, kind: Kind, x: Array, *given: Array) -> tuple[Array, ...]:
         """Pad a batch to one of a few sizes; one that the network reads in its own size only stays as it is.
@@ -380,8 +390,6 @@ def explainable(
         given = {name: value for name, value in given.items() if value is not None}
         if "layer" in fields:  # with its own bias and levels
             network = network.at(fields.pop("layer"))
-        if frozen is not None:
-            fields["freezing"] = None
         if freeze is not None:
             given["held"], fields["freezing"] = network.network, _freezing(freeze)
         if given and "bias" not in fields:
@@ -393,7 +401,7 @@ def explainable(
         return explainable(trusted, frozen=frozen, encoding=encoding, output=output, freeze=freeze, **fields)
     found = frameworks.network(network, variables, keywords)
     held = (found.frozen if frozen is None else frozen) if freeze is None else found.function
-    fields["freezing"] = _freezing(True if freeze is None else freeze) if held == found.function else None
+    fields["freezing"] = _freezing(True if freeze is None else freeze)
     whole = (found.variables, found.function, held, encoding, output)
     return Explainable(*whole, keep=found.keep, named=found.named and frozen is None, **fields)
 

@@ -11,6 +11,7 @@ Every operation that is not affine is held, or split into a factor that is held 
 What is piecewise affine stays as it is: ReLU, max pooling, absolute values, selections.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxinterp.checks import require_one_of
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.explain.program import Model, Program, layer_of
 from jaxinterp.explain.propagation import LINEAR
 from jaxinterp.explain.tracing import bind_again
@@ -137,6 +138,8 @@ def _active(jaxpr: Any, variables: int) -> list[bool]:
 def _frozen(program: Program, variables: int, choices: Freezing) -> tuple[Program, tuple[Any, ...]]:
     """Rewrite a program, and trace it again."""
     jaxpr, active = program.jaxpr, _active(program.jaxpr, variables)
+    held, moves = (any(read(jaxpr, active, through=through)[1]) for through in (False, True))
+    require(held or not moves, "network", "logits that are held whole", "values before the softmax at its end")
     if not any(True for _ in _held(jaxpr, active, choices, "", ())):
         return program, ()
 
@@ -354,7 +357,7 @@ def _held(
     """Yield module, name and number of runs of every step that is rewritten; gates and what feeds them count once."""
     softmaxes = {softmax.exponentials for softmax in softmaxes_of(jaxpr)}
     for step, moves in _plan(jaxpr, active, choices, spread):
-        path = "/".join(filter(None, (module, str(step.eqn.source_info.name_stack))))
+        path = _path(module, step.eqn)
         if step.kind == "enter":
             times = step.eqn.params["length"] if step.eqn.primitive.name == "scan" else 1
             for inner, within in _inner_programs(step, choices):
@@ -364,6 +367,12 @@ def _held(
             yield path, _named(step), 1
         elif step.kind == "held":
             yield path, "softmax" if step.eqn.outvars[0] in softmaxes else _named(step), 1
+
+
+def _path(module: str, eqn: Any) -> str:
+    """Return the path of the module around an operation, without the transformations that it is under."""
+    stack = re.sub(r"vmap\(|\)", "", str(eqn.source_info.name_stack))
+    return "/".join(part for part in (*module.split("/"), *stack.split("/")) if part)
 
 
 def _named(step: Step) -> str:
@@ -382,7 +391,7 @@ def _curved(jaxpr: Any, active: Sequence[bool], choices: Freezing, module: str, 
     """Yield operations that are neither affine nor known, of values that move."""
     for step, moves in _plan(jaxpr, active, choices, spread):
         name = step.eqn.primitive.name
-        path = "/".join(filter(None, (module, str(step.eqn.source_info.name_stack))))
+        path = _path(module, step.eqn)
         inner = _inner_programs(step, choices)
         for program, within in inner if any(step.active) and moves else ():
             yield from _curved(program, within, choices, path, step.spread)

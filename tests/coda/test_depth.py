@@ -78,6 +78,6 @@ def test_unknown_level_and_unfrozen_network_are_refused(images):
         interpretable_depth(net, images, GRIDS, ("trunk/block_9",))
     with pytest.raises(ValueError, match=r"^levels: "):
         interpretable_depth(net, images, GRIDS, ())
-    free = explainable(lambda variables, x: HYBRID.apply(variables, x), net.variables)
+    free = explainable(lambda variables, x: HYBRID.apply(variables, x), net.variables, freeze=False)
     with pytest.raises(ValueError, match=r"^network: got curvature"):
         interpretable_depth(free, images, GRIDS, ("coda/layer_0",))

@@ -286,6 +286,66 @@ def test_a_wrong_bias_in_closed_form_is_refused(name):
     assert float(decompose(wrong, images, check=False).relative_residual.max()) > 1e-3
 
 
+class Block(nn.Module):
+    """A block of a vision transformer."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(2)(y, y)
+        return x + nn.Dense(8, name="out")(nn.gelu(nn.Dense(12)(nn.LayerNorm()(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, two blocks."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(8, (2, 2), (2, 2))(x).reshape(len(x), -1, 8)
+        token = self.param("token", nn.initializers.normal(1.0), (1, 1, 8))
+        x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+        x = x + self.param("places", nn.initializers.normal(0.5), (1, x.shape[1], 8))
+        for i in range(2):
+            x = Block(name=f"block_{i}")(x)
+        return nn.Dense(3)(nn.LayerNorm()(x)[:, 0])
+
+
+class SmoothNNXNet(nnx.Module):
+    """As a user writes it, without a ReLU."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(nnx.gelu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+def vit() -> Explainable:
+    module = VisionTransformer()
+    return explainable(module, jax.jit(module.init)(key(0), jnp.ones((2, 4, 4, 3))), levels=("block_0",))
+
+
+UNFROZEN = {
+    "vit": (vit, "5 norm, 2 softmax, 2 gelu"),
+    "nnx-smooth": (lambda: explainable(SmoothNNXNet(nnx.Rngs(0)), levels=("norm",)), "1 norm, 1 gelu"),
+}
+
+
+@pytest.mark.parametrize("name", UNFROZEN)
+def test_a_network_without_a_frozen_version_keeps_the_contracts(name):
+    build, held = UNFROZEN[name]
+    net, images = build(), jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    check_explainable(net, images)
+    parts = decompose(net, images)
+    assert parts.held == held
+    assert f"held: {held}" in repr(parts)
+    assert float(parts.curvature.max()) == 0
+    with pytest.raises(ValueError, match=r"\Anetwork: got curvature"):
+        decompose(explainable(net, freeze=False), images)
+
+
 @each_of_ours
 def test_the_same_in_float64(name):
     with jax.enable_x64(True):

@@ -72,7 +72,7 @@ def test_tiles_are_the_whole(max_bytes):
 def test_what_is_wrong_in_a_later_tile_is_found():
     x = jnp.ones((5, 1)).at[3].set(-1.0)
     with pytest.raises(ValueError, match=r"network: .* \(3\)"):
-        decompose(lambda x: jnp.where(x > 0, x, x**2), x, max_bytes=1)
+        decompose(explainable(lambda x: jnp.where(x > 0, x, x**2), freeze=False), x, max_bytes=1)
 
 
 def test_padding_repeats_the_last_example():

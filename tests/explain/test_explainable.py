@@ -140,6 +140,10 @@ def flat():
     return explainable(lambda w, x: x.reshape(len(x), 36) @ w, jnp.ones((36, 2)))
 
 
+def softmaxed(x):
+    return jax.nn.softmax(3 * jnp.sin(X + x))
+
+
 def tokens_net():
     return explainable(Tokens(), Tokens().init(jax.random.key(0), TOKENS))
 
@@ -163,7 +167,7 @@ def tokens_net():
         ("network", r"shape \(batch, 1, 6\)", lambda: decompose(lambda x: x[:, None], X)),
         ("x", "layer='embedding'", lambda: decompose(tokens_net(), TOKENS)),
         ("x", "layer", lambda: gradient(tokens_net(), TOKENS)),
-        ("network", "sum to 1", lambda: decompose(lambda x: jax.nn.softmax(3 * jnp.sin(X + x)), X + 0.1)),
+        ("network", "sum to 1", lambda: decompose(explainable(softmaxed, freeze=False), X + 0.1)),
         ("x", r"x\[None\]", lambda: explainable(Net(), VARIABLES).logits(IMAGES[0])),
         ("x", r"x\[None\]", lambda: decompose(explainable(Net(), VARIABLES), IMAGES[0])),
         ("x", r"float32\(6, 6, 1\), .*\(1, 6, 6, 1\): x\[None\]", lambda: decompose(flat(), IMAGES[0])),

@@ -24,6 +24,7 @@ from jaxinterp.explain.attribute.rules import deconvolution, guided_backpropagat
 
 __all__ = [
     "ablation_cam",
+    "attention_rollout",
     "blur_integrated_gradients",
     "deconvolution",
     "deep_lift",
@@ -34,6 +35,7 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
+    "gradient_rollout",
     "guided_backpropagation",
     "guided_grad_cam",
     "hires_cam",

@@ -102,7 +102,8 @@ def given():
 
 
 def test_every_public_method_is_listed_and_tested_here():
-    assert set(posthoc.__all__) == set(METHODS)
+    attention = {"attention_rollout", "gradient_rollout"}  # of networks of tokens: in a file of their own
+    assert set(posthoc.__all__) - attention == set(METHODS)
     assert all(callable(getattr(posthoc, name)) for name in posthoc.__all__)
 
 
