@@ -123,6 +123,7 @@ def decompose(
     _require_real(x, levels, frozen)
     rows = select_targets(targets, batch, frozen.program.output.shape[1])
     biases = tuple(net.bias_at(level) for level in levels)
+
     def models(x: Array, *given: Array) -> tuple[Any, Any]:
         frozen = net.program("frozen", x, *given)
         free = net.program("logits", x, *given)
