@@ -200,7 +200,7 @@ class Explainable:
         return self.held is self.network or bool(self.held == self.network)
 
     def held_operations(self, x: Images) -> tuple[Held, ...]:
-        """Return what is held constant by freezing the traced network: (module, operation, count) for each.
+        """Return what is held constant by freezing the traced network: (module, operation, times) for each.
 
         Empty of a network that is piecewise affine, and of one that is frozen in its own way.
         """

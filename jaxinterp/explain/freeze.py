@@ -82,7 +82,7 @@ class Held(NamedTuple):
 
     module: str
     operation: str
-    count: int
+    times: int
 
 
 def freeze(model: Model, choices: Freezing) -> Model:
@@ -146,32 +146,25 @@ def _frozen(program: Program, variables: int, choices: Freezing) -> tuple[Progra
     def run(*args: Array) -> list[Array]:
         return _run(jaxpr, args, active, choices, ())
 
-    kinds = [v.aval for v in (*jaxpr.constvars, *jaxpr.invars)]
+    kinds: list[Any] = [v.aval for v in (*jaxpr.constvars, *jaxpr.invars)]
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in kinds]
     closed = jax.make_jaxpr(run)(*shapes)
-    batch = jaxpr.invars[variables].aval.shape[0]
-    return Program(closed.jaxpr, program.output, batch), tuple(closed.consts)
+    x = kinds[len(jaxpr.constvars) + variables]
+    return Program(closed.jaxpr, program.output, x.shape[0]), tuple(closed.consts)
 
 
-class Planned(NamedTuple):
-    """A step, and whether a derivative passes through it."""
-
-    step: Step
-    moves: bool
-
-
-def _plan(jaxpr: Any, active: Sequence[bool], choices: Freezing, spread: Sequence[Any]) -> list[Planned]:
-    """Return the steps whose values are needed, in order."""
+def _plan(jaxpr: Any, active: Sequence[bool], choices: Freezing, spread: Sequence[Any]) -> list[tuple[Step, bool]]:
+    """Return the steps whose values are needed, in order, each with whether a derivative passes through it."""
     steps, on = read(jaxpr, active, through=choices.coefficient == "tangent", spread=spread)
     needed = {v for v in jaxpr.outvars if not hasattr(v, "val")}
     moving = {v for v, moves in zip(jaxpr.outvars, on, strict=True) if moves}
-    plan: list[Planned] = []
+    plan: list[tuple[Step, bool]] = []
     for step in reversed(steps):
         outs, layer = set(step.eqn.outvars), layer_of(step.eqn) is not None
         if not (outs & needed or layer or step.eqn.effects):
             continue
         moves = bool(outs & moving) or layer  # a layer is explained by itself too
-        plan.append(Planned(step, moves))
+        plan.append((step, moves))
         whole = not (moves and step.kind == "unit")
         uses = step.eqn.invars if whole else [step.base, *free_inputs(step)]
         needed.update(v for v in uses if not hasattr(v, "val"))
@@ -407,15 +400,14 @@ STRAIGHT = LINEAR | PIECEWISE | PRODUCTS | MOVING | frozenset({
 
 
 class Softmax(NamedTuple):
-    """A softmax over the last axis: its exponentials, the quotient by their sum, and the operation of the quotient."""
+    """A softmax over the last axis: the values of its exponentials, and of their quotients by their sum."""
 
     exponentials: Any
     weights: Any
-    eqn: Any
 
 
-def softmaxes_of(jaxpr: Any) -> list[Softmax]:
-    """Return the softmaxes over the last axis of a program, those in programs within not included."""
+def softmaxes_of(jaxpr: Any) -> Iterator[Softmax]:
+    """Yield the softmaxes over the last axis of a program, those in programs within not included."""
     made = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
 
     def back(atom: Any, names: frozenset[str]) -> Any:
@@ -423,7 +415,6 @@ def softmaxes_of(jaxpr: Any) -> list[Softmax]:
             atom = made[atom].invars[0]
         return atom
 
-    found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name != "div" or any(hasattr(v, "val") for v in eqn.invars):
             continue
@@ -435,8 +426,7 @@ def softmaxes_of(jaxpr: Any) -> list[Softmax]:
         if back(total.invars[0], CASTS) is top and tuple(total.params["axes"]) == last:
             exponent = back(top, CASTS | {"select_n", "mul"})
             if exponent in made and made[exponent].primitive.name in ("exp", "exp2"):
-                found.append(Softmax(exponent, eqn.outvars[0], eqn))
-    return found
+                yield Softmax(exponent, eqn.outvars[0])
 
 
 CASTS = frozenset({"convert_element_type", "copy", "optimization_barrier", "reduce_precision", "stop_gradient"})

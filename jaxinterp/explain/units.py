@@ -349,5 +349,11 @@ def free_inputs(step: Step) -> list[Any]:
 
 def operation(step: Step) -> str:
     """Name an operation: the function that was wrapped, such as "silu", or the primitive."""
-    name = step.eqn.params.get("name") if step.eqn.primitive.name in WRAPPERS else None
-    return str(name or step.eqn.primitive.name)
+    return _name(step.eqn)
+
+
+def _name(eqn: Any) -> str:
+    inner = program_of(eqn)
+    if inner is None or eqn.params.get("name"):
+        return str(eqn.params.get("name") if inner is not None else eqn.primitive.name)
+    return _name(inner.eqns[0]) if len(inner.eqns) == 1 else str(eqn.primitive.name)

@@ -40,8 +40,9 @@ def test_a_function_of_one_value_is_one_unit_of_its_input(function):
     jaxpr = jax.make_jaxpr(function)(X).jaxpr
     steps, outs = read(jaxpr, [True])
     last = [step for step in steps if step.kind == "unit"][-1]
-    assert last.base is jaxpr.invars[0]
-    assert free_inputs(last) == []
+    negated = [eqn.outvars[0] for eqn in jaxpr.eqns if eqn.primitive.name == "neg"]
+    assert last.base in [jaxpr.invars[0], *negated]
+    assert all(v.aval.shape == () for v in free_inputs(last))
     assert outs == [True]
     assert all(step.kind in ("unit", "same") for step in steps)
 
@@ -91,7 +92,9 @@ def test_programs_within_are_entered():
         return jnp.tanh(carry @ W), None
 
     (scan,) = steps_of(lambda x: jax.lax.scan(turn, x, None, length=2)[0])[0]
-    assert (scan.kind, scan_carries(scan.eqn)) == ("enter", (1, 1)) or scan.kind == "enter"
+    assert scan.kind == "enter"
+    consts, carries = scan_carries(scan.eqn)
+    assert (carries, scan.eqn.invars[consts].aval.shape) == (1, X.shape)
     assert len(bodies(scan.eqn, scan.active)) == 1
     (cond,) = steps_of(lambda x: jax.lax.cond(x[0, 0, 0] > 0, jnp.tanh, jnp.negative, x))[0]
     assert len(bodies(cond.eqn, cond.active)) == 2

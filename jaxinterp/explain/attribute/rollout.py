@@ -150,7 +150,7 @@ def _rollout(how: tuple[Any, ...], model: Model, x: Array, rows: Array) -> tuple
     logits, matrices = attended(model, x)
     whole = None
     for matrix in matrices:
-        joined = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}[heads](_by_head(matrix, len(x)), axis=1)
+        joined = getattr(_by_head(matrix, len(x)), heads)(1)
         flat = joined.reshape(len(joined), -1)
         dropped = int(discard * flat.shape[1])
         lowest = jnp.sort(flat, axis=1)[:, dropped, None, None]
@@ -197,8 +197,8 @@ def _mapped(
 
 def attentions(model: Model) -> list[tuple[int, ...]]:
     """Return the shapes of the self-attention matrices of a network, layer by layer."""
-    arrays = model.program.jaxpr.invars[len(jax.tree.leaves(model.variables)) :]
-    return list(_shapes(model.program.jaxpr, arrays[0].aval.shape[0]))
+    x: Any = model.program.jaxpr.invars[len(jax.tree.leaves(model.variables))].aval
+    return list(_shapes(model.program.jaxpr, x.shape[0]))
 
 
 def _shapes(jaxpr: Any, batch: int) -> Iterator[tuple[int, ...]]:
