@@ -130,9 +130,9 @@ def decompose(
     if check:
         require_independent(net, x, *given, max_bytes=max_bytes)
     with jax.default_matmul_precision("highest"):
-        run, size = partial(_pass, levels, biases=biases), Size(levels)
+        run, lower = (partial(call, levels, biases=biases) for call in (_pass, _pass.lower))
         try:
-            parts = in_tiles(run, size, models, (x, *given), padded(rows, len(x)), batch, max_bytes)
+            parts = in_tiles(run, lower, Size(levels), models, (x, *given), padded(rows, len(x)), batch, max_bytes)
         except (TypeError, ValueError, NotImplementedError) as error:
             known = any(word in str(error) for word in ("ifferentiation", "autodiff", "JVP"))
             if isinstance(error, JaxInterpError) or not known:
@@ -216,7 +216,7 @@ class Size:
     def __call__(self, models: tuple[Any, Any], rows: Array, *arrays: Array) -> int:
         """Return twice the bytes that are alive at once where the pass runs in the order of its program, and weights.
 
-        Compilers run another order, and copy: `benchmarks/explanation_memory.py` measures how far this holds.
+        Compilers run another order, and copy: this is where a plan starts, and `in_tiles` asks the compiler.
         """
         kinds = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (models, rows, *arrays))
         traced = _pass.trace(self.levels, True, *kinds, biases=(None,) * len(self.levels))

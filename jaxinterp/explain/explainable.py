@@ -1,6 +1,7 @@
 """The one idea as a type: a network seen from outside, of any framework, as everything that explains takes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.explain import frameworks
 from jaxinterp.explain.batches import padded
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import INPUT, Model, UnreadableError, called, mark, trace, value_of
+from jaxinterp.explain.program import INPUT, Model, UnreadableError, called, mark_input, trace, value_of
 
 LONGEST = 300  # characters of a network's own error that are passed on
 Images = Num[Array | np.ndarray, "batch ..."]
@@ -133,7 +134,8 @@ class Explainable:
             model = trace(function, self.variables, x, *given, keep=self.keep, named=self.named)
         except UnreadableError as error:
             came, *rest = (array[:examples] for array in (x, *given))
-            raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from error.__cause__
+            cause = error.__cause__.__cause__ if isinstance(error.__cause__, PartError) else error.__cause__
+            raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from cause
         out, hint = model.program.output, "logits (batch, classes); output= takes them from what it returns"
         require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
         shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
@@ -195,11 +197,12 @@ class Explainable:
         try:
             trace(function, self.variables, x[None], *given, keep=False, named=True)
         except UnreadableError:
-            reason = " ".join(str(error).split())
+            if isinstance(error, PartError):
+                return f"{error.part}: got {_reason(error.__cause__)}, expected {error.wanted}"
+            reason = _reason(error)
             if isinstance(error, TypeError) and "positional argument" in reason:
                 reason += "; variables go into explainable(network, variables)"
-            reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
-            return f"{got}, expected an input that the network can read: {type(error).__name__}: {reason}"
+            return f"{got}, expected an input that the network can read: {reason}"
         return f"{got}, expected a batch, {(1, *x.shape)}: x[None]"
 
 
@@ -213,9 +216,37 @@ class Whole:
 
     def __call__(self, variables: Any, x: Array, *given: Array) -> Any:
         """Encode, run the network, take the logits out."""
-        read = x if self.encoding is None else self.encoding(variables, x)
-        out = self.network(variables, mark(INPUT, read), *given)
-        return out if self.output is None else self.output(out)
+        read = x
+        if self.encoding is not None:
+            with _blamed("encoding", f"a function (variables, x) of x, {x.dtype}{x.shape}"):
+                read = self.encoding(variables, x)
+        out = self.network(variables, mark_input(read), *given)
+        if self.output is None:
+            return out
+        with _blamed("output", f"a function of the network's output, a {type(out).__name__}"):
+            return self.output(out)
+
+
+class PartError(Exception):
+    """A function given beside the network raised an error, the cause of this one."""
+
+    def __init__(self, part: str, wanted: str) -> None:
+        super().__init__(part)
+        self.part, self.wanted = part, wanted
+
+
+@contextmanager
+def _blamed(part: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise PartError(part, wanted) from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return kind and text of an error in one line."""
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason if len(reason) <= LONGEST else f'{reason[:LONGEST]} ...'}"
 
 
 def _examples(x: Any) -> Array:

@@ -235,3 +235,27 @@ def test_a_rule_of_differentiation_without_a_forward_side_is_refused():
 def test_fields_are_checked(field, fields):
     with pytest.raises(ValueError, match=rf"\A{field}: got"):
         explainable(lambda x: x, **fields)
+
+
+def test_layers_of_any_name_are_addressed():
+    w = jnp.array([[1.0, -1.0], [2.0, 1.0]])
+    stages = {"input": lambda x: 2 * x @ w, "blk[0]": jax.nn.relu, "head": lambda x: x @ w}
+    net, x = explainable(stages), jnp.array([[1.0, 3.0], [-1.0, 2.0]])
+    assert list(net.layers(x)) == ["input", "./input", "blk[0]", "head"]
+    found = decompose(net, x, layer=["input", "./input", "blk[0]"])
+    for part, value in zip(found, (x, 2 * x @ w, jax.nn.relu(2 * x @ w)), strict=True):
+        np.testing.assert_allclose(part.contributions, part.weights * value[:, None], rtol=1e-6)
+        np.testing.assert_allclose(part.contributions.sum(-1), net.logits(x), rtol=1e-6)
+
+
+def test_errors_of_functions_beside_the_network_are_theirs():
+    def wrong(*arguments):
+        return {}["logits"]
+
+    x = jnp.ones((2, 3))
+    for field in ("output", "encoding"):
+        with pytest.raises(ValueError, match=rf"\A{field}: got KeyError: 'logits', expected a function"):
+            explainable(lambda x: x, **{field: wrong}).logits(x)
+    averaged = explainable(lambda x: x, encoding=lambda v, x: x.mean(1))
+    with pytest.raises(ValueError, match=r"\Ax: got float32\(3,\), expected a batch"):
+        averaged.logits(x[0])
