@@ -112,16 +112,22 @@ def decompose(
     net, x = with_batch(net, x)
     require_at_least("max_bytes", max_bytes, 1)
     levels = tuple(layer) if isinstance(layer, list | tuple) else (net.layer if layer is None else layer,)
+    require(isinstance(given, list | tuple), "given", f"a {type(given).__name__}", "a sequence of arrays")
     for i, array in enumerate(given):
-        require(array.shape[:1] == x.shape[:1], "given", f"array {i} of shape {array.shape}", f"({len(x)}, ...)")
+        got = f"array {i} of shape {array.shape}" if hasattr(array, "shape") else f"a {type(array).__name__}"
+        require(np.shape(array)[:1] == x.shape[:1] and hasattr(array, "shape"), "given", got, f"({len(x)}, ...)")
     if check:
         _require_finite_inputs(net, x, given)
     batch, (x, *given) = len(x), net.fitted("frozen", x, *given)
     frozen = net.program("frozen", x, *given)
     require_layers(frozen, levels)
     _require_real(x, levels, frozen)
-    rows = select_targets(targets, batch, frozen.program.output.shape[1])
+    classes = frozen.program.output.shape[1]
+    rows = select_targets(targets, batch, classes)
     biases = tuple(net.bias_at(level) for level in levels)
+    for bias in biases:
+        fits = bias is None or bias.shape in ((), (classes,))
+        require(fits, "bias", "" if bias is None else f"shape {bias.shape}", f"one number, or ({classes},)")
     same = net.held is net.network or net.held == net.network
 
     def models(x: Array, *given: Array) -> tuple[Any, Any]:
@@ -130,7 +136,7 @@ def decompose(
     if check:
         require_independent(net, x, *given, max_bytes=max_bytes)
     with jax.default_matmul_precision("highest"):
-        run, lower = (partial(call, levels, biases=biases) for call in (_pass, _pass.lower))
+        run, lower = partial(_pass, levels, biases=biases), partial(_pass.lower, levels, biases=biases)
         try:
             parts = in_tiles(run, lower, Size(levels), models, (x, *given), padded(rows, len(x)), batch, max_bytes)
         except (TypeError, ValueError, NotImplementedError) as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ Kind = Literal["logits", "frozen"]
         "named",
     ),
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explainable:
     """A network with its variables, made by `explainable`; equal networks are compiled once.
 
@@ -67,20 +67,27 @@ class Explainable:
         named: whether equal functions compute the same by construction.
     """
 
-    variables: Any = field(repr=False)
-    network: Callable[..., Any] = field(repr=False)
-    held: Callable[..., Any] = field(repr=False)
-    encoding: Encode | None = field(default=None, repr=False)
-    output: Callable[[Any], Array] | None = field(default=None, repr=False)
+    variables: Any
+    network: Callable[..., Any]
+    held: Callable[..., Any]
+    encoding: Encode | None = None
+    output: Callable[[Any], Array] | None = None
     bias: float | Callable[[Any], Array] | None = None
     layer: str = INPUT
     levels: tuple[str, ...] = ()
     pooled: str | None = None
     probability: Literal["sigmoid", "softmax"] = "softmax"
     constant: str = "a part that depends on the image"
-    notice: Callable[[Any], None] | None = field(default=None, repr=False)
-    keep: bool = field(default=True, repr=False)
-    named: bool = field(default=False, repr=False)
+    notice: Callable[[Any], None] | None = None
+    keep: bool = True
+    named: bool = False
+
+    def __repr__(self) -> str:
+        """Name the network, and count its parameters."""
+        inner = self.variables
+        parameters = inner["params"] if isinstance(inner, Mapping) and "params" in inner else inner
+        count = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(parameters))
+        return f"Explainable({frameworks.name_of(self.network)}, {count:,} parameters, explained at {self.layer!r})"
 
     @property
     def apply(self) -> Callable[..., Any]:
@@ -264,7 +271,8 @@ def _examples(x: Any) -> Array:
 def require_layers(model: Model, layers: Sequence[str]) -> None:
     """Raise for no layer, one twice, and a layer that a network does not have or that is called more than once."""
     known = model.program.layers
-    different = layers and len(set(layers)) == len(layers)
+    named = all(isinstance(layer, str) for layer in layers)
+    different = named and layers and len(set(layers)) == len(layers)
     require(different, "layer", f"the layers {list(layers)}", "different names, at least one")
     otherwise = f"one of {', '.join(known)}" if len(known) > 1 else "a layer of a Flax, NNX, Equinox or Keras module, "
     otherwise += "" if len(known) > 1 else "or of a mapping of names to functions: {'features': ..., 'head': ...}"
@@ -317,8 +325,15 @@ def explainable(
         >>> net.logits(x).shape
         (2, 3)
     """
+    got = f"the class {network.__name__}" if isinstance(network, type) else ""
+    require(not got, "network", got, "an instance of it")
+    require(isinstance(keywords, Mapping | None), "keywords", f"a {type(keywords).__name__}", "a mapping, name: value")
     for name in fields:
         require_one_of("fields", name, FIELDS)
+    if "bias" in fields:
+        bias = fields["bias"]
+        fits = bias is None or callable(bias) or isinstance(bias, int | float | np.floating)
+        require(fits, "bias", f"a {type(bias).__name__}", "one number, or a function of the variables to (classes,)")
     if "levels" in fields:
         require(not isinstance(fields["levels"], str), "levels", repr(fields["levels"]), "names of layers")
         fields["levels"] = tuple(fields["levels"])

@@ -25,8 +25,9 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     One example, drawn at random, has to keep its logits where all others are exchanged, and a half of them where they
     are a batch of their own: logits that depend on the batch's size, as padding would change them, are noticed too.
     That is less than three forward passes, once for a program with its variables. A network with an own `frozen`
-    function is not traced a third time for it, nor one that reads one size only: another example is tried as the first. Of a batch that is too large for the budget fewer are tried, two at least; a single example beside
-    itself, where the network takes two. Traced values are not known, and pass.
+    function is not traced a third time for it, nor one that reads one size only: another example is tried as the first.
+    Of a batch that is too large for the budget fewer are tried, two at least; a single example beside itself, where the
+    network takes two. Traced values are not known, and pass.
 
     Raises:
         ConfigError: logits change.
