@@ -302,7 +302,7 @@ def cases() -> Iterator[Case]:
     yield Case("guided_backpropagation", LRP, "zennit.GuidedBackprop", "guided_backpropagation", nothing, guided)
     yield Case("deconvolution", LRP, "zennit.DeconvNet", "deconvolution", nothing, relevance(zennits.DeconvNet, False))
     excitation = relevance(zennits.ExcitationBackprop, False)
-    yield Case("excitation_backprop", LRP, "zennit.ExcitationBackprop", "excitation_backprop", nothing, excitation)
+    yield Case("excitation_backprop", LRP, "zennit.ExcitationBackprop", "excitation_backprop", with_bias, excitation)
     box = {"low": 0.0, "high": 1.0}
     for name, keywords in (
         ("EpsilonPlus", {}),

@@ -1,14 +1,19 @@
 """Memory and time of exact decompositions: networks, classes and image sizes against one budget.
 
     python -m benchmarks.explanation_memory                # S-CoDA, ResNet-20 and a ResNet-50, 10 to 1,000 classes
-    python -m benchmarks.explanation_memory --only resnet20
+    python -m benchmarks.explanation_memory --only resnet20                    # a minute or two; S-CoDA ten
+    python -m benchmarks.explanation_memory --only resnet50 --pixels 224       # some of the rows
 
 Every row runs in a process of its own: one call that compiles, one that is measured. `peak` is the growth of the
 resident set during the second, beyond what the process held before and beyond the results (contributions and weights);
 `ratio` is that over the budget, `max_bytes`. Where all classes would take long, the first ones are explained, as many
-as stand in the row: a tile takes what it takes however many follow. `time_per_target` is the largest time per target of
-a network's rows at 32 pixels over the smallest, `time_per_target_and_pixel` that of all its rows of one image: 1 where
-the time is linear. `curvature_overhead` is the time of a decomposition over the time of one without its checks.
+as stand in the row: a tile takes what it takes however many follow.
+
+`times` of the rows of 100 classes are the seconds of all, half and a quarter of their targets, t = a + b · targets with
+the forward pass in a, so that its share, large where targets are few, cancels in differences: `linear_in_targets` is b
+of the upper half over b of the lower quarter, the one farthest from 1 of a network's sizes; `linear_in_pixels` the
+largest b per pixel over the smallest. `raw_time_per_target_and_pixel` is the same of plain quotients, forward pass
+included. `curvature_overhead` is the time of a decomposition over the time of one without its checks.
 """
 
 import ctypes
@@ -89,9 +94,12 @@ class Options:
 
     max_bytes: int = 512 << 20
     only: tuple[Network, ...] = ("coda", "resnet20", "resnet50")
+    classes: tuple[int, ...] = (10, 100, 1000)
+    pixels: tuple[int, ...] = (32, 64, 128, 224)
     probe: str = ""  # internal: one row as JSON
 
 
+REPEATS = 5  # of a time, of which the least counts: other work only adds
 # Targets explained at each size, so that a row takes seconds or a minute on two cores.
 TARGETS = {
     "resnet20": {32: 1000, 64: 256, 128: 64, 224: 32},
@@ -101,13 +109,13 @@ TARGETS = {
 
 
 def rows(options: Options) -> list[Row]:
-    """All measurements: classes × sizes of one image, a batch, and twice the targets."""
+    """All measurements that are asked for: classes × sizes of one image, and a batch."""
     found = []
     for name in options.only:
         for pixels, most in TARGETS[name].items():
             found += [Row(name, classes, pixels, 1, min(classes, most)) for classes in (10, 100, 1000)]
-        found += [Row(name, 10, 32, 64, 10), Row(name, 1000, 32, 1, TARGETS[name][32] // 2)]
-    return found
+        found += [Row(name, 10, 32, 64, 10)]
+    return [row for row in found if row.classes in options.classes and row.pixels in options.pixels]
 
 
 def measure(row: Row, max_bytes: int) -> dict[str, Any]:
@@ -116,9 +124,9 @@ def measure(row: Row, max_bytes: int) -> dict[str, Any]:
     module = build.get(row.network, ResNet50)(row.classes)
     x = jnp.asarray(np.random.default_rng(0).random((row.images, row.pixels, row.pixels, 3), np.float32))
     net = explainable(module, jax.jit(module.init)(jax.random.key(0), x[:1]))
-    targets = np.tile(np.arange(row.targets), (row.images, 1))
 
-    def run() -> list[jax.Array]:
+    def run(count: int = row.targets) -> list[jax.Array]:
+        targets = np.tile(np.arange(count), (row.images, 1))
         return jax.tree.leaves(jax.block_until_ready(decompose(net, x, targets, max_bytes=max_bytes)))
 
     first, seconds = timed(run), timed(run)
@@ -127,7 +135,13 @@ def measure(row: Row, max_bytes: int) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")
     results = run()
     peak = resident("VmHWM") - before - sum(leaf.nbytes for leaf in results)
-    return {**asdict(row), "first_call": first, "seconds": seconds, "peak": peak, "ratio": peak / max_bytes}
+    del results
+    times = {}
+    for count in (row.targets, row.targets // 2, row.targets // 4) if row.classes == 100 else ():
+        run(count)
+        times[str(count)] = min(timed(lambda count=count: run(count)) for _ in range(REPEATS))
+    found = {"first_call": first, "seconds": seconds, "peak": peak, "ratio": peak / max_bytes, "times": times}
+    return {**asdict(row), **found}
 
 
 def overhead() -> float:
@@ -146,13 +160,24 @@ def overhead() -> float:
     return found["checked"]["median"] / found["bare"]["median"]
 
 
-def linear(table: Sequence[dict[str, Any]], field: str) -> dict[str, float]:
-    """Return, for each network, the largest time per target, or per target and pixel, over the smallest."""
-    rates: dict[str, list[float]] = {}
-    for row in table:
-        if row["images"] == 1 and row["targets"] >= 8 and (field == "pixels" or row["pixels"] == 32):
-            rates.setdefault(row["network"], []).append(row["seconds"] / row["targets"] / row["pixels"] ** 2)
-    return {name: max(values) / min(values) for name, values in rates.items()}
+def linear(table: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return how far time is linear in targets and pixels, for each network: 1 where it is."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(row["network"] for row in table):
+        own = [row for row in table if row["network"] == name and row["images"] == 1]
+        rates = [row["seconds"] / row["targets"] / row["pixels"] ** 2 for row in own if row["targets"] >= 8]
+        bends, slopes = [], []
+        for row in own:
+            if row["times"]:
+                (most, whole), (some, half), (few, quarter) = ((int(n), t) for n, t in row["times"].items())
+                bends.append((whole - half) / (most - some) / ((half - quarter) / (some - few)))
+                slopes.append((whole - quarter) / (most - few) / row["pixels"] ** 2)
+        if rates:
+            found[f"raw_time_per_target_and_pixel_{name}"] = max(rates) / min(rates)
+        if slopes:
+            found[f"linear_in_targets_{name}"] = max(bends, key=lambda bend: abs(bend - 1))
+            found[f"linear_in_pixels_{name}"] = max(slopes) / min(slopes)
+    return found
 
 
 def main(options: Options) -> None:
@@ -168,8 +193,7 @@ def main(options: Options) -> None:
         table.append(json.loads(found))
         print(found, flush=True)
     ratios = {"largest_peak_over_budget": max(row["ratio"] for row in table), "curvature_overhead": overhead()}
-    ratios |= {f"time_per_target_{name}": value for name, value in linear(table, "targets").items()}
-    ratios |= {f"time_per_target_and_pixel_{name}": value for name, value in linear(table, "pixels").items()}
+    ratios |= linear(table)
     record("explanation_memory", {}, ratios, name="explanation-memory", setting=asdict(options), table=table)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxinterp import (
+        attribute,
         coda,
         coded,
         data,
@@ -18,25 +19,26 @@ if TYPE_CHECKING:
         figures,
         gated,
         glassbox,
+        kernels,
+        metrics,
         models,
         nn,
+        series,
         symmetry,
         taylor,
         testing,
         train,
     )
-    from jaxinterp.explain import attribute, metrics, series
     from jaxinterp.explain.attribution import Attribution
     from jaxinterp.explain.decompose import decompose
     from jaxinterp.explain.explainable import Explainable, explainable
     from jaxinterp.explain.series import contributions, orders, pairs
-    from jaxinterp.gated import kernels
     from jaxinterp.gated.npk_regression import NPKRegressor
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "attribute": "jaxinterp.explain.attribute",
+    "attribute": "jaxinterp.attribute",
     "coda": "jaxinterp.coda",
     "coded": "jaxinterp.coded",
     "data": "jaxinterp.data",
@@ -44,11 +46,11 @@ _MODULES = {
     "figures": "jaxinterp.figures",
     "gated": "jaxinterp.gated",
     "glassbox": "jaxinterp.glassbox",
-    "kernels": "jaxinterp.gated.kernels",
-    "metrics": "jaxinterp.explain.metrics",
+    "kernels": "jaxinterp.kernels",
+    "metrics": "jaxinterp.metrics",
     "models": "jaxinterp.models",
     "nn": "jaxinterp.nn",
-    "series": "jaxinterp.explain.series",
+    "series": "jaxinterp.series",
     "symmetry": "jaxinterp.symmetry",
     "taylor": "jaxinterp.taylor",
     "testing": "jaxinterp.testing",

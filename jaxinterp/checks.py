@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import functools
+import inspect
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,29 @@ def require_at_least(name: str, value: Any, bound: int | float) -> None:
     Raises:
         ConfigError: a value is smaller, or NaN.
     """
-    values = value if isinstance(value, Sequence) else (value,)
-    require(all(x is None or x >= bound for x in values), name, value, f"at least {bound}")
+    values = value if isinstance(value, list | tuple) else (value,)
+    numbers = all(x is None or isinstance(x, SupportsIndex | SupportsFloat) for x in values)
+    require(numbers and all(x is None or x >= bound for x in values), name, value, f"at least {bound}")
+
+
+def require_whole(name: str, value: Any, bound: int) -> None:
+    """Raise unless a value is a whole number of at least `bound`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(whole and value >= bound, name, value, f"a whole number, at least {bound}")
+
+
+def warn(message: str) -> None:
+    """Warn of an argument, at the line outside of this package that gave it."""
+    frame, level, outside = inspect.currentframe(), 0, 2
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+            outside = level + 2
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=outside)
 
 
 def require_one_of(name: str, value: Any, choices: Iterable[Any], otherwise: str = "") -> None:

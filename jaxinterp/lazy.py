@@ -1,4 +1,4 @@
-"""Packages whose public names are their modules."""
+"""What `dir` shows: public names, those of modules that are imported when they are first used among them."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -13,4 +13,9 @@ def modules(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], C
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: sorted([*names, "__doc__"])
+    return get, public(names)
+
+
+def public(names: Sequence[str]) -> Callable[[], list[str]]:
+    """Return `__dir__` of a module that shows its public names alone."""
+    return lambda: sorted([*names, "__doc__"])

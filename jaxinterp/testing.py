@@ -13,14 +13,11 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable, with_batch
+from jaxinterp.lazy import public
 
 __all__ = ["Contract", "check_explainable"]
 
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return sorted([*__all__, "__doc__"])
-
+__dir__ = public(__all__)
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 

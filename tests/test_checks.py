@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from annotated_types import Ge
 
-from jaxinterp.checks import Checked, require_finite, require_labels
+from jaxinterp.checks import Checked, require_at_least, require_finite, require_labels, require_whole, warn
 from jaxinterp.errors import ConfigError
 
 
@@ -49,3 +49,22 @@ def test_a_whole_number_is_a_number_as_a_file_has_it():
 def test_a_field_out_of_its_range_or_type_is_named(fields):
     with pytest.raises(ConfigError, match="clip"):
         Part(**fields)
+
+
+def test_numbers_of_other_types_are_refused():
+    require_at_least("steps", (1, 2.5, np.float32(3), None), 1)
+    require_whole("steps", np.int64(2), 1)
+    for wrong in ("2GB", [1, "2"], 0.5, np.nan, 1j):
+        with pytest.raises(ConfigError, match=r"^steps: got "):
+            require_at_least("steps", wrong, 1)
+    for wrong in (2.0, "2", True, 0):
+        with pytest.raises(ConfigError, match=r"^steps: got "):
+            require_whole("steps", wrong, 1)
+
+
+def test_a_warning_points_at_the_line_outside_of_the_package():
+    package = {"__name__": "jaxinterp.within", "warn": warn}
+    exec("def inner(): warn('x: odd')\ndef public(): inner()", package)
+    with pytest.warns(UserWarning, match="x: odd") as told:
+        package["public"]()
+    assert [warning.filename for warning in told] == [__file__]

@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 from pkgutil import iter_modules
@@ -68,6 +69,17 @@ def test_rooms_work_after_importing_the_package_alone() -> None:
               jaxinterp.metrics.grid_pointing_game.__name__, jaxinterp.models.CoDANet.__name__,
               jaxinterp.data.load.__name__, jaxinterp.train.fit.__name__)"""
     assert run(program).split() == ["PathKernel", "grad_cam", "grid_pointing_game", "CoDANet", "load", "fit"]
+
+
+@pytest.mark.parametrize("name", ["attribute", "kernels", "metrics", "series"])
+def test_rooms_of_public_names_are_modules(name: str) -> None:
+    room = importlib.import_module(f"jaxinterp.{name}")
+    home = importlib.import_module({"kernels": "jaxinterp.gated.kernels"}.get(name, f"jaxinterp.explain.{name}"))
+    assert getattr(jaxinterp, name) is room
+    assert {shown for shown in dir(room) if not shown.startswith("_")} == set(home.__all__)
+    assert dir(home) == dir(room)
+    assert all(getattr(room, shown) is getattr(home, shown) for shown in home.__all__)
+    assert run(f"from jaxinterp.{name} import {home.__all__[0]} as found; print(callable(found))").strip() == "True"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -72,7 +72,8 @@ class Attribution:
         """Return contributions summed over channels, enlarged to `size` (nearest pixel) where one is given.
 
         Raises:
-            ConfigError: the contributions are not those of (height, width, channels).
+            ConfigError: the contributions are not those of (height, width, channels). Channels first can be told from
+                the shape only where there are 1 or 3 of them: sum the contributions of other such layers by hand.
         """
         shape = self.contributions.shape
         require(len(shape) == 5, "contributions", f"shape {shape}", "(batch, targets, height, width, channels)")
@@ -90,6 +91,13 @@ class Attribution:
 
         maps, targets = np.asarray(self.maps()), np.asarray(self.targets)
         logits = np.asarray(self.logits)
+        most = int(targets.max()) + 1
+        named = not isinstance(classes, str) and (len(classes) >= most or not len(classes))
+        require(named, "classes", f"{len(classes)} names", f"a list of at least {most}, or none")
+        if images is not None:
+            shape = np.shape(images)
+            fits = len(shape) == 4 and shape[0] == len(maps) and shape[3] in (1, 3)
+            require(fits, "images", f"shape {shape}", f"({len(maps)}, height, width, 1 or 3)")
         names = [[classes[k] if len(classes) else f"class {k}" for k in row] for row in targets]
         titles = [
             [f"{name}: {logit:.3g}" for name, logit in zip(*pair, strict=True)]

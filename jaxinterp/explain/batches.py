@@ -19,6 +19,8 @@ MAX_BYTES = 2 << 30
 """Default budget of one pass."""
 PLANS = 256
 """Plans of tiles that are kept."""
+WORK = 1.25
+"""Memory of a program over that of its intermediate values, all that compilers tell: convolutions take more."""
 Result = TypeVar("Result")
 
 
@@ -195,6 +197,7 @@ _plans: dict[Any, tuple[int, int]] = {}
 
 def in_tiles(
     run: Callable[..., list[Attribution]],
+    lower: Callable[..., jax.stages.Lowered],
     size: Callable[..., int],
     models: Callable[..., Any],
     arrays: Sequence[Array],
@@ -206,6 +209,7 @@ def in_tiles(
 
     Args:
         run: (whether to check, models, rows, *arrays) ↦ decompositions, one per level.
+        lower: the same arguments ↦ the program that `run` compiles, which is compiled once for both.
         size: (models, rows, *arrays) ↦ estimate of the bytes that `run` takes.
         models: (*arrays) ↦ the models, the first of them a traced one.
         arrays: examples, padded to a power of two.
@@ -214,7 +218,7 @@ def in_tiles(
         max_bytes: the budget.
     """
     count, found = rows.shape[1], models(*arrays)
-    examples, targets = _plan(size, models, found, arrays, rows, max_bytes)
+    examples, targets = _plan(lower, size, models, found, arrays, rows, max_bytes)
     if (examples, targets) == rows.shape:
         return cut(run(True, found, rows, *arrays), batch)
     found = models(*(array[:examples] for array in arrays))
@@ -232,6 +236,7 @@ def in_tiles(
 
 
 def _plan(
+    lower: Callable[..., jax.stages.Lowered],
     size: Callable[..., int],
     models: Callable[..., Any],
     found: Any,
@@ -239,19 +244,25 @@ def _plan(
     rows: Int[Array, "batch t"],
     max_bytes: int,
 ) -> tuple[int, int]:
-    """Return examples and targets of a tile: halved until they fit, examples first; found once for a program."""
+    """Return examples and targets of a tile: halved until they fit, examples first; found once for a program.
+
+    A tile that fits by estimate is compiled, as it will be run, and fits if its compiler says so.
+    """
     key = (tuple(model and model.program for model in found), size, rows.shape, max_bytes)
     if key in _plans:
         return _plans[key]
     examples, targets = rows.shape
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, rows, arrays)))
     total, most = found[0].program.memory
     if 3 * (total + targets * most) > max_bytes:  # else it fits by far, and nothing need be traced
 
         def needed() -> int:
             tile = [array[:examples] for array in arrays]
-            return size(models(*tile), rows[:examples, :targets], *tile)
+            tile = [models(*tile), rows[:examples, :targets], *tile]
+            estimate = size(*tile)
+            return _compiled_bytes(lower(True, *tile)) or estimate if known and estimate <= max_bytes else estimate
 
-        while (bytes_all := needed()) > max_bytes and examples * targets > 1:
+        while examples * targets > 1 and (bytes_all := needed()) > max_bytes:
             fewer = max(1, int((examples if examples > 1 else targets) * max_bytes / bytes_all))
             if examples > 1:
                 examples = min(examples // 2, 1 << (fewer.bit_length() - 1))
@@ -262,6 +273,12 @@ def _plan(
         _plans.clear()
     _plans[key] = examples, targets
     return _plans[key]
+
+
+def _compiled_bytes(lowered: jax.stages.Lowered) -> int | None:
+    """Return the bytes that a program takes, results included; None where its compiler does not tell."""
+    found = lowered.compile().memory_analysis()
+    return found and int(WORK * found.temp_size_in_bytes + found.output_size_in_bytes)
 
 
 def _blank(part: Attribution, batch: int, count: int) -> Attribution:

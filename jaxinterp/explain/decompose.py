@@ -113,16 +113,22 @@ def decompose(
     net, x = with_batch(net, x)
     require_at_least("max_bytes", max_bytes, 1)
     levels = tuple(layer) if isinstance(layer, list | tuple) else (net.layer if layer is None else layer,)
+    require(isinstance(given, list | tuple), "given", f"a {type(given).__name__}", "a sequence of arrays")
     for i, array in enumerate(given):
-        require(array.shape[:1] == x.shape[:1], "given", f"array {i} of shape {array.shape}", f"({len(x)}, ...)")
+        got = f"array {i} of shape {array.shape}" if hasattr(array, "shape") else f"a {type(array).__name__}"
+        require(np.shape(array)[:1] == x.shape[:1] and hasattr(array, "shape"), "given", got, f"({len(x)}, ...)")
     if check:
         _require_finite_inputs(net, x, given)
     batch, (x, *given) = len(x), net.fitted("frozen", x, *given)
     frozen = net.program("frozen", x, *given)
     require_layers(frozen, levels)
     _require_real(x, levels, frozen)
-    rows = select_targets(targets, batch, frozen.program.output.shape[1])
+    classes = frozen.program.output.shape[1]
+    rows = select_targets(targets, batch, classes)
     biases = tuple(net.bias_at(level) for level in levels)
+    for bias in biases:
+        fits = bias is None or bias.shape in ((), (classes,))
+        require(fits, "bias", "" if bias is None else f"shape {bias.shape}", f"one number, or ({classes},)")
 
     def models(x: Array, *given: Array) -> tuple[Any, Any]:
         frozen = net.program("frozen", x, *given)
@@ -132,9 +138,9 @@ def decompose(
     if check:
         require_independent(net, x, *given, max_bytes=max_bytes)
     with jax.default_matmul_precision("highest"):
-        run, size = partial(_pass, levels, biases=biases), Size(levels)
+        run, lower = partial(_pass, levels, biases=biases), partial(_pass.lower, levels, biases=biases)
         try:
-            parts = in_tiles(run, size, models, (x, *given), padded(rows, len(x)), batch, max_bytes)
+            parts = in_tiles(run, lower, Size(levels), models, (x, *given), padded(rows, len(x)), batch, max_bytes)
         except (TypeError, ValueError, NotImplementedError) as error:
             known = any(word in str(error) for word in ("ifferentiation", "autodiff", "JVP"))
             if isinstance(error, JaxInterpError) or not known:
@@ -221,7 +227,7 @@ class Size:
     def __call__(self, models: tuple[Any, Any], rows: Array, *arrays: Array) -> int:
         """Return twice the bytes that are alive at once where the pass runs in the order of its program, and weights.
 
-        Compilers run another order, and copy: `benchmarks/explanation_memory.py` measures how far this holds.
+        Compilers run another order, and copy: this is where a plan starts, and `in_tiles` asks the compiler.
         """
         kinds = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (models, rows, *arrays))
         traced = _pass.trace(self.levels, True, *kinds, biases=(None,) * len(self.levels))

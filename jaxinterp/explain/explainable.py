@@ -1,7 +1,8 @@
 """The one idea as a type: a network seen from outside, of any framework, as everything that explains takes it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from jaxinterp.explain.program import (
     UnreadableError,
     called,
     layers_marked,
-    mark,
+    mark_input,
     trace,
     value_of,
 )
@@ -56,7 +57,7 @@ Kind = Literal["logits", "frozen"]
         "freezing",
     ),
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explainable:
     """A network with its variables, made by `explainable`; equal networks are compiled once.
 
@@ -82,21 +83,28 @@ class Explainable:
             None where it is taken as it is.
     """
 
-    variables: Any = field(repr=False)
-    network: Callable[..., Any] = field(repr=False)
-    held: Callable[..., Any] = field(repr=False)
-    encoding: Encode | None = field(default=None, repr=False)
-    output: Callable[[Any], Array] | None = field(default=None, repr=False)
+    variables: Any
+    network: Callable[..., Any]
+    held: Callable[..., Any]
+    encoding: Encode | None = None
+    output: Callable[[Any], Array] | None = None
     bias: float | Callable[[Any], Array] | None = None
     layer: str = INPUT
     levels: tuple[str, ...] = ()
     pooled: str | None = None
     probability: Literal["sigmoid", "softmax"] = "softmax"
     constant: str = "a part that depends on the image"
-    notice: Callable[[Any], None] | None = field(default=None, repr=False)
-    keep: bool = field(default=True, repr=False)
-    named: bool = field(default=False, repr=False)
-    freezing: Freezing | None = field(default=None, repr=False)
+    notice: Callable[[Any], None] | None = None
+    keep: bool = True
+    named: bool = False
+    freezing: Freezing | None = None
+
+    def __repr__(self) -> str:
+        """Name the network, and count its parameters."""
+        inner = self.variables
+        parameters = inner["params"] if isinstance(inner, Mapping) and "params" in inner else inner
+        count = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(parameters))
+        return f"Explainable({frameworks.name_of(self.network)}, {count:,} parameters, explained at {self.layer!r})"
 
     @property
     def apply(self) -> Callable[..., Any]:
@@ -174,7 +182,8 @@ class Explainable:
             model = trace(function, self.variables, x, *given, keep=self.keep, named=self.named)
         except UnreadableError as error:
             came, *rest = (array[:examples] for array in (x, *given))
-            raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from error.__cause__
+            cause = error.__cause__.__cause__ if isinstance(error.__cause__, PartError) else error.__cause__
+            raise ConfigError(self._unreadable(function, came, rest, error.__cause__)) from cause
         out, hint = model.program.output, "logits (batch, classes); output= takes them from what it returns"
         require(hasattr(out, "shape"), "network", f"a {type(out).__name__} for an output", hint)
         shape = ("batch", *out.shape[1:]) if out.shape[:1] == (len(x),) else out.shape
@@ -255,11 +264,12 @@ class Explainable:
         try:
             trace(function, self.variables, x[None], *given, keep=False, named=True)
         except UnreadableError:
-            reason = " ".join(str(error).split())
+            if isinstance(error, PartError):
+                return f"{error.part}: got {_reason(error.__cause__)}, expected {error.wanted}"
+            reason = _reason(error)
             if isinstance(error, TypeError) and "positional argument" in reason:
                 reason += "; variables go into explainable(network, variables)"
-            reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
-            return f"{got}, expected an input that the network can read: {type(error).__name__}: {reason}"
+            return f"{got}, expected an input that the network can read: {reason}"
         return f"{got}, expected a batch, {(1, *x.shape)}: x[None]"
 
 
@@ -273,9 +283,37 @@ class Whole:
 
     def __call__(self, variables: Any, x: Array, *given: Array) -> Any:
         """Encode, run the network, take the logits out."""
-        read = x if self.encoding is None else self.encoding(variables, x)
-        out = self.network(variables, mark(INPUT, read), *given)
-        return out if self.output is None else self.output(out)
+        read = x
+        if self.encoding is not None:
+            with _blamed("encoding", f"a function (variables, x) of x, {x.dtype}{x.shape}"):
+                read = self.encoding(variables, x)
+        out = self.network(variables, mark_input(read), *given)
+        if self.output is None:
+            return out
+        with _blamed("output", f"a function of the network's output, a {type(out).__name__}"):
+            return self.output(out)
+
+
+class PartError(Exception):
+    """A function given beside the network raised an error, the cause of this one."""
+
+    def __init__(self, part: str, wanted: str) -> None:
+        super().__init__(part)
+        self.part, self.wanted = part, wanted
+
+
+@contextmanager
+def _blamed(part: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise PartError(part, wanted) from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return kind and text of an error in one line."""
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason if len(reason) <= LONGEST else f'{reason[:LONGEST]} ...'}"
 
 
 @dataclass(frozen=True)
@@ -319,7 +357,8 @@ def _examples(x: Any) -> Array:
 def require_layers(model: Model, layers: Sequence[str]) -> None:
     """Raise for no layer, one twice, and a layer that a network does not have or that is called more than once."""
     known = model.program.layers
-    different = layers and len(set(layers)) == len(layers)
+    named = all(isinstance(layer, str) for layer in layers)
+    different = named and layers and len(set(layers)) == len(layers)
     require(different, "layer", f"the layers {list(layers)}", "different names, at least one")
     otherwise = f"one of {', '.join(known)}" if len(known) > 1 else "a layer of a Flax, NNX, Equinox or Keras module, "
     otherwise += "" if len(known) > 1 else "or of a mapping of names to functions: {'features': ..., 'head': ...}"
@@ -376,9 +415,16 @@ def explainable(
         >>> net.logits(x).shape
         (2, 3)
     """
+    got = f"the class {network.__name__}" if isinstance(network, type) else ""
+    require(not got, "network", got, "an instance of it")
+    require(isinstance(keywords, Mapping | None), "keywords", f"a {type(keywords).__name__}", "a mapping, name: value")
     for name in fields:
         require_one_of("fields", name, FIELDS)
     require(frozen is None or freeze is None, "freeze", freeze, "none beside frozen=, which says how")
+    if "bias" in fields:
+        bias = fields["bias"]
+        fits = bias is None or callable(bias) or isinstance(bias, int | float | np.floating)
+        require(fits, "bias", f"a {type(bias).__name__}", "one number, or a function of the variables to (classes,)")
     if "levels" in fields:
         require(not isinstance(fields["levels"], str), "levels", repr(fields["levels"]), "names of layers")
         fields["levels"] = tuple(fields["levels"])

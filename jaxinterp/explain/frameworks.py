@@ -7,7 +7,7 @@ that a network wrapped twice is compiled once. Nothing here imports a framework 
 import dataclasses
 import inspect
 import sys
-import warnings
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, warn
 from jaxinterp.explain.program import mark
 from jaxinterp.explain.tracing import unjitted
 
@@ -86,6 +86,18 @@ def network(model: Any, variables: Any = None, keywords: Mapping[str, Any] | Non
         return Network(free, free, None, keep=False, named=False)
     function = Function(model, tuple(given.items())) if given else model
     return Network(function, function, variables, named=False)
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a network's class, or of a function."""
+    if isinstance(function, Linen | Keras):
+        return type(_value(function.module if isinstance(function, Linen) else function.model)).__name__
+    if isinstance(function, Chain):
+        return " > ".join(name for name, _ in function.stages)
+    inner = getattr(function, "func", getattr(function, "function", None))  # partial, or one of those below
+    if inner is not None:
+        return name_of(inner)
+    return str(getattr(function, "name", getattr(function, "__name__", type(function).__name__)))
 
 
 def _wanted(call: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +203,7 @@ class NNX:
 
     graph: Any
     keywords: tuple[tuple[str, Any], ...]
+    name: str
 
     def __call__(self, state: Any, *arrays: Array) -> Any:
         """Return the output."""
@@ -230,14 +243,16 @@ def _nnx(nnx: Any, model: Any, variables: Any, keywords: dict[str, Any]) -> Netw
     ]
     if modules:
         named = ", ".join(dict.fromkeys(modules))
-        warnings.warn(f"network: {named} is in training mode; explained in inference, as after .eval()", stacklevel=4)
+        warn(f"network: {named} is in training mode; explained in inference, as after .eval()")
     model = nnx.merge(*nnx.split(model))  # whose mode can be changed; the variables are shared still
     model.eval()
     graph, shared = nnx.split(model)
     state = jax.tree.map(lambda leaf: leaf, shared)  # as it is now
     keywords = _wanted(type(model).__call__, INFERENCE) | keywords
     held = keywords | _wanted(type(model).__call__, {"frozen": True})
-    function, frozen = (NNX(_hashable(graph), tuple(sorted(words.items()))) for words in (keywords, held))
+    function, frozen = (
+        NNX(_hashable(graph), tuple(sorted(words.items())), type(model).__name__) for words in (keywords, held)
+    )
     return Network(function, frozen, state)
 
 
@@ -248,6 +263,7 @@ class Equinox:
     leaves: tuple[Any, ...]
     structure: Any
     stateful: bool
+    name: str
 
     def __call__(self, variables: Any, *arrays: Array) -> Any:
         """Return the output."""
@@ -308,7 +324,7 @@ def _equinox(equinox: Any, model: Any, variables: Any, keywords: dict[str, Any])
     require(state is not None or not stateful, "variables", got, "none: it has no state")
     parts, rest = equinox.partition(equinox.nn.inference_mode(model), equinox.is_array)
     leaves, structure = jax.tree.flatten(rest)
-    function = Equinox(tuple(map(_hashable, leaves)), structure, stateful)
+    function = Equinox(tuple(map(_hashable, leaves)), structure, stateful, type(model).__name__)
     return Network(function, function, (parts, variables))
 
 
@@ -322,8 +338,11 @@ class Keras:
 
     def __call__(self, variables: Any, *arrays: Array) -> Any:
         """Return the output."""
-        with _marked_calls(self.model):
+        with _keras_calls, _marked_calls(self.model):
             return self.model.stateless_call(*variables, *arrays, training=False, **dict(self.keywords))[0]
+
+
+_keras_calls = threading.RLock()  # one thread at a time has its marks in the layers, which are shared
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,15 +16,19 @@ def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
 
     Explicit axes (`jax.make_mesh`'s default) make a sharding part of an array's type, which indexing, padding and
     tiling of a batch would each have to name. Known arrays are moved to a mesh of the same devices with automatic
-    axes, and arrays of the result that are spread over it back.
+    axes, and arrays of the result that are spread over it back. Under the caller's own `jit` the axes are automatic
+    within, and the result is on every device.
     """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         leaves = jax.tree.leaves((args, kwargs))
         mesh = next(filter(None, map(_explicit, leaves)), None)
-        if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if mesh is None:
             return function(*args, **kwargs)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
+                return _within(function, args, kwargs)
         automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
         def move(leaf: Any, source: Mesh, target: Mesh) -> Any:
@@ -42,10 +46,23 @@ def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _explicit(leaf: Any) -> Mesh | None:
-    """Return the mesh of a known array if one of its axes is explicit."""
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+def _within(function: Callable[..., R], args: Any, kwargs: Any) -> R:
+    """Run a function of traced arrays with automatic axes."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def run(*arrays: Any) -> R:
+        filled = dict(zip(places, arrays, strict=True))
+        args, kwargs = jax.tree.unflatten(structure, [filled.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return function(*args, **kwargs)
+
+    return auto_axes(run, out_sharding=PartitionSpec())(*(leaves[i] for i in places))  # type: ignore[no-any-return]
+
+
+def _explicit(leaf: Any) -> Any:
+    """Return the mesh of an array, abstract of a traced one, if one of its axes is explicit."""
+    if not isinstance(leaf, jax.Array):
         return None
-    sharding = leaf.sharding
+    sharding: Any = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else leaf.sharding
     explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
-    return sharding.mesh if explicit else None  # type: ignore[attr-defined, no-any-return]
+    return sharding.mesh if explicit else None

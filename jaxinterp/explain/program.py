@@ -5,7 +5,6 @@ of that layer), look at it, and enter layers inside `jit`, `remat` and, by index
 """
 
 import math
-import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -29,7 +28,7 @@ from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.tracing import bind_again, unjitted
 
 INPUT = "input"
-"""Name of what the network reads after any encoding; every network has it as a layer."""
+"""Name of what the network reads after any encoding; every network has it as a layer. A layer "input" is "./input"."""
 PROGRAMS = 256
 """Programs that are kept; the one not used for longest goes first."""
 CONSTANT_BYTES = 256 << 20
@@ -46,6 +45,15 @@ Taps = Mapping[str, Callable[[Array], Array]]
 
 def mark(name: str, value: Any) -> Any:
     """Mark the output of a layer, if it is an array, so that a traced program knows it by name."""
+    return _mark(f"./{name}" if name == INPUT else name, value)
+
+
+def mark_input(value: Any) -> Any:
+    """Mark what the network reads."""
+    return _mark(INPUT, value)
+
+
+def _mark(name: str, value: Any) -> Any:
     return checkpoint_name(value, _MARK + name) if isinstance(value, jax.Array) else value
 
 
@@ -71,11 +79,17 @@ class Program:
         self.jaxpr = jaxpr
         self.output = output
         marks = list(_marks(jaxpr))
-        found = [name for name, _ in marks]
-        self.values = {name: v for name, v in marks if found.count(name) == 1 and v.shape[:1] == (batch,)}
+        found = [_named(*place) for place, _ in marks]
+        self._places = dict(zip(found, (place for place, _ in marks), strict=True))
+        values = zip(found, (value for _, value in marks), strict=True)
+        self.values = {name: v for name, v in values if found.count(name) == 1 and v.shape[:1] == (batch,)}
         self.repeated = {name for name in found if found.count(name) > 1}
         self.rewritten: dict[Any, tuple[Program, tuple[Any, ...]]] = {}
         self._independent: list[Any] = []
+
+    def place(self, layer: str) -> tuple[str, tuple[int, ...]]:
+        """Return the path of a layer, and its turns of the scans around it."""
+        return self._places[layer]
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
@@ -102,7 +116,7 @@ class Program:
     def run(self, taps: Taps, constants: Sequence[Any], variables: Any, *arrays: Array) -> Any:
         """Run the program with some layers' outputs passed through a function each."""
         leaves = jax.tree.leaves((variables, arrays))
-        outs = _run(self.jaxpr, [*constants, *leaves], {_place(name): tap for name, tap in taps.items()})
+        outs = _run(self.jaxpr, [*constants, *leaves], {self.place(name): tap for name, tap in taps.items()})
         return jax.tree.unflatten(jax.tree.structure(self.output), outs)
 
 
@@ -134,7 +148,7 @@ class Model:
         """Return the output of a layer, with the layers before it marked again and nothing behind it run."""
         leaves = jax.tree.leaves((self.variables, arrays))
         try:
-            _run(self.program.jaxpr, [*self.constants, *leaves], _UpTo(layer))
+            _run(self.program.jaxpr, [*self.constants, *leaves], _UpTo(self.program.place(layer)))
         except _ReachedError as reached:
             return reached.value
         raise AssertionError(layer)
@@ -300,7 +314,7 @@ class _Named(dict[Any, Any]):
     """Taps that mark every value again, so that names and places of layers are part of a text."""
 
     def get(self, key: Any, default: Any = None) -> Any:
-        return partial(mark, key[0])
+        return partial(_mark, key[0])
 
 
 class _ReachedError(Exception):
@@ -313,8 +327,8 @@ class _ReachedError(Exception):
 class _UpTo(_Named):
     """Taps that mark every value again, and end the run at one layer."""
 
-    def __init__(self, layer: str) -> None:
-        super().__init__({_place(layer): self._end})
+    def __init__(self, place: tuple[str, tuple[int, ...]]) -> None:
+        super().__init__({place: self._end})
 
     def get(self, key: Any, default: Any = None) -> Any:
         return self[key] if key in self else super().get(key)
@@ -349,29 +363,27 @@ def _open(jaxpr: Any) -> Any:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _marks(jaxpr: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
-    """Yield name, shape and type of every marked value that can be reached, in the order of the calls."""
+def _named(path: str, turns: tuple[int, ...]) -> str:
+    """Return the name of a layer from its path and its turns of the scans around it: "layers/inner[2]"."""
+    return path + "".join(f"[{turn}]" for turn in turns)
+
+
+def _marks(jaxpr: Any) -> Iterator[tuple[tuple[str, tuple[int, ...]], jax.ShapeDtypeStruct]]:
+    """Yield path and turns, shape and type of every marked value that can be reached, in the order of the calls."""
     for eqn in jaxpr.eqns:
-        if (name := layer_of(eqn)) is not None:
-            yield name, jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
+        if (path := layer_of(eqn)) is not None:
+            yield (path, ()), jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
         inner = _inner(eqn)
-        within = [] if inner is None else [(*_place(name), value) for name, value in _marks(_open(inner))]
+        within = [] if inner is None else list(_marks(_open(inner)))
         turns = [(i,) for i in range(eqn.params["length"])] if eqn.primitive.name == "scan" else [()]
         for turn in reversed(turns) if eqn.params.get("reverse") else turns:
-            yield from ((path + "".join(f"[{k}]" for k in (*turn, *places)), value) for path, places, value in within)
+            yield from (((path, (*turn, *deeper)), value) for (path, deeper), value in within)
 
 
 def layer_of(eqn: Any) -> str | None:
     """Return the name of the layer whose output an operation marks."""
     name = eqn.params["name"] if eqn.primitive.name == "name" else ""
     return name.removeprefix(_MARK) if name.startswith(_MARK) else None
-
-
-def _place(name: str) -> tuple[str, tuple[int, ...]]:
-    """Split the name of a layer inside of scans, "layers/inner[2]", into its path and its turns."""
-    found = re.fullmatch(r"(.*?)((?:\[\d+\])*)", name)
-    assert found is not None
-    return found[1], tuple(map(int, re.findall(r"\d+", found[2])))
 
 
 def _run(jaxpr: Any, args: Sequence[Any], taps: Mapping[Any, Callable[[Array], Array]]) -> list[Any]:

@@ -23,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels
+from jaxinterp.checks import require, require_finite, require_labels, require_whole
 from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_at
 from jaxinterp.explain.propagation import NotPolynomialError, propagate
+from jaxinterp.lazy import public
 
 __all__ = [
     "NotPolynomialError",
@@ -42,17 +43,14 @@ __all__ = [
     "truncated_accuracy",
 ]
 
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return sorted([*__all__, "__doc__"])
+__dir__ = public(__all__)
 
 
 def _checked(
     net: Any, x: Any, x0: Any, max_order: int, targets: Targets, layer: str | None, max_bytes: int
 ) -> tuple[Call, Array]:
     """Check the arguments that all readings share; return the call and the padded expansion points."""
-    require_at_least("max_order", max_order, 0)
+    require_whole("max_order", max_order, 0)
     call = checked(net, x, targets, layer, max_bytes)
     if call.net.notice is not None:
         call.net.notice(call.x)
@@ -152,7 +150,7 @@ def contributions(
 
     Source: Euler's theorem on homogeneous functions; integrated gradients, Sundararajan et al., ICML 2017.
     """
-    require_at_least("max_order", max_order, 1)
+    require_whole("max_order", max_order, 1)
     call, x0 = _checked(net, x, x0, max_order, targets, layer, max_bytes)
 
     def explain(x: Array, x0: Array, rows: Array) -> Attribution:

@@ -12,7 +12,6 @@ CVPR 2015, arXiv 1411.5908.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of, warn
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.batches import in_batches, padded
 from jaxinterp.explain.explainable import Explainable, explainable, require_layers, with_batch
@@ -109,10 +108,9 @@ def interpolation_error(group: Group, x: Float[Array, "n h w c"]) -> float:
 def warn_inexact(group: Group, x: Float[Array, "n h w c"]) -> None:
     """Warn, with the interpolation error on these images, of a group whose action leaves the pixel grid."""
     if not is_exact(group, *x.shape[1:3]):
-        warnings.warn(
+        warn(
             f"group: {group.name} leaves the grid of {x.shape[1]}x{x.shape[2]} images; moved and moved back they "
-            f"differ by {interpolation_error(group, x):.1%}, and its laws hold to about as much",
-            stacklevel=3,
+            f"differ by {interpolation_error(group, x):.1%}, and its laws hold to about as much"
         )
 
 

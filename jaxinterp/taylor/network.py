@@ -12,7 +12,6 @@ start small, so that a degree of 16 can be trained at all.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -25,7 +24,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinterp.checks import require, require_finite
+from jaxinterp.checks import require, require_finite, warn
 from jaxinterp.explain.attribute.integrated import quadrature
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.nn.batchnorm import BatchNorm
@@ -77,10 +76,9 @@ class Expansion(Layer, kw_only=True):
         (low, high), (smallest, largest) = (float(values.min()), float(values.max())), self.bounds
         margin = 1e-3 * (largest - smallest)
         if not (low >= smallest - margin and high <= largest + margin):
-            warnings.warn(
+            warn(
                 f"x: got values in [{low:.4g}, {high:.4g}], trained on [{smallest:g}, {largest:g}]: "
-                f"a polynomial of degree {self.degree} extrapolates badly",
-                stacklevel=3,
+                f"a polynomial of degree {self.degree} extrapolates badly"
             )
 
     def frozen_logits(self, x: Float[Array, "n h w c"]) -> Float[Array, "n k"]:

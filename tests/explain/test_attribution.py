@@ -53,6 +53,14 @@ def test_it_is_drawn_with_and_without_images(parts):
         assert len(figure.axes) >= 15 + extra
         assert any(f"{float(parts.logits[0, 0]):.3g}" in title for title in titles)
     assert any("owl" in title for title in titles)
+    for field, wrong in (
+        ("classes", {"classes": ["cat", "dog"]}),
+        ("classes", {"classes": "cats"}),
+        ("images", {"images": images[:3]}),
+        ("images", {"images": images[..., :2]}),
+    ):
+        with pytest.raises(ValueError, match=rf"\A{field}: got "):
+            parts.plot(**wrong)
 
 
 def test_maps_sum_over_channels_and_are_enlarged(parts):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.explain import batches
 from jaxinterp.explain.attribute import gradient
 from jaxinterp.explain.batches import affordable, padded, padded_size, select_targets
-from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.decompose import _pass, decompose
 from jaxinterp.explain.explainable import explainable
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -67,6 +68,20 @@ def test_tiles_are_the_whole(max_bytes):
     want = np.asarray(whole.contributions)[np.arange(7)[:, None], rows]
     np.testing.assert_allclose(chosen.contributions, want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(chosen.bias, np.asarray(whole.bias)[np.arange(7)[:, None], rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_bytes", [4_000, 10_000])
+def test_a_tile_fits_by_what_its_compiler_says(max_bytes):
+    explained, rows = explainable(net, VARIABLES), np.tile(np.arange(5, dtype=np.int32), (8, 1))
+    decompose(explained, X, max_bytes=max_bytes)
+    found = {key[3]: tile for key, tile in batches._plans.items() if key[3] == max_bytes}
+    examples, targets = found[max_bytes]
+    model = explained.program("frozen", X[:examples])
+    with jax.default_matmul_precision("highest"):
+        tile = rows[:examples, :targets], X[:examples]
+        lowered = _pass.lower(("input",), True, (model, None), *tile, biases=(None,))
+    assert 1 < examples * targets < 40
+    assert batches._compiled_bytes(lowered) <= max_bytes
 
 
 def test_what_is_wrong_in_a_later_tile_is_found():

@@ -305,3 +305,63 @@ def test_neurons_of_modules_and_closures_have_the_layers_before_them():
         assert neurons.frozen(x).shape == (2, 3)
         with pytest.raises(ValueError, match=r"^layer: got lost"):
             net.neurons("lost").logits(x)
+def test_layers_of_any_name_are_addressed():
+    w = jnp.array([[1.0, -1.0], [2.0, 1.0]])
+    stages = {"input": lambda x: 2 * x @ w, "blk[0]": jax.nn.relu, "head": lambda x: x @ w}
+    net, x = explainable(stages), jnp.array([[1.0, 3.0], [-1.0, 2.0]])
+    assert list(net.layers(x)) == ["input", "./input", "blk[0]", "head"]
+    found = decompose(net, x, layer=["input", "./input", "blk[0]"])
+    for part, value in zip(found, (x, 2 * x @ w, jax.nn.relu(2 * x @ w)), strict=True):
+        np.testing.assert_allclose(part.contributions, part.weights * value[:, None], rtol=1e-6)
+        np.testing.assert_allclose(part.contributions.sum(-1), net.logits(x), rtol=1e-6)
+
+
+def test_errors_of_functions_beside_the_network_are_theirs():
+    def wrong(*arguments):
+        return {}["logits"]
+
+    x = jnp.ones((2, 3))
+    for field in ("output", "encoding"):
+        with pytest.raises(ValueError, match=rf"\A{field}: got KeyError: 'logits', expected a function"):
+            explainable(lambda x: x, **{field: wrong}).logits(x)
+    averaged = explainable(lambda x: x, encoding=lambda v, x: x.mean(1))
+    with pytest.raises(ValueError, match=r"\Ax: got float32\(3,\), expected a batch"):
+        averaged.logits(x[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("max_bytes", lambda net: decompose(net, IMAGES, max_bytes="2GB")),
+        ("given", lambda net: decompose(net, IMAGES, given=[3])),
+        ("given", lambda net: decompose(net, IMAGES, given=jnp.ones((2, 3)))),
+        ("bias", lambda net: decompose(explainable(net, bias=lambda v: jnp.ones(2)), IMAGES)),
+        ("bias", lambda net: explainable(net, bias="none")),
+        ("layer", lambda net: gradient(net, IMAGES, layer=["input"])),
+        ("layer", lambda net: decompose(net, IMAGES, layer=[["input"]])),
+        ("steps", lambda net: integrated_gradients(net, IMAGES, steps=2.5)),
+        ("network", lambda net: explainable(Net, VARIABLES)),
+        ("keywords", lambda net: explainable(Net(), VARIABLES, keywords=["frozen"])),
+    ],
+)
+def test_odd_types_are_told_in_one_line(net, name, call, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=rf"\A{name}: got .*, expected .*\Z"):
+        call(net)
+
+
+def test_it_is_shown_in_one_line(net):
+    assert repr(net) == "Explainable(Net, 29 parameters, explained at 'input')"
+    stages = {"double": lambda v, x: 2 * x, "head": lambda v, x: x @ v}
+    assert repr(explainable(stages, jnp.ones((2, 3)))).startswith("Explainable(double > head, 6 parameters")
+    assert repr(explainable(jnp.sin)).startswith("Explainable(sin, 0 parameters")
+
+
+def test_explicit_meshes(net):
+    mesh = jax.make_mesh((1,), ("examples",), devices=jax.devices()[:1])
+    spread = jax.device_put(IMAGES, jax.sharding.NamedSharding(mesh, jax.P("examples")))
+    want = decompose(net, IMAGES).contributions
+    for explain in (decompose, jax.jit(lambda net, x: decompose(net, x))):
+        found = explain(net, spread).contributions
+        assert found.sharding.mesh == mesh
+        np.testing.assert_allclose(np.asarray(found), want, rtol=1e-5, atol=1e-7)

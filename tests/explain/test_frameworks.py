@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,6 +221,14 @@ def test_keras(compilations):
     net = matches(lambda: (model,), X, own, {**layers, "head": (3, 4)}, compilations, {"inner/conv": inner(X)})
     np.testing.assert_allclose(net.activation(X, "norm"), tail[0](inner(X), training=False), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model(X, training=False), own)  # its layers mark nothing any more
+
+    def looked(size):
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return explainable(model).activation(X[:1].repeat(size, 0), "relu")
+
+    with ThreadPoolExecutor(4) as pool:  # traced by several threads at once
+        for found in pool.map(looked, (2, 4, 8, 16)):
+            np.testing.assert_allclose(found[0], net.activation(X, "relu")[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"\Anetwork: got the Keras model .*, not built"):
         explainable(keras.Sequential([keras.layers.Dense(2)]))
     with pytest.raises(ValueError, match=r"\Avariables: got "):

@@ -58,3 +58,16 @@ def test_changed_variables_are_tried_again():
     assert decompose(explainable(mixing, jnp.float32(0)), X).residual.max() < 1e-5
     with pytest.raises(ValueError, match=r"\Anetwork: got logits that change"):
         decompose(explainable(mixing, jnp.float32(1)), X)
+
+
+def test_logits_that_depend_on_the_size_of_the_batch_are_refused():
+    for batch in (1, 3, 4):
+        with pytest.raises(ValueError, match=r"\Anetwork: got logits that change .* another size"):
+            gradient(lambda x: x @ W * len(x), X[:batch])
+
+
+def test_equal_examples_are_tried_with_others():
+    stages = {"embed": lambda v, t: v[t], "head": lambda v, e: e.mean(1) + e.mean((0, 1))[None]}
+    explained = explainable(stages, W)
+    with pytest.raises(ValueError, match=r"\Anetwork: got logits that change"):
+        decompose(explained, jnp.ones((4, 3), int), layer="embed")

@@ -21,6 +21,7 @@ from jaxinterp.explain.attribute.lrp import lrp
 from jaxinterp.explain.attribute.noise import noise_tunnel, smooth_grad, smooth_grad_squared, vargrad
 from jaxinterp.explain.attribute.occlusion import occlusion
 from jaxinterp.explain.attribute.rules import deconvolution, guided_backpropagation
+from jaxinterp.lazy import public
 
 __all__ = [
     "ablation_cam",
@@ -52,3 +53,5 @@ __all__ = [
     "vargrad",
     "xgrad_cam",
 ]
+
+__dir__ = public(__all__)

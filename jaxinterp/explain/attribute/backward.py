@@ -42,6 +42,8 @@ def checked(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
     require_at_least("max_bytes", max_bytes, 1)
     if jnp.issubdtype(x.dtype, jnp.inexact):
         require_finite("x", x)
+    one = layer is None or isinstance(layer, str)
+    require(one, "layer", f"a {type(layer).__name__}", "one name; decompose takes a list of them")
     batch, (x,) = len(x), net.fitted("logits", x)
     model = net.program("logits", x, examples=batch)
     if layer is None:

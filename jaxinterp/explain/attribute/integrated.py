@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.checks import require, require_one_of, require_whole
 from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, repeated
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches, over_targets, padded
@@ -32,7 +32,7 @@ def quadrature(nodes: Nodes, steps: int) -> tuple[Float[np.ndarray, " steps"], F
         >>> round(float((weight * at**3).sum()), 12)
         0.25
     """
-    require_at_least("steps", steps, 1)
+    require_whole("steps", steps, 1)
     require_one_of("nodes", nodes, get_args(Nodes))
     if nodes == "gauss-legendre":
         at, weight = np.polynomial.legendre.leggauss(steps)

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.checks import require
 from jaxinterp.explain.attribute.backward import Call, chosen, head
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import in_batches
+from jaxinterp.explain.batches import as_array, in_batches
 from jaxinterp.explain.program import Model
 from jaxinterp.explain.rules import Rules, with_references
 
@@ -89,7 +90,8 @@ def placed(call: Call, name: str, value: Any, shape: tuple[int, ...]) -> Array:
     Raises:
         ConfigError: it does not broadcast.
     """
-    array = jnp.asarray(value, call.x.dtype)
+    where: Any = jnp if isinstance(value, jax.core.Tracer) else np  # known ones without a program for each size
+    array = where.asarray(value, call.x.dtype)
     fits = array.ndim <= len(shape) and all(b in (1, n) for b, n in zip(array.shape[::-1], shape[::-1], strict=False))
     require(fits, name, f"shape {array.shape}", f"one that broadcasts to {shape}")
-    return jnp.broadcast_to(array, shape)
+    return as_array(where.broadcast_to(array, shape))

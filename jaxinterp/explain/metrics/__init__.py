@@ -11,6 +11,7 @@ from jaxinterp.explain.metrics.localization import (
     tile_grid,
 )
 from jaxinterp.explain.metrics.removal import Removal, pixel_deletion, removal_counts, removal_ranks
+from jaxinterp.lazy import public
 
 __all__ = [
     "Completeness",
@@ -29,3 +30,5 @@ __all__ = [
     "sample_grids",
     "tile_grid",
 ]
+
+__dir__ = public(__all__)

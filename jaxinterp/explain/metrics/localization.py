@@ -8,7 +8,6 @@ network runs on the whole, and the score of cell i is the part of the positive a
 1 is perfect, 1/n² is what a uniform map scores, and a map without positive evidence scores 0.
 """
 
-import warnings
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +23,7 @@ from jaxinterp.checks import (
     require_finite,
     require_labels,
     require_one_of,
+    warn,
 )
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
@@ -236,7 +236,11 @@ def grid_pointing_game(
         key = jax.random.key(0) if key is None else key
         logits = np.concatenate([np.asarray(net.logits(pool[i : i + 256])) for i in range(0, len(pool), 256)])
         grids = sample_grids(net.log_odds(logits), labels, n=n, count=count, key=key)
-    cells = grids.images.shape[1]
+    drawn = np.asarray(grids.images)
+    inside = drawn.size and drawn.min() >= 0 and drawn.max() < len(pool)
+    got = f"images {drawn.min()}..{drawn.max()}" if drawn.size else "none"
+    require(inside, "grids", got, f"some of [0, {len(pool)})")
+    cells = drawn.shape[1]
     shape = _readable(net, _tile(pool[jnp.asarray(grids.images[:1])]), pool.shape[1:3])
 
     def score(members: Array, classes: Array) -> Array:
@@ -267,7 +271,7 @@ def _readable(net: Explainable, mosaic: Array, own: tuple[int, ...]) -> tuple[in
     except ConfigError:
         net.program("logits", _resized(mosaic, own))
         got = "x".join(map(str, mosaic.shape[1:3]))
-        warnings.warn(f"net: cannot read grids of {got} pixels; they are made small, {own[0]}x{own[1]}", stacklevel=3)
+        warn(f"net: cannot read grids of {got} pixels; they are made small, {own[0]}x{own[1]}")
         return own
     return mosaic.shape[1:3]
 

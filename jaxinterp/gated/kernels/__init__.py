@@ -30,6 +30,7 @@ from jaxinterp.gated.kernels.path import Norm, PathKernel
 from jaxinterp.gated.kernels.regression import Nystrom, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tangent import tangent_kernel
 from jaxinterp.gated.kernels.tiles import Tiles
+from jaxinterp.lazy import public
 
 __all__ = [
     "Norm",
@@ -43,3 +44,5 @@ __all__ = [
     "one_hot",
     "tangent_kernel",
 ]
+
+__dir__ = public(__all__)

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strings "baseline", "referen
     "deep_lift_shap/captum.DeepLift, mean over baselines": ("deep_lift_shap", {"baselines": "references"}),
     "guided_backpropagation/captum.GuidedBackprop": ("guided_backpropagation", {}),
     "deconvolution/captum.Deconvolution": ("deconvolution", {}),
-    "excitation_backprop/zennit.ExcitationBackprop": ("excitation_backprop", {}),
+    "excitation_backprop/zennit.ExcitationBackprop": ("excitation_backprop", {"bias": True}),
     "lrp, epsilon_plus/zennit.EpsilonPlus": ("lrp", {"composite": "epsilon_plus"}),
     "lrp, epsilon_gamma_box/zennit.EpsilonGammaBox": (
         "lrp",

@@ -227,6 +227,8 @@ def test_bad_input_is_one_clear_line(predictions, monkeypatch):
         ("method", {"method": lambda net, x, targets: x, "grids": grids}),
         ("method", {"method": lambda net, x, targets: input_x_gradient(net, x, 0), "grids": grids}),
         ("layer", {"method": grad_cam, "grids": grids}),
+        ("grids", {"grids": grids._replace(images=grids.images + 1)}),
+        ("grids", {"grids": grids._replace(images=grids.images - 1)}),
     ]:
         with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
             grid_pointing_game(net, **{"method": input_x_gradient, "x": images, **arguments})
