@@ -173,7 +173,7 @@ def _mean_drops(
     rule: Rule, players: int, values: Array, logits: Array, groups: Int[Array, "batch *places"]
 ) -> Float[Array, "batch t *places"]:
     """Average the drops over the permutations, and give them to the groups' entries."""
-    drops = logits[None] - values.reshape(-1, players, *logits.shape).mean(0)
+    drops = (logits[None] - values).reshape(-1, players, *logits.shape).mean(0)
     if rule == "spread":
         drops = drops / jnp.maximum(sizes(groups, players), 1).T[..., None].astype(drops.dtype)
     parts = jax.vmap(lambda drop, group: drop[group], in_axes=(1, 0))(drops, groups)

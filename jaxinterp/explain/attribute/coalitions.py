@@ -52,8 +52,8 @@ def game(net: Any, x: Any, targets: Targets, layer: str | None, mask: Any, basel
     call = checked(net, x, targets, layer, max_bytes)
     shape = shape_at(call, layer)
     groups, players = grouped(mask, shape)
-    return Game(call, layer, padded(jnp.asarray(groups)) if len(groups) > 1 else jnp.asarray(groups), players,
-                baselines(call, layer, baseline))  # fmt: skip
+    whole = jnp.asarray(groups) if len(groups) == 1 else padded(jnp.asarray(groups), len(call.x))
+    return Game(call, layer, whole, players, baselines(call, layer, baseline))
 
 
 def shape_at(call: Call, layer: str | None) -> tuple[int, ...]:
@@ -73,7 +73,9 @@ def baselines(call: Call, layer: str | None, baseline: ArrayLike) -> Float[Array
     base = jnp.asarray(baseline, kind)
     fits = base.ndim <= len(shape) and all(b in (1, n) for b, n in zip(base.shape[::-1], shape[::-1], strict=False))
     require(fits, "baseline", f"shape {base.shape}", f"one that broadcasts to {shape}")
-    return padded(jnp.broadcast_to(base, shape), len(call.x))
+    if base.ndim == len(shape) and len(base) > 1:
+        base = padded(base, len(call.x))
+    return jnp.broadcast_to(base, (len(call.x), *shape[1:]))
 
 
 def grouped(mask: Any, shape: tuple[int, ...]) -> tuple[Int[np.ndarray, "shared_or_batch *places"], int]:
