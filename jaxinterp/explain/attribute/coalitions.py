@@ -22,8 +22,8 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, in_batches, padded
 from jaxinterp.explain.program import Model, value_of
 
-Mask = Int[Array | np.ndarray, "..."] | None
-"""Group of each entry, one integer each; None for a group of its own of every entry."""
+Mask = Any
+"""Integers, the group of each entry, see `grouped`; None for a group of its own of every entry."""
 Coalitions = Callable[..., Bool[Array, "n groups"]]
 """(indices (n,), *data) ↦ which groups are present."""
 Solve = Callable[..., Float[Array, "batch t groups"]]
