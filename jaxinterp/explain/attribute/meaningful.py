@@ -78,11 +78,8 @@ def meaningful_perturbation(
     Source: Fong, Vedaldi, arXiv 1704.03296, Eq. 6, without its jitter; settings of Sec. 4.
     """
     require_at_least("sparsity, smoothness", (sparsity, smoothness), 0)
-    settings = {"sparsity": sparsity, "smoothness": smoothness}
-    kind = "meaningful_perturbation"
-    return _descend(
-        "deletion", kind, net, x, targets, layer, cells, steps, rate, settings, baseline, sigma, max_bytes
-    )
+    settings, kind = {"sparsity": sparsity, "smoothness": smoothness}, "meaningful_perturbation"
+    return _descend("deletion", kind, net, x, targets, layer, cells, steps, rate, settings, baseline, sigma, max_bytes)
 
 
 @on_automatic_axes
@@ -94,6 +91,7 @@ def extremal_perturbation(
     layer: str | None = None,
     area: float = 0.1,
     cells: int = 32,
+    radius: float = 3.0,
     steps: int = 800,
     rate: float = 0.01,
     baseline: ArrayLike | Literal["blur"] = "blur",
@@ -103,10 +101,10 @@ def extremal_perturbation(
     """Find the region of a given area that keeps a class' logit the highest when all else is perturbed.
 
         m* = argmax_m f_k(x ⊙ M + x' ⊙ (1 − M)) − λ mean (sort(M) − r)²          contributions_k = M*
-        r: the share `area` of ones behind zeros          M(p) = smax_q exp(−|p − q|² / 2s²) m(q)
+        r: the share `area` of ones behind zeros          M(p) = smax_q k(|p − q|/radius) m(q)
 
-    with m ∈ [0, 1]^(cells × cells), s the side of a cell, smax_i v_i = Σ v_i e^{v_i/T} / Σ e^{v_i/T} along columns
-    and then along rows, and λ that grows; by gradient descent with momentum, from m = 1/2.
+    with m ∈ [0, 1]^(cells × cells), k(d) = exp(−2 max(0, d − ½)²), smax_i v_i = Σ v_i e^{v_i/T} / Σ e^{v_i/T} along
+    columns and then along rows, and λ that grows; by gradient descent with momentum, from m = 1/2.
 
     Args:
         net: a network, see `explainable`.
@@ -115,6 +113,7 @@ def extremal_perturbation(
         layer: name of a layer, whose output (batch, H', W', J) takes the place of `x`.
         area: share of the image, in (0, 1).
         cells: cells along each side of the mask, or as many as there are pixels.
+        radius: of the smooth maximum in cells, above 0: no region is smaller than this.
         steps: of the descent, ≥ 1.
         rate: of the descent, above 0, for logits of order 10.
         baseline: x', as of `meaningful_perturbation`.
@@ -126,17 +125,16 @@ def extremal_perturbation(
 
     Example:
         >>> net = lambda x: 20 * x[:, :2, :2].sum((1, 2))
-        >>> parts = extremal_perturbation(net, jnp.ones((1, 4, 4, 1)), area=0.25, baseline=0.0, steps=200)
+        >>> parts = extremal_perturbation(net, jnp.ones((1, 4, 4, 1)), area=0.25, radius=1.0, baseline=0.0, steps=200)
         >>> bool(parts.maps()[0, 0, 0, 0] > 0.9), bool(parts.maps()[0, 0, 3, 3] < 0.1)
         (True, True)
 
     Source: Fong, Patrick, Vedaldi, arXiv 1910.08485, Eq. 2–6, with the smooth maximum taken axis by axis.
     """
     require(0 < area < 1, "area", area, "a share in (0, 1)")
-    kind = "extremal_perturbation"
-    return _descend(
-        "extremal", kind, net, x, targets, layer, cells, steps, rate, {"area": area}, baseline, sigma, max_bytes
-    )
+    require(radius > 0, "radius", radius, "more than 0")
+    settings, kind = {"area": area, "radius": radius}, "extremal_perturbation"
+    return _descend("extremal", kind, net, x, targets, layer, cells, steps, rate, settings, baseline, sigma, max_bytes)
 
 
 def _descend(
@@ -193,16 +191,15 @@ def _descend(
 
 def _blurred(z: Float[Array, "batch h w c"], sigma: Array) -> Float[Array, "batch h w c"]:
     """Blur images by a Gaussian, normalized within the image."""
-    tall, wide = (_gaussian(side, side, sigma).astype(z.dtype) for side in z.shape[1:3])
+    tall, wide = (jnp.exp(-jnp.square(_distance(side, side, z.dtype) / sigma) / 2) for side in z.shape[1:3])
     tall, wide = (k / k.sum(1, keepdims=True) for k in (tall, wide))
     return jnp.einsum("ih,jw,bhwc->bijc", tall, wide, z)
 
 
-def _gaussian(pixels: int, cells: int, sigma: float | Array) -> Float[Array, "pixels cells"]:
-    """Return exp(−d²/2σ²) for the distance d, in pixels, of each pixel to the middle of each cell of an axis."""
-    middle = (jnp.arange(cells) + 0.5) * (pixels / cells)
-    distance = (jnp.arange(pixels) + 0.5)[:, None] - middle[None]
-    return jnp.exp(-jnp.square(distance / sigma) / 2)
+def _distance(pixels: int, cells: int, kind: Any) -> Float[Array, "pixels cells"]:
+    """Return the distance of each pixel of an axis, in cells, to the middle of each cell."""
+    middle = jnp.arange(cells, dtype=kind) + 0.5
+    return jnp.abs((jnp.arange(pixels, dtype=kind) + 0.5)[:, None] * (cells / pixels) - middle[None])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -233,9 +230,8 @@ def _found(
     def enlarged(m: Array) -> Float[Array, "pairs h w"]:
         if deletes:
             return jax.image.resize(m, (len(m), *size), "linear")
-        tall, wide = (
-            _gaussian(pixels, cells, pixels / cells).astype(m.dtype) for pixels, cells in zip(size, grid, strict=True)
-        )
+        near = (_distance(*sides, m.dtype) / values["radius"] for sides in zip(size, grid, strict=True))
+        tall, wide = (jnp.exp(-2 * jnp.square(jnp.maximum(d - 0.5, 0))) for d in near)
         rows = _smooth_maximum(tall[None, :, None] * m.swapaxes(1, 2)[:, None])  # (pairs, h, cells)
         return _smooth_maximum(wide[None, None] * rows[:, :, None])
 

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -71,7 +73,7 @@ def test_a_pass_keeps_within_the_budget_however_many_masks(monkeypatch):
         sizes.append((args[1], program.temp_size_in_bytes))
         return args[3]
 
-    monkeypatch.setattr("jaxinterp.explain.attribute.rise._add", measured)
+    monkeypatch.setattr(import_module("jaxinterp.explain.attribute.rise"), "_add", measured)
     limit = 8 << 20
     rise(explainable(network, kernel), jnp.ones((1, 64, 64, 3)), masks=160, max_bytes=limit)
     assert len(sizes) == -(-160 // sizes[0][0]) > 1
