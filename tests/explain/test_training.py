@@ -106,7 +106,7 @@ def test_influence_is_that_of_the_explicit_inverse(matrix, max_bytes):
 
 
 def test_unfinished_conjugate_gradients_are_warned_of():
-    with pytest.warns(UserWarning, match="^steps: "):
+    with pytest.warns(UserWarning, match=r"^steps: "):
         influence_functions(NET, TRAIN, TEST, steps=1)
 
 

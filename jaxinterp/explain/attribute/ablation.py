@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_one_of
-from jaxinterp.explain.attribute.backward import chosen, head
+from jaxinterp.explain.attribute.backward import chosen
 from jaxinterp.explain.attribute.coalitions import Mask, at_once, game, logits_of_versions, many_program, play, sizes
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches

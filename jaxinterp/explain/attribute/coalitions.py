@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxinterp.checks import require
-from jaxinterp.explain.attribute.backward import X, Call, checked, chosen, head
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, in_batches, padded
 from jaxinterp.explain.program import Model, value_of

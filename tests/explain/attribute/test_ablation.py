@@ -28,9 +28,9 @@ def test_each_group_is_taken_away_alone():
     found = feature_ablation(NET, X, mask=QUARTERS, baseline=base)
     assert found.contributions.shape == (3, 3, 4, 4, 1)
     for name in (3, 5, 8):
-        where = (QUARTERS == name)[None, :, :, None]
+        where = (name == QUARTERS)[None, :, :, None]
         drop = np.broadcast_to(without(np.asarray(X), where, base)[:, :, None], (3, 3, int(where.sum())))
-        np.testing.assert_allclose(found.contributions[..., 0][:, :, QUARTERS == name], drop, atol=2e-6)
+        np.testing.assert_allclose(found.contributions[..., 0][:, :, name == QUARTERS], drop, atol=2e-6)
     spread = feature_ablation(NET, X, mask=QUARTERS, baseline=base, rule="spread").contributions
     sizes = np.where(QUARTERS == 5, 8, 4)[:, :, None]
     np.testing.assert_allclose(np.asarray(spread) * sizes, found.contributions, rtol=1e-5, atol=1e-6)
@@ -61,10 +61,10 @@ def test_permutation_exchanges_groups_among_the_examples():
     x = X[:2]
     found = feature_permutation(NET, x, mask=QUARTERS, samples=4000, key=jax.random.key(3)).contributions
     for name in (3, 5, 8):
-        where = (QUARTERS == name)[None, :, :, None]
+        where = (name == QUARTERS)[None, :, :, None]
         other = logits(WEIGHTS, jnp.where(where, x[::-1], x))
         drop = (logits(WEIGHTS, x) - other) / 2
-        np.testing.assert_allclose(found[..., 0][:, :, QUARTERS == name][..., 0], drop, atol=0.04)
+        np.testing.assert_allclose(found[..., 0][:, :, name == QUARTERS][..., 0], drop, atol=0.04)
     again = feature_permutation(NET, x, mask=QUARTERS, samples=4000, key=jax.random.key(3)).contributions
     assert (again == found).all()
 
@@ -72,15 +72,15 @@ def test_permutation_exchanges_groups_among_the_examples():
 def test_bad_input(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for mask in (np.zeros((3, 4), int), np.zeros((4, 4)), np.zeros((2, 4, 4, 2), int)):
-        with pytest.raises(ValueError, match="^mask:"):
+        with pytest.raises(ValueError, match=r"^mask:"):
             feature_ablation(NET, X, mask=mask)
-    with pytest.raises(ValueError, match="^baseline:"):
+    with pytest.raises(ValueError, match=r"^baseline:"):
         feature_ablation(NET, X, baseline=np.zeros(3))
-    with pytest.raises(ValueError, match="^rule:"):
+    with pytest.raises(ValueError, match=r"^rule:"):
         feature_ablation(NET, X, rule="sum")
-    with pytest.raises(ValueError, match="^samples:"):
+    with pytest.raises(ValueError, match=r"^samples:"):
         feature_permutation(NET, X, samples=0)
-    with pytest.raises(ValueError, match="^x:"):
+    with pytest.raises(ValueError, match=r"^x:"):
         feature_permutation(NET, X[:1])
-    with pytest.raises(ValueError, match="^x: got int32"):
+    with pytest.raises(ValueError, match=r"^x: got int32"):
         feature_ablation(lambda x: x.astype(float), jnp.zeros((2, 5), jnp.int32))

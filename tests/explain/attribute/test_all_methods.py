@@ -1,6 +1,8 @@
 """What every post-hoc method promises; the methods' own tests are in the files beside this one."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from jaxinterp.explain import attribute as posthoc
 from jaxinterp.explain.attribute import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
+from jaxinterp.explain.attribute.lime import squares
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 
@@ -21,14 +24,43 @@ def head(v, maps):
     return jnp.tanh(maps).mean((1, 2)) @ v["dense"]
 
 
+class Row(NamedTuple):
+    """A method as it is called here, and what its result says of itself."""
+
+    call: Callable
+    layer: str = "x"
+    complete: bool = False
+    name: str | None = None
+
+
+def quartered(method, **options):
+    """Return a method on four groups of pixels, of images of any size, or of the features' 3×3 positions."""
+
+    def call(net, x, targets=None, *, layer=None, **others):
+        mask = squares((3, 3) if layer else x.shape[1:3], 2)
+        return method(net, x, targets, layer=layer, mask=mask, **options, **others)
+
+    return call
+
+
 METHODS = {
-    "gradient": gradient,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": partial(integrated_gradients, steps=3),
-    "occlusion": partial(occlusion, window=3, stride=2),
-    "grad_cam": partial(grad_cam, layer="features"),
+    "gradient": Row(gradient),
+    "input_x_gradient": Row(input_x_gradient),
+    "integrated_gradients": Row(partial(integrated_gradients, steps=3), complete=True),
+    "occlusion": Row(partial(occlusion, window=3, stride=2)),
+    "grad_cam": Row(partial(grad_cam, layer="features"), layer="features"),
+    "feature_ablation": Row(quartered(posthoc.feature_ablation)),
+    "feature_permutation": Row(quartered(posthoc.feature_permutation)),
+    "rise": Row(partial(posthoc.rise, masks=5, cells=3)),
+    "lime": Row(partial(posthoc.lime, samples=10, cells=2)),
+    "kernel_shap": Row(quartered(posthoc.kernel_shap), complete=True),
+    "shapley_sampling": Row(quartered(posthoc.shapley_sampling, samples=2), complete=True),
+    "shapley_values": Row(quartered(posthoc.shapley_values), complete=True),
+    "meaningful_perturbation": Row(partial(posthoc.meaningful_perturbation, steps=3)),
+    "extremal_perturbation": Row(partial(posthoc.extremal_perturbation, steps=3)),
 }
-each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+CALLS = {name: row.call for name, row in METHODS.items()}
+each_method = pytest.mark.parametrize("method", CALLS.values(), ids=CALLS)
 
 
 def made(variables):
@@ -50,13 +82,13 @@ def test_every_public_method_is_listed_and_tested_here():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_result_says_what_it_is(name, given):
     variables, x = given
-    parts = METHODS[name](made(variables), x)
+    row = METHODS[name]
+    parts = row.call(made(variables), x)
     assert isinstance(parts, Attribution)
-    assert (parts.method, parts.layer) == (name, "features" if name == "grad_cam" else "x")
+    assert (parts.method, parts.layer) == (row.name or name, row.layer)
     np.testing.assert_allclose(parts.logits, head(variables, features(variables, x)), rtol=1e-4, atol=1e-5)
     assert parts.targets.tolist() == [[0, 1, 2]] * 5
-    complete = name == "integrated_gradients"
-    assert (parts.residual is not None) == (parts.bias is not None) == complete
+    assert (parts.residual is not None) == (parts.bias is not None) == row.complete
     assert parts.weights is None
     assert parts.maps().shape == (5, 3, 6, 6)
 
@@ -88,8 +120,8 @@ def test_jit_is_eager_and_reads_nothing_back(method, given):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_second_call_compiles_nothing(name, given, compilations):
     variables, x = given
-    method = METHODS[name]
-    x = jnp.tile(x, (1, 1, 2, 1))[:, :, : 7 + list(METHODS).index(name)]  # of a width that no other test compiles
+    method = CALLS[name]
+    x = jnp.tile(x, (1, 1, 8, 1))[:, :, : 7 + list(METHODS).index(name)]  # of a width that no other test compiles
     changed = jax.tree.map(lambda p: p * 2, variables), x + 1
     with compilations() as programs:
         method(made(variables), x, max_bytes=1)
@@ -110,7 +142,7 @@ def test_a_batch_of_targets_is_single_targets(method, given, targets):
     np.testing.assert_allclose(found, everything[np.arange(5)[:, None], rows], rtol=1e-4, atol=1e-6)
 
 
-@each_method
+@pytest.mark.parametrize("method", [call for name, call in CALLS.items() if name != "feature_permutation"])
 def test_examples_are_independent(method, given):
     variables, x = given
     together = method(made(variables), x).contributions
@@ -118,9 +150,10 @@ def test_examples_are_independent(method, given):
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [gradient, input_x_gradient, partial(integrated_gradients, steps=3)])
-def test_at_a_layer_they_are_those_of_the_network_above_it(method, given):
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "grad_cam"])
+def test_at_a_layer_they_are_those_of_the_network_above_it(name, given):
     variables, x = given
+    method = CALLS[name]
     found = method(made(variables), x, layer="features")
     above = method(explainable(head, variables), features(variables, x))
     assert found.layer == "features"

@@ -78,7 +78,7 @@ def test_bad_input(monkeypatch):
     for name, value in [*changes, ("superpixels", "hexagons"), ("superpixels", "slic"), ("mask", np.zeros(3, int))]:
         with pytest.raises(ValueError, match=f"^{name}: got [^\n]*$"):
             lime(NET, X, **{name: value})
-    with pytest.raises(ValueError, match="^superpixels: "):
+    with pytest.raises(ValueError, match=r"^superpixels: "):
         lime(NET, X, layer="input", superpixels="slic")
-    with pytest.raises(ValueError, match="^superpixels: "):
+    with pytest.raises(ValueError, match=r"^superpixels: "):
         lime(lambda x: x, jnp.ones((2, 3)), superpixels="slic")

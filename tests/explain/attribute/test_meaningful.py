@@ -69,9 +69,9 @@ def test_bad_input(monkeypatch):
             with pytest.raises(ValueError, match=f"^{name}:"):
                 method(NET, X, **{name: value})
     for area in (0, 1.0):
-        with pytest.raises(ValueError, match="^area:"):
+        with pytest.raises(ValueError, match=r"^area:"):
             extremal_perturbation(NET, X, area=area)
-    with pytest.raises(ValueError, match="^radius:"):
+    with pytest.raises(ValueError, match=r"^radius:"):
         extremal_perturbation(NET, X, radius=0.0)
-    with pytest.raises(ValueError, match="^sparsity, smoothness:"):
+    with pytest.raises(ValueError, match=r"^sparsity, smoothness:"):
         meaningful_perturbation(NET, X, sparsity=-1.0)

@@ -126,5 +126,5 @@ def test_a_window_or_stride_beyond_the_shorter_side_is_refused(window, stride):
 
 
 def test_gaps_between_windows_are_refused():
-    with pytest.raises(ValueError, match="^stride:"):
+    with pytest.raises(ValueError, match=r"^stride:"):
         occlusion(lambda x: x.sum((1, 2)), jnp.ones((1, 4, 4, 1)), window=2, stride=3)

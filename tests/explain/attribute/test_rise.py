@@ -85,5 +85,5 @@ def test_bad_input(monkeypatch):
     for name, value in (("probability", 0), ("probability", 1.0), ("masks", 0), ("cells", 0), ("cells", 8)):
         with pytest.raises(ValueError, match=f"^{name}:"):
             rise(NET, X, **{name: value})
-    with pytest.raises(ValueError, match="^x:"):
+    with pytest.raises(ValueError, match=r"^x:"):
         rise(lambda x: x, jnp.ones((2, 5)))

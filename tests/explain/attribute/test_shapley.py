@@ -88,13 +88,13 @@ def test_parts_and_targets_change_nothing(method):
 
 def test_bad_input():
     many = jnp.ones((1, 17))
-    with pytest.raises(ValueError, match="^mask: got 17 groups"):
+    with pytest.raises(ValueError, match=r"^mask: got 17 groups"):
         shapley_values(lambda x: x, many)
-    with pytest.raises(ValueError, match="^samples:"):
+    with pytest.raises(ValueError, match=r"^samples:"):
         shapley_sampling(NET, X, samples=0)
-    with pytest.raises(ValueError, match="^samples:"):
+    with pytest.raises(ValueError, match=r"^samples:"):
         kernel_shap(NET, X, samples=1)
-    with pytest.raises(ValueError, match="^mask: got one group"):
+    with pytest.raises(ValueError, match=r"^mask: got one group"):
         kernel_shap(NET, X, mask=np.zeros(5, int))
-    with pytest.raises(ValueError, match="^mask:"):
+    with pytest.raises(ValueError, match=r"^mask:"):
         shapley_sampling(NET, X, mask=np.zeros(4, int))
