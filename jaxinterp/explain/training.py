@@ -90,11 +90,11 @@ def tracin(
     steps = np.broadcast_to(np.asarray(rates, float), len(checkpoints)) if np.ndim(rates) == 0 else np.asarray(rates)
     require(steps.shape == (len(checkpoints),), "rates", f"shape {steps.shape}", f"one, or {len(checkpoints)}")
     task = _task(net, train, test, loss, test_loss, trained, max_bytes)
-    structure = jax.tree.structure(task.net.variables)
+    structure: Any = jax.tree.structure(task.net.variables)
     total = np.zeros((len(task.test[0]), len(task.train[0])))
     with jax.default_matmul_precision("highest"):
         for i, variables in enumerate(checkpoints):
-            same = jax.tree.structure(variables) == structure
+            same = structure == jax.tree.structure(variables)
             require(same, "checkpoints", f"number {i} of another structure", "pytrees as net.variables")
             model = replace(task.net, variables=variables).program("logits", task.example)
             total += steps[i] * _gram(task, model, lambda vectors: vectors, max_bytes)

@@ -59,8 +59,8 @@ def feature_ablation(
     """
     require_one_of("rule", rule, RULES)
     found = game(net, x, targets, layer, mask, baseline, max_bytes)
-    players = jnp.arange(found.players)
-    options = {"spread": rule == "spread", "complete": False, "max_bytes": max_bytes}
+    players = jnp.arange(found.players, dtype=jnp.int32)
+    options: dict[str, Any] = {"spread": rule == "spread", "complete": False, "max_bytes": max_bytes}
     return play("feature_ablation", found, found.players, _all_but_one, _drops, players, **options)
 
 
@@ -156,7 +156,7 @@ def _exchange(
     rows: Array,
 ) -> Float[Array, "N batch t"]:
     """Write the targets' logits with one group exchanged each into the whole; padding is exchanged for itself."""
-    indices = start + jnp.arange(part)
+    indices = start + jnp.arange(part, dtype=jnp.int32)
 
     def permutation(index: Array) -> Int[Array, " batch"]:
         drawn = jax.random.uniform(jax.random.fold_in(key, index), (len(everything),))

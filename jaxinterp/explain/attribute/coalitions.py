@@ -191,7 +191,7 @@ def _look(
     *data: Array,
 ) -> Float[Array, "N batch t"]:
     """Write the targets' logits of one part of the coalitions into the whole."""
-    present = coalitions(start + jnp.arange(part), *data)
+    present = coalitions(start + jnp.arange(part, dtype=jnp.int32), *data)
     versions = jnp.where(present[:, groups], z[None], base[None])
     logits = logits_of_versions(model, layer, versions, x, rows)
     return jax.lax.dynamic_update_slice(values, logits, (start, 0, 0))

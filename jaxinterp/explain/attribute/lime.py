@@ -94,7 +94,7 @@ def lime(
     key = jax.random.key(0) if key is None else key
     table = _drawn(samples, found.players, key)
     data = table, jnp.asarray(width, float), jnp.asarray(penalty, float)
-    options = {"spread": rule == "spread", "complete": False, "max_bytes": max_bytes}
+    options: dict[str, Any] = {"spread": rule == "spread", "complete": False, "max_bytes": max_bytes}
     return play("lime", found, samples, listed, _SOLVERS[distance, fit], *data, **options)
 
 
@@ -108,7 +108,7 @@ def _segments(net: Explainable, x: Any, layer: str | None, superpixels: Any, cel
     """Return squares or superpixels of images, (H, W) or (batch, H, W); None for what has no image's shape."""
     shape = np.shape(x) if layer is None else net.layers(x).get(layer, ())
     if superpixels is None:
-        return squares(shape[1:3], cells) if len(shape) == 4 else None
+        return squares((shape[1], shape[2]), cells) if len(shape) == 4 else None
     require(layer is None, "superpixels", superpixels, "none at a layer: give mask=")
     known = not isinstance(x, jax.core.Tracer)
     require(known and len(shape) == 4, "superpixels", "x that is " + ("no image" if known else "traced"),

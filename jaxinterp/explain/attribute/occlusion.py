@@ -147,7 +147,7 @@ def _look(
     hidden: tuple[Array, Array, Array],
 ) -> Float[Array, "N batch t"]:
     """Write the targets' logits of the images under some windows into the whole."""
-    places = jnp.unravel_index(start + jnp.arange(part), tuple(map(len, hidden)))
+    places = jnp.unravel_index(start + jnp.arange(part, dtype=jnp.int32), tuple(map(len, hidden)))
     tall, wide, deep = (axis[place] for axis, place in zip(hidden, places, strict=True))
     under = tall[:, None, :, None, None] & wide[:, None, None, :, None] & deep[:, None, None, None, :]
     versions = jnp.where(under, base[None], z[None])

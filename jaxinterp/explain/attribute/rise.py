@@ -105,8 +105,8 @@ def _add(
     rows: Int[Array, "batch t"],
 ) -> Float[Array, "batch t height width"]:
     """Add the masks of one part, each times the logits under it; those beyond the last mask count nothing."""
-    indices = start + jnp.arange(part)
-    drawn = random_masks(key, indices, z.shape[1:3], cells, probability).astype(z.dtype)
+    indices = start + jnp.arange(part, dtype=jnp.int32)
+    drawn = random_masks(key, indices, (z.shape[1], z.shape[2]), cells, probability).astype(z.dtype)
     kept = drawn[:, None, :, :, None]
     versions = kept * z[None] + (1 - kept) * base[None]
     logits = logits_of_versions(model, layer, versions, x, rows)

@@ -66,7 +66,7 @@ def shapley_values(
     d = found.players
     require(d <= MOST, "mask", f"{d} groups", f"at most {MOST}; else shapley_sampling or kernel_shap")
     weights = [math.factorial(s) * math.factorial(d - s - 1) / math.factorial(d) for s in range(d)]
-    data = jnp.arange(d), jnp.asarray(weights, float)
+    data = jnp.arange(d, dtype=jnp.int32), jnp.asarray(weights, float)
     return play("shapley_values", found, 2**d, subsets, _exact, *data, spread=True, complete=True, max_bytes=max_bytes)
 
 
@@ -79,7 +79,7 @@ def _exact(
     weights: Float[Array, " d"],
 ) -> Float[Array, "batch t d"]:
     """Sum over coalitions: the weight of S without g where g is in S, less the weight of S where it is not."""
-    present = subsets(jnp.arange(len(values)), players)
+    present = subsets(jnp.arange(len(values), dtype=jnp.int32), players)
     members = present.sum(1, keepdims=True)
     weight = jnp.where(present, weights[members - 1], -weights[jnp.minimum(members, len(players) - 1)])
     return jnp.einsum("ng,nbt->btg", weight.astype(values.dtype), values)
@@ -129,14 +129,15 @@ def shapley_sampling(
     require_at_least("samples", samples, 1)
     found = game(net, x, targets, layer, mask, baseline, max_bytes)
     ranks = _orders(samples, found.players, jax.random.key(0) if key is None else key)
-    options = {"spread": True, "complete": True, "max_bytes": max_bytes}
+    options: dict[str, Any] = {"spread": True, "complete": True, "max_bytes": max_bytes}
     return play("shapley_sampling", found, samples * found.players, _first_groups, _mean_steps, ranks, **options)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _orders(samples: int, players: int, key: Key[Array, ""]) -> Int[Array, "samples d"]:
     """Draw orders, as the place of each group."""
-    return jax.vmap(lambda key: jax.random.permutation(key, players))(jax.random.split(key, samples))
+    groups = jnp.arange(players, dtype=jnp.int32)
+    return jax.vmap(lambda key: jax.random.permutation(key, groups))(jax.random.split(key, samples))
 
 
 def _first_groups(indices: Int[Array, " n"], ranks: Int[Array, "samples d"]) -> Bool[Array, "n d"]:
@@ -209,7 +210,7 @@ def kernel_shap(
         table, weight = jnp.asarray(everything), jnp.asarray(weights, float)
     else:
         table, weight = _kernel(samples // 2, d, jax.random.key(0) if key is None else key)
-    options = {"spread": True, "complete": True, "max_bytes": max_bytes}
+    options: dict[str, Any] = {"spread": True, "complete": True, "max_bytes": max_bytes}
     return play("kernel_shap", found, len(table), listed, _regression, table, weight, **options)
 
 
