@@ -173,7 +173,7 @@ def tokens_net():
         ("net, x", "", lambda: decompose(X, lambda x: x)),
         ("net, x", "", lambda: gradient(X, Net())),
         ("x", "variables go into explainable", lambda: decompose(lambda v, x: x, {"w": X}, X)),
-        ("baseline", "", lambda: occlusion(lambda x: x.sum((1, 2)), IMAGES, window=1, baseline=jnp.zeros(6))),
+        ("baseline", "", lambda: occlusion(lambda x: x.sum((1, 2)), IMAGES, window=2, baseline=jnp.zeros(5))),
         ("x", "channels last", lambda: occlusion(lambda x: x.sum((1, 2)), jnp.ones((2, 3, 8, 8)))),
         ("x", "", lambda: occlusion(lambda x: x, X)),
         ("layer", "grid=", lambda: grad_cam(tokens_of(), IMAGES, layer="tokens")),

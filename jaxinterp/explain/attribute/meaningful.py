@@ -6,15 +6,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_channels_last
 from jaxinterp.explain.attribute.backward import X, checked, chosen, head
-from jaxinterp.explain.attribute.coalitions import baselines, shape_at
+from jaxinterp.explain.attribute.coalitions import baselines, many_program, shape_at
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded_size
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import Model, value_at
 
@@ -104,7 +103,8 @@ def extremal_perturbation(
         r: the share `area` of ones behind zeros          M(p) = smax_q k(|p − q|/radius) m(q)
 
     with m ∈ [0, 1]^(cells × cells), k(d) = exp(−2 max(0, d − ½)²), smax_i v_i = Σ v_i e^{v_i/T} / Σ e^{v_i/T} along
-    columns and then along rows, and λ that grows; by gradient descent with momentum, from m = 1/2.
+    columns and then along rows, and λ that grows; by gradient descent with momentum from m = 1/2, where λ is 0 as
+    equal pixels have no order.
 
     Args:
         net: a network, see `explainable`.
@@ -128,6 +128,8 @@ def extremal_perturbation(
         >>> parts = extremal_perturbation(net, jnp.ones((1, 4, 4, 1)), area=0.25, radius=1.0, baseline=0.0, steps=200)
         >>> bool(parts.maps()[0, 0, 0, 0] > 0.9), bool(parts.maps()[0, 0, 3, 3] < 0.1)
         (True, True)
+
+    Pixels of a region tie, and then rounding orders them, so that masks may differ by more than that between batches.
 
     Source: Fong, Patrick, Vedaldi, arXiv 1910.08485, Eq. 2–6, with the smooth maximum taken axis by axis.
     """
@@ -164,29 +166,29 @@ def _descend(
     blur = isinstance(baseline, str)
     require(not blur or baseline == "blur", "baseline", baseline, '"blur", a number or an array')
     deviation = max(shape[1:3]) * 10 / 224 if sigma is None else sigma
-    base = None if blur else baselines(call, layer, baseline)
     numbers = settings | {"rate": rate, "sigma": deviation}
     values = {name: jnp.asarray(value, float) for name, value in numbers.items()}
     grid = min(cells, shape[1]), min(cells, shape[2])
-
-    def explain(place: Array, classes: Array) -> tuple[Array, Array]:
-        x, start = call.x[place], None if base is None else base[place]
-        model = call.net.program("logits", x)
-        return _found(objective, call.net.probability, layer, grid, steps, model, x, start, classes, values)
-
     count = call.rows.shape[1]
-    pairs = call.batch * count
-    pair = np.minimum(np.arange(padded_size(pairs)), pairs - 1)  # those that are padding repeat the last
-    place = jnp.asarray(pair // count)
     total, most = (size / len(call.x) for size in call.memory)
     entries = math.prod(shape[1:]) + math.prod(call.x.shape[1:])
-    bytes_all = (total + 2 * most + 8 * entries * call.x.dtype.itemsize) * len(pair)
+    each = total + 2 * most + 8 * entries * call.x.dtype.itemsize
+    part = math.ceil(count / math.ceil(count / max(1, min(count, int(max_bytes // each)))))
+
+    def explain(x: Array, rows: Array, *base: Array) -> Attribution:
+        many = many_program(call, x, part)
+        kinds = objective, call.net.probability, layer, grid, steps, part
+        starts = [min(start, count - part) for start in range(0, count, part)]  # the last part reaches back
+        parts = [_found(*kinds, many, x, rows, start, base, values) for start in starts]
+        new = count - part * (len(parts) - 1)
+        masks, logits = (
+            jnp.concatenate([*found[:-1], found[-1][:, part - new :]], axis=1) for found in zip(*parts, strict=True)
+        )
+        return Attribution(masks, logits, rows, method=method, layer=layer or X)
+
+    arrays = call.x, call.rows, *(() if blur else (baselines(call, layer, baseline),))
     with jax.default_matmul_precision("highest"):
-        arrays = place, call.rows[place, jnp.asarray(pair % count)]
-        masks, logits = in_batches(explain, arrays, pairs, bytes_all, max_bytes)
-    rows = call.rows[: call.batch]
-    contributions = masks.reshape(*rows.shape, *shape[1:3], 1)
-    return Attribution(contributions, logits.reshape(rows.shape), rows, method=method, layer=layer or X)
+        return in_batches(explain, arrays, call.batch, each * part * len(call.x), max_bytes)
 
 
 def _blurred(z: Float[Array, "batch h w c"], sigma: Array) -> Float[Array, "batch h w c"]:
@@ -202,27 +204,31 @@ def _distance(pixels: int, cells: int, kind: Any) -> Float[Array, "pixels cells"
     return jnp.abs((jnp.arange(pixels, dtype=kind) + 0.5)[:, None] * (cells / pixels) - middle[None])
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _found(
     objective: Objective,
     probability: str,
     layer: str | None,
     grid: tuple[int, int],
     steps: int,
+    part: int,
     model: Model,
     x: Array,
-    base: Float[Array, "pairs h w c"] | None,
-    classes: Int[Array, " pairs"],
+    rows: Int[Array, "batch t"],
+    start: int | Array,
+    base: tuple[Array, ...],
     settings: dict[str, Array],
-) -> tuple[Float[Array, "pairs h w"], Float[Array, " pairs"]]:
-    """Descend from a uniform mask, for all pairs at once: their objectives are summed, as they share nothing.
+) -> tuple[Float[Array, "batch part h w 1"], Float[Array, "batch part"]]:
+    """Descend for some classes of all images at once: their objectives are summed, as they share nothing.
 
     Returns:
         The enlarged masks, and the classes' logits.
     """
+    classes = jax.lax.dynamic_slice_in_dim(rows, start, part, axis=1).reshape(-1)
+    x = jnp.repeat(x, part, axis=0)  # now pairs of an image and a class
     z = value_at(model, layer, x)
     values = {name: value.astype(z.dtype) for name, value in settings.items()}
-    base = _blurred(z, values["sigma"]) if base is None else base
+    other = jnp.repeat(base[0], part, axis=0) if base else _blurred(z, values["sigma"])
     size = z.shape[1:3]
     deletes = objective == "deletion"
     rule = optax.adam(values["rate"]) if deletes else optax.sgd(values["rate"], momentum=0.9)
@@ -238,15 +244,16 @@ def _found(
     def loss(m: Array, step: Array) -> Array:
         mask = enlarged(m)
         kept = mask[..., None]
-        logits = head(model, layer, kept * z + (1 - kept) * base, x)
+        logits = head(model, layer, kept * z + (1 - kept) * other, x)
         if deletes:
             p = jax.nn.softmax(logits) if probability == "softmax" else jax.nn.sigmoid(logits)
             score = -chosen(p, classes[:, None])[:, 0]  # which is to fall
             penalty = values["sparsity"] * (1 - m).mean((1, 2)) + values["smoothness"] * _variation(m)
         else:
             score = chosen(logits, classes[:, None])[:, 0]
-            first, factor = GROWTH
-            penalty = first * factor ** step.astype(m.dtype) * _misses_area(mask, values["area"])
+            weight, factor = GROWTH
+            growing = jnp.where(step > 0, weight * factor ** step.astype(m.dtype), 0)  # equal pixels have no order
+            penalty = growing.astype(m.dtype) * _misses_area(mask, values["area"])
         return (penalty - score).sum()
 
     def turn(step: Array, state: Any) -> Any:
@@ -256,10 +263,11 @@ def _found(
             change, memory = rule.update(slope, memory)
             return jnp.clip(optax.apply_updates(m, change), 0, 1), memory
 
-    start = jnp.full((len(z), *grid), 0.5, z.dtype)
-    m, _ = jax.lax.fori_loop(0, steps, turn, (start, rule.init(start)))
-    mask, logits = enlarged(m), chosen(head(model, layer, z, x), classes[:, None])[:, 0]
-    return 1 - mask if deletes else mask, logits
+    first = jnp.full((len(z), *grid), 0.5, z.dtype)
+    m, _ = jax.lax.fori_loop(0, steps, turn, (first, rule.init(first)))
+    mask, logits = enlarged(m), chosen(head(model, layer, z, x), classes[:, None])
+    whole = (1 - mask if deletes else mask).reshape(-1, part, *size, 1)
+    return whole, logits.reshape(-1, part)
 
 
 def _variation(m: Float[Array, "pairs h w"]) -> Float[Array, " pairs"]:

@@ -57,7 +57,7 @@ METHODS = {
     "shapley_sampling": Row(quartered(posthoc.shapley_sampling, samples=2), complete=True),
     "shapley_values": Row(quartered(posthoc.shapley_values), complete=True),
     "meaningful_perturbation": Row(partial(posthoc.meaningful_perturbation, steps=3)),
-    "extremal_perturbation": Row(partial(posthoc.extremal_perturbation, steps=3)),
+    "extremal_perturbation": Row(partial(posthoc.extremal_perturbation, steps=1)),  # then rounding orders equal pixels
 }
 CALLS = {name: row.call for name, row in METHODS.items()}
 each_method = pytest.mark.parametrize("method", CALLS.values(), ids=CALLS)
