@@ -28,5 +28,5 @@ def compared(net: Explainable, windows: Sequence[int] = (5, 9), stride: int = 2)
         "input_x_gradient": input_x_gradient,
         "integrated_gradients": partial(integrated_gradients, steps=20),
     }
-    methods |= {f"occlusion_{k}": partial(occlusion, window=k, stride=stride) for k in windows}
+    methods |= {f"occlusion_{k}": partial(occlusion, window=k, stride=stride, rule="spread") for k in windows}
     return methods if net.pooled is None else {**methods, "grad_cam": grad_cam}

@@ -177,7 +177,7 @@ def tokens_net():
         ("net, x", "", lambda: decompose(X, lambda x: x)),
         ("net, x", "", lambda: gradient(X, Net())),
         ("x", "variables go into explainable", lambda: decompose(lambda v, x: x, {"w": X}, X)),
-        ("baseline", "", lambda: occlusion(lambda x: x.sum((1, 2)), IMAGES, window=1, baseline=jnp.zeros(6))),
+        ("baseline", "", lambda: occlusion(lambda x: x.sum((1, 2)), IMAGES, window=2, baseline=jnp.zeros(5))),
         ("x", "channels last", lambda: occlusion(lambda x: x.sum((1, 2)), jnp.ones((2, 3, 8, 8)))),
         ("x", "", lambda: occlusion(lambda x: x, X)),
         ("layer", "grid=", lambda: grad_cam(tokens_of(), IMAGES, layer="tokens")),
@@ -305,6 +305,8 @@ def test_neurons_of_modules_and_closures_have_the_layers_before_them():
         assert neurons.frozen(x).shape == (2, 3)
         with pytest.raises(ValueError, match=r"^layer: got lost"):
             net.neurons("lost").logits(x)
+
+
 def test_layers_of_any_name_are_addressed():
     w = jnp.array([[1.0, -1.0], [2.0, 1.0]])
     stages = {"input": lambda x: 2 * x @ w, "blk[0]": jax.nn.relu, "head": lambda x: x @ w}

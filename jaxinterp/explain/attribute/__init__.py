@@ -1,5 +1,6 @@
 """Post-hoc methods, the baselines of the exact decomposition: `method(net, x, targets=None, ...) -> Attribution`."""
 
+from jaxinterp.explain.attribute.ablation import feature_ablation, feature_permutation
 from jaxinterp.explain.attribute.blur import blur_integrated_gradients
 from jaxinterp.explain.attribute.cams import (
     ablation_cam,
@@ -17,15 +18,18 @@ from jaxinterp.explain.attribute.excitation import excitation_backprop
 from jaxinterp.explain.attribute.expected import expected_gradients
 from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient, saliency
 from jaxinterp.explain.attribute.integrated import integrated_gradients
+from jaxinterp.explain.attribute.lime import lime
 from jaxinterp.explain.attribute.lrp import lrp
+from jaxinterp.explain.attribute.meaningful import extremal_perturbation, meaningful_perturbation
 from jaxinterp.explain.attribute.noise import noise_tunnel, smooth_grad, smooth_grad_squared, vargrad
 from jaxinterp.explain.attribute.occlusion import occlusion
+from jaxinterp.explain.attribute.rise import rise
 from jaxinterp.explain.attribute.rules import deconvolution, guided_backpropagation
+from jaxinterp.explain.attribute.shapley import kernel_shap, shapley_sampling, shapley_values
 from jaxinterp.lazy import public
 
 __all__ = [
     "ablation_cam",
-    "attention_rollout",
     "blur_integrated_gradients",
     "deconvolution",
     "deep_lift",
@@ -33,21 +37,29 @@ __all__ = [
     "eigen_cam",
     "excitation_backprop",
     "expected_gradients",
+    "extremal_perturbation",
+    "feature_ablation",
+    "feature_permutation",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
-    "gradient_rollout",
     "guided_backpropagation",
     "guided_grad_cam",
     "hires_cam",
     "input_x_gradient",
     "integrated_gradients",
+    "kernel_shap",
     "layer_cam",
+    "lime",
     "lrp",
+    "meaningful_perturbation",
     "noise_tunnel",
     "occlusion",
+    "rise",
     "saliency",
     "score_cam",
+    "shapley_sampling",
+    "shapley_values",
     "smooth_grad",
     "smooth_grad_squared",
     "vargrad",
