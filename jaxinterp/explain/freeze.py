@@ -92,10 +92,10 @@ def freeze(model: Model, choices: Freezing) -> Model:
 
     Example:
         >>> from jaxinterp.explain.program import trace
-        >>> x = jnp.array([[1.0, -2.0]])
-        >>> affine = freeze(trace(lambda variables, x: jnp.exp(x), None, x), Freezing())
-        >>> jax.jvp(affine, (x,), (x,))[1].round(3).tolist()  # exp(x) − 1
-        [[1.718, -0.865]]
+        >>> x = jnp.array([[3.0, -2.0]])
+        >>> affine = freeze(trace(lambda variables, x: x**2, None, x), Freezing())
+        >>> jax.jvp(affine, (x,), (x,))[1].tolist()  # x² is a factor x, held, of x: half of the derivative
+        [[9.0, 4.0]]
     """
     program, count = model.program, len(jax.tree.leaves(model.variables))
     known: dict[Any, Any] = program.rewritten

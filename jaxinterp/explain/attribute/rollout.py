@@ -60,6 +60,13 @@ def attention_rollout(
     Raises:
         ConfigError: the network has no attention of this form, or its tokens are none of the grid.
 
+    Example:
+        >>> def net(x):
+        ...     tokens = x.reshape(len(x), 1, 4, 1)
+        ...     return (jax.nn.softmax(tokens @ tokens.swapaxes(2, 3)) @ tokens).mean((1, 2))
+        >>> attention_rollout(net, jnp.zeros((1, 2, 2, 1)), 0).contributions.ravel().tolist()
+        [0.25, 0.25, 0.25, 0.25]
+
     Source: Abnar & Zuidema, arXiv 2005.00928, Eq. 1.
     """
     require_one_of("heads", heads, get_args(Heads))
@@ -96,6 +103,13 @@ def gradient_rollout(
 
     Raises:
         ConfigError: as `attention_rollout`.
+
+    Example:
+        >>> def net(x):
+        ...     tokens = x.reshape(len(x), 1, 4, 1)
+        ...     return (jax.nn.softmax(tokens @ tokens.swapaxes(2, 3)) @ tokens).mean((1, 2))
+        >>> gradient_rollout(net, jnp.zeros((1, 2, 2, 1)), 0).contributions.ravel().tolist()
+        [0.25, 0.25, 0.25, 0.25]
 
     Source: Chefer, Gur, Wolf, arXiv 2103.15679, Eq. 5 and 6 (self-attention).
     """
