@@ -109,6 +109,9 @@ UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name
     "_over_budget": "times the budget",
     "_overhead": "times the time without it",
     "time_per_target": "times the fastest row's",
+    "raw_time_per_target": "times the fastest row's",
+    "linear_in_targets": "times the time per target of fewer targets",
+    "linear_in_pixels": "times the fastest size's",
 }
 
 
