@@ -298,7 +298,7 @@ def road(
     """
     require_one_of("order", order, get_args(Order))
     parts = np.atleast_1d(np.asarray(fractions, float))
-    inside = parts.ndim == 1 and parts.size and (0 < parts).all() and (parts < 1).all() and (np.diff(parts) > 0).all()
+    inside = parts.ndim == 1 and parts.size and (parts > 0).all() and (parts < 1).all() and (np.diff(parts) > 0).all()
     require(inside, "fractions", fractions, "rising numbers in (0, 1)")
     require(noise >= 0, "noise", noise, "at least 0")
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)

@@ -369,7 +369,9 @@ def regions(segments: Any, given: Examples, side: int) -> tuple[Int[Array, "n h 
     fits = labels.shape in ((height, width), (given.call.batch, height, width)) and labels.dtype.kind in "iu"
     wanted = f"integers ({height}, {width}) or ({given.call.batch}, {height}, {width})"
     require(fits, "segments", f"{labels.dtype}{labels.shape}", wanted)
-    numbered = [np.unique(one, return_inverse=True)[1].reshape(height, width) for one in labels.reshape(-1, height, width)]
+    numbered = [
+        np.unique(one, return_inverse=True)[1].reshape(height, width) for one in labels.reshape(-1, height, width)
+    ]
     counts = np.array([int(one.max()) + 1 for one in numbered])
     whole = np.stack(numbered).astype(np.int32)
     batch = given.call.batch
@@ -418,5 +420,3 @@ def require_counts(**counts: Any) -> None:
     for name, value in counts.items():
         require(isinstance(value, int | np.integer), name, value, "a whole number")
         require_at_least(name, value, 1)
-
-
