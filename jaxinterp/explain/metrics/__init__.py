@@ -1,7 +1,8 @@
 """Metrics of attributions: faithfulness, robustness, localization, complexity, randomization, axioms; and detection.
 
-`metric(net, method, x, labels, ...)`, where `method` is (net, x, targets) ↦ `Attribution`, or where nothing is explained
-anew an `Attribution` to the labels' logits. A result has `scores`, one of each example, and says which were `eligible`.
+`metric(net, method, x, labels, ...)`, where `method` is (net, x, targets) ↦ `Attribution`, or, where nothing is
+explained anew, an `Attribution` to the labels' logits. A result has `scores`, one of each example, and says which were
+`eligible`.
 """
 
 from jaxinterp.explain.metrics.axioms import Invariance, input_invariance, non_sensitivity

@@ -56,7 +56,11 @@ def non_sensitivity(
         epsilon: ε, ≥ 0, in logits for the map and in the unit of `score` for the network.
         steps: number of groups of pixels, next to each other in the map's order, that are perturbed together; None for
             single pixels. Of a group the sum of |map| counts, and a disagreement counts once for each of its pixels.
-        baseline, space, score, key, max_bytes: see `faithfulness`.
+        baseline: see `faithfulness`.
+        space: see `faithfulness`.
+        score: see `faithfulness`.
+        key: see `faithfulness`.
+        max_bytes: see `faithfulness`.
 
     Returns:
         `Scores`, whole numbers of pixels. Every map can be scored.

@@ -69,7 +69,10 @@ def effective_complexity(
     """Count the entries with |map| > ε.
 
     Args:
-        net, method, x, labels: see `sparseness`.
+        net: see `sparseness`.
+        method: see `sparseness`.
+        x: see `sparseness`.
+        labels: see `sparseness`.
         epsilon: ε, ≥ 0.
         normalize: whether ε is in the unit of the map's largest |entry| (Quantus' default); else in logits.
 

@@ -109,7 +109,11 @@ def own_maps(net: Any, method: Explained, x: Any, labels: Any) -> Float[Array, "
         ConfigError: labels do not fit, or a map is not finite.
     """
     require_labels("labels", labels, len(x) if x is not None else len(labels))
-    parts = label_attribution(net, method, x, labels)
-    maps = parts.maps()[:, 0] if parts.contributions.ndim == 5 else parts.contributions[:, 0]
+    maps = channel_summed(label_attribution(net, method, x, labels))
     require_finite("maps", maps)
     return maps
+
+
+def channel_summed(parts: Attribution) -> Float[Array, "batch *shape"]:
+    """Return the first target's maps at their own resolution: of images summed over channels, else contributions."""
+    return parts.maps()[:, 0] if parts.contributions.ndim == 5 else parts.contributions[:, 0]

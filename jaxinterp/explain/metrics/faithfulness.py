@@ -10,8 +10,8 @@ Every metric removes pixels, see `perturbation`, and takes these keywords:
     key        of noise and of draws, default `jax.random.key(0)`
     max_bytes  bytes that one pass may take by estimate; images, then points, run in parts
 
-Maps are summed over channels and enlarged (nearest pixel) to what is perturbed. A constant map orders nothing: its score
-is NaN, and a warning names the example.
+Maps are summed over channels and enlarged (nearest pixel) to what is perturbed. A constant map orders nothing: its
+score is NaN, and a warning names the example.
 """
 
 from typing import Any, Literal, NamedTuple, get_args
@@ -101,7 +101,11 @@ def pixel_flipping(
         baseline: what takes the place of pixels, see this file's head.
         fraction: largest part of the pixels that is changed, in (0, 1].
         steps: steps of the curve, of equal size but for rounding.
-        space, score, absolute, key, max_bytes: see this file's head.
+        space: see this file's head.
+        score: see this file's head.
+        absolute: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Curves`, whose scores are the area under the curve over its range of fractions, in the unit of `score`: with
@@ -180,12 +184,19 @@ def region_perturbation(
         1/(L + 1) Σ_{k=0..L} f(x) − f(x^(k))        x^(k): the first k regions by the mean of the map are perturbed
 
     Args:
-        net, method, x, labels: see `pixel_flipping`.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
         side: of the squares in pixels, where no segments are given.
         segments: numbers of regions, (H, W) or (batch, H, W).
         order: "most" important regions first (MoRF), or "least" (LeRF).
         baseline: what takes the place of pixels; uniform noise by default.
-        space, score, absolute, key, max_bytes: see this file's head.
+        space: see this file's head.
+        score: see this file's head.
+        absolute: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Curves` of the drops f(x) − f(x^(k)), k = 0..L.
@@ -285,11 +296,18 @@ def road(
     """Remove pixels and debias (ROAD): noisy linear imputation in their place, so that no mask is seen.
 
     Args:
-        net, method, x, labels, order: see `pixel_flipping`.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
+        order: see `pixel_flipping`.
         fractions: parts of the pixels that are removed, rising, in (0, 1).
         noise: standard deviation of the noise on imputed values, in the unit of what is perturbed.
-        space, score, absolute, key, max_bytes: see this file's head; "correct" gives the published accuracies, as the
-            mean of the curves over examples.
+        space: see this file's head.
+        score: see this file's head; "correct" gives the published accuracies, as the mean of the curves over examples.
+        absolute: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Curves`, whose scores are the mean of each curve; low is good with "most", high with "least".
@@ -328,10 +346,18 @@ def faithfulness_correlation(
         corr_S( Σ_{i ∈ S} map_i , f(x) − f(x with S at the baseline) )        |S| fixed
 
     Args:
-        net, method, x, labels, baseline: see `pixel_flipping`.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
+        baseline: see `pixel_flipping`.
         subset: |S| as a part of the pixels, in (0, 1).
         samples: number of subsets, at least 2.
-        space, score, absolute, key, max_bytes: see this file's head.
+        space: see this file's head.
+        score: see this file's head.
+        absolute: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Scores` in [−1, 1]; 1 is best. Not eligible: constant maps, and outputs that no subset changes.
@@ -362,12 +388,20 @@ def faithfulness_estimate(
     key: PRNGKeyArray | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Scores:
-    """Correlate the map's sum over groups of pixels, taken in its order, with the drop when each group is removed alone.
+    """Correlate the map's sum over groups of pixels, next in its order, with the drop when each is removed alone.
 
     Args:
-        net, method, x, labels, baseline: see `pixel_flipping`.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
+        baseline: see `pixel_flipping`.
         steps: number of groups, of equal size but for rounding; H·W for single pixels.
-        space, score, absolute, key, max_bytes: see this file's head.
+        space: see this file's head.
+        score: see this file's head.
+        absolute: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Scores` in [−1, 1]; 1 is best.
@@ -411,8 +445,17 @@ def monotonicity(
     """Put pixels back into a baseline, the least important first, and count the steps at which the score does not fall.
 
     Args:
-        net, method, x, labels, baseline, steps: see `pixel_flipping`.
-        space, score, absolute, key, max_bytes: see this file's head.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
+        baseline: see `pixel_flipping`.
+        steps: see `pixel_flipping`.
+        space: see this file's head.
+        score: see this file's head.
+        absolute: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Source: Arya et al., arXiv 1909.03012, Sec. 5 (monotonicity metric): all steps, which is `holds`.
     """
@@ -446,12 +489,18 @@ def monotonicity_correlation(
         spearman_g( Σ_{i ∈ g} |map_i| , E[(f(x) − f(x with g from the baseline))²] )
 
     Args:
-        net, method, x, labels: see `pixel_flipping`.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
         steps: number of groups, taken in the order of the map.
         samples: draws of the baseline; more than one changes nothing where it is no noise.
         baseline: uniform noise by default.
         absolute: the definition's |map|, as a change has no sign.
-        space, score, key, max_bytes: see this file's head.
+        space: see this file's head.
+        score: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Scores` in [−1, 1]; 1 is best.
@@ -490,14 +539,20 @@ def infidelity(
         E_I[ (β Iᵀφ − (f(x) − f(x − I)))² ]        I: x minus the baseline inside of a square, 0 outside
 
     Args:
-        net, method, x, labels, baseline: see `pixel_flipping`.
+        net: see `pixel_flipping`.
+        method: see `pixel_flipping`.
+        x: see `pixel_flipping`.
+        labels: see `pixel_flipping`.
+        baseline: see `pixel_flipping`.
         side: of the squares in pixels.
         samples: squares at random places; None for every square of a grid, once.
         multiplied: whether maps are contributions, that hold the factor x − baseline already, so that Iᵀφ is their sum
             over the square; False for slopes, such as `gradient`'s, as Quantus takes all maps.
         scaled: whether β is the best factor for each example, instead of 1.
         score: "logit" by default, which contributions are of.
-        space, key, max_bytes: see this file's head.
+        space: see this file's head.
+        key: see this file's head.
+        max_bytes: see this file's head.
 
     Returns:
         `Scores`, ≥ 0, in the squared unit of `score`. Constant maps are not eligible.

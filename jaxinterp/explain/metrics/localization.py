@@ -316,7 +316,7 @@ class Masked(NamedTuple):
 
     maps: Float[Array, "batch h w"]
     mask: Bool[Array, "batch h w"]
-    unfit: dict[str, np.ndarray]
+    unfit: dict[str, Any]
 
 
 @on_automatic_axes
@@ -361,7 +361,11 @@ def relevance_mass_accuracy(
     """Measure the share of the map's mass that lies on the object, Σ_{p ∈ mask} a_p / Σ_p a_p.
 
     Args:
-        net, method, x, labels, mask: see `pointing_game`.
+        net: see `pointing_game`.
+        method: see `pointing_game`.
+        x: see `pointing_game`.
+        labels: see `pointing_game`.
+        mask: see `pointing_game`.
         part: what of the map is a: its "positive" part, which the definition is of, "absolute" values, or the "signed"
             map, whose share has no bounds (as Quantus takes it).
 
@@ -377,10 +381,15 @@ def relevance_mass_accuracy(
 def attribution_localization(
     net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, weighted: bool = False, part: Part = "positive"
 ) -> Scores:
-    """Measure the inside–total relevance ratio μ = R_in / R_tot, `relevance_mass_accuracy`, weighted by the object's size.
+    """Measure the inside–total relevance ratio μ = R_in / R_tot, perhaps by the object's size.
 
     Args:
-        net, method, x, labels, mask, part: see `relevance_mass_accuracy`.
+        net: see `relevance_mass_accuracy`.
+        method: see `relevance_mass_accuracy`.
+        x: see `relevance_mass_accuracy`.
+        labels: see `relevance_mass_accuracy`.
+        mask: see `relevance_mass_accuracy`.
+        part: see `relevance_mass_accuracy`.
         weighted: whether μ is multiplied by S_tot / S_in, pixels of the image over those of the object, so that a
             uniform map scores 1.
 
@@ -404,7 +413,12 @@ def top_k_intersection(
     """Measure the share of the k largest entries of the map that lie on the object.
 
     Args:
-        net, method, x, labels, mask, absolute: see `pointing_game`.
+        net: see `pointing_game`.
+        method: see `pointing_game`.
+        x: see `pointing_game`.
+        labels: see `pointing_game`.
+        mask: see `pointing_game`.
+        absolute: see `pointing_game`.
         k: number of entries, at most H·W; equal ones count in reading order.
         concept_influence: whether the share is divided by the object's share of the image.
 

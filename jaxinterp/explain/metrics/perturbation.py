@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.explain.attribute.backward import Call, checked, chosen, head
@@ -135,8 +135,8 @@ def _blurred(z: Float[Array, "n h w c"], sigma: float) -> Float[Array, "n h w c"
         place = np.arange(z.shape[axis])
         apart = place[:, None] - place
         weight = np.where(np.abs(apart) <= 3 * sigma, np.exp(-(apart**2) / (2 * sigma**2)), 0)
-        weight = jnp.asarray(weight / weight.sum(1, keepdims=True), z.dtype)
-        z = jnp.moveaxis(jnp.tensordot(weight, z, (1, axis)), 0, axis)
+        mean = jnp.asarray(weight / weight.sum(1, keepdims=True), z.dtype)
+        z = jnp.moveaxis(jnp.tensordot(mean, z, (1, axis)), 0, axis)
     return z
 
 
@@ -157,9 +157,9 @@ class Points(NamedTuple):
         draw: number of the draw, where ranks are drawn anew; else 0.
     """
 
-    low: np.ndarray
-    high: np.ndarray
-    draw: np.ndarray
+    low: Any
+    high: Any
+    draw: Any
 
 
 def points(low: Any, high: Any, draw: Any = 0) -> Points:
@@ -235,7 +235,7 @@ def look(
 
 
 @partial(jax.jit, static_argnums=1)
-def _keys(key: PRNGKeyArray, count: int) -> PRNGKeyArray:
+def _keys(key: PRNGKeyArray, count: int) -> Key[Array, " n"]:
     """Return a key for every example, the same however they are cut into parts."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), jnp.arange(count))
 
@@ -258,7 +258,7 @@ def _look(
     return scores, jnp.where(removed, maps[None], 0).sum((2, 3))
 
 
-def _drawn(how: How, keys: Array, draws: Array, shape: tuple[int, int]) -> Int[Array, "points n h w"]:
+def _drawn(how: How, keys: Array, draws: Array, shape: tuple[int, ...]) -> Int[Array, "points n h w"]:
     """Return random ranks of the pixels, one draw for each point and example."""
 
     def one(draw: Array, key: PRNGKeyArray) -> Array:

@@ -14,7 +14,7 @@ from jaxinterp.checks import require, require_at_least, require_finite, require_
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import Explainable, with_batch
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.metrics.explained import Method, Scores, is_constant, judged, label_attribution
+from jaxinterp.explain.metrics.explained import Method, Scores, channel_summed, is_constant, judged, label_attribution
 from jaxinterp.explain.metrics.similarity import Similarity, require_similarity, similar
 
 Layers = Literal["top_down", "bottom_up"]
@@ -98,12 +98,16 @@ def parameter_randomization(
 def efficient_randomization(
     net: Any, method: Method, x: Any, labels: Any, *, key: PRNGKeyArray | None = None
 ) -> Scores:
-    """Measure the relative rise of a map's complexity when all parameters are randomized (efficient MPRT); high is good.
+    """Measure how far a map's complexity rises when all parameters are randomized (efficient MPRT); high is good.
 
         (ξ(ê) − ξ(e)) / ξ(e)        ξ: entropy of the histogram of a map, e with the network as it is, ê fully random
 
     Args:
-        net, method, x, labels, key: see `parameter_randomization`.
+        net: see `parameter_randomization`.
+        method: see `parameter_randomization`.
+        x: see `parameter_randomization`.
+        labels: see `parameter_randomization`.
+        key: see `parameter_randomization`.
 
     Returns:
         `Scores`. An example whose original map is constant is not eligible.
@@ -134,7 +138,12 @@ def random_logit(
     """Measure how like the label's map that of another class is, drawn at random; low is good.
 
     Args:
-        net, method, x, labels, similarity, absolute: see `parameter_randomization`; Quantus' default is "ssim".
+        net: see `parameter_randomization`; Quantus' default is "ssim".
+        method: see `parameter_randomization`; Quantus' default is "ssim".
+        x: see `parameter_randomization`; Quantus' default is "ssim".
+        labels: see `parameter_randomization`; Quantus' default is "ssim".
+        similarity: see `parameter_randomization`; Quantus' default is "ssim".
+        absolute: see `parameter_randomization`; Quantus' default is "ssim".
         key: of the classes; default `jax.random.key(0)`.
 
     Returns:
@@ -162,7 +171,7 @@ def groups(variables: Any, called: Sequence[str] = ()) -> dict[str, list[int]]:
         called: names of layers in the order of their calls, for the order of the groups; others come in the tree's.
 
     Example:
-        >>> groups({"params": {"b": {"w": jnp.ones(2)}, "a": jnp.ones(1)}, "batch_stats": {"b": jnp.ones(1)}}, ["b"])
+        >>> groups({"params": {"b": {"w": jnp.ones(2)}, "a": jnp.ones(1)}, "batch_stats": {}}, ["b", "a"])
         {'b': [2], 'a': [1]}
     """
     flat = jax.tree_util.tree_flatten_with_path(variables)[0]
@@ -212,12 +221,8 @@ def _checked(net: Any, method: Method, x: Any, labels: Any) -> tuple[Explainable
 
 def _map(net: Explainable, method: Method, x: Array, labels: np.ndarray, noise: Array, absolute: bool) -> Array:
     """Return the labels' maps, averaged over copies of the input with noise."""
-    total = None
-    for step in noise:
-        parts = label_attribution(net, method, x + step, labels)
-        maps = parts.maps()[:, 0] if parts.contributions.ndim == 5 else parts.contributions[:, 0]
-        total = maps if total is None else total + maps
-    mean = total / len(noise)
+    maps = [channel_summed(label_attribution(net, method, x + step, labels)) for step in noise]
+    mean = jnp.stack(maps).mean(0)
     require_finite("maps", mean)
     return jnp.abs(mean) if absolute else mean
 

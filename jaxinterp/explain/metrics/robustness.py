@@ -117,7 +117,12 @@ def local_lipschitz(
     """Estimate the local Lipschitz constant of the map, max ‖φ(x') − φ(x)‖₂ / ‖x' − x‖₂ over normal noise.
 
     Args:
-        net, method, x, labels, samples, key: see `max_sensitivity`.
+        net: see `max_sensitivity`.
+        method: see `max_sensitivity`.
+        x: see `max_sensitivity`.
+        labels: see `max_sensitivity`.
+        samples: see `max_sensitivity`.
+        key: see `max_sensitivity`.
         deviation: standard deviation of x' − x, in the unit of `x`.
 
     Returns:
@@ -154,7 +159,12 @@ def relative_input_stability(
     Divided entry by entry; where an entry is 0, by ε.
 
     Args:
-        net, method, x, labels, samples, key: see `max_sensitivity`.
+        net: see `max_sensitivity`.
+        method: see `max_sensitivity`.
+        x: see `max_sensitivity`.
+        labels: see `max_sensitivity`.
+        samples: see `max_sensitivity`.
+        key: see `max_sensitivity`.
         radius: x' lies in a cube of this half side around x, drawn evenly.
         epsilon: ε.
 
@@ -263,7 +273,7 @@ def _moved(
 def _runs(
     net: Explainable, method: Method, x: Array, labels: np.ndarray, steps: Array
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield the maps and logits of a few samples at a time, all in one batch; the last samples come again to fill it."""
+    """Yield the maps and logits of a few samples at a time, in one batch that the last sample fills up."""
     batch, samples = len(x), len(steps)
     count = max(1, min(samples, TOGETHER // batch))
     targets = np.tile(labels, count)
