@@ -14,7 +14,7 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import with_batch
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.metrics.explained import Explained, Method, Scores, judged, label_attribution
+from jaxinterp.explain.metrics.explained import Explained, Scores, judged, label_attribution
 from jaxinterp.explain.metrics.perturbation import (
     Baseline,
     Reading,
@@ -36,7 +36,7 @@ def non_sensitivity(
     x: Any,
     labels: Any,
     *,
-    epsilon: float = 1e-5,
+    epsilon: int | float = 1e-5,
     steps: int | None = None,
     baseline: Baseline = "zero",
     space: Space = "image",
@@ -103,7 +103,7 @@ class Shifted:
     """A function of (variables, x, ...) that takes the shift off x first, as its first bias could."""
 
     function: Callable[..., Any]
-    shift: float
+    shift: int | float
 
     def __call__(self, variables: Any, x: Array, *given: Array) -> Any:
         """Call the function."""
@@ -112,7 +112,7 @@ class Shifted:
 
 @on_automatic_axes
 def input_invariance(
-    net: Any, method: Method, x: Any, labels: Any, *, shift: float = 1.0, tolerance: float = 1e-3
+    net: Any, method: Explained, x: Any, labels: Any, *, shift: int | float = 1.0, tolerance: int | float = 1e-3
 ) -> Invariance:
     """Shift all inputs by a constant that the network takes off again, and measure how far the map moves.
 

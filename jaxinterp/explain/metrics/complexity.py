@@ -64,7 +64,7 @@ def complexity(net: Any, method: Explained, x: Any, labels: Any) -> Scores:
 
 @on_automatic_axes
 def effective_complexity(
-    net: Any, method: Explained, x: Any, labels: Any, *, epsilon: float = 1e-5, normalize: bool = True
+    net: Any, method: Explained, x: Any, labels: Any, *, epsilon: int | float = 1e-5, normalize: bool = True
 ) -> Scores:
     """Count the entries with |map| > ε.
 

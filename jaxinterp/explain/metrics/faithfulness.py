@@ -14,7 +14,7 @@ Maps are summed over channels and enlarged (nearest pixel) to what is perturbed.
 score is NaN, and a warning names the example.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def pixel_flipping(
     order: Order = "most",
     insert: bool = False,
     baseline: Baseline = "zero",
-    fraction: float = 1.0,
+    fraction: int | float = 1.0,
     steps: int = 32,
     space: Space = "image",
     score: Score = "probability",
@@ -170,7 +170,7 @@ def region_perturbation(
     labels: Any,
     *,
     side: int = 4,
-    segments: Int[Any, "..."] | None = None,
+    segments: Any = None,
     order: Order = "most",
     baseline: Baseline = "noise",
     space: Space = "image",
@@ -218,7 +218,7 @@ def selectivity(
     labels: Any,
     *,
     side: int = 4,
-    segments: Int[Any, "..."] | None = None,
+    segments: Any = None,
     baseline: Baseline = "zero",
     space: Space = "image",
     score: Score = "probability",
@@ -249,7 +249,7 @@ def irof(
     labels: Any,
     *,
     side: int = 4,
-    segments: Int[Any, "..."] | Literal["slic"] | None = None,
+    segments: Any = None,
     baseline: Baseline = "mean",
     space: Space = "image",
     score: Score = "probability",
@@ -286,7 +286,7 @@ def road(
     *,
     fractions: Any = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     order: Order = "most",
-    noise: float = 0.01,
+    noise: int | float = 0.01,
     space: Space = "image",
     score: Score = "probability",
     absolute: bool = False,
@@ -332,7 +332,7 @@ def faithfulness_correlation(
     x: Any,
     labels: Any,
     *,
-    subset: float = 0.25,
+    subset: int | float = 0.25,
     samples: int = 100,
     baseline: Baseline = "zero",
     space: Space = "image",
@@ -588,7 +588,7 @@ def sufficiency(
     x: Any,
     labels: Any,
     *,
-    threshold: float = 0.6,
+    threshold: int | float = 0.6,
     relative: bool = True,
 ) -> Scores:
     """Measure how often examples with similar maps are predicted alike.

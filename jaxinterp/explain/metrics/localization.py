@@ -84,7 +84,7 @@ def sample_grids(
     count: int = 500,
     sampler: Literal["aligned", "compat"] = "aligned",
     key: PRNGKeyArray | None = None,
-    confidence: float = 0.5,
+    confidence: int | float = 0.5,
 ) -> Grids:
     """Draw grids of the most confident correct predictions, each image at most once.
 
@@ -221,7 +221,7 @@ def grid_pointing_game(
     grids: Grids | None = None,
     n: int = 3,
     count: int = 500,
-    confidence: float = 0.5,
+    confidence: int | float = 0.5,
     key: PRNGKeyArray | None = None,
     upsample: Literal["nearest", "linear"] = "nearest",
     max_bytes: int = MAX_BYTES,
@@ -321,7 +321,7 @@ class Masked(NamedTuple):
 
 @on_automatic_axes
 def pointing_game(
-    net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, tolerance: float = 0.0, absolute: bool = False
+    net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, tolerance: int | float = 0.0, absolute: bool = False
 ) -> Scores:
     """Look whether the largest entry of the map lies on the object.
 

@@ -5,7 +5,7 @@ ranks come from a map, from its regions, or are drawn anew at each point; a fill
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,7 +21,7 @@ from jaxinterp.explain.batches import in_batches, padded
 from jaxinterp.explain.metrics.explained import Explained, is_constant, label_maps
 from jaxinterp.explain.program import INPUT, value_of
 
-Baseline = Literal["zero", "mean", "min", "max", "blur", "noise"] | ArrayLike
+Baseline = str | ArrayLike | Sequence[int | float]
 """What takes the place of removed pixels: a name, a number, or a value for each channel; see `baseline_of`."""
 Space = Literal["image", "encoded"]
 Score = Literal["probability", "logit", "correct"]
@@ -291,7 +291,7 @@ class Imputed:
     Source: Rong et al., arXiv 2202.00449, Sec. 4.1 and Eq. 6.
     """
 
-    noise: float = 0.01
+    noise: int | float = 0.01
 
     def __call__(self, z: Array, base: Array, removed: Bool[Array, "p n h w"], keys: Array) -> Array:
         """Return the images of every point, filled."""
@@ -395,7 +395,7 @@ def region_ranks(
     return jax.vmap(lambda v, p: one(v.ravel(), p.ravel()).reshape(v.shape))(maps, parts)
 
 
-def levels(total: int, count: int, fraction: float = 1.0) -> Int[np.ndarray, " points"]:
+def levels(total: int, count: int, fraction: int | float = 1.0) -> Int[np.ndarray, " points"]:
     """Return numbers of removed pixels, from 0 to ⌊fraction · total⌋ in at most `count` steps, evenly.
 
     Example:

@@ -14,7 +14,14 @@ from jaxinterp.checks import require, require_at_least, require_finite, require_
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import Explainable, with_batch
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.metrics.explained import Method, Scores, channel_summed, is_constant, judged, label_attribution
+from jaxinterp.explain.metrics.explained import (
+    Explained,
+    Scores,
+    channel_summed,
+    is_constant,
+    judged,
+    label_attribution,
+)
 from jaxinterp.explain.metrics.similarity import Similarity, require_similarity, similar
 
 Layers = Literal["top_down", "bottom_up"]
@@ -41,7 +48,7 @@ class Randomization(NamedTuple):
 @on_automatic_axes
 def parameter_randomization(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
@@ -50,7 +57,7 @@ def parameter_randomization(
     similarity: Similarity = "spearman",
     absolute: bool = False,
     smooth: int = 0,
-    deviation: float = 0.1,
+    deviation: int | float = 0.1,
     key: PRNGKeyArray | None = None,
 ) -> Randomization:
     """Randomize the parameters layer by layer, and measure how like the original the map remains; low is good.
@@ -96,7 +103,7 @@ def parameter_randomization(
 
 @on_automatic_axes
 def efficient_randomization(
-    net: Any, method: Method, x: Any, labels: Any, *, key: PRNGKeyArray | None = None
+    net: Any, method: Explained, x: Any, labels: Any, *, key: PRNGKeyArray | None = None
 ) -> Scores:
     """Measure how far a map's complexity rises when all parameters are randomized (efficient MPRT); high is good.
 
@@ -127,7 +134,7 @@ def efficient_randomization(
 @on_automatic_axes
 def random_logit(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
@@ -211,7 +218,7 @@ def _permuted(key: PRNGKeyArray, leaf: Array) -> Array:
     return jax.random.permutation(key, leaf.ravel()).reshape(leaf.shape)
 
 
-def _checked(net: Any, method: Method, x: Any, labels: Any) -> tuple[Explainable, Array, np.ndarray]:
+def _checked(net: Any, method: Explained, x: Any, labels: Any) -> tuple[Explainable, Array, np.ndarray]:
     net, x = with_batch(net, x)
     require(jnp.issubdtype(x.dtype, jnp.floating), "x", f"{x.dtype}{x.shape}", "a floating array")
     require(not isinstance(method, Attribution), "method", "an Attribution", "(net, x, targets) ↦ Attribution")
@@ -219,7 +226,7 @@ def _checked(net: Any, method: Method, x: Any, labels: Any) -> tuple[Explainable
     return net, x, np.asarray(labels)
 
 
-def _map(net: Explainable, method: Method, x: Array, labels: np.ndarray, noise: Array, absolute: bool) -> Array:
+def _map(net: Explainable, method: Explained, x: Array, labels: np.ndarray, noise: Array, absolute: bool) -> Array:
     """Return the labels' maps, averaged over copies of the input with noise."""
     maps = [channel_summed(label_attribution(net, method, x + step, labels)) for step in noise]
     mean = jnp.stack(maps).mean(0)

@@ -17,7 +17,7 @@ from jaxinterp.checks import require, require_finite, require_labels, require_on
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import Explainable, with_batch
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.metrics.explained import Method, Scores, judged, label_attribution
+from jaxinterp.explain.metrics.explained import Explained, Scores, judged, label_attribution
 from jaxinterp.explain.metrics.perturbation import require_counts
 
 TOGETHER = 64
@@ -47,11 +47,11 @@ class Moved(NamedTuple):
 @on_automatic_axes
 def max_sensitivity(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
-    radius: float = 0.02,
+    radius: int | float = 0.02,
     samples: int = 10,
     relative_to: Literal["map", "input"] | None = "map",
     key: PRNGKeyArray | None = None,
@@ -87,11 +87,11 @@ def max_sensitivity(
 @on_automatic_axes
 def average_sensitivity(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
-    radius: float = 0.02,
+    radius: int | float = 0.02,
     samples: int = 10,
     relative_to: Literal["map", "input"] | None = "map",
     key: PRNGKeyArray | None = None,
@@ -106,11 +106,11 @@ def average_sensitivity(
 @on_automatic_axes
 def local_lipschitz(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
-    deviation: float = 0.1,
+    deviation: int | float = 0.1,
     samples: int = 10,
     key: PRNGKeyArray | None = None,
 ) -> Scores:
@@ -143,13 +143,13 @@ def local_lipschitz(
 @on_automatic_axes
 def relative_input_stability(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
-    radius: float = 0.05,
+    radius: int | float = 0.05,
     samples: int = 10,
-    epsilon: float = 1e-6,
+    epsilon: int | float = 1e-6,
     key: PRNGKeyArray | None = None,
 ) -> Scores:
     """Measure the relative change of the map per relative change of the input (RIS).
@@ -182,13 +182,13 @@ def relative_input_stability(
 @on_automatic_axes
 def relative_output_stability(
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     *,
-    radius: float = 0.05,
+    radius: int | float = 0.05,
     samples: int = 10,
-    epsilon: float = 1e-6,
+    epsilon: int | float = 1e-6,
     key: PRNGKeyArray | None = None,
 ) -> Scores:
     """Measure the relative change of the map per change of the logits h (ROS): see `relative_input_stability`.
@@ -206,7 +206,7 @@ def relative_output_stability(
 def _sensitivity(
     metric: str,
     net: Any,
-    method: Method,
+    method: Explained,
     x: Any,
     labels: Any,
     radius: float,
@@ -250,7 +250,7 @@ def _largest(values: Float[Array, "s batch"]) -> Float[Array, " batch"]:
 
 
 def _moved(
-    net: Any, method: Method, x: Any, labels: Any, noise: Noise, size: float, samples: int, key: PRNGKeyArray | None
+    net: Any, method: Explained, x: Any, labels: Any, noise: Noise, size: float, samples: int, key: PRNGKeyArray | None
 ) -> Moved:
     """Run a method on a batch and on perturbed copies of it."""
     net, x = with_batch(net, x)
@@ -271,7 +271,7 @@ def _moved(
 
 
 def _runs(
-    net: Explainable, method: Method, x: Array, labels: np.ndarray, steps: Array
+    net: Explainable, method: Explained, x: Array, labels: np.ndarray, steps: Array
 ) -> Iterator[tuple[Array, Array]]:
     """Yield the maps and logits of a few samples at a time, in one batch that the last sample fills up."""
     batch, samples = len(x), len(steps)
