@@ -179,7 +179,7 @@ def groups(variables: Any, called: Sequence[str] = ()) -> dict[str, list[int]]:
 
     Example:
         >>> groups({"params": {"b": {"w": jnp.ones(2)}, "a": jnp.ones(1)}, "batch_stats": {}}, ["b", "a"])
-        {'b': [2], 'a': [1]}
+        {'b': [1], 'a': [0]}
     """
     flat = jax.tree_util.tree_flatten_with_path(variables)[0]
     inner = isinstance(variables, Mapping) and "params" in variables
