@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         train,
     )
     from jaxinterp.explain.attribution import Attribution
+    from jaxinterp.explain.audit import audit
     from jaxinterp.explain.decompose import decompose
     from jaxinterp.explain.explainable import Explainable, explainable
     from jaxinterp.explain.series import contributions, orders, pairs
@@ -60,6 +61,7 @@ _NAMES = {
     "Attribution": "jaxinterp.explain.attribution",
     "Explainable": "jaxinterp.explain.explainable",
     "NPKRegressor": "jaxinterp.gated.npk_regression",
+    "audit": "jaxinterp.explain.audit",
     "contributions": "jaxinterp.explain.series",
     "decompose": "jaxinterp.explain.decompose",
     "explainable": "jaxinterp.explain.explainable",
@@ -72,6 +74,7 @@ __all__ = [
     "Explainable",
     "NPKRegressor",
     "attribute",
+    "audit",
     "coda",
     "coded",
     "contributions",

@@ -1,4 +1,4 @@
-"""The command `jaxinterp`: demo, train, explain, evaluate, list, report."""
+"""The command `jaxinterp`: demo, train, explain, evaluate, audit, list, report."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp import __version__
 from jaxinterp.app.console import errors_in_one_line, show
-from jaxinterp.checks import require, require_one_of
+from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder
 from jaxinterp.recipe.overrides import in_one_line, override
@@ -167,6 +167,47 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """Measure post-hoc methods against a trained run's exact decomposition, and metrics against how it ranks them."""
+
+    run_dir: RunDir
+    """Folder of a trained run; audit.json and audit.html are written into it."""
+    methods: Annotated[str, arg(metavar="NAME,NAME,...")] = ""
+    """Methods, by the names of `jaxinterp.attribute`; all that the network allows if empty."""
+    images: int = 64
+    """Use the first test images up to this number."""
+    json: bool = False
+    """Print the numbers as JSON instead of a table."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    results: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder in which to write audit_<run>.json; overrides stand in its name."""
+
+    def __call__(self, console: Console) -> None:
+        """Write the audit and its page, and print it."""
+        from jaxinterp.app import stages
+        from jaxinterp.app.publish import audit_results, require_finished, results_file
+        from jaxinterp.app.registry import run_in
+        from jaxinterp.app.results import write_results
+
+        require_at_least("--images", self.images, 1)
+        name, _, run = run_in(self.run_dir)  # before anything is measured
+        file = None if self.results is None else results_file(self.results, name, run, "audit_")
+        if self.results is not None:
+            require_finished([self.run_dir])
+            check_folder(self.results)
+        methods = tuple(self.methods.split(",")) if self.methods else None
+        found = stages.audit(self.run_dir, methods, self.images, data_dir=self.data_dir)
+        show(console, found.to_json() if self.json else repr(found))
+        if not self.json:
+            show(console, f"audit: {self.run_dir / 'audit.html'}, audit.json")
+        if file is not None:
+            write_results(file, audit_results(self.run_dir, found, self.methods, self.images, self.results))
+            if not self.json:
+                show(console, f"results: {file}")
+
+
+@dataclass(frozen=True)
 class Runs:
     """List the named runs."""
 
@@ -212,6 +253,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Explain, subcommand("explain")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Audit, subcommand("audit")]
     | Annotated[Runs, subcommand("list")]
     | Annotated[Report, subcommand("report")]
 )

@@ -11,6 +11,8 @@ from rich.table import Table
 from jaxinterp.app.registry import run_in, runs
 from jaxinterp.app.results import Results, read_results, summarize
 from jaxinterp.checks import require, shown
+from jaxinterp.explain.audit import Audit
+from jaxinterp.provenance import machine
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.run_folder import read_json, read_name
 
@@ -108,6 +110,38 @@ def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
         metrics=summarize(values, {} if changed else experiment.paper),
         headline=experiment.headline and not changed,
         overrides=changed,
+    )
+
+
+def audit_results(run_dir: Path, found: Audit, methods: str, images: int, out: Path | None) -> Results:
+    """Return an audit of one run as results: a metric for each number, such as "gradient cosine".
+
+    Args:
+        run_dir: the run's folder.
+        found: its audit.
+        methods: the methods' names as the command was given them.
+        images: how many images it was asked for.
+        out: the folder that results are written to.
+    """
+    name, (run,), (info,) = one_run([run_dir])
+    numbers: dict[str, float] = {}
+    for method, row in found.to_dict()["methods"].items():
+        parts = {**row.get("distances", {}), "completeness_gap": row["completeness_gap"], **row["metrics"]}
+        numbers |= {f"{method} {key}": one["mean"] for key, one in parts.items() if one["mean"] is not None}
+        numbers[f"{method} seconds"] = row["seconds"]
+    for metric, row in found.to_dict()["agreement"].items():
+        numbers |= {f"{metric} agreement {key}": value for key, value in row.items() if value is not None}
+    options = [f"--images {images}", *([f"--methods {methods}"] if methods else []), f"--results {out}"]
+    folder = f"runs/{name.replace('/', '-')}-seed-{run.train.seed}"
+    return Results(
+        run=f"audit of {name}",
+        command=f"{train_command(name, [run])} && jaxinterp audit {folder} {' '.join(options)}",
+        machine=machine(),
+        versions=info["versions"],
+        seeds=(run.train.seed,),
+        metrics=summarize({key: [value] for key, value in numbers.items()}),
+        headline=False,
+        overrides=tuple(overrides(name, run)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The stages of every run: train, evaluate, explain, report."""
+"""The stages of every run: train, evaluate, explain, audit, report."""
 
 import json
 import shutil
@@ -17,14 +17,17 @@ from flax import linen as nn
 from jaxinterp.app.registry import family_of, name_of, run_in
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.explain.audit import Audit
+from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
+from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
-from jaxinterp.recipe.page import compose_page, likeliest, top_maps
+from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
 from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, write_config
 from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
 from jaxinterp.train.result import Which
@@ -249,6 +252,34 @@ def explain(
             f"contributions {first['contributions']:.4f} + bias {first['bias']:.4f}, residual {first['residual']:.1e}, "
             f"curvature {content['curvature']:.1e}, discrepancy {content['discrepancy']:.1e}) -> {written}"
         )
+
+
+def audit(
+    run_dir: str | Path, methods: Sequence[str] | None = None, images: int = 64, data_dir: str | Path | None = None
+) -> Audit:
+    """Audit post-hoc methods on a trained run's first test images; write audit.json and audit.html into its folder.
+
+    Args:
+        run_dir: the run's folder.
+        methods: their names, see `explain.methods.catalogue`; all that can be computed by default.
+        images: how many images, at most.
+        data_dir: the data folder.
+    """
+    run_dir = Path(run_dir)
+    check_folder(run_dir)
+    run = trained(run_dir, data_dir=data_dir)
+    x, labels = (part[:images] for part in run.test_data)
+    found = run_audit(run.explainable, x, labels, methods=methods)
+    made = {
+        "run": run.name,
+        "step": last_step(run_dir),
+        "machine": machine(),
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write_text(run_dir / "audit.json", json.dumps({**made, **found.to_dict()}, indent=2) + "\n")
+    write(audit_page(run, found), run_dir / "audit.html")
+    return found
 
 
 def report(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = print) -> Path:

@@ -1,4 +1,4 @@
-"""The decomposition and post-hoc methods beside it, as they are compared."""
+"""The decomposition and post-hoc methods beside it, as they are compared, and the catalogue of all of them."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,6 +9,27 @@ from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.metrics.explained import Method
 
 OURS = "decomposition"
+
+CATALOGUE: Mapping[str, Method] = {
+    "gradient": gradient,
+    "input_x_gradient": input_x_gradient,
+    "integrated_gradients": partial(integrated_gradients, steps=32),
+    "occlusion": occlusion,
+}
+"""Methods of every network, by name; a line each."""
+OF_MAPS: Mapping[str, Method] = {"grad_cam": grad_cam}
+"""Methods of networks that name the layer whose maps are pooled."""
+
+
+def catalogue(net: Explainable) -> dict[str, Method]:
+    """Return the post-hoc methods that can be tried on a network, by name: (net, x, targets) ↦ `Attribution`.
+
+    Example:
+        >>> from jaxinterp.explain.explainable import explainable
+        >>> list(catalogue(explainable(lambda x: x)))[:2]
+        ['gradient', 'input_x_gradient']
+    """
+    return dict(CATALOGUE) if net.pooled is None else {**CATALOGUE, **OF_MAPS}
 
 
 def compared(net: Explainable, windows: Sequence[int] = (5, 9), stride: int = 2) -> Mapping[str, Method]:

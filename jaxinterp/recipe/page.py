@@ -1,6 +1,7 @@
 """The report of a trained run: what it learned, its maps, and its explanations measured against their baselines."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from jaxinterp.checks import shown
+from jaxinterp.explain.audit import DISTANCES, Audit
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.metrics import tile_grid
@@ -21,7 +23,7 @@ from jaxinterp.figures.curves import (
 )
 from jaxinterp.figures.html import Page, Picture, Section, Table, picture
 from jaxinterp.figures.maps import color_weights, panel
-from jaxinterp.recipe.family import Report
+from jaxinterp.recipe.family import Report, TrainedRun
 from jaxinterp.recipe.run_folder import MAX_LINES
 
 
@@ -106,6 +108,43 @@ def compose_page(report: Report) -> Page:
             _training(report),
             _beside_the_paper(report),
             _provenance(report),
+        ],
+    )
+
+
+def audit_page(trained: TrainedRun[Any], found: Audit) -> Page:
+    """Compose the page of an audit: the table, how metrics rank methods, and maps beside the truth."""
+    whole = found.table()
+    split = 2 + (len(DISTANCES) if found.distances else 0)  # method, distances and gap; then metrics and time
+    near = [[*row[:split], row[-1]] for row in whole.rows[: len(found.methods)]]
+    scored = [[row[0], *row[split:-1]] for row in whole.rows]
+    against = [f"{name.replace('_', ' ')}: {words}." for name, words in DISTANCES.items()] if found.distances else []
+    text = [
+        " ".join([*against, "gap: what the contributions leave of the logit minus the method's bias, relative to it."]),
+        *(f"Not computed: {name} ({reason})." for name, reason in found.skipped.items()),
+    ]
+    ranked = (
+        "The last row is Spearman's rank correlation, over the methods, of the metric with the cosine to the truth, "
+        "signed so that 1 is a metric that ranks methods as the truth does."
+    )
+    maps = picture(found.plot(classes=trained.classes), "Each map has its own scale.", "Maps of all methods", 1040)
+    tiles = {"methods": str(len(found.methods)), "images": str(len(found.labels))}
+    if found.distances:
+        cosine = float(np.nanmean(found.distances[found.methods[0]]["cosine"]))
+        tiles |= {"nearest to the truth": found.methods[0], "its cosine": f"{cosine:.3f}"}
+    return Page(
+        title=f"{trained.name}: which explanation to believe",
+        subtitle=f"{trained.experiment.source} · data set {trained.run.data.name} · explained: the labels' logits",
+        exact=f"{found.caption}.",
+        tiles=tiles,
+        sections=[
+            Section("How far methods are from the truth", text, tables=[Table([*whole.header[:split], "ms"], near)]),
+            Section(
+                "What popular metrics say",
+                ["Means over the images; the arrow says what is good.", *([ranked] if found.distances else [])],
+                tables=[Table(["method", *whole.header[split:-1]], scored)],
+            ),
+            Section("Maps", ["The labels' maps of the first images, by every method."], [maps]),
         ],
     )
 

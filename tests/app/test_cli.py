@@ -104,6 +104,8 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
         ("report nowhere", "nowhere"),
+        ("audit nowhere", "nowhere"),
+        ("audit nowhere --images 0", "--images: got 0"),
         ("explain nowhere a.png", "nowhere"),
     ],
 )
@@ -221,6 +223,28 @@ def test_results_of_a_smoke_run_leave_the_headlines_alone(
     content = json.loads(file.read_text())
     assert content["headline"] is False
     assert {"data.max_images=64", "train.epochs=1"} <= set(content["overrides"])
+
+
+def test_an_audit_writes_its_page_and_its_results(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(f"audit {run_dir} --images 4 --methods gradient,occlusion --results {tmp_path}", capsys)
+    assert status == 0
+    assert "compared with the network's exact decomposition at 'input'" in out
+    (file,) = tmp_path.iterdir()
+    assert file.name.startswith("audit_coda_digits-")
+    results, kept = json.loads(file.read_text()), json.loads((run_dir / "audit.json").read_text())
+    assert results["run"] == "audit of coda/digits"
+    assert "jaxinterp audit runs/coda-digits-seed-0 --images 4 --methods gradient,occlusion" in results["command"]
+    cosine = kept["methods"]["gradient"]["distances"]["cosine"]["mean"]
+    assert results["metrics"]["gradient cosine"]["mean"] == pytest.approx(cosine)
+    assert {"run", "step", "machine", "commit", "versions", "truth"} <= set(kept)
+    page = (run_dir / "audit.html").read_text()
+    assert "How far methods are from the truth" in page
+    assert page.count("<img") == 1
+    status, out, _ = run(f"audit {run_dir} --images 4 --methods gradient --json", capsys)
+    assert status == 0
+    assert list(json.loads(out)["methods"]) == ["gradient"]
 
 
 def test_a_file_of_runs_is_a_script_of_its_own_runs(

@@ -24,12 +24,14 @@ from jaxinterp.explain.attribute.meaningful import extremal_perturbation, meanin
 from jaxinterp.explain.attribute.noise import noise_tunnel, smooth_grad, smooth_grad_squared, vargrad
 from jaxinterp.explain.attribute.occlusion import occlusion
 from jaxinterp.explain.attribute.rise import rise
+from jaxinterp.explain.attribute.rollout import attention_rollout, gradient_rollout
 from jaxinterp.explain.attribute.rules import deconvolution, guided_backpropagation
 from jaxinterp.explain.attribute.shapley import kernel_shap, shapley_sampling, shapley_values
 from jaxinterp.lazy import public
 
 __all__ = [
     "ablation_cam",
+    "attention_rollout",
     "blur_integrated_gradients",
     "deconvolution",
     "deep_lift",
@@ -43,6 +45,7 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
+    "gradient_rollout",
     "guided_backpropagation",
     "guided_grad_cam",
     "hires_cam",

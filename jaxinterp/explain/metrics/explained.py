@@ -1,18 +1,74 @@
-"""What a metric measures: an attribution, or the method that makes it."""
+"""What a metric measures, an attribution or the method that makes it, and what it returns: a score per example."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_finite, require_labels
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets
 
 Method = Callable[..., Attribution]
 """(net, x, targets) ↦ `Attribution`, such as every function of `jaxinterp.attribute`."""
 Explained = Attribution | Method
+
+
+class Scores(NamedTuple):
+    """Result of most metrics.
+
+    Attributes:
+        scores: one of each example, (batch,); NaN of those that are not eligible.
+        eligible: whether an example could be scored, (batch,).
+    """
+
+    scores: Float[np.ndarray, " batch"]
+    eligible: Bool[np.ndarray, " batch"]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the eligible examples; NaN where there is none."""
+        return float(self.scores[self.eligible].mean()) if self.eligible.any() else float("nan")
+
+
+def judged(metric: str, scores: Any, **unfit: Any) -> Scores:
+    """Return scores with NaN where an example is not fit to be scored, and warn of these examples.
+
+    Args:
+        metric: the metric's name, for the warning.
+        scores: (batch,).
+        **unfit: reason, with _ for spaces, ↦ (batch,) booleans.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as seen:
+        ...     warnings.simplefilter("always")
+        ...     judged("entropy", [0.5, 0.0], constant_map=[False, True]).mean, str(seen[0].message)
+        (0.5, 'entropy: NaN at 1 of 2 examples: constant map (1)')
+    """
+    values = np.array(scores)
+    reasons = {name.replace("_", " "): np.asarray(wrong) for name, wrong in unfit.items()}
+    left = np.isnan(values) & ~np.any([np.zeros(len(values), bool), *reasons.values()], axis=0)
+    eligible = ~np.any([left, *reasons.values()], axis=0)
+    values[~eligible] = np.nan
+    if not eligible.all():
+        reasons["the score is not defined"] = left
+        said = [f"{reason} ({_listed(wrong)})" for reason, wrong in reasons.items() if wrong.any()]
+        count = f"{int((~eligible).sum())} of {len(values)} examples"
+        warnings.warn(f"{metric}: NaN at {count}: {', '.join(said)}", stacklevel=3)
+    return Scores(values, eligible)
+
+
+def _listed(wrong: np.ndarray) -> str:
+    places = np.flatnonzero(wrong)
+    return ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
+
+
+def is_constant(maps: Any) -> Bool[np.ndarray, " batch"]:
+    """Whether all entries of an example's map are the same: it orders and points at nothing."""
+    flat = np.asarray(maps).reshape(len(maps), -1)
+    return np.asarray(flat.max(1) == flat.min(1))
 
 
 def attribution(net: Any, method: Explained, x: Any, targets: Targets) -> Attribution:
@@ -29,13 +85,35 @@ def attribution(net: Any, method: Explained, x: Any, targets: Targets) -> Attrib
     return parts
 
 
-def label_maps(
-    net: Any, method: Explained, x: Any, labels: Any, size: Sequence[int]
-) -> Float[Array, "batch height width"]:
-    """Return the maps of the labels' logits, at a size in pixels."""
+def label_attribution(net: Any, method: Explained, x: Any, labels: Any) -> Attribution:
+    """Return an attribution to the labels' logits, (batch, 1, ...)."""
     parts = attribution(net, method, x, labels)
     shape = parts.logits.shape
     require(shape == (len(labels), 1), "method", f"attributions to {shape} targets", f"({len(labels)}, 1), the labels'")
     same = bool((np.asarray(parts.targets)[:, 0] == np.asarray(labels)).all())
     require(same, "method", "attributions to other classes", "those to the labels")
-    return parts.maps(size)[:, 0]
+    return parts
+
+
+def label_maps(
+    net: Any, method: Explained, x: Any, labels: Any, size: Sequence[int]
+) -> Float[Array, "batch height width"]:
+    """Return the maps of the labels' logits, at a size in pixels."""
+    return label_attribution(net, method, x, labels).maps(size)[:, 0]
+
+
+def own_maps(net: Any, method: Explained, x: Any, labels: Any) -> Float[Array, "batch *shape"]:
+    """Return the labels' maps at the method's own resolution: of images summed over channels, else contributions.
+
+    Raises:
+        ConfigError: labels do not fit, or a map is not finite.
+    """
+    require_labels("labels", labels, len(x) if x is not None else len(labels))
+    maps = channel_summed(label_attribution(net, method, x, labels))
+    require_finite("maps", maps)
+    return maps
+
+
+def channel_summed(parts: Attribution) -> Float[Array, "batch *shape"]:
+    """Return the first target's maps at their own resolution: of images summed over channels, else contributions."""
+    return parts.maps()[:, 0] if parts.contributions.ndim == 5 else parts.contributions[:, 0]

@@ -1,4 +1,4 @@
-"""Localization: the share of a class' positive evidence on its own image in a grid of images.
+"""Localization: whether the evidence lies on the object, by a mask of it, or on a class' own image in a grid of images.
 
 The grid pointing game of the CoDA Nets paper: n × n images of distinct classes are tiled at full resolution, the
 network runs on the whole, and the score of cell i is the part of the positive attribution of its class that it holds,
@@ -6,15 +6,20 @@ network runs on the whole, and the score of cell i is the part of the positive a
     L_i = Σ_{p ∈ cell i} A⁺(p) / Σ_p A⁺(p)        A⁺ = max(0, channel-summed attribution)        (Eq. 11)
 
 1 is perfect, 1/n² is what a uniform map scores, and a map without positive evidence scores 0.
+
+The metrics with a mask take the labels' maps, summed over channels and enlarged (nearest pixel) to the mask's size, and
+`mask`, booleans (batch, H, W), True on the object. An example whose map is constant, or whose mask is empty or full
+where that leaves nothing to find, is not eligible.
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jax.scipy.stats import rankdata
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from jaxinterp.checks import (
     require,
@@ -29,7 +34,16 @@ from jaxinterp.errors import ConfigError
 from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.metrics.explained import Method, attribution
+from jaxinterp.explain.metrics.explained import (
+    Explained,
+    Method,
+    Scores,
+    attribution,
+    is_constant,
+    judged,
+    label_maps,
+)
+from jaxinterp.explain.metrics.perturbation import require_counts
 
 
 class Grids(NamedTuple):
@@ -70,7 +84,7 @@ def sample_grids(
     count: int = 500,
     sampler: Literal["aligned", "compat"] = "aligned",
     key: PRNGKeyArray | None = None,
-    confidence: float = 0.5,
+    confidence: int | float = 0.5,
 ) -> Grids:
     """Draw grids of the most confident correct predictions, each image at most once.
 
@@ -108,6 +122,7 @@ def sample_grids(
     require_finite("logits", logits)
     require_at_least("n, count", (n, count), 1)
     require_one_of("sampler", sampler, ("aligned", "compat"))
+    require(0 <= confidence < 1, "confidence", confidence, "a probability in [0, 1)")
     require((sampler == "aligned") == (key is not None), "key", key, "one with 'aligned', None with 'compat'")
     queues = _queues(logits, labels, confidence)
     if key is None:
@@ -206,6 +221,7 @@ def grid_pointing_game(
     grids: Grids | None = None,
     n: int = 3,
     count: int = 500,
+    confidence: int | float = 0.5,
     key: PRNGKeyArray | None = None,
     upsample: Literal["nearest", "linear"] = "nearest",
     max_bytes: int = MAX_BYTES,
@@ -221,6 +237,7 @@ def grid_pointing_game(
         grids: from `sample_grids`, drawn once for several methods, instead of `labels`.
         n: images along one side of a grid, where they are drawn here.
         count: grids wanted, where they are drawn here.
+        confidence: the network's own probability, sigmoid or softmax, that an eligible image's label must exceed.
         key: of the draws; default `jax.random.key(0)`.
         upsample: interpolation of maps of another resolution to the grid's, "nearest" or "linear" (bilinear).
         max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal parts.
@@ -235,7 +252,7 @@ def grid_pointing_game(
     if grids is None:
         key = jax.random.key(0) if key is None else key
         logits = np.concatenate([np.asarray(net.logits(pool[i : i + 256])) for i in range(0, len(pool), 256)])
-        grids = sample_grids(net.log_odds(logits), labels, n=n, count=count, key=key)
+        grids = sample_grids(net.log_odds(logits), labels, n=n, count=count, key=key, confidence=confidence)
     drawn = np.asarray(grids.images)
     inside = drawn.size and drawn.min() >= 0 and drawn.max() < len(pool)
     got = f"images {drawn.min()}..{drawn.max()}" if drawn.size else "none"
@@ -290,3 +307,231 @@ def _side(cells: int) -> int:
     n = int(np.sqrt(cells))
     require(n * n == cells, "cells", cells, "a square number of images")
     return n
+
+
+class Masked(NamedTuple):
+    """Maps with the masks of their objects.
+
+    Attributes:
+        maps: (batch, H, W).
+        mask: (batch, H, W).
+        unfit: reason ↦ examples that are not eligible.
+    """
+
+    maps: Float[Array, "batch h w"]
+    mask: Bool[Array, "batch h w"]
+    unfit: dict[str, Any]
+
+
+@on_automatic_axes
+def pointing_game(
+    net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, tolerance: int | float = 0.0, absolute: bool = False
+) -> Scores:
+    """Look whether the largest entry of the map lies on the object.
+
+    Args:
+        net: a network, see `explainable`; not read where `method` is an `Attribution`.
+        method: (net, x, targets) ↦ `Attribution`, or an `Attribution` to the labels' logits.
+        x: images, (batch, H, W, C).
+        labels: (batch,) integers.
+        mask: True on the object, (batch, H, W).
+        tolerance: distance in pixels within which a miss is a hit; 15 in the paper's images.
+        absolute: whether entries count by |map|.
+
+    Returns:
+        `Scores`, 1 or 0; of several largest entries one on the object is enough (as in Quantus).
+
+    Example:
+        >>> from jaxinterp.explain.attribute import input_x_gradient
+        >>> x = jnp.array([[[[1.0], [2.0]]]])
+        >>> given = lambda x: x.sum((1, 2)), input_x_gradient, x, [0]
+        >>> pointing_game(*given, [[[False, True]]]).scores.tolist()
+        [1.0]
+
+    Source: Zhang, Bargal, Lin, Brandt, Shen, Sclaroff, arXiv 1608.00507, Sec. 4.2.
+    """
+    require(tolerance >= 0, "tolerance", tolerance, "at least 0 pixels")
+    given = _masked(net, method, x, labels, mask, absolute)
+    return judged("pointing_game", _pointing(given.maps, _dilated(given.mask, float(tolerance))), **given.unfit)
+
+
+Part = Literal["positive", "absolute", "signed"]
+
+
+@on_automatic_axes
+def relevance_mass_accuracy(
+    net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, part: Part = "positive"
+) -> Scores:
+    """Measure the share of the map's mass that lies on the object, Σ_{p ∈ mask} a_p / Σ_p a_p.
+
+    Args:
+        net: see `pointing_game`.
+        method: see `pointing_game`.
+        x: see `pointing_game`.
+        labels: see `pointing_game`.
+        mask: see `pointing_game`.
+        part: what of the map is a: its "positive" part, which the definition is of, "absolute" values, or the "signed"
+            map, whose share has no bounds (as Quantus takes it).
+
+    Returns:
+        `Scores`, in [0, 1] but of signed maps. A map without mass is not eligible.
+
+    Source: Arras, Osman, Samek, arXiv 2003.07258, Eq. 1 (relevance mass accuracy).
+    """
+    return _mass("relevance_mass_accuracy", net, method, x, labels, mask, part, False)
+
+
+@on_automatic_axes
+def attribution_localization(
+    net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, weighted: bool = False, part: Part = "positive"
+) -> Scores:
+    """Measure the inside–total relevance ratio μ = R_in / R_tot, perhaps by the object's size.
+
+    Args:
+        net: see `relevance_mass_accuracy`.
+        method: see `relevance_mass_accuracy`.
+        x: see `relevance_mass_accuracy`.
+        labels: see `relevance_mass_accuracy`.
+        mask: see `relevance_mass_accuracy`.
+        part: see `relevance_mass_accuracy`.
+        weighted: whether μ is multiplied by S_tot / S_in, pixels of the image over those of the object, so that a
+            uniform map scores 1.
+
+    Source: Kohlbrenner et al., arXiv 1910.09840, Eq. 7 and 8.
+    """
+    return _mass("attribution_localization", net, method, x, labels, mask, part, weighted)
+
+
+@on_automatic_axes
+def top_k_intersection(
+    net: Any,
+    method: Explained,
+    x: Any,
+    labels: Any,
+    mask: Any,
+    *,
+    k: int = 100,
+    concept_influence: bool = False,
+    absolute: bool = False,
+) -> Scores:
+    """Measure the share of the k largest entries of the map that lie on the object.
+
+    Args:
+        net: see `pointing_game`.
+        method: see `pointing_game`.
+        x: see `pointing_game`.
+        labels: see `pointing_game`.
+        mask: see `pointing_game`.
+        absolute: see `pointing_game`.
+        k: number of entries, at most H·W; equal ones count in reading order.
+        concept_influence: whether the share is divided by the object's share of the image.
+
+    Source: Theiner, Müller-Budack, Ewerth, arXiv 2104.14995, Sec. 3.3.
+    """
+    given = _masked(net, method, x, labels, mask, absolute)
+    pixels = given.mask[0].size
+    require_counts(k=k)
+    require(k <= pixels, "k", k, f"at most the image's {pixels} pixels")
+    found = _hits(given.maps, given.mask, jnp.full(len(given.maps), k))
+    area = given.mask.mean((1, 2)) if concept_influence else jnp.ones_like(found)
+    return judged("top_k_intersection", found / area.astype(found.dtype), **given.unfit)
+
+
+@on_automatic_axes
+def relevance_rank_accuracy(
+    net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, absolute: bool = False
+) -> Scores:
+    """Measure the share of the K largest entries that lie on the object, K the number of its pixels.
+
+    Arguments are those of `pointing_game`.
+
+    Source: Arras, Osman, Samek, arXiv 2003.07258, Eq. 2 (relevance rank accuracy).
+    """
+    given = _masked(net, method, x, labels, mask, absolute)
+    found = _hits(given.maps, given.mask, given.mask.sum((1, 2)))
+    return judged("relevance_rank_accuracy", found, **given.unfit)
+
+
+@on_automatic_axes
+def localization_auc(net: Any, method: Explained, x: Any, labels: Any, mask: Any, *, absolute: bool = False) -> Scores:
+    """Measure the area under the ROC curve of the map as a detector of the object's pixels.
+
+    The probability that a pixel of the object has a larger entry than one outside, ties counting half.
+
+    Arguments are those of `pointing_game`.
+
+    Source: Fawcett, Pattern Recognition Letters 2006, Sec. 7; Quantus' AUC.
+    """
+    given = _masked(net, method, x, labels, mask, absolute)
+    full = np.asarray(given.mask).all((1, 2))
+    return judged("localization_auc", _roc(given.maps, given.mask), **given.unfit, full_mask=full)
+
+
+def _masked(net: Any, method: Explained, x: Any, labels: Any, mask: Any, absolute: bool) -> Masked:
+    """Check masks and labels, and compute the labels' maps in the masks' size."""
+    shape, batch = np.shape(x), len(x)
+    require(len(shape) == 4, "x", f"shape {shape}", "images (batch, height, width, channels)")
+    require_labels("labels", labels, batch)
+    masks = np.asarray(mask)
+    wanted = f"booleans {shape[:3]}"
+    require(masks.shape == shape[:3] and masks.dtype == bool, "mask", f"{masks.dtype}{masks.shape}", wanted)
+    maps = label_maps(net, method, jnp.asarray(x), jnp.asarray(labels), shape[1:3])
+    require_finite("maps", maps)
+    maps = jnp.abs(maps) if absolute else maps
+    unfit = {"constant_map": is_constant(maps), "empty_mask": ~masks.any((1, 2))}
+    return Masked(maps, jnp.asarray(masks), unfit)
+
+
+def _mass(
+    metric: str, net: Any, method: Explained, x: Any, labels: Any, mask: Any, part: Part, weighted: bool
+) -> Scores:
+    require_one_of("part", part, get_args(Part))
+    given = _masked(net, method, x, labels, mask, part == "absolute")
+    inside, total = _inside(given.maps, given.mask, part == "positive")
+    none, size = np.asarray(total == 0), given.mask.mean((1, 2)).astype(inside.dtype)
+    share = inside / jnp.where(total == 0, 1, total)
+    share = share / jnp.where(size > 0, size, 1) if weighted else share
+    unfit = given.unfit if part == "signed" else {"empty_mask": given.unfit["empty_mask"]}  # constant mass has a share
+    return judged(metric, share, **unfit, no_mass=none)
+
+
+@jax.jit
+def _pointing(maps: Array, mask: Array) -> Float[Array, " batch"]:
+    largest = maps == maps.max((1, 2), keepdims=True)
+    return (largest & mask).any((1, 2)).astype(maps.dtype)
+
+
+def _dilated(mask: Bool[Array, "batch h w"], tolerance: float) -> Bool[Array, "batch h w"]:
+    """Add all pixels within a distance of the object."""
+    if tolerance == 0:
+        return mask
+    from scipy.ndimage import distance_transform_edt
+
+    near = [distance_transform_edt(~one) <= tolerance for one in np.asarray(mask)]
+    return jnp.asarray(np.stack(near))
+
+
+@partial(jax.jit, static_argnums=2)
+def _inside(maps: Array, mask: Array, positive: bool) -> tuple[Array, Array]:
+    mass = jax.nn.relu(maps) if positive else maps
+    return jnp.where(mask, mass, 0).sum((1, 2)), mass.sum((1, 2))
+
+
+@jax.jit
+def _hits(maps: Array, mask: Array, k: Array) -> Float[Array, " batch"]:
+    """Return the share of each map's k largest entries that lie in the mask."""
+    flat = maps.reshape(len(maps), -1)
+    order = jnp.argsort(-flat, axis=1, stable=True)
+    inside = jnp.take_along_axis(mask.reshape(flat.shape), order, axis=1)
+    first = jnp.arange(flat.shape[1])[None] < k[:, None]
+    return (inside & first).sum(1).astype(maps.dtype) / jnp.maximum(k, 1).astype(maps.dtype)
+
+
+@jax.jit
+def _roc(maps: Array, mask: Array) -> Float[Array, " batch"]:
+    """Return the area under the ROC curve by the sum of the ranks of the object's pixels."""
+    flat, on = maps.reshape(len(maps), -1), mask.reshape(len(maps), -1)
+    ranks = rankdata(flat, axis=1).astype(flat.dtype)
+    count = on.sum(1).astype(flat.dtype)
+    wins = jnp.where(on, ranks, 0).sum(1) - count * (count + 1) / 2
+    return wins / jnp.maximum(count * (flat.shape[1] - count), 1)

@@ -4,6 +4,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from jaxinterp.explain import metrics
 from jaxinterp.explain.attribute import grad_cam, input_x_gradient
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
@@ -232,3 +233,107 @@ def test_bad_input_is_one_clear_line(predictions, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
             grid_pointing_game(net, **{"method": input_x_gradient, "x": images, **arguments})
+
+
+MASKED = {
+    "pointing_game": {},
+    "relevance_mass_accuracy": {},
+    "attribution_localization": {"weighted": True},
+    "top_k_intersection": {"k": 6},
+    "relevance_rank_accuracy": {},
+    "localization_auc": {},
+}
+
+
+@pytest.fixture
+def masked():
+    """Maps of one decimal, with ties, and masks of some pixels."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((6, 5, 4)).round(1), rng.random((6, 5, 4)) < 0.4
+
+
+def by_mask(name, maps, mask, **keywords):
+    parts = Attribution(
+        jnp.asarray(maps, jnp.float32)[:, None, ..., None], jnp.zeros((len(maps), 1)), jnp.zeros((len(maps), 1), int)
+    )
+    x = jnp.zeros((len(maps), *mask.shape[1:], 1))
+    return getattr(metrics, name)(None, parts, x, np.zeros(len(maps), int), mask, **keywords)
+
+
+def test_masked_metrics_are_those_of_loops(masked):
+    want = {name: [] for name in MASKED}
+    for a, on in zip(*masked, strict=True):
+        order, positive = np.argsort(-a.ravel(), kind="stable"), np.maximum(a, 0)
+        want["pointing_game"].append(float(on[a == a.max()].any()))
+        want["relevance_mass_accuracy"].append(positive[on].sum() / positive.sum())
+        want["attribution_localization"].append(want["relevance_mass_accuracy"][-1] * 20 / on.sum())
+        want["top_k_intersection"].append(on.ravel()[order[:6]].mean())
+        want["relevance_rank_accuracy"].append(on.ravel()[order[: on.sum()]].mean())
+        pairs = a[on][:, None] - a[~on].round(1)
+        want["localization_auc"].append(((pairs > 1e-6) + 0.5 * (abs(pairs) <= 1e-6)).mean())
+    for name, keywords in MASKED.items():
+        found = by_mask(name, *masked, **keywords)
+        np.testing.assert_allclose(found.scores, want[name], rtol=1e-5, err_msg=name)
+        assert found.eligible.all()
+
+
+def test_variants_of_masked_metrics(masked):
+    maps, mask = masked
+    for part, mass in (("absolute", abs(maps)), ("signed", maps)):
+        want = (mass * mask).sum((1, 2)) / mass.sum((1, 2))
+        np.testing.assert_allclose(by_mask("relevance_mass_accuracy", maps, mask, part=part).scores, want, rtol=1e-3)
+    plain, shared = (by_mask("top_k_intersection", maps, mask, k=6, concept_influence=c).scores for c in (False, True))
+    np.testing.assert_allclose(shared, plain / mask.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        by_mask("localization_auc", maps, mask, absolute=True).scores,
+        by_mask("localization_auc", abs(maps), mask).scores,
+    )
+    one, far = np.zeros((1, 5, 5)), np.zeros((1, 5, 5), bool)
+    one[0, 0, 0] = far[0, 2, 2] = 1
+    hits = [by_mask("pointing_game", one, far, tolerance=t).scores.item() for t in (0, 2.8, 2.9)]
+    assert hits == [0, 0, 1]
+    small = by_mask("relevance_mass_accuracy", np.array([[[1.0, 3.0]]]), np.array([[[True, True, False, False]] * 2]))
+    assert small.scores.tolist() == [0.25]  # maps are enlarged to the masks
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_that_hold_nothing_and_constant_maps_are_named(name, masked):
+    maps, mask = masked
+    maps[0], mask[2] = 0, False
+    with pytest.warns(UserWarning, match=rf"{name}: NaN at 2 of 6 examples: .*\(0\).*\(2\)|\(2\).*\(0\)"):
+        found = by_mask(name, maps, mask, **MASKED[name])
+    assert np.isnan(found.scores).tolist() == [True, False, True, False, False, False]
+    if name == "localization_auc":
+        mask[2] = True
+        with pytest.warns(UserWarning, match=r"full mask \(2\)"):
+            by_mask(name, maps, mask)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_metrics_of_bad_input_and_of_a_second_call(name, masked, compilations):
+    maps, mask = masked
+    by_mask(name, maps, mask, **MASKED[name])
+    with compilations() as second:
+        by_mask(name, 2 * maps, ~mask, **MASKED[name])
+    assert second == []
+    for wrong in (mask[:2], mask[..., None], mask.astype(int)):
+        x = jnp.zeros((6, 5, 4, 1))
+        parts = Attribution(x[:, None], jnp.zeros((6, 1)), jnp.zeros((6, 1), int))
+        with pytest.raises(ValueError, match=r"\Amask: got [^\n]*\Z"):
+            getattr(metrics, name)(None, parts, x, np.zeros(6, int), wrong)
+    for field, keywords in (("k", {"k": 21}), ("k", {"k": 0})) if name == "top_k_intersection" else ():
+        with pytest.raises(ValueError, match=rf"\A{field}: got [^\n]*\Z"):
+            by_mask(name, maps, mask, **keywords)
+
+
+def test_eligibility_is_by_the_networks_own_probability():
+    """Two large logits: each sure as a sigmoid, neither as a softmax."""
+    x = jnp.array([[4.0, 3.9, -9], [-9, 4, 3.9], [3.9, -9, 4]]).reshape(3, 1, 1, 3)
+    x = jnp.concatenate([x, jnp.eye(3).reshape(3, 1, 1, 3) * 9])
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    for probability, confidence, eligible in (("sigmoid", 0.6, 6), ("softmax", 0.6, 3), ("softmax", 0.5, 6)):
+        net = explainable(lambda x: x.mean((1, 2)), probability=probability)
+        found = grid_pointing_game(net, input_x_gradient, x, labels, n=1, confidence=confidence)
+        assert found.eligible == eligible
+    with pytest.raises(ValueError, match=r"\Aconfidence: got 1.5"):
+        sample_grids(np.eye(4), np.arange(4), n=1, key=jax.random.key(0), confidence=1.5)
