@@ -3,7 +3,35 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from jaxinterp.explain.attribute import grad_cam, gradient, input_x_gradient, integrated_gradients, occlusion
+from jaxinterp.explain.attribute import (
+    ablation_cam,
+    blur_integrated_gradients,
+    deconvolution,
+    deep_lift,
+    eigen_cam,
+    excitation_backprop,
+    feature_ablation,
+    grad_cam,
+    grad_cam_plus_plus,
+    gradient,
+    guided_backpropagation,
+    guided_grad_cam,
+    hires_cam,
+    input_x_gradient,
+    integrated_gradients,
+    kernel_shap,
+    layer_cam,
+    lime,
+    lrp,
+    meaningful_perturbation,
+    occlusion,
+    rise,
+    saliency,
+    score_cam,
+    smooth_grad,
+    vargrad,
+    xgrad_cam,
+)
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.metrics.explained import Method
@@ -12,12 +40,37 @@ OURS = "decomposition"
 
 CATALOGUE: Mapping[str, Method] = {
     "gradient": gradient,
+    "saliency": saliency,
     "input_x_gradient": input_x_gradient,
     "integrated_gradients": partial(integrated_gradients, steps=32),
+    "blur_integrated_gradients": blur_integrated_gradients,
+    "smooth_grad": smooth_grad,
+    "vargrad": vargrad,
+    "guided_backpropagation": guided_backpropagation,
+    "deconvolution": deconvolution,
+    "deep_lift": deep_lift,
+    "lrp_epsilon": partial(lrp, composite="epsilon"),
+    "lrp_epsilon_plus": lrp,
+    "excitation_backprop": excitation_backprop,
     "occlusion": occlusion,
+    "feature_ablation": feature_ablation,
+    "rise": partial(rise, masks=1000),
+    "lime": lime,
+    "kernel_shap": partial(kernel_shap, samples=1000),
+    "meaningful_perturbation": meaningful_perturbation,
 }
 """Methods of every network, by name; a line each."""
-OF_MAPS: Mapping[str, Method] = {"grad_cam": grad_cam}
+OF_MAPS: Mapping[str, Method] = {
+    "grad_cam": grad_cam,
+    "grad_cam_plus_plus": grad_cam_plus_plus,
+    "hires_cam": hires_cam,
+    "layer_cam": layer_cam,
+    "xgrad_cam": xgrad_cam,
+    "eigen_cam": eigen_cam,
+    "score_cam": score_cam,
+    "ablation_cam": ablation_cam,
+    "guided_grad_cam": guided_grad_cam,
+}
 """Methods of networks that name the layer whose maps are pooled."""
 
 
@@ -27,7 +80,7 @@ def catalogue(net: Explainable) -> dict[str, Method]:
     Example:
         >>> from jaxinterp.explain.explainable import explainable
         >>> list(catalogue(explainable(lambda x: x)))[:2]
-        ['gradient', 'input_x_gradient']
+        ['gradient', 'saliency']
     """
     return dict(CATALOGUE) if net.pooled is None else {**CATALOGUE, **OF_MAPS}
 
