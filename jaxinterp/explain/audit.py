@@ -238,7 +238,8 @@ def audit(
         labels: classes to explain, (batch,); by default those that the network predicts.
         methods: name ↦ (net, x, targets) ↦ `Attribution`, or names of `methods.catalogue`; by default all of these that
             can be computed, and the others are listed with the reason.
-        truth: an `Attribution` to the labels, or a method; by default `decompose`, where the network is affine.
+        truth: an `Attribution` to the labels, or a method; by default `decompose`, where the network is piecewise
+            affine, or frozen in its own way; `truth=decompose` takes one that is automatically frozen as well.
         metrics: name ↦ `Metric`, or (net, method, x, labels) ↦ a result with `scores` of which high is good; by default
             `default_metrics`.
         max_bytes: bytes that one pass may take by estimate.
@@ -326,6 +327,8 @@ def _truth(
         parts = decompose(net, x, labels, max_bytes=max_bytes)
     except ConfigError as error:
         return None, None, str(error)
+    if parts.held:
+        return None, None, f"an affine map only once {parts.held} are held, which is a choice: truth=decompose takes it"
     return parts, f"the network's exact decomposition at {parts.layer!r}", ""
 
 
