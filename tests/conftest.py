@@ -25,6 +25,23 @@ _seen = []
 jax.monitoring.register_event_duration_secs_listener(lambda event, *args, **rest: _seen.append(event))
 
 
+MANY = 1500
+"""Programs after which what is compiled is let go: each holds some memory maps, of which a process has 65,530."""
+_kept = [0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    yield
+    if len(_compiled()) - _kept[0] > MANY:
+        jax.clear_caches()
+        _kept[0] = len(_compiled())
+
+
+def _compiled(since=0):
+    return [event for event in _seen[since:] if event == "/jax/core/compile/backend_compile_duration"]
+
+
 @pytest.fixture
 def compilations():
     """A context that lists what was compiled in it."""
@@ -34,6 +51,6 @@ def compilations():
         found = []
         start = len(_seen)
         yield found
-        found += [event for event in _seen[start:] if event == "/jax/core/compile/backend_compile_duration"]
+        found += _compiled(start)
 
     return watch

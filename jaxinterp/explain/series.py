@@ -14,7 +14,7 @@ Each f_m is homogeneous, so Euler's identity splits it over the entries of the i
 and the sum over orders is the integrated gradient from x0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_finite, require_labels, require_whole
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, gradients_of, head
+from jaxinterp.explain.attribute.hessians import pairs
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -161,79 +162,15 @@ def contributions(
         return in_batches(explain, (call.x, x0, call.rows), call.batch, size, max_bytes)
 
 
-def _with_gradients(function: Callable[..., Array], rows: Array, x: Array) -> tuple[Array, Array]:
-    """Return the targets' logits, (batch, T), and their gradients, (batch, T, ...)."""
-    logits, pullback = jax.vjp(function, x)
-    cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
-    return chosen(logits, rows), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
-
-
 @partial(jax.jit, static_argnums=(0, 1))
 def _contributions(layer: str | None, max_order: int, model: Any, x: Array, x0: Array, rows: Array) -> Attribution:
     function, start, step = _line(model, layer, x, x0)
-    values, gradients = propagate(partial(_with_gradients, function, rows), start, step, max_order)
+    values, gradients = propagate(partial(gradients_of, function, rows), start, step, max_order)
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
     logits = chosen(model(x), rows)
     residual = logits - values[0] - parts.reshape(*rows.shape, -1).sum(-1)
     return Attribution(parts, logits, rows, values[0], residual, method="contributions", layer=layer or X)
-
-
-@on_automatic_axes
-def pairs(
-    net: Any,
-    x: Any,
-    targets: Targets = None,
-    *,
-    x0: Float[Array | np.ndarray, "..."],
-    pixels: Int[np.ndarray, "p 2"] | Sequence[tuple[int, int]] | None = None,
-    max_bytes: int = MAX_BYTES,
-) -> Attribution:
-    """Return the contributions of pairs of pixels to order 2: ½ d_i H_ij d_j, H the Hessian at x0.
-
-    Args:
-        net: as in `orders`; any twice differentiable network.
-        x: images, (batch, H, W, C).
-        targets: None for all classes, an int, (batch,) or (batch, T) classes.
-        x0: expansion point.
-        pixels: (y, x) of the pixels whose pairs are returned; all where None.
-        max_bytes: as in `orders`.
-
-    Returns:
-        An `Attribution` with contributions (batch, T, P, H, W), summed over channels, without a residual. The sum over
-        the last two axes is the pixel's contribution to order 2, and the sum over all pixels f_2; a pixel's square is
-        at its own position.
-    """
-    call, x0 = _checked(net, x, x0, 2, targets, None, max_bytes)
-    require(call.x.ndim == 4, "x", f"shape {call.x.shape}", "images (batch, H, W, C)")
-    height, width = call.x.shape[1:3]
-    taken = np.asarray(list(np.ndindex(height, width)) if pixels is None else pixels)
-    fits = len(taken) > 0 and taken.shape[1:] == (2,) and np.issubdtype(taken.dtype, np.integer)
-    inside = fits and taken.min() >= 0 and (taken < (height, width)).all()
-    require(inside, "pixels", f"{taken.tolist()[:3]} of shape {taken.shape}", f"(y, x) within {height}x{width}")
-    places = jnp.asarray(taken, jnp.int32)
-
-    def explain(x: Array, x0: Array, rows: Array) -> Attribution:
-        return _pairs(call.net.program("logits", x), places, x, x0, rows)
-
-    with jax.default_matmul_precision("highest"):
-        count = call.rows.shape[1]
-        maps = len(call.x) * count * len(taken) * height * width * call.x.dtype.itemsize
-        size = 4 * (call.memory[0] + count * call.memory[1]) + maps
-        return in_batches(explain, (call.x, x0, call.rows), call.batch, size, max_bytes)
-
-
-@jax.jit
-def _pairs(model: Any, pixels: Array, x: Array, x0: Array, rows: Array) -> Attribution:
-    step = x - x0
-
-    def one(pixel: Array) -> Array:
-        mask = jnp.zeros(x.shape[1:3], x.dtype).at[pixel[0], pixel[1]].set(1)
-        row = jax.jvp(lambda x: _with_gradients(model, rows, x)[1], (x0,), (step * mask[None, :, :, None],))[1]
-        return (row * step[:, None]).sum(-1) / 2
-
-    parts = jnp.moveaxis(jax.lax.map(one, pixels), 0, 2)
-    return Attribution(parts, chosen(model(x), rows), rows, method="pairs", layer=X)
 
 
 def energy(terms: Float[Array | np.ndarray, "n classes orders"]) -> Float[np.ndarray, " orders"]:

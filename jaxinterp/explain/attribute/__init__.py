@@ -17,6 +17,7 @@ from jaxinterp.explain.attribute.deep_lift import deep_lift, deep_lift_shap
 from jaxinterp.explain.attribute.excitation import excitation_backprop
 from jaxinterp.explain.attribute.expected import expected_gradients
 from jaxinterp.explain.attribute.gradient import gradient, input_x_gradient, saliency
+from jaxinterp.explain.attribute.hessians import pairs
 from jaxinterp.explain.attribute.integrated import integrated_gradients
 from jaxinterp.explain.attribute.lime import lime
 from jaxinterp.explain.attribute.lrp import lrp
@@ -58,6 +59,7 @@ __all__ = [
     "meaningful_perturbation",
     "noise_tunnel",
     "occlusion",
+    "pairs",
     "rise",
     "saliency",
     "score_cam",

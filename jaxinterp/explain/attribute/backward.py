@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import Targets, padded, select_targets
+from jaxinterp.explain.batches import Targets, as_array, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
 from jaxinterp.explain.independence import require_independent
 from jaxinterp.explain.program import Model
@@ -97,6 +98,15 @@ def gradients_at(
     return chosen(logits, rows), _pulled(pullback, logits, rows)
 
 
+def gradients_of(
+    function: Callable[[Array], Array], rows: Int[Array, "batch t"], x: Array
+) -> tuple[Float[Array, "batch t"], Float[Array, "batch t *shape"]]:
+    """Return the targets' logits and their gradients of a function, all targets in one vectorized backward pass."""
+    logits, pullback = jax.vjp(function, x)
+    cotangents = jax.nn.one_hot(rows.T, logits.shape[1], dtype=logits.dtype)
+    return chosen(logits, rows), jnp.moveaxis(jax.vmap(pullback)(cotangents)[0], 0, 1)
+
+
 def _pulled(pullback: Callable[[Array], tuple[Array]], logits: Array, rows: Array) -> Array:
     """Run a backward pass for each target, one after the other in the program.
 
@@ -146,6 +156,28 @@ def completed(
     """Return contributions that should sum to the logits less the bias, with what they miss."""
     residual = logits - bias - contributions.reshape(*rows.shape, -1).sum(-1).astype(logits.dtype)
     return Attribution(contributions, logits, rows, bias, residual, method=method, layer=layer or X)
+
+
+def shape_at(call: Call, layer: str | None) -> tuple[int, ...]:
+    """Return (batch, ...), without padding, of x (layer None) or of a layer's output."""
+    shape = call.x.shape if layer is None else call.net.program("logits", call.x).program.layers[layer]
+    return (call.batch, *shape[1:])
+
+
+def placed(call: Call, name: str, value: Any, layer: str | None = None) -> Float[Array, "batch *shape"]:
+    """Return a number, or an array that broadcasts to x (layer None) or a layer's output, as a padded batch.
+
+    Raises:
+        ConfigError: it does not broadcast, or is not finite.
+    """
+    shape = shape_at(call, layer)
+    kind = call.x.dtype if layer is None else call.net.program("logits", call.x).program.values[layer].dtype
+    where: Any = jnp if isinstance(value, jax.core.Tracer) else np  # known ones without a program for each size
+    array = where.asarray(value, kind)
+    fits = array.ndim <= len(shape) and all(b in (1, n) for b, n in zip(array.shape[::-1], shape[::-1], strict=False))
+    require(fits, name, f"shape {array.shape}", f"one that broadcasts to {shape}")
+    require_finite(name, array)
+    return padded(as_array(where.broadcast_to(array, shape)), len(call.x))
 
 
 def size_of(call: Call, targets: int) -> int:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.checks import require
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, placed, shape_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, in_batches, padded
 from jaxinterp.explain.program import Model, value_of
@@ -53,29 +53,7 @@ def game(net: Any, x: Any, targets: Targets, layer: str | None, mask: Any, basel
     shape = shape_at(call, layer)
     groups, players = grouped(mask, shape)
     whole = jnp.asarray(groups) if len(groups) == 1 else padded(jnp.asarray(groups), len(call.x))
-    return Game(call, layer, whole, players, baselines(call, layer, baseline))
-
-
-def shape_at(call: Call, layer: str | None) -> tuple[int, ...]:
-    """Return (batch, ...), without padding, of x (layer None) or of a layer's output."""
-    shape = call.x.shape if layer is None else call.net.program("logits", call.x).program.layers[layer]
-    return (call.batch, *shape[1:])
-
-
-def baselines(call: Call, layer: str | None, baseline: ArrayLike) -> Float[Array, "batch *shape"]:
-    """Return a number, or an array that broadcasts to x or a layer's output, as a padded batch.
-
-    Raises:
-        ConfigError: it does not broadcast.
-    """
-    shape = shape_at(call, layer)
-    kind = call.x.dtype if layer is None else call.net.program("logits", call.x).program.values[layer].dtype
-    base = jnp.asarray(baseline, kind)
-    fits = base.ndim <= len(shape) and all(b in (1, n) for b, n in zip(base.shape[::-1], shape[::-1], strict=False))
-    require(fits, "baseline", f"shape {base.shape}", f"one that broadcasts to {shape}")
-    if base.ndim == len(shape) and len(base) > 1:
-        base = padded(base, len(call.x))
-    return jnp.broadcast_to(base, (len(call.x), *shape[1:]))
+    return Game(call, layer, whole, players, placed(call, "baseline", baseline, layer))
 
 
 def grouped(mask: Any, shape: tuple[int, ...]) -> tuple[Int[np.ndarray, "shared_or_batch *places"], int]:

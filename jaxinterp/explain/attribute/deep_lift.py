@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.checks import require
-from jaxinterp.explain.attribute.backward import X, checked, chosen
+from jaxinterp.explain.attribute.backward import X, checked, chosen, placed
 from jaxinterp.explain.attribute.lrp import unspread
-from jaxinterp.explain.attribute.relevance import in_parts, passed_back, placed
+from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, padded
+from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import Model, value_at
 from jaxinterp.explain.rules import Local, Rules
@@ -113,7 +113,7 @@ def deep_lift(
     Source: Shrikumar, Greenside, Kundaje, arXiv 1704.02685, Sec. 3.
     """
     call = checked(net, x, targets, layer, max_bytes)
-    base = padded(placed(call, "baseline", baseline, (call.batch, *call.x.shape[1:])), len(call.x))
+    base = placed(call, "baseline", baseline)
     return in_parts(call, partial(_compare, layer, "deep_lift"), (base,), max_bytes)
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxinterp.checks import require, require_one_of, require_whole
-from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, repeated
+from jaxinterp.checks import require_one_of, require_whole
+from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, placed, repeated
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches, over_targets, padded
+from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_of
 
@@ -83,12 +83,7 @@ def integrated_gradients(
     """
     at, weight = quadrature(nodes, steps)
     call = checked(net, x, targets, layer, max_bytes)
-    shape = (call.batch, *call.x.shape[1:])
-    array: Any = jnp if isinstance(baseline, jax.core.Tracer) else np  # known ones without a program for each size
-    base = array.asarray(baseline, call.x.dtype)
-    fits = base.ndim <= len(shape) and all(b in (1, n) for b, n in zip(base.shape[::-1], shape[::-1], strict=False))
-    require(fits, "baseline", f"shape {base.shape}", f"one that broadcasts to {shape}")
-    base = padded(as_array(array.broadcast_to(base, shape)), len(call.x))
+    base = placed(call, "baseline", baseline)
     count, size = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
     passes = math.ceil(steps / count)
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.

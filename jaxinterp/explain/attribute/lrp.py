@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.checks import require, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked
-from jaxinterp.explain.attribute.relevance import in_parts, passed_back, placed
+from jaxinterp.explain.attribute.backward import X, checked, placed
+from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, padded
+from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import Model, value_at
 from jaxinterp.explain.rules import Local, Rules, gradient
@@ -350,9 +350,7 @@ def lrp(
     call = checked(net, x, targets, layer, max_bytes)
     run, bounds = partial(_propagate, layer, composite), []
     if boxed:
-        shape = call.net.program("logits", call.x).program.layers[layer] if layer else call.x.shape
-        whole = (call.batch, *shape[1:])
-        bounds = [padded(placed(call, name, v, whole), len(call.x)) for name, v in (("low", low), ("high", high))]
+        bounds = [placed(call, name, v, layer) for name, v in (("low", low), ("high", high))]
     return in_parts(call, run, bounds, max_bytes)
 
 

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_channels_last
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head
-from jaxinterp.explain.attribute.coalitions import baselines, many_program, shape_at
+from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.coalitions import many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -186,7 +186,7 @@ def _descend(
         )
         return Attribution(masks, logits, rows, method=method, layer=layer or X)
 
-    arrays = call.x, call.rows, *(() if blur else (baselines(call, layer, baseline),))
+    arrays = call.x, call.rows, *(() if blur else (placed(call, "baseline", baseline, layer),))
     with jax.default_matmul_precision("highest"):
         return in_batches(explain, arrays, call.batch, each * part * len(call.x), max_bytes)
 

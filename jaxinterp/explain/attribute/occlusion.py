@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_channels_last, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head
-from jaxinterp.explain.attribute.coalitions import at_once, baselines, logits_of_versions, many_program, shape_at
+from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -97,7 +97,7 @@ def occlusion(
     require_channels_last("x" if layer is None else "layer", shape)
     axes = [covered(*axis, centered=rule == "spread") for axis in _axes(shape, window, stride, rule)]
     hidden = tuple(map(jnp.asarray, axes if len(axes) == 3 else (*axes, np.ones((1, 1), bool))))
-    count, base = math.prod(map(len, axes)), baselines(call, layer, baseline)
+    count, base = math.prod(map(len, axes)), placed(call, "baseline", baseline, layer)
     part, each = at_once(call, layer, count, max_bytes)
 
     def explain(x: Array, rows: Array, base: Array) -> Attribution:

@@ -1,17 +1,14 @@
 """What the methods of local rules share: one forward pass, and a pass back for each target."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from jaxinterp.checks import require
 from jaxinterp.explain.attribute.backward import Call, chosen, head
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import as_array, in_batches
+from jaxinterp.explain.batches import in_batches
 from jaxinterp.explain.program import Model
 from jaxinterp.explain.rules import Rules, with_references
 
@@ -82,16 +79,3 @@ def in_parts(call: Call, run: Callable[..., Attribution], arrays: Sequence[Array
     with jax.default_matmul_precision("highest"):
         size = fixed + targets * each
         return in_batches(explain, (call.x, call.rows, *arrays), call.batch, size, max_bytes)
-
-
-def placed(call: Call, name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """Return a number or an array as one of the examples' shape.
-
-    Raises:
-        ConfigError: it does not broadcast.
-    """
-    where: Any = jnp if isinstance(value, jax.core.Tracer) else np  # known ones without a program for each size
-    array = where.asarray(value, call.x.dtype)
-    fits = array.ndim <= len(shape) and all(b in (1, n) for b, n in zip(array.shape[::-1], shape[::-1], strict=False))
-    require(fits, name, f"shape {array.shape}", f"one that broadcasts to {shape}")
-    return as_array(where.broadcast_to(array, shape))

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxinterp.checks import require, require_at_least, require_channels_last
-from jaxinterp.explain.attribute.backward import X, checked, chosen
-from jaxinterp.explain.attribute.coalitions import at_once, baselines, logits_of_versions, many_program, shape_at
+from jaxinterp.explain.attribute.backward import X, checked, chosen, placed, shape_at
+from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -72,7 +72,7 @@ def rise(
     require(isinstance(cells, int | np.integer) and 1 <= cells <= side, "cells", cells, f"an integer in 1..{side}")
     key = jax.random.key(0) if key is None else key
     part, each = at_once(call, layer, masks, max_bytes)
-    base, maps = baselines(call, layer, baseline), 3 * call.rows.shape[1] * math.prod(shape[1:3])
+    base, maps = placed(call, "baseline", baseline, layer), 3 * call.rows.shape[1] * math.prod(shape[1:3])
 
     def explain(x: Array, rows: Array, base: Array) -> Attribution:
         model, many = call.net.program("logits", x), many_program(call, x, part)
