@@ -25,6 +25,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from jaxinterp.errors import JaxInterpError
+from jaxinterp.explain.convolution import as_product, is_small
 from jaxinterp.explain.tracing import bind_again, unjitted
 
 INPUT = "input"
@@ -169,6 +170,7 @@ value_of: Callable[[Any, str | None, Array], Array] = jax.jit(value_at, static_a
 """`value_at`, compiled."""
 
 _marking: ContextVar[bool] = ContextVar("marking", default=False)
+_literal: ContextVar[bool] = ContextVar("literal", default=False)
 _lock = threading.Lock()
 _by_function: OrderedDict[Any, tuple[Program, tuple[Any, ...]]] = OrderedDict()
 _by_text: OrderedDict[Any, Program] = OrderedDict()
@@ -236,6 +238,16 @@ def layers_marked() -> Iterator[None]:
             yield
     finally:
         _marking.reset(token)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within, networks run by the very operations they were written in, for what reads these."""
+    token = _literal.set(True)
+    try:
+        yield
+    finally:
+        _literal.reset(token)
 
 
 def _traced(
@@ -398,6 +410,8 @@ def _run(jaxpr: Any, args: Sequence[Any], taps: Mapping[Any, Callable[[Array], A
         inner = _inner(eqn)
         if (name := layer_of(eqn)) is not None:
             outs = [taps.get((name, ()), _same)(*values)]
+        elif is_small(eqn) and not _literal.get():
+            outs = [as_product(eqn, *values)]
         elif inner is None or not (eqn.primitive.name == "custom_vmap_call" or _holds(inner, taps)):
             outs = bind_again(eqn, *values)
         elif eqn.primitive.name == "scan":

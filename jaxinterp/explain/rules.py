@@ -27,6 +27,7 @@ from jaxtyping import Array
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.merging import RESHAPING, SAME, SCALING, Affine, Layer, Plan, reached
+from jaxinterp.explain.program import as_written
 from jaxinterp.explain.tracing import bind_again
 from jaxinterp.explain.units import (
     AFFINE,
@@ -157,7 +158,8 @@ def with_references(
     function: Callable[..., Any], composite: Rules, primals: Sequence[Array], references: Sequence[Sequence[Array]]
 ) -> tuple[Any, list[Any]]:
     """Return the output of a function under `rules`, and those at the references."""
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*primals)
+    with as_written():
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*primals)
     values = [
         Value(primal, tuple(map(lax.stop_gradient, refs))) for primal, *refs in zip(primals, *references, strict=True)
     ]

@@ -118,7 +118,7 @@ def feature_permutation(
     found = game(net, x, targets, layer, mask, 0.0, max_bytes)
     call, groups, count = found.call, found.groups, found.players * samples
     require(call.batch > 1, "x", "one example", "at least two, to exchange their entries")
-    part, each = at_once(call, layer, count, max_bytes)
+    part, each, max_bytes = at_once(call, layer, count, max_bytes)
     key = jax.random.key(0) if key is None else key
     last = jnp.minimum(jnp.arange(len(call.x)), call.batch - 1)
     everything = value_of(call.net.program("logits", call.x), layer, call.x)

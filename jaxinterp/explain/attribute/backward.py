@@ -186,19 +186,39 @@ def size_of(call: Call, targets: int) -> int:
     return total + 2 * most + targets * call.explained
 
 
-def fitting(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int, int]:
-    """Return how many of an example's points run at once, in passes of one size, and bytes of all examples with them.
+CACHE = 8 << 20
+"""Bytes of the values alive at once in a pass on CPUs: of larger ones, caches hold too little (a fifth of the time)."""
+
+
+def in_cache(call: Call, each: float, max_bytes: int) -> int:
+    """Return the budget of passes over many points, smaller on CPUs: that of as many points as `CACHE` holds.
+
+    Args:
+        call: what was checked.
+        each: bytes that one point takes by estimate.
+        max_bytes: the budget.
+    """
+    known = not isinstance(call.x, jax.core.Tracer)
+    if not (known and all(device.platform == "cpu" for device in call.x.devices())):
+        return max_bytes
+    points = max(1, CACHE * len(call.x) // max(1, call.memory[1]))
+    return min(max_bytes, math.ceil(each * points))
+
+
+def fitting(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int, int, int]:
+    """Return how many points run at once, the bytes of all examples with them, and the budget of a pass.
 
     Args:
         call: what was checked.
         targets: maps of an example's size that one point takes.
-        samples: points of an example.
+        samples: points of an example, in passes of one size.
         max_bytes: the budget, in which one point of one example has to fit in any case.
     """
     each = size_of(call, targets) / len(call.x)
+    max_bytes = in_cache(call, each, max_bytes)
     passes = math.ceil(samples / max(1, int(max_bytes // max(1, each))))
     count = math.ceil(samples / passes)
-    return count, math.ceil(each * len(call.x) * count)
+    return count, math.ceil(each * len(call.x) * count), max_bytes
 
 
 def repeated(x: Array, count: int) -> Array:

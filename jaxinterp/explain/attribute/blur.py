@@ -83,7 +83,7 @@ def blur_integrated_gradients(
     call = checked(net, x, targets, layer, max_bytes)
     require(call.x.ndim == 4, "x", f"shape {call.x.shape}", "(batch, height, width, channels)")
     require_channels_last("x", call.x.shape)
-    count, size = fitting(call, 2 * call.rows.shape[1] + 2, steps, max_bytes)
+    count, size, max_bytes = fitting(call, 2 * call.rows.shape[1] + 2, steps, max_bytes)
     passes = math.ceil(steps / count)
     # Pieces of no length fill up the last pass, so that one compiled program serves all.
     widths = max_sigma * (np.minimum(np.arange(count * passes + 1), steps)[::-1] / steps) ** 2

@@ -474,7 +474,7 @@ def _by_channels(
     """Combine a layer's maps by the logits of a change of each channel: channels in blocks, one compiled program."""
     call, place = require_maps(net, x, targets, layer, grid, upsample, max_bytes)
     channels = call.net.program("logits", call.x).program.layers[place.layer][-1]
-    count, size = fitting(call, 1, channels, max_bytes)
+    count, size, max_bytes = fitting(call, 1, channels, max_bytes)
 
     def explain(x: Array, rows: Array) -> Attribution:
         model, many = call.net.program("logits", x), call.net.program("logits", repeated(x, count))

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.checks import require
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, in_cache, placed, shape_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, in_batches, padded
 from jaxinterp.explain.program import Model, value_of
@@ -87,12 +87,13 @@ def grouped(mask: Any, shape: tuple[int, ...]) -> tuple[Int[np.ndarray, "shared_
     return groups.reshape(places[mask.shape]).astype(np.int32), len(names)
 
 
-def at_once(call: Call, layer: str | None, count: int, max_bytes: int) -> tuple[int, float]:
-    """Return how many changed versions of one example run at once, in equal parts, and the bytes that each takes."""
+def at_once(call: Call, layer: str | None, count: int, max_bytes: int) -> tuple[int, float, int]:
+    """Return how many changed versions of one example run at once, in equal parts, bytes of each, and the budget."""
     entries = max(math.prod(call.x.shape[1:]), math.prod(shape_at(call, layer)[1:]))
     each = call.memory[1] / len(call.x) + 4 * entries * call.x.dtype.itemsize
+    max_bytes = in_cache(call, each, max_bytes)
     most = max(1, min(count, int(max_bytes // each)))
-    return math.ceil(count / math.ceil(count / most)), each
+    return math.ceil(count / math.ceil(count / most)), each, max_bytes
 
 
 def many_program(call: Call, x: Array, count: int) -> Model:
@@ -135,7 +136,7 @@ def play(
         max_bytes: bytes that one pass may take by estimate; examples, then coalitions, run in parts.
     """
     call, layer, shared = game.call, game.layer, len(game.groups) == 1
-    part, each = at_once(call, layer, count, max_bytes)
+    part, each, max_bytes = at_once(call, layer, count, max_bytes)
 
     def explain(x: Array, rows: Array, base: Array, *own: Array) -> Attribution:
         model, many = call.net.program("logits", x), many_program(call, x, part)

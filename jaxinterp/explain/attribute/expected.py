@@ -70,7 +70,7 @@ def expected_gradients(
     require_finite("baselines", base)
     key = jax.random.key(0) if key is None else key
     order, alphas = _draw(samples, len(base), key)
-    count, size = fitting(call, 2 * call.rows.shape[1] + 3, samples, max_bytes)
+    count, size, max_bytes = fitting(call, 2 * call.rows.shape[1] + 3, samples, max_bytes)
     passes = math.ceil(samples / count)
     # The last point again, with weight zero, fills up the last pass, so that one compiled program serves all.
     places = np.minimum(np.arange(passes * count), samples - 1).reshape(passes, count)

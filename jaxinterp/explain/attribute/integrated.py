@@ -84,7 +84,7 @@ def integrated_gradients(
     at, weight = quadrature(nodes, steps)
     call = checked(net, x, targets, layer, max_bytes)
     base = placed(call, "baseline", baseline)
-    count, size = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
+    count, size, max_bytes = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
     passes = math.ceil(steps / count)
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.
     fill = (0, count * passes - steps)

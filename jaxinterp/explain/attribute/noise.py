@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxinterp.checks import require, require_at_least, require_one_of
-from jaxinterp.explain.attribute.backward import checked, chosen, size_of
+from jaxinterp.explain.attribute.backward import checked, chosen, in_cache, size_of
 from jaxinterp.explain.attribute.gradient import gradient
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
@@ -73,13 +73,14 @@ def noise_tunnel(
     require(jnp.issubdtype(call.x.dtype, jnp.floating), "x", f"{call.x.dtype}{call.x.shape}", "floating numbers")
     key = jax.random.key(0) if key is None else key
     size = size_of(call, 3 * call.rows.shape[1])
+    block_bytes = in_cache(call, size / len(call.x), max_bytes)
     sigma = jnp.asarray(noise, call.x.dtype)
 
     def explain(x: Array, rows: Array) -> Attribution:
         each = size * len(x) / len(call.x)
         merged: Any = None
         names: tuple[str, str] = ("", "")
-        for start, count in _blocks(samples, max(1, int(max_bytes // max(1, each)))):
+        for start, count in _blocks(samples, max(1, int(block_bytes // max(1, each)))):
             noisy, many = _noisy(count, relative, key, start, sigma, x, rows)
             found = method(call.net, noisy, many, max_bytes=max_bytes, **options)
             merged = _merge(count, merged, found.contributions, start)
@@ -89,7 +90,7 @@ def noise_tunnel(
         return Attribution(values, logits, rows, method=f"{kind} of {names[0]}", layer=names[1])
 
     with jax.default_matmul_precision("highest"):
-        return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)
+        return in_batches(explain, (call.x, call.rows), call.batch, size, block_bytes)
 
 
 def _blocks(samples: int, most: int) -> list[tuple[int, int]]:

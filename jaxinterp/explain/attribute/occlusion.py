@@ -98,7 +98,7 @@ def occlusion(
     axes = [covered(*axis, centered=rule == "spread") for axis in _axes(shape, window, stride, rule)]
     hidden = tuple(map(jnp.asarray, axes if len(axes) == 3 else (*axes, np.ones((1, 1), bool))))
     count, base = math.prod(map(len, axes)), placed(call, "baseline", baseline, layer)
-    part, each = at_once(call, layer, count, max_bytes)
+    part, each, max_bytes = at_once(call, layer, count, max_bytes)
 
     def explain(x: Array, rows: Array, base: Array) -> Attribution:
         model, many = call.net.program("logits", x), many_program(call, x, part)

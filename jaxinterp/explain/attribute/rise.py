@@ -71,7 +71,7 @@ def rise(
     side = min(shape[1:3])
     require(isinstance(cells, int | np.integer) and 1 <= cells <= side, "cells", cells, f"an integer in 1..{side}")
     key = jax.random.key(0) if key is None else key
-    part, each = at_once(call, layer, masks, max_bytes)
+    part, each, max_bytes = at_once(call, layer, masks, max_bytes)
     base, maps = placed(call, "baseline", baseline, layer), 3 * call.rows.shape[1] * math.prod(shape[1:3])
 
     def explain(x: Array, rows: Array, base: Array) -> Attribution:
