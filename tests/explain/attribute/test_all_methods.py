@@ -107,7 +107,21 @@ METHODS = {
     "extremal_perturbation": Row(partial(posthoc.extremal_perturbation, steps=1)),  # then rounding orders equal pixels
 }
 CALLS = {name: row.call for name, row in METHODS.items()}
-each_method = pytest.mark.parametrize("method", CALLS.values(), ids=CALLS)
+ALIKE = {  # methods whose programs are those of one that is tested always, but for a formula at their end
+    "saliency", "input_x_gradient", "noise_tunnel", "smooth_grad_squared", "vargrad", "grad_cam_plus_plus",
+    "hires_cam", "layer_cam", "xgrad_cam", "guided_grad_cam", "deconvolution", "guided_backpropagation",
+    "deep_lift_shap", "feature_ablation", "lime", "shapley_sampling",
+}  # fmt: skip
+
+
+def each(names, call=True):
+    """Every method, those alike in the slow tests."""
+    marks = [() if name not in ALIKE else pytest.mark.slow for name in names]
+    values = [CALLS[name] if call else name for name in names]
+    return [pytest.param(v, id=name, marks=m) for name, v, m in zip(names, values, marks, strict=True)]
+
+
+each_method = pytest.mark.parametrize("method", each(METHODS))
 
 
 def made(variables):
@@ -166,7 +180,7 @@ def test_jit_is_eager_and_reads_nothing_back(method, given):
         assert (other.residual is None) == (compiled.residual is None)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS, call=False))
 def test_the_second_call_compiles_nothing(name, given, compilations):
     variables, x = given
     method = CALLS[name]
@@ -180,7 +194,10 @@ def test_the_second_call_compiles_nothing(name, given, compilations):
     assert programs == []
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "feature_permutation"])  # of the whole batch
+OF_EXAMPLES = [name for name in METHODS if name != "feature_permutation"]  # which is of the whole batch
+
+
+@pytest.mark.parametrize("name", each(OF_EXAMPLES, call=False))
 def test_a_batch_of_another_size_compiles_nothing_where_it_is_padded(name, given, compilations):
     variables, x = given
     method = CALLS[name]
@@ -195,17 +212,17 @@ def test_a_batch_of_another_size_compiles_nothing_where_it_is_padded(name, given
 
 
 @each_method
-@pytest.mark.parametrize("targets", [2, np.array([0, 1, 2, 0, 1]), np.array([[2, 0]] * 5)], ids=["one", "each", "rows"])
-def test_a_batch_of_targets_is_single_targets(method, given, targets):
+def test_a_batch_of_targets_is_single_targets(method, given):
     variables, x = given
     everything = method(made(variables), x).contributions
     assert everything.shape[:4] == (5, 3, 6, 6)
-    rows = np.array(targets).reshape(5 if np.ndim(targets) else 1, -1)
-    found = method(made(variables), x, targets).contributions
-    np.testing.assert_allclose(found, everything[np.arange(5)[:, None], rows], rtol=1e-4, atol=1e-6)
+    for targets in (2, np.array([0, 1, 2, 0, 1]), np.array([[2, 0]] * 5)):
+        rows = np.array(targets).reshape(5 if np.ndim(targets) else 1, -1)
+        found = method(made(variables), x, targets).contributions
+        np.testing.assert_allclose(found, everything[np.arange(5)[:, None], rows], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [call for name, call in CALLS.items() if name != "feature_permutation"])
+@pytest.mark.parametrize("method", each(OF_EXAMPLES))
 def test_examples_are_independent(method, given):
     variables, x = given
     together = method(made(variables), x).contributions
@@ -228,7 +245,7 @@ OF_IMAGES |= {"blur_integrated_gradients", "noise_tunnel", "smooth_grad", "smoot
 AT_LAYERS = [name for name, row in METHODS.items() if row.layer == "x" and name not in OF_IMAGES]
 
 
-@pytest.mark.parametrize("name", AT_LAYERS)
+@pytest.mark.parametrize("name", each(AT_LAYERS, call=False))
 def test_at_a_layer_they_are_those_of_the_network_above_it(name, given):
     variables, x = given
     method = CALLS[name]
