@@ -372,7 +372,7 @@ def faithfulness_correlation(
     Returns:
         `Scores` in [−1, 1]; 1 is best. Not eligible: constant maps, and outputs that no subset changes.
 
-    Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 1 (there with the output at the perturbed input).
+    Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 3 (there with the output at the perturbed input).
     """
     require(0 < subset < 1, "subset", subset, "a part of the pixels, in (0, 1)")
     require_counts(samples=samples)

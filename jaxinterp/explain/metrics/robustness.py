@@ -121,7 +121,7 @@ def average_sensitivity(
 ) -> Scores:
     """Measure the mean change of the map over random points of a cube around the input: see `max_sensitivity`.
 
-    Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 3 (average sensitivity).
+    Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 2 (average sensitivity).
     """
     return _sensitivity("average_sensitivity", net, method, x, labels, radius, samples, relative_to, key, max_bytes)
 
