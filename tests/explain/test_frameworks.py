@@ -13,8 +13,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.attribute import deep_lift, lrp
+from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
 
 X = jax.random.normal(jax.random.key(0), (3, 6, 6, 2))
@@ -240,7 +240,9 @@ def test_rules_on_a_keras_model_are_those_of_the_same_function():
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(0)
     layers = keras.layers
-    model = keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(3, 3, activation="relu", bias_initializer="normal")])
+    model = keras.Sequential(
+        [keras.Input((6, 6, 2)), layers.Conv2D(3, 3, activation="relu", bias_initializer="normal")]
+    )
     model.add(layers.BatchNormalization())
     model.add(layers.MaxPooling2D(2))
     model.add(layers.Flatten())
@@ -251,7 +253,9 @@ def test_rules_on_a_keras_model_are_those_of_the_same_function():
     def function(variables, x):
         z = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         z = jax.nn.relu(z + bias[None, None, None])
-        z = (z - mean[None, None, None]) * (scale / jnp.sqrt(variance + 1e-3))[None, None, None] + shift[None, None, None]
+        z = (z - mean[None, None, None]) * (scale / jnp.sqrt(variance + 1e-3))[None, None, None] + shift[
+            None, None, None
+        ]
         z = jax.lax.reduce_window(z, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         return z.reshape(len(z), -1) @ weights + offset[None]
 

@@ -118,9 +118,9 @@ def own_maps(net: Any, method: Explained, x: Any, labels: Any) -> Float[Array, "
 
 
 def bytes_of_a_pass(net: Explainable, x: Array) -> float:
-    """Return an estimate of the bytes that a forward and backward pass takes for each example."""
+    """Return an estimate of the bytes that a forward and backward pass takes for each example, at least 1."""
     (whole,) = net.fitted("logits", x)
-    return 2 * net.program("logits", whole).program.memory[0] / len(whole)
+    return max(1.0, 2 * net.program("logits", whole).program.memory[0] / len(whole))
 
 
 def example_parts(batch: int, bytes_each: float, max_bytes: int) -> list[slice]:
@@ -131,7 +131,7 @@ def example_parts(batch: int, bytes_each: float, max_bytes: int) -> list[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(3, 5, None)]
     """
     require_at_least("max_bytes", max_bytes, 1)
-    size = max(1, min(batch, int(max_bytes // max(1, bytes_each))))
+    size = max(1, min(batch, int(max_bytes // bytes_each)))
     size = -(-batch // -(-batch // size))
     starts = (min(start, batch - size) for start in range(0, batch, size))
     return [slice(start, start + size) for start in starts]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -258,7 +258,8 @@ def _map(
         mean = maps_in_parts(net, method, x, labels, max_bytes)
     else:
         noisy = (_noisy(x, copies, jnp.asarray(i)) for i in range(copies.count))
-        mean = sum(maps_in_parts(net, method, one, labels, max_bytes) / copies.count for one in noisy)
+        maps = (maps_in_parts(net, method, one, labels, max_bytes) for one in noisy)
+        mean = reduce(jnp.add, maps) / copies.count
     require_finite("maps", mean)
     return jnp.abs(mean) if absolute else mean
 

@@ -36,7 +36,9 @@ def x():
 
 def known(x, size, noise, samples=5):
     """x, x', map and perturbed map of the labels, (samples, batch, 3)."""
-    steps = np.asarray(robustness._steps(noise, samples, jax.random.key(0), x, jnp.asarray(size), jnp.asarray(0)), float)
+    steps = np.asarray(
+        robustness._steps(noise, samples, jax.random.key(0), x, jnp.asarray(size), jnp.asarray(0)), float
+    )
     here = np.asarray(x, float)
     moved, own = here + steps, np.eye(3)[LABELS]
     return here, moved, 2 * here**2 * own, 2 * moved**2 * own
