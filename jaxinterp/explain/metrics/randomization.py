@@ -239,7 +239,7 @@ def _checked(net: Any, method: Explained, x: Any, labels: Any) -> tuple[Explaina
 class Copies(NamedTuple):
     """Noisy copies of the input: how many, 0 for the input itself, and the noise as a part of the input's range."""
 
-    count: int
+    number: int
     deviation: Array
     key: PRNGKeyArray
 
@@ -254,12 +254,12 @@ def _map(
     copies: Copies | None = None,
 ) -> Array:
     """Return the labels' maps, averaged over copies of the input with noise."""
-    if copies is None or not copies.count:
+    if copies is None or not copies.number:
         mean = maps_in_parts(net, method, x, labels, max_bytes)
     else:
-        noisy = (_noisy(x, copies, jnp.asarray(i)) for i in range(copies.count))
+        noisy = (_noisy(x, copies, jnp.asarray(i)) for i in range(copies.number))
         maps = (maps_in_parts(net, method, one, labels, max_bytes) for one in noisy)
-        mean = reduce(jnp.add, maps) / copies.count
+        mean = reduce(jnp.add, maps) / copies.number
     require_finite("maps", mean)
     return jnp.abs(mean) if absolute else mean
 
