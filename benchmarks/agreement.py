@@ -33,6 +33,7 @@ import zennit.composites
 from torch import nn
 
 import jaxinterp
+from benchmarks import metrics
 from benchmarks.measuring import RESULTS, provenance
 from benchmarks.networks import NETWORKS, examples, network, variables
 from benchmarks.torch_networks import in_torch
@@ -138,6 +139,11 @@ def nothing(pair: Pair) -> dict[str, Any]:
 def at_layer(pair: Pair) -> dict[str, Any]:
     """The layer with a map."""
     return {"layer": pair.layer}
+
+
+def with_bias(pair: Pair) -> dict[str, Any]:
+    """Biases take their share, as in Zennit."""
+    return {"bias": True}
 
 
 def relevance(make: Callable[..., Any], times: bool, **keywords: Any) -> Callable[..., torch.Tensor]:
@@ -322,7 +328,7 @@ def cases() -> Iterator[Case]:
 
 
 def every_order(pair: Pair, x: torch.Tensor, target: int, at: slice) -> torch.Tensor:
-    """Exact Shapley values of the four groups, by definition, from the logits of all 16 coalitions."""
+    """Exact Shapley values of the four groups, by definition, from the logits of all 16 coalitions; of each pixel."""
     base, groups, players = forward(pair.baseline[at]), torch.from_numpy(pair.groups), 4
     value = {
         kept: pair.torch(torch.where(torch.tensor(kept, dtype=torch.bool)[groups], x, base))[:, target]
@@ -336,7 +342,7 @@ def every_order(pair: Pair, x: torch.Tensor, target: int, at: slice) -> torch.Te
             if not kept[g]
         ]
         total.append(torch.stack(gains).sum(0))
-    return torch.stack(total, 1)[:, groups][:, None]
+    return (torch.stack(total, 1) / torch.bincount(groups.ravel()))[:, groups][:, None]
 
 
 def reference(case: Case, pair: Pair) -> np.ndarray:
@@ -394,7 +400,7 @@ def metric_references(pair: Pair, maps: np.ndarray, masks: np.ndarray) -> dict[s
     x, a = forward(pair.x).numpy(), maps[:, None]
     y, s = np.zeros(pair.count, int), masks[:, None]
     flips = {"features_in_step": 6, "perturb_baseline": 0.0, **QUIET}
-    metrics = {
+    known = {
         "sparseness": quantus.Sparseness(**QUIET | {"abs": True}),
         "complexity": quantus.Complexity(**QUIET | {"abs": True}),
         "effective_complexity": quantus.EffectiveComplexity(eps=0.05, **QUIET | {"abs": True}),
@@ -411,34 +417,13 @@ def metric_references(pair: Pair, maps: np.ndarray, masks: np.ndarray) -> dict[s
         "sufficiency": quantus.Sufficiency(threshold=17.0, **QUIET),
     }
     found = {}
-    for name, metric in metrics.items():
+    for name, metric in known.items():
         data = {"x_batch": x, "y_batch": y, "a_batch": a, "s_batch": s}
         values = metric(model=Double(pair.torch).eval(), **data, device="cpu", channel_first=True, softmax=False)
         found[name] = np.asarray(values, float)
     return found
 
 
-Given = Callable[[Pair, np.ndarray, np.ndarray], tuple[Any, ...]]
-ONLY_MAPS: Given = lambda pair, maps, masks: (maps[:, None, :, :, None],)  # noqa: E731
-WITH_OBJECTS: Given = lambda pair, maps, masks: (maps[:, None, :, :, None], masks)  # noqa: E731
-WITH_NETWORK: Given = lambda pair, maps, masks: (pair.net, pair.x, maps[:, None, :, :, None], 0)  # noqa: E731
-METRICS: dict[str, tuple[Given, dict[str, Any]]] = {  # name in `jaxinterp.metrics`: its arguments
-    "sparseness": (ONLY_MAPS, {}),
-    "complexity": (ONLY_MAPS, {}),
-    "effective_complexity": (ONLY_MAPS, {"epsilon": 0.05}),
-    "pointing_game": (WITH_OBJECTS, {}),
-    "attribution_localisation": (WITH_OBJECTS, {}),
-    "top_k_intersection": (WITH_OBJECTS, {"k": 20}),
-    "relevance_mass_accuracy": (WITH_OBJECTS, {}),
-    "relevance_rank_accuracy": (WITH_OBJECTS, {}),
-    "auc": (WITH_OBJECTS, {}),
-    "pixel_flipping": (WITH_NETWORK, {"step": 2}),
-    "monotonicity": (WITH_NETWORK, {"step": 2}),
-    "faithfulness_estimate": (WITH_NETWORK, {"step": 2}),
-    "selectivity": (WITH_NETWORK, {"window": 4}),
-    "sufficiency": (WITH_NETWORK, {"threshold": 17.0}),
-}
-CONVENTIONS = {"monotonicity": "Quantus replaces its baseline by the same baseline, so that every example is monotone"}
 RANDOM = {
     "smooth_grad, expected_gradients, lime, shapley_value_sampling": "draw their own noise, baselines and coalitions",
     "faithfulness_correlation, infidelity, max_sensitivity": "draw their own subsets and perturbations",
@@ -449,15 +434,14 @@ def metric_rows(pair: Pair, skipped: dict[str, str]) -> Iterator[dict[str, Any]]
     """Rows of the metrics, of one network."""
     maps, masks = localized(pair)
     for name, want in metric_references(pair, maps, masks).items():
-        given, keywords = METRICS[name]
+        same = metrics.METRICS[name]
         try:
-            found = getattr(jaxinterp.metrics, name)(*given(pair, maps, masks), **keywords)
-            difference = relative(np.asarray(getattr(found, "scores", found)).reshape(want.shape), want)
-        except (AttributeError, ConfigError, TypeError, ValueError) as error:
+            difference = relative(metrics.ours(name, pair.net, pair.x, maps, masks), want)
+        except (AttributeError, ConfigError, TypeError) as error:
             skipped[name] = f"{type(error).__name__}: {error}"
             continue
-        row = {"network": pair.name, "method": name, "reference": f"quantus, {name}"}
-        yield {**row, "relative_difference": difference, "convention": CONVENTIONS.get(name, "")}
+        row = {"network": pair.name, "method": same.name, "reference": f"quantus, {name}"}
+        yield {**row, "relative_difference": difference, "convention": same.convention}
 
 
 def localized(pair: Pair) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 Weights, biases and statistics are random, none at its initial 0 or 1, so that nothing of a network stays unseen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -124,3 +124,17 @@ def variables(name: str, seed: int = 0) -> Any:
 def network(name: str, values: Any, dtype: DTypeLike = np.float32) -> Explainable:
     """Wrap the network of some variables, in this type."""
     return explainable(NETWORKS[name][0](dtype), jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), values))
+
+
+def stored(name: str, arrays: Mapping[str, np.ndarray]) -> Explainable:
+    """Return a network in float64 whose variables are stored by their path, such as "cnn/variables/params/..."."""
+    tree: dict[str, Any] = {}
+    for key in arrays:
+        at, _, path = key.partition("/variables/")
+        if at == name and path:
+            *parents, leaf = path.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = arrays[key]
+    return network(name, tree, np.float64)

@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
+
+from jaxinterp import attribute, metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,3 +34,23 @@ def test_pictures_and_links_of_a_page_are_there(page: Path) -> None:
         if image:
             with Image.open(page.parent / link) as picture:
                 assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize("room", [attribute, metrics], ids=["attribute", "metrics"])
+def test_every_method_and_metric_has_a_row_in_the_table_of_features(room: ModuleType) -> None:
+    lines = (ROOT / "docs/features.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    functions = {name for name in room.__all__ if not isinstance(getattr(room, name), type)}
+    assert functions <= named
+    assert named <= {*attribute.__all__, *metrics.__all__}
+    assert {len(row) for row in rows} == {8}
+    assert all(row[1] in ("jaxinterp", "✓") for row in rows)
+
+
+def test_every_method_and_metric_is_explained() -> None:
+    page = (ROOT / "docs/attribution.md").read_text(encoding="utf-8")
+    helpers = {"sample_grids", "tile_grid", "grid_pointing_scores", "removal_counts", "removal_ranks"}
+    for room in (attribute, metrics):
+        functions = {name for name in room.__all__ if not isinstance(getattr(room, name), type)}
+        assert not {name for name in functions - helpers if not re.search(rf"`{name}\b", page)}

@@ -4,5 +4,15 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import select_targets
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.explain.freeze import Freezing, Held, freeze
 
-__all__ = ["Attribution", "Explainable", "decompose", "explainable", "select_targets"]
+__all__ = [
+    "Attribution",
+    "Explainable",
+    "Freezing",
+    "Held",
+    "decompose",
+    "explainable",
+    "freeze",
+    "select_targets",
+]

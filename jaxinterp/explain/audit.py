@@ -79,9 +79,9 @@ def default_metrics(images: bool, max_bytes: int = MAX_BYTES) -> dict[str, Metri
         "infidelity": Metric(partial(infidelity, scaled=True, max_bytes=max_bytes), "low", False),
     }
     others = {
-        "max_sensitivity": Metric(partial(max_sensitivity, samples=4), "low"),
+        "max_sensitivity": Metric(partial(max_sensitivity, samples=4, max_bytes=max_bytes), "low"),
         "sparseness": Metric(sparseness, "high", False),
-        "random_logit": Metric(random_logit, "low"),
+        "random_logit": Metric(partial(random_logit, max_bytes=max_bytes), "low"),
     }
     return {**pixels, **others} if images else others
 

@@ -1,4 +1,4 @@
-"""Operations of a program that are one: an affine layer with the constants behind it, a softmax, a mean subtracted."""
+"""Operations of a program that are one: an affine layer with the constants behind it, a softmax, a mean, a maximum."""
 
 import math
 from collections import Counter
@@ -20,6 +20,7 @@ SAME = frozenset({
     "sharding_constraint",
 })
 """Operations that return their argument."""
+ORDERS = ("ge", "gt", "le", "lt")
 # fmt: on
 
 
@@ -144,6 +145,7 @@ class Plan:
         softmaxes: last operation ↦ (operations, input, other inputs) of a softmax.
         centered: operations that subtract a mean from what it is the mean of.
         coefficients: values that a root or a logarithm is taken of.
+        chosen: selection ↦ (operations, name, two values) of a maximum or a minimum that is written as a selection.
     """
 
     def __init__(self, jaxpr: Any, moving: set[Any], softmaxes: bool) -> None:
@@ -158,6 +160,7 @@ class Plan:
         self.softmaxes: dict[int, Any] = {}
         self.centered: set[int] = set()
         self.coefficients: set[Any] = set()
+        self.chosen: dict[int, Any] = {}
         for eqn in reversed(jaxpr.eqns):
             linear = eqn.primitive.name in AFFINE | RESHAPING and eqn.outvars[0] in self.coefficients
             if linear or eqn.primitive.name in ("log", "pow", "rsqrt", "sqrt"):
@@ -173,6 +176,8 @@ class Plan:
                     self.softmaxes[i] = found
             elif name == "sub" and self._is_mean(eqn):
                 self.centered.add(i)
+            elif name == "select_n" and (largest := self._largest(eqn)) is not None:
+                self.chosen[i] = largest
 
     def _varies(self, atom: Any) -> bool:
         return not hasattr(atom, "val") and atom in self.varying
@@ -264,6 +269,24 @@ class Plan:
     def _is_held(self, atom: Any) -> bool:
         eqn = None if hasattr(atom, "val") else self.made.get(self._back(atom, SAME | RESHAPING))
         return eqn is not None and eqn.primitive.name == "stop_gradient"
+
+    def _largest(self, eqn: Any) -> Any:
+        """Recognize where(b > a, b, a), or its mirror images, perhaps with `or isnan(b)`."""
+        which, *cases = eqn.invars
+        made = self.made.get(which) if not hasattr(which, "val") else None
+        if made is None or len(cases) != 2 or any(hasattr(v, "val") for v in cases):
+            return None
+        parts = [made]
+        if made.primitive.name == "or":
+            parts = [self.made.get(v) for v in made.invars if not hasattr(v, "val")]
+        compared = [e for e in parts if e is not None and e.primitive.name in ORDERS and set(e.invars) == set(cases)]
+        rest = [e for e in parts if e is None or e not in compared]
+        if len(compared) != 1 or any(e is None or e.primitive.name != "ne" or len(set(e.invars)) > 1 for e in rest):
+            return None
+        second_first = compared[0].invars[0] is cases[1]
+        larger = (compared[0].primitive.name in ("gt", "ge")) == second_first
+        eqns = [*parts, *([made] if made not in parts else []), eqn]
+        return eqns, "max" if larger else "min", cases
 
     def _step_back(self, eqn: Any) -> Any:
         return next(v for v in eqn.invars if self._varies(v))

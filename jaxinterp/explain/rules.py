@@ -229,6 +229,10 @@ def _run(jaxpr: Any, args: Sequence[Any], rules: Rules, spread: Sequence[int]) -
                            rules, "softmax")]  # fmt: skip
         elif not any(map(_is_active, values)):
             outs = _held(partial(bind_again, eqn), values)
+        elif rules.paired and i in plan.chosen:
+            region, name, cases = plan.chosen[i]
+            run = partial(_region, region, cases)
+            outs = [_apply("largest", run, [_read(known, v) for v in cases], rules, name)]
         elif step.kind == "unit" and not any(_is_active(known.get(v)) for v in free_inputs(step)):
             atoms = [step.base, *free_inputs(step)]
             run = partial(_region, step.region, atoms)

@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from jaxinterp.explain.attribute import deep_lift, lrp
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
 
@@ -233,6 +234,35 @@ def test_keras(compilations):
         explainable(keras.Sequential([keras.layers.Dense(2)]))
     with pytest.raises(ValueError, match=r"\Avariables: got "):
         explainable(model, {})
+
+
+def test_rules_on_a_keras_model_are_those_of_the_same_function():
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((6, 6, 2)), layers.Conv2D(3, 3, activation="relu", bias_initializer="normal")]
+    )
+    model.add(layers.BatchNormalization())
+    model.add(layers.MaxPooling2D(2))
+    model.add(layers.Flatten())
+    model.add(layers.Dense(4, bias_initializer="normal"))
+    model.layers[1].moving_variance.assign(np.array([0.5, 2.0, 1.5]))
+    kernel, bias, scale, shift, mean, variance, weights, offset = (jnp.asarray(v.value) for v in model.weights)
+
+    def function(variables, x):
+        z = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        z = jax.nn.relu(z + bias[None, None, None])
+        z = (z - mean[None, None, None]) * (scale / jnp.sqrt(variance + 1e-3))[None, None, None] + shift[
+            None, None, None
+        ]
+        z = jax.lax.reduce_window(z, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return z.reshape(len(z), -1) @ weights + offset[None]
+
+    plain = explainable(function, {})
+    for method in (lrp, deep_lift):
+        mine, theirs = (method(net, X, 1).contributions for net in (explainable(model), plain))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
 W = {"a": jax.random.normal(jax.random.key(3), (5, 4)), "b": jax.random.normal(jax.random.key(4), (4, 3))}

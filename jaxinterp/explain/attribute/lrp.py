@@ -107,7 +107,9 @@ class Gamma:
 class AlphaBeta:
     """LRP-αβ, R_i = Σ_j (α (x_i w_ij)⁺ / z_j⁺ − β (x_i w_ij)⁻ / z_j⁻) R_j with z_j^± = Σ_i (x_i w_ij)^± + b_j^±.
 
-    With α = 1 and β = 0 the z⁺ rule.
+    With α = 1 and β = 0 the z⁺ rule. Relevance is conserved where z_j⁺ and z_j⁻ both differ from 0. A neuron without
+    negative contributions has nothing that takes β R_j back, so that α R_j goes on, twice of it with α = 2, β = 1; one
+    without positive contributions passes on −β R_j. The residual tells.
 
     Attributes:
         alpha: α.
@@ -293,7 +295,10 @@ COMPOSITES = {
     "epsilon_alpha2_beta1": Composite(conv=AlphaBeta(2.0, 1.0)),
     "attention": Composite(conv=Gamma(0.25), scale="epsilon", softmax="taylor"),
 }
-"""Composites by name: ε at dense layers, another rule at convolutions; "attention" is AttnLRP."""
+"""Composites by name: ε at dense layers, another rule at convolutions; "attention" is AttnLRP.
+
+"epsilon_alpha2_beta1" conserves relevance where neurons have contributions of both signs alone, see `AlphaBeta`.
+"""
 
 
 @on_automatic_axes

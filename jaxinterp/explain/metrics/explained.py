@@ -4,12 +4,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxinterp.checks import require, require_finite, require_labels
+from jaxinterp.checks import require, require_at_least, require_finite, require_labels
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets
+from jaxinterp.explain.explainable import Explainable
 
 Method = Callable[..., Attribution]
 """(net, x, targets) ↦ `Attribution`, such as every function of `jaxinterp.attribute`."""
@@ -112,6 +115,53 @@ def own_maps(net: Any, method: Explained, x: Any, labels: Any) -> Float[Array, "
     maps = channel_summed(label_attribution(net, method, x, labels))
     require_finite("maps", maps)
     return maps
+
+
+def bytes_of_a_pass(net: Explainable, x: Array) -> float:
+    """Return an estimate of the bytes that a forward and backward pass takes for each example, at least 1."""
+    (whole,) = net.fitted("logits", x)
+    return max(1.0, 2 * net.program("logits", whole).program.memory[0] / len(whole))
+
+
+def example_parts(batch: int, bytes_each: float, max_bytes: int) -> list[slice]:
+    """Return slices of one size, each within the budget, that cover a batch; the last reaches back.
+
+    Example:
+        >>> example_parts(5, 10.0, 29)
+        [slice(0, 2, None), slice(2, 4, None), slice(3, 5, None)]
+    """
+    require_at_least("max_bytes", max_bytes, 1)
+    size = max(1, min(batch, int(max_bytes // bytes_each)))
+    size = -(-batch // -(-batch // size))
+    starts = (min(start, batch - size) for start in range(0, batch, size))
+    return [slice(start, start + size) for start in starts]
+
+
+def joined_parts(parts: Sequence[Any], batch: int) -> np.ndarray:
+    """Join the results of `example_parts`."""
+    arrays = list(map(np.asarray, parts))
+    repeated = sum(map(len, arrays)) - batch
+    return np.concatenate([*arrays[:-1], arrays[-1][repeated:]])
+
+
+def part_of(x: Array, part: slice) -> Array:
+    """Return some examples, by one compiled program for all parts of a size."""
+    return x if len(x) == part.stop - part.start else lax.dynamic_slice_in_dim(x, part.start, part.stop - part.start)
+
+
+def maps_in_parts(
+    net: Explainable, method: Explained, x: Array, labels: np.ndarray, max_bytes: int
+) -> Float[Array, "batch *shape"]:
+    """Return the labels' maps at their own resolution, `channel_summed`, the method called on some examples at a time.
+
+    Raises:
+        ConfigError: the method is no method of the labels, or a map is not finite.
+    """
+    parts = example_parts(len(x), bytes_of_a_pass(net, x), max_bytes)
+    if isinstance(method, Attribution) or len(parts) == 1:
+        return channel_summed(label_attribution(net, method, x, labels))
+    found = [channel_summed(label_attribution(net, method, part_of(x, part), labels[part])) for part in parts]
+    return jnp.asarray(joined_parts(found, len(x)))
 
 
 def channel_summed(parts: Attribution) -> Float[Array, "batch *shape"]:

@@ -21,11 +21,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require, require_one_of
+from jaxinterp.checks import require, require_finite, require_labels, require_one_of
 from jaxinterp.explain.batches import MAX_BYTES, padded
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.metrics.explained import Explained, Scores, judged, label_attribution, own_maps
+from jaxinterp.explain.metrics.explained import (
+    Explained,
+    Scores,
+    bytes_of_a_pass,
+    example_parts,
+    joined_parts,
+    judged,
+    label_attribution,
+    maps_in_parts,
+    part_of,
+)
 from jaxinterp.explain.metrics.perturbation import (
     Baseline,
     Examples,
@@ -362,7 +372,7 @@ def faithfulness_correlation(
     Returns:
         `Scores` in [−1, 1]; 1 is best. Not eligible: constant maps, and outputs that no subset changes.
 
-    Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 1 (there with the output at the perturbed input).
+    Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 3 (there with the output at the perturbed input).
     """
     require(0 < subset < 1, "subset", subset, "a part of the pixels, in (0, 1)")
     require_counts(samples=samples)
@@ -590,6 +600,7 @@ def sufficiency(
     *,
     threshold: int | float = 0.6,
     relative: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> Scores:
     """Measure how often examples with similar maps are predicted alike.
 
@@ -603,6 +614,7 @@ def sufficiency(
         labels: (batch,) integers.
         threshold: largest distance of similar maps, ≥ 0.
         relative: whether distances are divided by the largest of the batch.
+        max_bytes: bytes that one pass may take by estimate; examples run in parts.
 
     Returns:
         `Scores` in [0, 1]: of each example, the share of the others with similar maps that have its predicted class.
@@ -614,14 +626,18 @@ def sufficiency(
 
     require(threshold >= 0, "threshold", threshold, "at least 0")
     net, x = explainable(net), jnp.asarray(x)
-    maps = np.asarray(own_maps(net, method, x, labels), float).reshape(len(x), -1)
-    require(len(maps) > 1, "x", f"{len(maps)} example", "at least two")
+    require_labels("labels", labels, len(x))
+    require(len(x) > 1, "x", f"{len(x)} example", "at least two")
+    found = maps_in_parts(net, method, x, np.asarray(labels), max_bytes)
+    require_finite("maps", found)
+    maps = np.asarray(found, float).reshape(len(x), -1)
     spread = maps.std(0, ddof=1)
     scaled = maps[:, spread > 0] / spread[spread > 0]
     distance = cdist(scaled, scaled) if scaled.size else np.zeros((len(maps),) * 2)
     distance = distance / (distance.max() or 1) if relative else distance
     near = (distance <= threshold) & ~np.eye(len(maps), dtype=bool)
-    predicted = np.asarray(net.logits(x)).argmax(1)
+    parts = example_parts(len(x), bytes_of_a_pass(net, x), max_bytes)
+    predicted = joined_parts([net.logits(part_of(x, part)) for part in parts], len(x)).argmax(1)
     same, count = (near & (predicted[:, None] == predicted)).sum(1), near.sum(1)
     share = same / np.maximum(count, 1)
     return judged("sufficiency", share, no_similar_map=count == 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -12,15 +12,15 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.explain.attribution import Attribution
+from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import Explainable, with_batch
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import (
     Explained,
     Scores,
-    channel_summed,
     is_constant,
     judged,
-    label_attribution,
+    maps_in_parts,
 )
 from jaxinterp.explain.metrics.similarity import Similarity, require_similarity, similar
 
@@ -59,6 +59,7 @@ def parameter_randomization(
     smooth: int = 0,
     deviation: int | float = 0.1,
     key: PRNGKeyArray | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Randomization:
     """Randomize the parameters layer by layer, and measure how like the original the map remains; low is good.
 
@@ -77,6 +78,7 @@ def parameter_randomization(
         smooth: maps are means over this many noisy copies of the input (smooth MPRT); 0 for none.
         deviation: of that noise, as a part of the range of `x`.
         key: default `jax.random.key(0)`.
+        max_bytes: bytes that one pass may take by estimate; examples run in parts.
 
     Returns:
         `Randomization`. An example with a constant map, original or after a layer, is not eligible.
@@ -87,12 +89,12 @@ def parameter_randomization(
     require_at_least("smooth", smooth, 0)
     net, x, labels = _checked(net, method, x, labels)
     key = jax.random.key(0) if key is None else key
-    noise = _noise(x, smooth, jnp.asarray(deviation, x.dtype), key) if smooth else jnp.zeros((1, *x.shape), x.dtype)
-    original = _map(net, method, x, labels, noise, absolute)
+    copies = Copies(smooth, jnp.asarray(deviation, x.dtype), key)
+    original = _map(net, method, x, labels, absolute, max_bytes, copies)
     require_similarity(similarity, original.shape)
     names, found, constant = [], [], is_constant(original)
     for name, variables in _randomized(net, x, order, cascading, key):
-        there = _map(replace(net, variables=variables), method, x, labels, noise, absolute)
+        there = _map(replace(net, variables=variables), method, x, labels, absolute, max_bytes, copies)
         constant |= is_constant(there)
         names.append(name)
         found.append(np.asarray(similar(similarity, original, there)))
@@ -103,7 +105,13 @@ def parameter_randomization(
 
 @on_automatic_axes
 def efficient_randomization(
-    net: Any, method: Explained, x: Any, labels: Any, *, key: PRNGKeyArray | None = None
+    net: Any,
+    method: Explained,
+    x: Any,
+    labels: Any,
+    *,
+    key: PRNGKeyArray | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Scores:
     """Measure how far a map's complexity rises when all parameters are randomized (efficient MPRT); high is good.
 
@@ -115,6 +123,7 @@ def efficient_randomization(
         x: see `parameter_randomization`.
         labels: see `parameter_randomization`.
         key: see `parameter_randomization`.
+        max_bytes: see `parameter_randomization`.
 
     Returns:
         `Scores`. An example whose original map is constant is not eligible.
@@ -122,10 +131,9 @@ def efficient_randomization(
     Source: Hedström, Weber, Lapuschkin, Höhne, arXiv 2401.06465, Sec. 4.2, Eq. 6, with 100 bins.
     """
     net, x, labels = _checked(net, method, x, labels)
-    none = jnp.zeros((1, *x.shape), x.dtype)
-    before = _map(net, method, x, labels, none, False)
+    before = _map(net, method, x, labels, False, max_bytes)
     *_, (_, variables) = _randomized(net, x, "top_down", True, jax.random.key(0) if key is None else key)
-    after = _map(replace(net, variables=variables), method, x, labels, none, False)
+    after = _map(replace(net, variables=variables), method, x, labels, False, max_bytes)
     own, random = (np.asarray(_histogram_entropy(maps)) for maps in (before, after))
     constant = is_constant(before)
     return judged("efficient_randomization", (random - own) / np.where(constant, 1, own), constant_map=constant)
@@ -141,17 +149,19 @@ def random_logit(
     similarity: Similarity = "spearman",
     absolute: bool = False,
     key: PRNGKeyArray | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Scores:
     """Measure how like the label's map that of another class is, drawn at random; low is good.
 
     Args:
-        net: see `parameter_randomization`; Quantus' default is "ssim".
-        method: see `parameter_randomization`; Quantus' default is "ssim".
-        x: see `parameter_randomization`; Quantus' default is "ssim".
-        labels: see `parameter_randomization`; Quantus' default is "ssim".
+        net: see `parameter_randomization`.
+        method: see `parameter_randomization`.
+        x: see `parameter_randomization`.
+        labels: see `parameter_randomization`.
         similarity: see `parameter_randomization`; Quantus' default is "ssim".
-        absolute: see `parameter_randomization`; Quantus' default is "ssim".
+        absolute: see `parameter_randomization`.
         key: of the classes; default `jax.random.key(0)`.
+        max_bytes: see `parameter_randomization`.
 
     Returns:
         `Scores` in [−1, 1].
@@ -159,12 +169,12 @@ def random_logit(
     Source: Sixt, Granz, Landgraf, arXiv 1912.09818, Sec. 4 (random logit).
     """
     net, x, labels = _checked(net, method, x, labels)
-    classes = net.logits(x).shape[1]
+    (whole,) = net.fitted("logits", x)
+    classes = net.program("logits", whole).program.output.shape[1]
     require(classes > 1, "net", "one class", "at least two")
     step = jax.random.randint(jax.random.key(0) if key is None else key, (len(x),), 1, classes)
     others = (labels + np.asarray(step)) % classes
-    none = jnp.zeros((1, *x.shape), x.dtype)
-    own, other = (_map(net, method, x, targets, none, absolute) for targets in (labels, others))
+    own, other = (_map(net, method, x, targets, absolute, max_bytes) for targets in (labels, others))
     require_similarity(similarity, own.shape)
     constant = is_constant(own) | is_constant(other)
     return judged("random_logit", similar(similarity, own, other), constant_map=constant)
@@ -226,17 +236,38 @@ def _checked(net: Any, method: Explained, x: Any, labels: Any) -> tuple[Explaina
     return net, x, np.asarray(labels)
 
 
-def _map(net: Explainable, method: Explained, x: Array, labels: np.ndarray, noise: Array, absolute: bool) -> Array:
+class Copies(NamedTuple):
+    """Noisy copies of the input: how many, 0 for the input itself, and the noise as a part of the input's range."""
+
+    number: int
+    deviation: Array
+    key: PRNGKeyArray
+
+
+def _map(
+    net: Explainable,
+    method: Explained,
+    x: Array,
+    labels: np.ndarray,
+    absolute: bool,
+    max_bytes: int,
+    copies: Copies | None = None,
+) -> Array:
     """Return the labels' maps, averaged over copies of the input with noise."""
-    maps = [channel_summed(label_attribution(net, method, x + step, labels)) for step in noise]
-    mean = jnp.stack(maps).mean(0)
+    if copies is None or not copies.number:
+        mean = maps_in_parts(net, method, x, labels, max_bytes)
+    else:
+        noisy = (_noisy(x, copies, jnp.asarray(i)) for i in range(copies.number))
+        maps = (maps_in_parts(net, method, one, labels, max_bytes) for one in noisy)
+        mean = reduce(jnp.add, maps) / copies.number
     require_finite("maps", mean)
     return jnp.abs(mean) if absolute else mean
 
 
-@partial(jax.jit, static_argnums=1)
-def _noise(x: Array, samples: int, part: Array, key: PRNGKeyArray) -> Float[Array, "samples batch *shape"]:
-    return part * (x.max() - x.min()) * jax.random.normal(key, (samples, *x.shape), x.dtype)
+@jax.jit
+def _noisy(x: Array, copies: Copies, number: Array) -> Float[Array, "batch *shape"]:
+    noise = jax.random.normal(jax.random.fold_in(copies.key, number), x.shape, x.dtype)
+    return x + copies.deviation * (x.max() - x.min()) * noise
 
 
 @jax.jit

@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,19 @@ def test_contributions_sum_to_the_change_of_the_logit(module, layer):
     np.testing.assert_allclose(
         found.contributions.reshape(3, 3, -1).sum(-1), net.logits(X) - found.bias, rtol=1e-4, atol=2e-5
     )
+
+
+@pytest.mark.parametrize("larger", [
+    lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), lambda a, b: jnp.where(a <= b, b, a),
+    lambda a, b: jnp.where(a > b, a, b), lambda a, b: -(lambda a, b: jnp.where(a > b, b, a))(-a, -b),
+])  # fmt: skip
+def test_a_maximum_that_is_written_as_a_selection(larger):
+    def net(x, choose):
+        return choose(x[:, :2] ** 2, 3 * x[:, 2:])
+
+    x, base = jax.random.normal(jax.random.key(3), (2, 4, 4))
+    found, want = (deep_lift(partial(net, choose=f), x, baseline=base).contributions for f in (larger, jnp.maximum))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def test_a_unit_that_does_not_change_has_its_derivative():

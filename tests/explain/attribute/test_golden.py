@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.networks import NETWORKS, network
+from benchmarks.networks import NETWORKS, stored
 from jaxinterp import attribute, decompose
-from jaxinterp.explain.explainable import Explainable
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden/attribution/references.npz")
 TARGETS = np.array([[0, 3]])
@@ -47,20 +46,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # strings "baseline", "referen
 }
 
 
-def golden_network(name: str) -> Explainable:
-    """A network with the stored weights, in float64."""
-    tree: dict[str, Any] = {}
-    for key in GOLDEN.files:
-        at, _, path = key.partition("/variables/")
-        if at == name and path:
-            *parents, leaf = path.split("/")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = GOLDEN[key]
-    return network(name, tree, np.float64)
-
-
 def own(name: str, keywords: dict[str, Any]) -> dict[str, Any]:
     """Keywords with a network's own arrays and layer."""
     arrays = {part: GOLDEN[f"{name}/{part}"].astype(float) for part in ("baseline", "references")}
@@ -90,13 +75,12 @@ def test_values_of_the_reference_libraries(name: str, case: str) -> None:
     method, keywords = CASES[case]
     with jax.enable_x64(True):
         x = GOLDEN[f"{name}/x"].astype(float)
-        got = getattr(attribute, method)(golden_network(name), x, TARGETS, **own(name, keywords)).contributions
-        entries = np.bincount(QUARTERS.ravel())[0] if method == "shapley_values" else 1  # a group's value, divided
-        assert relative(entries * np.asarray(got), GOLDEN[f"{name}/{case}"]) < 1e-5
+        got = getattr(attribute, method)(stored(name, GOLDEN), x, TARGETS, **own(name, keywords)).contributions
+        assert relative(np.asarray(got), GOLDEN[f"{name}/{case}"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 def test_decomposition_of_a_relu_network_is_captums_input_x_gradient(name: str) -> None:
     with jax.enable_x64(True):
-        got = decompose(golden_network(name), GOLDEN[f"{name}/x"].astype(float), TARGETS).contributions
+        got = decompose(stored(name, GOLDEN), GOLDEN[f"{name}/x"].astype(float), TARGETS).contributions
         assert relative(np.asarray(got), GOLDEN[f"{name}/input_x_gradient/captum.InputXGradient"]) < 1e-5

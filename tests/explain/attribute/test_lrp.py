@@ -38,6 +38,13 @@ def test_without_biases_the_sum_is_the_logit(name):
     assert found.contributions.shape == (3, 2, 6, 6, 2)
 
 
+@pytest.mark.parametrize(("sign", "share"), [(1, 2), (-1, -1)])
+def test_alpha_and_beta_of_a_neuron_of_one_sign(sign, share):
+    x, w = jnp.array([[1.0, 2.0]]), sign * jnp.array([[1.0], [3.0]])
+    found = lrp(lambda x: x @ w, x, composite=Composite(dense=AlphaBeta(2.0, 1.0)))
+    np.testing.assert_allclose(found.contributions, share * (x * w.T)[None], rtol=1e-5)
+
+
 def test_what_biases_take_is_the_residual():
     net, x = made(bias=True)
     found = lrp(net, x, 1)

@@ -225,6 +225,9 @@ def test_sufficiency():
         found = metrics.sufficiency(net, input_x_gradient, x, labels, threshold=0.5)
     np.testing.assert_allclose(found.scores[[0, 1, 3]], want)
     assert sorted(want) == [0.0, 0.5, 0.5]
+    with pytest.warns(UserWarning, match="no similar map"):
+        parts = metrics.sufficiency(net, input_x_gradient, x, labels, threshold=0.5, max_bytes=1)
+    np.testing.assert_array_equal(parts.scores, found.scores)
     assert metrics.sufficiency(net, input_x_gradient, x, labels, threshold=99, relative=False).eligible.all()
 
 

@@ -53,6 +53,25 @@ def test_a_map_that_ignores_the_network_stays(given):
     np.testing.assert_allclose(efficient_randomization(net, inputs, x, LABELS).scores, 0, atol=1e-6)
 
 
+def test_parts_within_the_budget_change_nothing(given):
+    net, x = given
+    seen = set()
+
+    def method(net, x, targets):
+        seen.add(len(x))
+        return input_x_gradient(net, x, targets)
+
+    for metric, keywords in (
+        (parameter_randomization, {"smooth": 2}),
+        (efficient_randomization, {}),
+        (random_logit, {}),
+    ):
+        whole = metric(net, method, x, LABELS, **keywords).scores
+        parts = metric(net, method, x, LABELS, max_bytes=1, **keywords).scores
+        np.testing.assert_allclose(parts, whole, rtol=1e-4)
+    assert seen == {1, 4}
+
+
 def test_cascading_or_each_alone(given):
     net, x = given
     together, alone = (parameter_randomization(net, gradient, x, LABELS, cascading=c) for c in (True, False))

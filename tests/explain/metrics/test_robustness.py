@@ -36,7 +36,9 @@ def x():
 
 def known(x, size, noise, samples=5):
     """x, x', map and perturbed map of the labels, (samples, batch, 3)."""
-    steps = np.asarray(robustness._steps(noise, samples, jax.random.key(0), x, jnp.asarray(size)), float)
+    steps = np.asarray(
+        robustness._steps(noise, samples, jax.random.key(0), x, jnp.asarray(size), jnp.asarray(0)), float
+    )
     here = np.asarray(x, float)
     moved, own = here + steps, np.eye(3)[LABELS]
     return here, moved, 2 * here**2 * own, 2 * moved**2 * own
@@ -92,6 +94,9 @@ def test_samples_run_together_and_are_compiled_once(metric, net, x, compilations
     with compilations() as second:
         metric(other, input_x_gradient, half, LABELS, samples=5)
     assert second == []
+    for few in (200, 1):  # two examples at a time, and one sample of one
+        parts = metric(net, input_x_gradient, x, LABELS, samples=5, max_bytes=few).scores
+        np.testing.assert_allclose(parts, whole, rtol=1e-5)
     monkeypatch.setattr(robustness, "TOGETHER", 6)  # two samples at a time
     np.testing.assert_allclose(metric(net, input_x_gradient, x, LABELS, samples=5).scores, whole, rtol=1e-5)
     other_key = metric(net, input_x_gradient, x, LABELS, samples=5, key=jax.random.key(1)).scores
@@ -110,6 +115,7 @@ def test_zero_maps_and_bad_input(net, x):
             ("labels", {"labels": LABELS + 1}),
             ("radius, deviation", {size: 0.0}),
             ("samples", {"samples": 0}),
+            ("max_bytes", {"max_bytes": 0}),
             ("x", {"x": x.at[0, 0].set(jnp.nan)}),
             ("x", {"x": jnp.ones((3, 3), jnp.int32)}),
         ]:
