@@ -4,6 +4,7 @@ The tables are data: which metrics are columns, under which title and in which f
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jaxinterp.files import write_text
 BEGIN, END = "<!-- results: begin (python experiments/update_readme.py README.md) -->", "<!-- results: end -->"
 ALL = "<!-- all results: begin (python experiments/update_readme.py experiments/results/README.md) -->"
 LOCALIZATION = "localization_3x3_median"
+AUDIT = "audit of "
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,29 @@ def measurements_table(results: Iterable[Results]) -> str:
         [result.label, name.replace("_", " "), f"{metric.mean:.3g} ± {metric.std:.1g}", str(metric.n)]
         for result in results
         if "test_accuracy" not in result.metrics and f"{MOTIONS[0]} accuracy" not in result.metrics
+        if not result.run.startswith(AUDIT)
         for name, metric in result.metrics.items()
     ]
     return markdown([["measured by", "what", "mean", "seeds"], *rows]) if rows else ""
+
+
+def audit_tables(results: Iterable[Results]) -> list[str]:
+    """Write audits: each method's cosine with the truth, and whether each metric ranks methods as the truth does."""
+    audits = [result for result in results if result.run.startswith(AUDIT)]
+    heads = [result.run.removeprefix(AUDIT) for result in audits]
+    tables = []
+    for title, end in (
+        ("method: cosine with the truth", " cosine"),
+        ("metric: ranks as the truth", " agreement cosine"),
+    ):
+        found = [
+            {name.removesuffix(end): m for name, m in result.metrics.items() if name.endswith(end)} for result in audits
+        ]
+        rows = sorted({name for one in found for name in one if "agreement" not in name})
+        rows.sort(key=lambda name: statistics.mean(one[name].mean for one in found if name in one), reverse=True)
+        cells = [[f"`{name}`", *(number(one.get(name), ".2f") for one in found)] for name in rows]
+        tables += [markdown([[title, *(f"`{head}`" for head in heads)], *cells])] if cells else []
+    return tables
 
 
 def ratios_table(benchmarks: Sequence[Mapping[str, Any]]) -> str:
@@ -201,7 +223,8 @@ def tables(root: Path, everything: bool = False) -> str:
     benchmarks = [read_benchmark(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))]
     written = [metrics_table(table, results) for table in TABLES]
     moved = equivariance_rows(results)
-    written += [markdown(moved) if moved else "", measurements_table(results)] if everything else []
+    others = [markdown(moved) if moved else "", *audit_tables(results), measurements_table(results)]
+    written += others if everything else []
     written += [ratios_table(benchmarks)] if benchmarks else []
     return "\n\n".join(filter(None, written)) or "No results are committed yet."
 

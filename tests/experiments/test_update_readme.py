@@ -39,6 +39,22 @@ def test_paths_have_a_table_where_they_were_measured() -> None:
     assert cells["recall"] == "–"
 
 
+def test_audits_are_two_tables_the_best_on_average_first() -> None:
+    def audit(name: str, **cosines: float) -> Results:
+        metrics = {f"{method} cosine": Metric(1, value, 0.0) for method, value in cosines.items()}
+        metrics |= {"deletion agreement cosine": Metric(1, -0.25, 0.0), "gradient seconds": Metric(1, 3.0, 0.0)}
+        return replace(results(**metrics), run=f"audit of {name}", headline=False)
+
+    found = [audit("a/x", gradient=0.5, lrp=0.75), audit("b/y", gradient=0.875)]
+    methods, metrics = tables.audit_tables(found)
+    head, _, *rows = methods.splitlines()
+    assert head == "| method: cosine with the truth | `a/x` | `b/y` |"
+    assert rows == ["| `lrp` | 0.75 | – |", "| `gradient` | 0.50 | 0.88 |"]
+    assert metrics.splitlines()[2:] == ["| `deletion` | -0.25 | -0.25 |"]
+    assert tables.measurements_table(found) == ""
+    assert tables.audit_tables([results()]) == []
+
+
 def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
