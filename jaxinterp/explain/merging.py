@@ -278,14 +278,16 @@ class Plan:
             return None
         parts = [made]
         if made.primitive.name == "or":
-            parts = [self.made.get(v) for v in made.invars if not hasattr(v, "val")]
-        compared = [e for e in parts if e is not None and e.primitive.name in ORDERS and set(e.invars) == set(cases)]
-        rest = [e for e in parts if e is None or e not in compared]
-        if len(compared) != 1 or any(e is None or e.primitive.name != "ne" or len(set(e.invars)) > 1 for e in rest):
+            parts = [None if hasattr(v, "val") else self.made.get(v) for v in made.invars]
+        compared = [e for e in parts if e is not None and e.primitive.name in ORDERS]
+        rest = [e for e in parts if e is None or e.primitive.name not in ORDERS]
+        if len(compared) != 1 or not any(_reads(compared[0], *pair) for pair in (cases, cases[::-1])):
+            return None
+        if any(e is None or e.primitive.name != "ne" or not any(_reads(e, v, v) for v in cases) for e in rest):
             return None
         second_first = compared[0].invars[0] is cases[1]
         larger = (compared[0].primitive.name in ("gt", "ge")) == second_first
-        eqns = [*parts, *([made] if made not in parts else []), eqn]
+        eqns = [*parts, *([] if made is parts[0] else [made]), eqn]
         return eqns, "max" if larger else "min", cases
 
     def _step_back(self, eqn: Any) -> Any:
@@ -301,6 +303,11 @@ class Plan:
             return False
         moved = SAME | RESHAPING | {"transpose"}
         return bool(self._back(total.invars[0], moved) is self._back(value, moved))
+
+
+def _reads(eqn: Any, *atoms: Any) -> bool:
+    """Whether these are an operation's arguments."""
+    return all(v is atom for v, atom in zip(eqn.invars, atoms, strict=True))
 
 
 def _features(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
