@@ -279,6 +279,8 @@ class Plan:
         parts = [made]
         if made.primitive.name == "or":
             parts = [self.made.get(v) for v in made.invars if not hasattr(v, "val")]
+        if any(hasattr(v, "val") for e in parts if e is not None for v in e.invars):
+            return None
         compared = [e for e in parts if e is not None and e.primitive.name in ORDERS and set(e.invars) == set(cases)]
         rest = [e for e in parts if e is None or e not in compared]
         if len(compared) != 1 or any(e is None or e.primitive.name != "ne" or len(set(e.invars)) > 1 for e in rest):

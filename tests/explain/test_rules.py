@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.attribute import deep_lift, guided_backpropagation, lrp
+from jaxinterp.explain.attribute import deconvolution, deep_lift, excitation_backprop, guided_backpropagation, lrp
 from jaxinterp.explain.attribute.deep_lift import RESCALE
 from jaxinterp.explain.attribute.lrp import (
     COMPOSITES,
@@ -255,6 +255,37 @@ def test_activations_are_read_from_operations_however_they_are_written_or_reused
             np.testing.assert_allclose(
                 method(written(relu), X).contributions, method(written(once), X).contributions, rtol=1e-5, atol=1e-6
             )
+
+
+SELECTED = {
+    "leaky_relu": (jax.nn.leaky_relu, lambda x: jnp.maximum(x, 0.01 * x)),
+    "prelu": (lambda x: jnp.where(x > 0, x, 0.1 * x), lambda x: jnp.maximum(x, 0.1 * x)),
+    "elu": (jax.nn.elu, jax.nn.celu),
+    "indices": (lambda x: jnp.take_along_axis(x, jnp.array([[0, -1, 1, 0]] * 3), 1), lambda x: x[:, [0, 3, 1, 0]]),
+}
+METHODS = [lrp, deep_lift, guided_backpropagation, deconvolution, excitation_backprop]
+
+
+@pytest.mark.parametrize("name", SELECTED)
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_and_indices_that_are_selections(name, method):
+    found, plain = (
+        method(lambda x, act=act: act(x @ WEIGHTS["a"]) @ WEIGHTS["b"], X, 1).contributions for act in SELECTED[name]
+    )
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_of_embeddings_is_looked_up(method):
+    class Words(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            table = self.param("table", nn.initializers.normal(1.0), (5, 4))
+            return nn.Dense(2)(nn.relu(nn.Dense(4, name="hidden")(nn.Dense(4, name="embed")(table[ids]))).sum(1))
+
+    ids = jnp.array([[0, 4, -1], [2, 2, 1]])
+    net = explainable(Words(), Words().init(jax.random.key(0), ids))
+    assert method(net, ids, 1, layer="embed").contributions.shape == (2, 1, 3, 4)
 
 
 def halved(x):
