@@ -218,12 +218,13 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("composite", ["alpha", "epsilon", "deep_lift", "guided"])
+@pytest.mark.parametrize("composite", ["alpha", "epsilon", "deep_lift", "first", "guided"])
 def test_wrappers_change_nothing(name, composite):
     chosen = {
         "alpha": Composite(dense=AlphaBeta(2.0, 1.0)),
         "epsilon": COMPOSITES["epsilon"],
         "deep_lift": RESCALE,
+        "first": Composite(first=Flat()),
         "guided": Guided(),
     }[composite]
 
@@ -238,6 +239,43 @@ def test_wrappers_change_nothing(name, composite):
 
     for found, plain in zip(jax.jit(lambda: back(WRAPPED[name]))(), back(chain(block)), strict=True):
         np.testing.assert_allclose(found, plain, rtol=2e-4, atol=1e-5)
+
+
+def test_the_first_turn_of_a_loop_has_the_first_rule():
+    def loop(x, reverse=False, steps=lax.scan):
+        def turn(carry, w):
+            start, h = carry
+            return (start, h @ w + start), h[:, 0]
+
+        weights = jnp.stack([WEIGHTS[name] for name in "abc"])
+        (_, h), firsts = steps(turn, (x, jax.nn.relu(x)), weights, reverse=reverse)
+        return h + firsts.sum(0)[:, None]
+
+    def unrolled(turn, carry, weights, reverse):
+        firsts = []
+        for w in weights[::-1] if reverse else weights:
+            carry, first = turn(carry, w)
+            firsts.append(first)
+        return carry, jnp.stack(firsts[::-1] if reverse else firsts)
+
+    for reverse in (False, True):
+        for first in (ZBox(), Flat()):
+            bounds = {"low": -3, "high": 3} if isinstance(first, ZBox) else {}
+            found, plain = (
+                lrp(lambda x, steps=steps, r=reverse: loop(x, r, steps), X, composite=Composite(first=first), **bounds)
+                for steps in (lax.scan, unrolled)
+            )
+            np.testing.assert_allclose(found.contributions, plain.contributions, rtol=1e-4, atol=1e-5)
+
+    def delayed(x):
+        def turn(carry, w):
+            start, h, last = carry
+            return (last, start @ w, h), None
+
+        return lax.scan(turn, (x, x, x), jnp.stack([WEIGHTS["a"]] * 3))[0][0]
+
+    with pytest.raises(ConfigError, match=r"^composite: got a rule of the first layer"):
+        lrp(delayed, X, composite="epsilon_plus_flat")
 
 
 def test_activations_are_read_from_operations_however_they_are_written_or_reused():
@@ -260,7 +298,8 @@ def test_activations_are_read_from_operations_however_they_are_written_or_reused
 SELECTED = {
     "leaky_relu": (jax.nn.leaky_relu, lambda x: jnp.maximum(x, 0.01 * x)),
     "prelu": (lambda x: jnp.where(x > 0, x, 0.1 * x), lambda x: jnp.maximum(x, 0.1 * x)),
-    "elu": (jax.nn.elu, jax.nn.celu),
+    "elu": (jax.nn.elu, lambda x: jnp.where(x > 0, x, jnp.expm1(x))),
+    "celu": (jax.nn.celu, lambda x: jnp.maximum(x, 0) + jnp.expm1(jnp.minimum(x, 0))),
     "indices": (lambda x: jnp.take_along_axis(x, jnp.array([[0, -1, 1, 0]] * 3), 1), lambda x: x[:, [0, 3, 1, 0]]),
 }
 METHODS = [lrp, deep_lift, guided_backpropagation, deconvolution, excitation_backprop]
