@@ -239,7 +239,7 @@ def _run(jaxpr: Any, args: Sequence[Any], rules: Rules, spread: Sequence[int]) -
         elif step.kind == "unit" and not any(_is_active(known.get(v)) for v in free_inputs(step)):
             atoms = [step.base, *free_inputs(step)]
             run = partial(_region, step.region, atoms)
-            name = "relu" if _is_piecewise(step.region) and eqn.outvars[0] not in plan.coefficients else "unit"
+            name = "relu" if _is_piecewise(step.region, step.base) and eqn.outvars[0] not in plan.coefficients else "unit"
             outs = [_apply("unit", run, [known[v] for v in atoms], rules, name)]
         else:
             outs = _operation(step, values, i in plan.centered, rules)
@@ -259,16 +259,37 @@ def _region(region: Sequence[Any], atoms: Sequence[Any], *values: Any) -> Array:
     return known[region[-1].outvars[0]]  # type: ignore[no-any-return]
 
 
-def _is_piecewise(region: Sequence[Any]) -> bool:
+def _is_piecewise(region: Sequence[Any], base: Any) -> bool:
     """Whether a unit is piecewise affine and has a threshold, as ReLU."""
     names = {eqn.primitive.name for eqn in _innermost(region)}
-    return names <= PIECEWISE | AFFINE | {"broadcast_in_dim", "div", "mul"} and not names.isdisjoint(THRESHOLDS)
+    return not names.isdisjoint(THRESHOLDS) and _stays_piecewise(region, {base})
 
 
 def _innermost(eqns: Sequence[Any]) -> Iterator[Any]:
     for eqn in eqns:
         inner = program_of(eqn)
         yield from (eqn,) if inner is None else _innermost(inner.eqns)
+
+
+def _stays_piecewise(eqns: Sequence[Any], sloped: set[Any]) -> bool:
+    """Whether operations are piecewise affine in some values; those with a slope are added to these, masks are not."""
+    for eqn in eqns:
+        name, inner = eqn.primitive.name, program_of(eqn)
+        on = [not hasattr(v, "val") and v in sloped for v in eqn.invars]
+        outs = [any(on)] * len(eqn.outvars)
+        if inner is not None:
+            within = {v for v, moving in zip(inner.invars, on, strict=True) if moving}
+            if not _stays_piecewise(inner.eqns, within):
+                return False
+            outs = [not hasattr(v, "val") and v in within for v in inner.outvars]
+        elif name in ("div", "mul"):
+            if all(on) or (name == "div" and on[1]):
+                return False
+        elif name not in PIECEWISE | AFFINE | {"broadcast_in_dim"}:
+            return False
+        floating = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars]
+        sloped.update(v for v, moving, real in zip(eqn.outvars, outs, floating, strict=True) if moving and real)
+    return True
 
 
 def _each(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:

@@ -295,6 +295,16 @@ def test_activations_are_read_from_operations_however_they_are_written_or_reused
             )
 
 
+@pytest.mark.parametrize("act", [jax.nn.hard_swish, lambda x: jax.nn.relu(x) * jax.nn.relu(x)])
+def test_products_of_thresholds_are_no_relus(act):
+    x = jnp.array([[-1.0, 0.5, 4.0]])
+    for method in (guided_backpropagation, deconvolution):
+        found = method(lambda x: -act(x), x).contributions
+        np.testing.assert_allclose(found[0], -jax.jacobian(act)(x[0]), rtol=1e-5, atol=1e-6)
+    masked = guided_backpropagation(lambda x: -(x * jnp.where(x > 0, 1, 0.5)), x)
+    assert not masked.contributions.any()
+
+
 SELECTED = {
     "leaky_relu": (jax.nn.leaky_relu, lambda x: jnp.maximum(x, 0.01 * x)),
     "prelu": (lambda x: jnp.where(x > 0, x, 0.1 * x), lambda x: jnp.maximum(x, 0.1 * x)),
