@@ -33,7 +33,15 @@ def negative(x: Array) -> Array:
 
 
 def over(relevance: Array, z: Array, epsilon: float = STABILIZER) -> Array:
-    """Return R / (z + ε sign z), with sign 0 = 1; with ε = 0 it is 0 at z = 0."""
+    """Return R / (z + ε sign z), with sign 0 = 1; with ε = 0 it is 0 at z = 0.
+
+    In float16, where R / ε overflows, it is divided in float32 and kept within ±√65504, so that sums of it, times an
+    input of 0, are 0.
+    """
+    if z.dtype == jnp.float16:
+        most = float(jnp.finfo(z.dtype).max) ** (0.5 if epsilon else 1.0)
+        ratio = over(relevance.astype(jnp.float32), z.astype(jnp.float32), epsilon)
+        return jnp.clip(ratio, -most, most).astype(z.dtype)
     if not epsilon:
         return jnp.where(z == 0, 0, relevance / jnp.where(z == 0, 1, z))
     return relevance / (z + jnp.where(z < 0, -epsilon, epsilon).astype(z.dtype))

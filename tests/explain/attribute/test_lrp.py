@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,23 @@ def test_excitation_is_a_distribution():
     assert found.residual is None
     biased = excitation_backprop(net, jnp.abs(x), [[0, 1]] * 3, bias=True).contributions.sum((2, 3, 4))
     assert float(biased.max()) < 1
+
+
+@pytest.mark.parametrize("name", ["excitation", *COMPOSITES])
+def test_half_precision_at_a_black_region_is_finite_and_close(name):
+    x = jax.random.uniform(jax.random.key(2), (1, 6, 6, 2)).at[:, :4].set(0)
+    kernel, dense = jax.random.normal(jax.random.key(3), (3, 3, 2, 4)), jnp.abs(jax.random.normal(jax.random.key(4), (4, 3)))
+
+    def net(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        h = jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=numbers)
+        return jax.nn.relu(h + jnp.asarray(0.5, x.dtype)).mean((1, 2)) @ dense.astype(x.dtype)
+
+    options = {"composite": name, **({"low": 0, "high": 1} if name == "epsilon_gamma_box" else {})}
+    method = excitation_backprop if name == "excitation" else partial(lrp, **options)
+    half, single = (method(net, x.astype(kind)).contributions for kind in (jnp.float16, jnp.float32))
+    assert half.dtype == jnp.float16
+    np.testing.assert_allclose(half.astype(jnp.float32), single, rtol=0.03, atol=0.01 * float(jnp.abs(single).max()))
 
 
 def test_bad_input_is_one_clear_line():
