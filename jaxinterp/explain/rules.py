@@ -344,12 +344,12 @@ def _operation(step: Step, values: Sequence[Any], centered: bool, rules: Rules) 
         return [apply("center" if centered else "add")]
     if name in ("mul", "div"):
         return [apply("product" if name == "mul" else "quotient")]
-    raise _no_rule(eqn)
+    raise _no_rule(eqn, "whose indices or choices depend on the input, " if name in MOVING else "")
 
 
-def _no_rule(eqn: Any) -> ConfigError:
+def _no_rule(eqn: Any, why: str = "") -> ConfigError:
     where = str(eqn.source_info.name_stack) or "the function itself"
-    return ConfigError(f"network: got {eqn.primitive.name} in {where}, expected operations that have a rule")
+    return ConfigError(f"network: got {eqn.primitive.name} in {where}, {why}expected operations that have a rule")
 
 
 def _moved(eqn: Any, values: Sequence[Any]) -> list[Any]:
