@@ -132,7 +132,7 @@ def rules(
     Args:
         function: arrays ↦ pytree of arrays; it may be jitted, vmapped and hold `remat`, `scan`, `cond`, `custom_jvp`,
             `custom_vjp`.
-        composite: the rule of each kind of operation, such as `attribute.lrp.EPSILON_PLUS`.
+        composite: the rule of each kind of operation, such as `COMPOSITES["epsilon_plus"]`.
         references: further arguments of the function, of which rules may make use: the baseline of DeepLIFT, the lowest
             and the highest input of LRP's z^B.
 
@@ -144,7 +144,7 @@ def rules(
             coefficient that is held.
 
     Example:
-        >>> from jaxinterp.explain.attribute.lrp import COMPOSITES
+        >>> from jaxinterp.rules import COMPOSITES
         >>> w = jnp.array([[1.0], [3.0]])
         >>> out, back = jax.vjp(rules(lambda x: jax.nn.relu(x @ w), COMPOSITES["epsilon"]), jnp.array([[1.0, 2.0]]))
         >>> [f"{r:.2f}" for r in back(out)[0].ravel()]
