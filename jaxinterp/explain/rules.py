@@ -239,7 +239,9 @@ def _run(jaxpr: Any, args: Sequence[Any], rules: Rules, spread: Sequence[int]) -
         elif step.kind == "unit" and not any(_is_active(known.get(v)) for v in free_inputs(step)):
             atoms = [step.base, *free_inputs(step)]
             run = partial(_region, step.region, atoms)
-            name = "relu" if _is_piecewise(step.region, step.base) and eqn.outvars[0] not in plan.coefficients else "unit"
+            name = (
+                "relu" if _is_piecewise(step.region, step.base) and eqn.outvars[0] not in plan.coefficients else "unit"
+            )
             outs = [_apply("unit", run, [known[v] for v in atoms], rules, name)]
         else:
             outs = _operation(step, values, i in plan.centered, rules)
@@ -481,9 +483,7 @@ def _scan(eqn: Any, values: Sequence[Any], rules: Rules) -> list[Any]:
         columns, unpack = _packed(over)
         own = _opened_run(body, [*fixed, *carry, *unpack(jax.tree.map(lambda a: a[place], columns))], rules)
         own, stacked = own[:carries], own[carries:]
-        rest = [
-            jax.tree.map(lambda a: a[:-1] if params["reverse"] else a[1:], column) for column in columns
-        ]
+        rest = [jax.tree.map(lambda a: a[:-1] if params["reverse"] else a[1:], column) for column in columns]
         how["length"] -= 1
         deep = _deep_carries(body, fixed, own, unpack(rest), rules, how)
         lost = any(_is_active(v) and on and not v.deep for v, on in zip(own, deep, strict=True))

@@ -9,7 +9,10 @@ import pytest
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribute import excitation_backprop, lrp
+from jaxinterp.explain.attribute.backward import checked
 from jaxinterp.explain.attribute.lrp import COMPOSITES, AlphaBeta, Composite, Epsilon, Gamma
+from jaxinterp.explain.attribute.relevance import in_parts
+from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 
 
@@ -77,7 +80,11 @@ def test_bounds_may_be_arrays_and_are_those_of_the_layer():
     np.testing.assert_allclose(array.contributions, number.contributions, rtol=1e-5, atol=1e-7)
     at = lrp(net, x, 0, composite="epsilon_gamma_box", low=0, high=jnp.full(4, 5.0), layer="Conv_1")
     assert at.contributions.shape == (3, 1, 6, 6, 4)
-    for name, given in (("epsilon_gamma_box", {}), ("epsilon_gamma_box", {"low": 0}), ("epsilon", {"low": 0, "high": 1})):
+    for name, given in (
+        ("epsilon_gamma_box", {}),
+        ("epsilon_gamma_box", {"low": 0}),
+        ("epsilon", {"low": 0, "high": 1}),
+    ):
         with pytest.raises(ConfigError, match=r"^low, high:"):
             lrp(net, x, 0, composite=name, **given)
     with pytest.raises(ConfigError, match=r"^low:"):
@@ -105,10 +112,30 @@ def test_excitation_is_a_distribution():
     assert float(biased.max()) < 1
 
 
+@pytest.mark.parametrize(("budget", "part"), [(1 << 30, (16, 20)), (0.3, (4, 20)), (0.04, (1, 10)), (1, (1, 1))])
+def test_fewer_examples_before_fewer_targets(budget, part):
+    net, x = made(bias=False)
+    call, shapes = checked(net, jnp.tile(x, (5, 1, 1, 1)), None, None, 1), set()
+    total, most = call.memory
+    whole = 3 * total + most + 20 * (2 * most + 2 * call.x.nbytes)
+
+    def run(model, x, rows):
+        shapes.add(rows.shape)
+        blank = jnp.zeros(rows.shape)
+        return Attribution(blank, blank, rows, method="lrp", layer="x")
+
+    found = in_parts(call, run, (), budget if budget >= 1 else int(budget * whole))
+    assert shapes == {part}
+    assert found.targets.shape == (15, 20)
+
+
 @pytest.mark.parametrize("name", ["excitation", *COMPOSITES])
 def test_half_precision_at_a_black_region_is_finite_and_close(name):
     x = jax.random.uniform(jax.random.key(2), (1, 6, 6, 2)).at[:, :4].set(0)
-    kernel, dense = jax.random.normal(jax.random.key(3), (3, 3, 2, 4)), jnp.abs(jax.random.normal(jax.random.key(4), (4, 3)))
+    kernel, dense = (
+        jax.random.normal(jax.random.key(3), (3, 3, 2, 4)),
+        jnp.abs(jax.random.normal(jax.random.key(4), (4, 3))),
+    )
 
     def net(x):
         numbers = ("NHWC", "HWIO", "NHWC")
