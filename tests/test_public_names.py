@@ -82,6 +82,11 @@ def test_rooms_of_public_names_are_modules(name: str) -> None:
     assert run(f"from jaxinterp.{name} import {home.__all__[0]} as found; print(callable(found))").strip() == "True"
 
 
+def test_rules_are_a_room_of_their_own() -> None:
+    program = "import jaxinterp; room = jaxinterp.rules; print(room.rules.__name__, room.Composite(first=room.ZBox()))"
+    assert run(program).startswith("rules Composite(")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="kernel_"):
         _ = jaxinterp.kernel_

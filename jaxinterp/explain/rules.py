@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.merging import RESHAPING, SAME, SCALING, Affine, Layer, Plan, reached
 from jaxinterp.explain.program import as_written
@@ -109,11 +110,13 @@ class Rules:
     A rule takes the `Local` values of an operation and returns what goes back to each of its `args`.
 
     Attributes:
+        first: whether (not None) affine layers that come first have a rule of their own, also in loops.
         holds: whether coefficients (see `units`), and what `stop_gradient` returns, let nothing through.
         paired: whether every operation is run at the references too; else up to the first affine layer.
         whole_softmax: whether a softmax is one operation; else its exponentials are coefficients.
     """
 
+    first: Any = None
     holds = False
     paired = False
     whole_softmax = False
@@ -129,7 +132,7 @@ def rules(
     Args:
         function: arrays ↦ pytree of arrays; it may be jitted, vmapped and hold `remat`, `scan`, `cond`, `custom_jvp`,
             `custom_vjp`.
-        composite: the rule of each kind of operation, such as `attribute.lrp.EPSILON_PLUS`.
+        composite: the rule of each kind of operation, such as `COMPOSITES["epsilon_plus"]`.
         references: further arguments of the function, of which rules may make use: the baseline of DeepLIFT, the lowest
             and the highest input of LRP's z^B.
 
@@ -141,7 +144,7 @@ def rules(
             coefficient that is held.
 
     Example:
-        >>> from jaxinterp.explain.attribute.lrp import COMPOSITES
+        >>> from jaxinterp.rules import COMPOSITES
         >>> w = jnp.array([[1.0], [3.0]])
         >>> out, back = jax.vjp(rules(lambda x: jax.nn.relu(x @ w), COMPOSITES["epsilon"]), jnp.array([[1.0, 2.0]]))
         >>> [f"{r:.2f}" for r in back(out)[0].ravel()]
@@ -236,7 +239,9 @@ def _run(jaxpr: Any, args: Sequence[Any], rules: Rules, spread: Sequence[int]) -
         elif step.kind == "unit" and not any(_is_active(known.get(v)) for v in free_inputs(step)):
             atoms = [step.base, *free_inputs(step)]
             run = partial(_region, step.region, atoms)
-            name = "relu" if _is_piecewise(step.region) and eqn.outvars[0] not in plan.coefficients else "unit"
+            name = (
+                "relu" if _is_piecewise(step.region, step.base) and eqn.outvars[0] not in plan.coefficients else "unit"
+            )
             outs = [_apply("unit", run, [known[v] for v in atoms], rules, name)]
         else:
             outs = _operation(step, values, i in plan.centered, rules)
@@ -256,16 +261,37 @@ def _region(region: Sequence[Any], atoms: Sequence[Any], *values: Any) -> Array:
     return known[region[-1].outvars[0]]  # type: ignore[no-any-return]
 
 
-def _is_piecewise(region: Sequence[Any]) -> bool:
+def _is_piecewise(region: Sequence[Any], base: Any) -> bool:
     """Whether a unit is piecewise affine and has a threshold, as ReLU."""
     names = {eqn.primitive.name for eqn in _innermost(region)}
-    return names <= PIECEWISE | AFFINE | {"broadcast_in_dim", "div", "mul"} and not names.isdisjoint(THRESHOLDS)
+    return not names.isdisjoint(THRESHOLDS) and _stays_piecewise(region, {base})
 
 
 def _innermost(eqns: Sequence[Any]) -> Iterator[Any]:
     for eqn in eqns:
         inner = program_of(eqn)
         yield from (eqn,) if inner is None else _innermost(inner.eqns)
+
+
+def _stays_piecewise(eqns: Sequence[Any], sloped: set[Any]) -> bool:
+    """Whether operations are piecewise affine in some values; those with a slope are added to these, masks are not."""
+    for eqn in eqns:
+        name, inner = eqn.primitive.name, program_of(eqn)
+        on = [not hasattr(v, "val") and v in sloped for v in eqn.invars]
+        outs = [any(on)] * len(eqn.outvars)
+        if inner is not None:
+            within = {v for v, moving in zip(inner.invars, on, strict=True) if moving}
+            if not _stays_piecewise(inner.eqns, within):
+                return False
+            outs = [not hasattr(v, "val") and v in within for v in inner.outvars]
+        elif name in ("div", "mul"):
+            if all(on) or (name == "div" and on[1]):
+                return False
+        elif name not in PIECEWISE | AFFINE | {"broadcast_in_dim"}:
+            return False
+        floating = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars]
+        sloped.update(v for v, moving, real in zip(eqn.outvars, outs, floating, strict=True) if moving and real)
+    return True
 
 
 def _each(run: Callable[..., Any], values: Sequence[Any]) -> list[Any]:
@@ -320,12 +346,12 @@ def _operation(step: Step, values: Sequence[Any], centered: bool, rules: Rules) 
         return [apply("center" if centered else "add")]
     if name in ("mul", "div"):
         return [apply("product" if name == "mul" else "quotient")]
-    raise _no_rule(eqn)
+    raise _no_rule(eqn, "whose indices or choices depend on the input, " if name in MOVING else "")
 
 
-def _no_rule(eqn: Any) -> ConfigError:
+def _no_rule(eqn: Any, why: str = "") -> ConfigError:
     where = str(eqn.source_info.name_stack) or "the function itself"
-    return ConfigError(f"network: got {eqn.primitive.name} in {where}, expected operations that have a rule")
+    return ConfigError(f"network: got {eqn.primitive.name} in {where}, {why}expected operations that have a rule")
 
 
 def _moved(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -434,34 +460,120 @@ def _as_value(value: Any, count: int, deep: bool) -> Any:
     return value._replace(refs=value.refs[:count], active=True, deep=deep)
 
 
+def _is_deep(value: Any) -> bool:
+    return isinstance(value, Value) and value.deep
+
+
+def _as_deep(values: Sequence[Any], deep: Sequence[bool]) -> list[Any]:
+    """Mark values as behind an affine layer, or not."""
+    return [v._replace(deep=on) if isinstance(v, Value) else v for v, on in zip(values, deep, strict=True)]
+
+
 def _scan(eqn: Any, values: Sequence[Any], rules: Rules) -> list[Any]:
-    """Run a scan, each turn by the rules."""
-    body, (first, carries) = eqn.params["jaxpr"], scan_carries(eqn)
-    count = 1 if rules.paired else 0
-    values = [v._replace(refs=v.refs[:count]) if isinstance(v, Value) else v for v in values]
-    flags = [isinstance(v, Value) for v in values]
-    while True:
-        outs = _dependent(opened(body), flags)[:carries]
-        grown = [a or b for a, b in zip(flags[first : first + carries], outs, strict=True)]
-        if grown == flags[first : first + carries]:
+    """Run a scan, each turn by the rules; the first by itself where its layers come first, and have another rule."""
+    body, (at, carries), params = eqn.params["jaxpr"], scan_carries(eqn), eqn.params
+    fixed, carry, over = values[:at], values[at : at + carries], values[at + carries :]
+    how = {key: params[key] for key in ("length", "reverse", "unroll")}
+    with jax.named_scope(str(eqn.source_info.name_stack)):
+        deep = _deep_carries(body, fixed, carry, over, rules, how)
+        shallow = [isinstance(v, Value) and v.active and on and not v.deep for v, on in zip(carry, deep, strict=True)]
+        if rules.first is None or not any(shallow) or not params["length"]:
+            return _turns(body, fixed, carry, over, rules, deep, how)
+        place = params["length"] - 1 if params["reverse"] else 0
+        columns, unpack = _packed(over)
+        own = _opened_run(body, [*fixed, *carry, *unpack(jax.tree.map(lambda a: a[place], columns))], rules)
+        own, stacked = own[:carries], own[carries:]
+        rest = [jax.tree.map(lambda a: a[:-1] if params["reverse"] else a[1:], column) for column in columns]
+        how["length"] -= 1
+        deep = _deep_carries(body, fixed, own, unpack(rest), rules, how)
+        lost = any(_is_active(v) and on and not v.deep for v, on in zip(own, deep, strict=True))
+        require(not lost or not how["length"], "composite", "a rule of the first layer", "a network whose first layer is outside of loops, "
+                "or in the first turn")  # fmt: skip
+        outs = _turns(body, fixed, own, unpack(rest), rules, deep, how)
+        joined = [_joined(a, b, params["reverse"]) for a, b in zip(stacked, outs[carries:], strict=True)]
+    return [*outs[:carries], *joined]
+
+
+def _joined(one: Any, rest: Any, last: bool) -> Any:
+    """Return what a turn returns and what the turns after it, or before it, return as one stack."""
+
+    def join(k: int | None) -> Array:
+        pair = [jnp.asarray(_at(one, k))[None], _at(rest, k)]
+        return jnp.concatenate(pair[::-1] if last else pair)
+
+    if not isinstance(rest, Value):
+        return join(None)
+    one = one if isinstance(one, Value) else Value(one, (one,) * len(rest.refs))
+    refs = tuple(join(k) for k in range(len(rest.refs)))
+    return Value(join(None), refs, rest.active, one.deep or rest.deep)
+
+
+def _deep_carries(
+    body: Any, fixed: Sequence[Any], carry: Sequence[Any], over: Sequence[Any], rules: Rules, how: dict[str, Any]
+) -> list[bool]:
+    """Return which carries of a scan are behind an affine layer after some turn."""
+    deep = [rules.first is None or _is_deep(v) for v in carry]
+    while not all(deep):
+        found: list[bool] = []
+        jax.eval_shape(lambda: [_at(v, None) for v in _turns(body, fixed, carry, over, rules, deep, how, found)])
+        grown = [a or b for a, b in zip(deep, found, strict=True)]
+        if grown == deep:
             break
-        flags[first : first + carries] = grown
-    fixed, carry, over = values[:first], values[first : first + carries], values[first + carries :]
-    carry = [_as_value(v, count, deep=True) if on else v for v, on in zip(carry, grown, strict=True)]
-    start, unpack_carry = _packed(carry)
+        deep = grown
+    return deep
+
+
+def _turns(
+    body: Any,
+    fixed: Sequence[Any],
+    carry: Sequence[Any],
+    over: Sequence[Any],
+    rules: Rules,
+    deep: Sequence[bool],
+    how: dict[str, Any],
+    found: list[bool] | None = None,
+) -> list[Any]:
+    """Run the turns of a scan by the rules.
+
+    Args:
+        body: the program of a turn.
+        fixed: values that are the same in all turns.
+        carry: values that go from turn to turn.
+        over: values that are cut into turns.
+        rules: the rules.
+        deep: which carries are taken to be behind an affine layer.
+        how: length, direction and unrolling.
+        found: filled with which carries are behind one after a turn.
+    """
+    count, carries = 1 if rules.paired else 0, len(carry)
+    fixed, carry, over = (
+        [v._replace(refs=v.refs[:count]) if isinstance(v, Value) else v for v in part] for part in (fixed, carry, over)
+    )
+    grown = [isinstance(v, Value) for v in carry]
+    while True:
+        flags = [isinstance(v, Value) for v in fixed], grown, [isinstance(v, Value) for v in over]
+        outs = _dependent(opened(body), [on for part in flags for on in part])[:carries]
+        if all(a or not b for a, b in zip(grown, outs, strict=True)):
+            break
+        grown = [a or b for a, b in zip(grown, outs, strict=True)]
+
+    def as_carry(values: Sequence[Any]) -> list[Any]:
+        both = zip(values, grown, deep, strict=True)
+        return [_as_value(v, count, behind) if on else _at(v, None) for v, on, behind in both]
+
+    start, unpack_carry = _packed(as_carry(carry))
     columns, unpack_over = _packed(over)
     made: list[Any] = []
 
     def turn(carry: Any, over: Any) -> Any:
         outs = _opened_run(body, [*fixed, *unpack_carry(carry), *unpack_over(over)], rules)
-        ends = [_as_value(v, count, deep=True) if on else _at(v, None) for v, on in zip(outs, grown, strict=False)]
         stacked, unpack = _packed(outs[carries:])
-        made[:] = [unpack]
-        return _packed(ends)[0], stacked
+        made[:] = [unpack, [_is_deep(v) for v in outs[:carries]]]
+        return _packed(as_carry(outs[:carries]))[0], stacked
 
-    how = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
-    with jax.named_scope(str(eqn.source_info.name_stack)):
-        end, stacked = lax.scan(turn, start, columns, **how)
+    end, stacked = lax.scan(turn, start, columns, **how)
+    if found is not None:
+        found[:] = made[1]
     return [*unpack_carry(end), *made[0](stacked)]
 
 
@@ -472,16 +584,18 @@ def _cond(eqn: Any, values: Sequence[Any], rules: Rules) -> list[Any]:
     rest = [v._replace(refs=v.refs[:count]) if isinstance(v, Value) else v for v in rest]
     arrays, unpack = _packed(rest)
     made: list[Any] = []
+    deep: list[list[bool]] = []
 
     def branch(closed: Any, arrays: Any) -> Any:
         outs = _opened_run(closed, unpack(arrays), rules)
+        deep.append([_is_deep(v) for v in outs])
         outs, unpacked = _packed([_as_value(v, count, deep=True) for v in outs])
         made[:] = [unpacked]
         return outs
 
     with jax.named_scope(str(eqn.source_info.name_stack)):
         outs = lax.switch(_at(index, None), [partial(branch, closed) for closed in eqn.params["branches"]], arrays)
-    return made[0](outs)  # type: ignore[no-any-return]
+    return _as_deep(made[0](outs), [any(column) for column in zip(*deep, strict=True)])
 
 
 def _dependent(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.attribute import deep_lift, guided_backpropagation, lrp
+from jaxinterp.explain.attribute import deconvolution, deep_lift, excitation_backprop, guided_backpropagation, lrp
 from jaxinterp.explain.attribute.deep_lift import RESCALE
 from jaxinterp.explain.attribute.lrp import (
     COMPOSITES,
@@ -126,8 +126,9 @@ def test_every_rule_is_its_formula_on_the_merged_layers(name, given):
     v, x = given
     rule = RULES[name]
     composite = Composite(conv=rule, dense=Epsilon() if name == "box" else rule)
+    bounds = {"low": LOW, "high": HIGH} if name == "box" else {}
     with jax.enable_x64(True):
-        found = lrp(explainable(net, v), jnp.asarray(x), composite=composite, low=LOW, high=HIGH)
+        found = lrp(explainable(net, v), jnp.asarray(x), composite=composite, **bounds)
         for k in range(2):
             np.testing.assert_allclose(found.contributions[0, k], replica(rule, v, x, k)[0], rtol=1e-8, atol=1e-10)
         np.testing.assert_allclose(found.residual, found.logits - found.contributions.sum((2, 3, 4)), atol=1e-12)
@@ -218,12 +219,13 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("composite", ["alpha", "epsilon", "deep_lift", "guided"])
+@pytest.mark.parametrize("composite", ["alpha", "epsilon", "deep_lift", "first", "guided"])
 def test_wrappers_change_nothing(name, composite):
     chosen = {
         "alpha": Composite(dense=AlphaBeta(2.0, 1.0)),
         "epsilon": COMPOSITES["epsilon"],
         "deep_lift": RESCALE,
+        "first": Composite(first=Flat()),
         "guided": Guided(),
     }[composite]
 
@@ -238,6 +240,43 @@ def test_wrappers_change_nothing(name, composite):
 
     for found, plain in zip(jax.jit(lambda: back(WRAPPED[name]))(), back(chain(block)), strict=True):
         np.testing.assert_allclose(found, plain, rtol=2e-4, atol=1e-5)
+
+
+def test_the_first_turn_of_a_loop_has_the_first_rule():
+    def loop(x, reverse=False, steps=lax.scan):
+        def turn(carry, w):
+            start, h = carry
+            return (start, h @ w + start), h[:, 0]
+
+        weights = jnp.stack([WEIGHTS[name] for name in "abc"])
+        (_, h), firsts = steps(turn, (x, jax.nn.relu(x)), weights, reverse=reverse)
+        return h + firsts.sum(0)[:, None]
+
+    def unrolled(turn, carry, weights, reverse):
+        firsts = []
+        for w in weights[::-1] if reverse else weights:
+            carry, first = turn(carry, w)
+            firsts.append(first)
+        return carry, jnp.stack(firsts[::-1] if reverse else firsts)
+
+    for reverse in (False, True):
+        for first in (ZBox(), Flat()):
+            bounds = {"low": -3, "high": 3} if isinstance(first, ZBox) else {}
+            found, plain = (
+                lrp(lambda x, steps=steps, r=reverse: loop(x, r, steps), X, composite=Composite(first=first), **bounds)
+                for steps in (lax.scan, unrolled)
+            )
+            np.testing.assert_allclose(found.contributions, plain.contributions, rtol=1e-4, atol=1e-5)
+
+    def delayed(x):
+        def turn(carry, w):
+            start, h, last = carry
+            return (last, start @ w, h), None
+
+        return lax.scan(turn, (x, x, x), jnp.stack([WEIGHTS["a"]] * 3))[0][0]
+
+    with pytest.raises(ConfigError, match=r"^composite: got a rule of the first layer"):
+        lrp(delayed, X, composite="epsilon_plus_flat")
 
 
 def test_activations_are_read_from_operations_however_they_are_written_or_reused():
@@ -255,6 +294,48 @@ def test_activations_are_read_from_operations_however_they_are_written_or_reused
             np.testing.assert_allclose(
                 method(written(relu), X).contributions, method(written(once), X).contributions, rtol=1e-5, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("act", [jax.nn.hard_swish, lambda x: jax.nn.relu(x) * jax.nn.relu(x)])
+def test_products_of_thresholds_are_no_relus(act):
+    x = jnp.array([[-1.0, 0.5, 4.0]])
+    for method in (guided_backpropagation, deconvolution):
+        found = method(lambda x: -act(x), x).contributions
+        np.testing.assert_allclose(found[0], -jax.jacobian(act)(x[0]), rtol=1e-5, atol=1e-6)
+    masked = guided_backpropagation(lambda x: -(x * jnp.where(x > 0, 1, 0.5)), x)
+    assert not masked.contributions.any()
+
+
+SELECTED = {
+    "leaky_relu": (jax.nn.leaky_relu, lambda x: jnp.maximum(x, 0.01 * x)),
+    "prelu": (lambda x: jnp.where(x > 0, x, 0.1 * x), lambda x: jnp.maximum(x, 0.1 * x)),
+    "elu": (jax.nn.elu, lambda x: jnp.where(x > 0, x, jnp.expm1(x))),
+    "celu": (jax.nn.celu, lambda x: jnp.maximum(x, 0) + jnp.expm1(jnp.minimum(x, 0))),
+    "indices": (lambda x: jnp.take_along_axis(x, jnp.array([[0, -1, 1, 0]] * 3), 1), lambda x: x[:, [0, 3, 1, 0]]),
+}
+METHODS = [lrp, deep_lift, guided_backpropagation, deconvolution, excitation_backprop]
+
+
+@pytest.mark.parametrize("name", SELECTED)
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_and_indices_that_are_selections(name, method):
+    found, plain = (
+        method(lambda x, act=act: act(x @ WEIGHTS["a"]) @ WEIGHTS["b"], X, 1).contributions for act in SELECTED[name]
+    )
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_of_embeddings_is_looked_up(method):
+    class Words(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            table = self.param("table", nn.initializers.normal(1.0), (5, 4))
+            return nn.Dense(2)(nn.relu(nn.Dense(4, name="hidden")(nn.Dense(4, name="embed")(table[ids]))).sum(1))
+
+    ids = jnp.array([[0, 4, -1], [2, 2, 1]])
+    net = explainable(Words(), Words().init(jax.random.key(0), ids))
+    assert method(net, ids, 1, layer="embed").contributions.shape == (2, 1, 3, 4)
 
 
 def halved(x):
@@ -285,7 +366,8 @@ def test_batchnorm_merged_by_hand_is_batchnorm():
         return halved(h) @ dense["kernel"] + dense["bias"][None]
 
     for composite in ("epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1"):
-        found, plain = (lrp(net, x, composite=composite, low=-3, high=3) for net in (explainable(Linen(), v), merged))
+        bounds = {"low": -3, "high": 3} if "box" in composite else {}
+        found, plain = (lrp(net, x, composite=composite, **bounds) for net in (explainable(Linen(), v), merged))
         np.testing.assert_allclose(found.contributions, plain.contributions, rtol=1e-3, atol=1e-5)
 
 
@@ -381,6 +463,8 @@ def test_what_has_no_rule_is_named_with_its_module():
     x = jnp.ones((2, 4))
     with pytest.raises(ConfigError, match=r"^network: got reduce_prod in .*Product.*, expected"):
         lrp(explainable(Product(), Product().init(jax.random.key(0), x)), x)
+    with pytest.raises(ConfigError, match=r"^network: got gather in .*, whose indices .* depend on the input"):
+        deep_lift(lambda x: jnp.take_along_axis(x, x.argmax(1, keepdims=True), 1), x)
     with pytest.raises(ConfigError, match=r"^network: got while in"):
         deep_lift(lambda x: lax.fori_loop(0, x.shape[1], lambda i, h: lax.while_loop(
             lambda h: h.sum() < 0, lambda h: h + 1, h), x), x)  # fmt: skip

@@ -164,7 +164,7 @@ def shape_at(call: Call, layer: str | None) -> tuple[int, ...]:
     return (call.batch, *shape[1:])
 
 
-def placed(call: Call, name: str, value: Any, layer: str | None = None) -> Float[Array, "batch *shape"]:
+def placed(call: Call, name: str, value: Any, layer: str | None = None) -> Shaped[Array, "batch *shape"]:
     """Return a number, or an array that broadcasts to x (layer None) or a layer's output, as a padded batch.
 
     Raises:

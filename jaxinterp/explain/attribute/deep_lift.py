@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_finite
 from jaxinterp.explain.attribute.backward import X, checked, chosen, placed
 from jaxinterp.explain.attribute.lrp import unspread
 from jaxinterp.explain.attribute.relevance import in_parts, passed_back
@@ -145,6 +145,7 @@ def deep_lift_shap(
     starts = jnp.asarray(baselines, call.x.dtype)
     fits = starts.ndim == call.x.ndim and len(starts) and starts.shape[1:] == call.x.shape[1:]
     require(fits, "baselines", f"shape {starts.shape}", f"(n, {', '.join(map(str, call.x.shape[1:]))})")
+    require_finite("baselines", starts)
 
     def run(model: Model, x: Array, rows: Array) -> Attribution:
         mean = None

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.checks import require, require_one_of
+from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.explain.attribute.backward import X, checked, placed
 from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
@@ -33,7 +33,15 @@ def negative(x: Array) -> Array:
 
 
 def over(relevance: Array, z: Array, epsilon: float = STABILIZER) -> Array:
-    """Return R / (z + ε sign z), with sign 0 = 1; with ε = 0 it is 0 at z = 0."""
+    """Return R / (z + ε sign z), with sign 0 = 1; with ε = 0 it is 0 at z = 0.
+
+    In float16, where R / ε overflows, it is divided in float32 and kept within ±√65504, so that sums of it, times an
+    input of 0, are 0.
+    """
+    if z.dtype == jnp.float16:
+        most = float(jnp.finfo(z.dtype).max) ** (0.5 if epsilon else 1.0)
+        ratio = over(relevance.astype(jnp.float32), z.astype(jnp.float32), epsilon)
+        return jnp.clip(ratio, -most, most).astype(z.dtype)
     if not epsilon:
         return jnp.where(z == 0, 0, relevance / jnp.where(z == 0, 1, z))
     return relevance / (z + jnp.where(z < 0, -epsilon, epsilon).astype(z.dtype))
@@ -75,6 +83,10 @@ class Epsilon:
 
     epsilon: float = STABILIZER
 
+    def __post_init__(self) -> None:
+        """Check the range of ε."""
+        require_at_least("epsilon", self.epsilon, 0)
+
     def __call__(self, local: Local) -> Array:
         """Return the relevance of the layer's input."""
         return local.args[0] * jax.vjp(local.run, *local.args)[1](over(local.back, local.out, self.epsilon))[0]
@@ -90,6 +102,10 @@ class Gamma:
     """
 
     gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Check the range of γ."""
+        require_at_least("gamma", self.gamma, 0)
 
     def __call__(self, local: Local) -> Array:
         """Return the relevance of the layer's input."""
@@ -224,6 +240,18 @@ class Composite(Rules):
 
     holds = True
 
+    def __post_init__(self) -> None:
+        """Check every field."""
+        require_at_least("epsilon", self.epsilon, 0)
+        for name in ("dense", "conv", "first"):
+            rule = getattr(self, name)
+            got = rule.__name__ if isinstance(rule, type) else rule
+            fits = isinstance(rule, Rule) or (name == "first" and rule is None)
+            require(fits, name, got, "a rule, such as Epsilon()")
+        for name, hint in get_type_hints(Composite).items():
+            if get_origin(hint) is Literal:
+                require_one_of(name, getattr(self, name), get_args(hint))
+
     @property
     def whole_softmax(self) -> bool:  # type: ignore[override]
         """Whether relevance flows through the exponentials of a softmax."""
@@ -334,7 +362,8 @@ def lrp(
         biases, stabilizers and dead units took.
 
     Raises:
-        ConfigError: an operation has no rule; the line names it and its module. Or a z^B rule has no bounds.
+        ConfigError: an operation has no rule; the line names it and its module. Or a z^B rule has no bounds, or bounds
+            have no z^B rule.
 
     Example:
         >>> w = jnp.array([[1.0], [3.0]])
@@ -351,7 +380,8 @@ def lrp(
     require(isinstance(composite, Composite), "composite", type(composite).__name__, "a Composite, or its name")
     boxed = any(isinstance(rule, ZBox) for rule in (composite.first, composite.conv, composite.dense))
     given = sum(bound is not None for bound in (low, high))
-    require(given in (0, 2) and (given or not boxed), "low, high", (low, high), "both bounds of the input")
+    wanted = "both bounds of the input" if boxed else "no bounds, as no layer of the composite has the z^B rule"
+    require(given == 2 * boxed, "low, high", (low, high), wanted)
     call = checked(net, x, targets, layer, max_bytes)
     run, bounds = partial(_propagate, layer, composite), []
     if boxed:

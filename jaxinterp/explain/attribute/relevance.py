@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from jaxinterp.explain.attribute.backward import Call, chosen, head
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import in_batches
+from jaxinterp.explain.batches import affordable, in_batches
 from jaxinterp.explain.program import Model
 from jaxinterp.explain.rules import Rules, with_references
 
@@ -56,7 +56,7 @@ def passed_back(
 
 
 def in_parts(call: Call, run: Callable[..., Attribution], arrays: Sequence[Array], max_bytes: int) -> Attribution:
-    """Explain some examples and targets at a time, each part within the budget.
+    """Explain some examples at a time and, of one that does not fit, some targets, each part within the budget.
 
     Args:
         call: the checked arguments.
@@ -66,7 +66,8 @@ def in_parts(call: Call, run: Callable[..., Attribution], arrays: Sequence[Array
     """
     total, most = call.memory
     count, fixed, each = call.rows.shape[1], 3 * total + most, 2 * most + 2 * call.x.nbytes
-    targets = max(1, min(count, int((max_bytes - fixed) // each)))
+    share = affordable(len(call.x), fixed + count * each, max_bytes) / len(call.x)  # each part of targets runs forward
+    targets = max(1, min(count, int((max_bytes - share * fixed) // (share * each))))
 
     def explain(x: Array, rows: Array, *arrays: Array) -> Attribution:
         model, parts = call.net.program("logits", x), []

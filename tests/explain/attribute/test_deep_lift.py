@@ -75,7 +75,7 @@ def test_over_baselines_it_is_the_mean():
     )
     np.testing.assert_allclose(found.bias, np.mean([part.bias for part in each], 0), rtol=1e-5)
     np.testing.assert_allclose(found.residual, 0, atol=2e-5)
-    for wrong in (X[:0], X[0], jnp.zeros((2, 5, 6, 2))):
+    for wrong in (X[:0], X[0], jnp.zeros((2, 5, 6, 2)), X * jnp.nan):
         with pytest.raises(ConfigError, match=r"^baselines:"):
             deep_lift_shap(net, X, baselines=wrong)
     with pytest.raises(ConfigError, match=r"^baseline:"):

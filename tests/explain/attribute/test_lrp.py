@@ -1,12 +1,18 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribute import excitation_backprop, lrp
-from jaxinterp.explain.attribute.lrp import COMPOSITES, AlphaBeta, Composite, Gamma
+from jaxinterp.explain.attribute.backward import checked
+from jaxinterp.explain.attribute.lrp import COMPOSITES, AlphaBeta, Composite, Epsilon, Gamma
+from jaxinterp.explain.attribute.relevance import in_parts
+from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 
 
@@ -29,10 +35,14 @@ def made(bias):
     return explainable(Residual(bias), Residual(bias).init(jax.random.key(0), x)), x
 
 
+def bounds(name):
+    return {"low": -3, "high": 3} if name == "epsilon_gamma_box" else {}
+
+
 @pytest.mark.parametrize("name", COMPOSITES)
 def test_without_biases_the_sum_is_the_logit(name):
     net, x = made(bias=False)
-    found = lrp(net, x, [[0, 3]] * 3, composite=name, low=-3, high=3)
+    found = lrp(net, x, [[0, 3]] * 3, composite=name, **bounds(name))
     if name != "epsilon_alpha2_beta1":  # a unit without a negative part has nothing to give −βR to
         np.testing.assert_allclose(found.residual, 0, atol=1e-5 * float(jnp.abs(found.logits).max()))
     assert found.contributions.shape == (3, 2, 6, 6, 2)
@@ -70,9 +80,13 @@ def test_bounds_may_be_arrays_and_are_those_of_the_layer():
     np.testing.assert_allclose(array.contributions, number.contributions, rtol=1e-5, atol=1e-7)
     at = lrp(net, x, 0, composite="epsilon_gamma_box", low=0, high=jnp.full(4, 5.0), layer="Conv_1")
     assert at.contributions.shape == (3, 1, 6, 6, 4)
-    for bounds in ({}, {"low": 0}):
+    for name, given in (
+        ("epsilon_gamma_box", {}),
+        ("epsilon_gamma_box", {"low": 0}),
+        ("epsilon", {"low": 0, "high": 1}),
+    ):
         with pytest.raises(ConfigError, match=r"^low, high:"):
-            lrp(net, x, 0, composite="epsilon_gamma_box", **bounds)
+            lrp(net, x, 0, composite=name, **given)
     with pytest.raises(ConfigError, match=r"^low:"):
         lrp(net, x, 0, composite="epsilon_gamma_box", low=jnp.zeros(3), high=1)
 
@@ -98,7 +112,43 @@ def test_excitation_is_a_distribution():
     assert float(biased.max()) < 1
 
 
-def test_bad_input_is_one_clear_line():
+@pytest.mark.parametrize(("budget", "part"), [(1 << 30, (16, 20)), (0.3, (4, 20)), (0.04, (1, 10)), (1, (1, 1))])
+def test_fewer_examples_before_fewer_targets(budget, part):
+    net, x = made(bias=False)
+    call, shapes = checked(net, jnp.tile(x, (5, 1, 1, 1)), None, None, 1), set()
+    total, most = call.memory
+    whole = 3 * total + most + 20 * (2 * most + 2 * call.x.nbytes)
+
+    def run(model, x, rows):
+        shapes.add(rows.shape)
+        blank = jnp.zeros(rows.shape)
+        return Attribution(blank, blank, rows, method="lrp", layer="x")
+
+    found = in_parts(call, run, (), budget if budget >= 1 else int(budget * whole))
+    assert shapes == {part}
+    assert found.targets.shape == (15, 20)
+
+
+@pytest.mark.parametrize("name", ["excitation", *COMPOSITES])
+def test_half_precision_at_a_black_region_is_finite_and_close(name):
+    x = jax.random.uniform(jax.random.key(2), (1, 6, 6, 2)).at[:, :4].set(0)
+    kernel, dense = (
+        jax.random.normal(jax.random.key(3), (3, 3, 2, 4)),
+        jnp.abs(jax.random.normal(jax.random.key(4), (4, 3))),
+    )
+
+    def net(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        h = jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=numbers)
+        return jax.nn.relu(h + jnp.asarray(0.5, x.dtype)).mean((1, 2)) @ dense.astype(x.dtype)
+
+    method = excitation_backprop if name == "excitation" else partial(lrp, composite=name, **bounds(name))
+    half, single = (method(net, x.astype(kind)).contributions for kind in (jnp.float16, jnp.float32))
+    assert half.dtype == jnp.float16
+    np.testing.assert_allclose(half.astype(jnp.float32), single, rtol=0.03, atol=0.01 * float(jnp.abs(single).max()))
+
+
+def test_bad_input_is_one_clear_line(monkeypatch):
     net, x = made(bias=False)
     with pytest.raises(ConfigError, match=r"^composite:"):
         lrp(net, x, composite="epsilon_pluss")
@@ -108,3 +158,10 @@ def test_bad_input_is_one_clear_line():
         AlphaBeta(2.0, 0.5)
     with pytest.raises(ConfigError, match=r"^composite:"):
         lrp(net, x, composite=None)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for name, wrong in (("softmax", "foo"), ("add", "x"), ("dense", "epsilon"), ("first", Gamma), ("epsilon", -1.0)):
+        with pytest.raises(ConfigError, match=rf"^{name}: got .*"):
+            Composite(**{name: wrong})
+    for rule, name in ((Epsilon, "epsilon"), (Gamma, "gamma")):
+        with pytest.raises(ConfigError, match=rf"^{name}:"):
+            rule(-1.0)
