@@ -74,8 +74,9 @@ def noise_tunnel(
     require_whole("samples", samples, 1)
     require_number("noise", noise, "at least 0", lambda v: v >= 0)
     key = random_key(key)
-    while isinstance(method, partial) and not method.args:
-        method, options = method.func, {**method.keywords, **options}
+    run: Any = method
+    while isinstance(run, partial) and not run.args:
+        run, options = run.func, {**run.keywords, **options}
     call = checked(net, x, targets, options.get("layer"), max_bytes)
     wanted = "floating numbers, to which noise is added: of tokens, their embedding and the network above it"
     require(jnp.issubdtype(call.x.dtype, jnp.floating), "x", f"{call.x.dtype}{call.x.shape}", wanted)
@@ -91,7 +92,7 @@ def noise_tunnel(
         for start, count in _blocks(samples, max(1, int(block_bytes // max(1, each)))):
             noisy, many = _noisy(count, relative, key, start, sigma, x, rows)
             copies = {name: _tiled(value, count) for name, value in zip(own, values, strict=True)}
-            found = method(call.net, noisy, many, max_bytes=max_bytes, **{**options, **copies})
+            found = run(call.net, noisy, many, max_bytes=max_bytes, **{**options, **copies})
             merged = _merge(count, merged, found.contributions, start)
             names = found.method, found.layer
         parts = _moment(kind, samples, *merged).astype(found.contributions.dtype)

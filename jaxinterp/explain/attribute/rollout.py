@@ -141,12 +141,12 @@ def _prepared(
         side = math.isqrt(tokens)
         require(tokens - side * side in (0, 1), "grid", f"none, with {tokens} tokens", "(height, width) in tokens")
         return call, (side, side)
-    grid = tuple(grid) if isinstance(grid, list | tuple) else (grid,)
-    sides = len(grid) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in grid)
-    require(sides, "grid", grid, "(height, width) in tokens")
-    fits = tokens - grid[0] * grid[1] in (0, 1)
-    require(fits, "grid", grid, f"(height, width) of {tokens} tokens, with or without a class token")
-    return call, (int(grid[0]), int(grid[1]))
+    sides: tuple[Any, ...] = tuple(grid) if isinstance(grid, list | tuple | np.ndarray) else (grid,)
+    whole = len(sides) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in sides)
+    require(whole, "grid", sides, "(height, width) in tokens")
+    fits = tokens - sides[0] * sides[1] in (0, 1)
+    require(fits, "grid", sides, f"(height, width) of {tokens} tokens, with or without a class token")
+    return call, (int(sides[0]), int(sides[1]))
 
 
 def _explained(
