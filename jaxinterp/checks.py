@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex, get_type_hints
 
 import jax
@@ -56,6 +57,37 @@ def require_whole(name: str, value: Any, bound: int) -> None:
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     require(whole and value >= bound, name, value, f"a whole number, at least {bound}")
+
+
+def require_number(
+    name: str, value: Any, expected: str = "a finite number", inside: Callable[[Any], object] = lambda value: True
+) -> None:
+    """Raise unless a value is one finite number, of a range.
+
+    Args:
+        name: the argument's.
+        value: what came.
+        expected: the range, in words.
+        inside: whether a number is within it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    number = isinstance(value, SupportsFloat) and not isinstance(value, bool) and np.ndim(value) == 0  # type: ignore[arg-type]
+    require(number and math.isfinite(value) and inside(value), name, value, expected)
+
+
+def random_key(key: Any) -> Any:
+    """Return a typed random key, `jax.random.key(0)` for None.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if key is None:
+        return jax.random.key(0)
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.ndim
+    require(typed, "key", key if np.ndim(key) == 0 else f"an array {np.shape(key)}", "one jax.random.key(seed)")
+    return key
 
 
 def warn(message: str) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 4, 3  # images and targets that a notebook shows
+PAIRS = "pairs", "integrated_hessians"
+"""Methods whose contributions are of pairs of positions, (batch, T, P, *positions), without channels."""
 Optional = Any  # an array of the shape that the docstring gives, or None of methods that have none
 
 
@@ -32,7 +34,7 @@ class Attribution:
 
     Attributes:
         contributions: signed, (batch, T, ...); (batch, T, H, W, 1) of methods that score pixels. The sum over the last
-            axis is the map of figures and metrics.
+            axis is the map of figures and metrics; of `pairs`, (batch, T, P, *positions), over the third.
         logits: f_k(x), (batch, T).
         targets: the classes k, (batch, T).
         bias: b_k, the part that no entry explains: in closed form where the network's is known, else f − W x; the
@@ -71,14 +73,18 @@ class Attribution:
     def maps(self, size: Sequence[int] | None = None) -> Float[Array, "batch t height width"]:
         """Return contributions summed over channels, enlarged to `size` (nearest pixel) where one is given.
 
+        Of pairs of pixels, the sum over the P chosen ones: what each pixel contributes together with these.
+
         Raises:
             ConfigError: the contributions are not those of (height, width, channels). Channels first can be told from
                 the shape only where there are 1 or 3 of them: sum the contributions of other such layers by hand.
         """
         shape = self.contributions.shape
         require(len(shape) == 5, "contributions", f"shape {shape}", "(batch, targets, height, width, channels)")
-        require_channels_last("contributions", shape[1:])
-        sums = self.contributions.sum(-1)
+        paired = self.method.split(" ")[-1] in PAIRS  # also "smoothgrad of pairs"
+        if not paired:
+            require_channels_last("contributions", shape[1:])
+        sums = self.contributions.sum(2 if paired else -1)
         return sums if size is None else jax.image.resize(sums, (*shape[:2], *size), "nearest")
 
     def plot(

@@ -37,6 +37,7 @@ from jaxinterp.explain.metrics import (
 )
 from jaxinterp.explain.metrics.explained import Explained, Method, channel_summed, label_attribution
 from jaxinterp.explain.metrics.similarity import cosine, misplaced, sign_agreement, spearman
+from jaxinterp.explain.propagation import NotPolynomialError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +48,8 @@ CALLS = 3
 """Calls, after the first, whose median time is a method's."""
 SHOWN = 4
 """Images that a picture of an audit shows."""
+REFUSALS = ConfigError, NotImplementedError, NotPolynomialError
+"""What methods and metrics raise of a network or input that they are not for."""
 DISTANCES = {
     "cosine": "cosine with the truth",
     "rank_correlation": "Spearman's rank correlation with the truth",
@@ -251,8 +254,8 @@ def audit(
         ConfigError: an argument does not fit, or a method that was asked for cannot be computed.
 
     Example:
-        >>> w = jnp.array([[1.0, -1.0], [2.0, 1.0]])
-        >>> found = audit(lambda x: jax.nn.relu(x @ w), jnp.array([[1.0, 3.0], [-1.0, 2.0]]), metrics={})
+        >>> w, few = jnp.array([[1.0, -1.0], [2.0, 1.0]]), ["gradient", "input_x_gradient"]
+        >>> found = audit(lambda x: jax.nn.relu(x @ w), jnp.array([[1.0, 3.0], [-1.0, 2.0]]), methods=few, metrics={})
         >>> found.methods[0], found.distances["input_x_gradient"]["cosine"].round(5).tolist()
         ('input_x_gradient', [1.0, 1.0])
     """
@@ -278,10 +281,10 @@ def audit(
             parts = label_attribution(net, method, x, labels)
             own = _comparable(parts, x)
             require(true is None or own.shape == true.shape, name, f"maps {own.shape}", "those of the truth")
-        except ConfigError as error:
+        except Exception as error:  # a method that fails is a line of the audit, not its end
             if methods is not None:
                 raise
-            skipped[name] = str(error)
+            skipped[name] = _reason(error)
             continue
         maps[name], seconds[name] = np.asarray(own), _time(net, method, x, labels)
         gaps[name] = np.asarray(completeness(net, parts).relative[:, 0])
@@ -294,14 +297,20 @@ def audit(
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # NaN of an example is in the result
                     result = metric.function(net, method if metric.reruns else parts, x, labels)
-            except ConfigError as error:
-                skipped[f"{name}, {key}"] = str(error)
+            except REFUSALS as error:
+                skipped[f"{name}, {key}"] = _reason(error)
                 continue
             scores[name][key] = np.asarray(result.scores, float)
     require(seconds, "methods", "none that can be computed", "; ".join(skipped.values()) or "at least one")
     best = {key: metric.best for key, metric in scored.items()}
     agreement = _agreement(distances, scores, best)
     return Audit(said, without, distances, gaps, scores, seconds, best, agreement, skipped, labels, np.asarray(x), maps)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, with its type where the line is not written for users."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"
 
 
 def _chosen(
@@ -311,6 +320,7 @@ def _chosen(
     if isinstance(methods, Mapping):
         return dict(methods)
     known = catalogue(net)
+    require(not isinstance(methods, str), "methods", methods, f'a list of names, such as ["{methods}"]')
     for name in methods or ():
         require_one_of("methods", name, known)
     return {name: partial(known[name], max_bytes=max_bytes) for name in methods or known}

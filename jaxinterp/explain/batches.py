@@ -113,7 +113,11 @@ def affordable(count: int, bytes_all: int | float, max_bytes: int) -> int:
 
 
 def in_batches(
-    run: Callable[..., Result], arrays: Sequence[Array], batch: int, bytes_all: int | float, max_bytes: int
+    run: Callable[..., Result],
+    arrays: Sequence[Array | np.ndarray],
+    batch: int,
+    bytes_all: int | float,
+    max_bytes: int,
 ) -> Result:
     """Apply a function of padded arrays to equal parts of them, each within the budget, and join the examples.
 
@@ -249,8 +253,9 @@ def _plan(
     A tile that fits by estimate is compiled, as it will be run, and fits if its compiler says so.
     """
     key = (tuple(model and model.program for model in found), size, rows.shape, max_bytes)
-    if key in _plans:
-        return _plans[key]
+    known_plan = _plans.get(key)
+    if known_plan is not None:
+        return known_plan
     examples, targets = rows.shape
     known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, rows, arrays)))
     total, most = found[0].program.memory
@@ -272,7 +277,7 @@ def _plan(
     if len(_plans) >= PLANS:
         _plans.clear()
     _plans[key] = examples, targets
-    return _plans[key]
+    return examples, targets  # another thread may have cleared the plans
 
 
 def _compiled_bytes(lowered: jax.stages.Lowered) -> int | None:

@@ -22,7 +22,15 @@ import optax
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import (
+    require,
+    require_at_least,
+    require_finite,
+    require_labels,
+    require_number,
+    require_one_of,
+    require_whole,
+)
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import Explainable, with_batch
 from jaxinterp.explain.program import Model
@@ -148,8 +156,8 @@ def influence_functions(
 
     Source: Koh, Liang, arXiv 1703.04730, Eq. 2 with the opposite sign; Gauss–Newton: Grosse et al., arXiv 2308.03296.
     """
-    require_at_least("damping", damping, 0)
-    require_at_least("steps", steps, 1)
+    require_number("damping", damping, "at least 0", lambda v: v >= 0)
+    require_whole("steps", steps, 1)
     require_one_of("matrix", matrix, ("gauss-newton", "hessian"))
     task = _task(net, train, test, loss, test_loss, trained, max_bytes)
     model = task.net.program("logits", task.example)

@@ -103,3 +103,12 @@ def test_select_targets():
     for wrong in (np.array([0.5]), [4], [-1], np.array([[0], [1]])):
         with pytest.raises(ValueError, match=r"\Atargets: got "):
             select_targets(wrong, 1, 4)
+
+
+def test_plans_that_another_thread_clears_are_not_missed(monkeypatch):
+    class Cleared(dict):
+        def __setitem__(self, key, value):
+            self.clear()
+
+    monkeypatch.setattr(batches, "_plans", Cleared())
+    assert decompose(explainable(net, VARIABLES), X).logits.shape == (8, 5)

@@ -145,6 +145,6 @@ def test_bad_input(monkeypatch):
     ):
         with pytest.raises(ValueError, match=f"^{field}: got [^\n]*$"):
             tracin(NET, **{"checkpoints": [VARIABLES], "train": TRAIN, "test": TEST, **change})
-    for field, value in (("damping", -1.0), ("steps", 0), ("matrix", "fisher")):
+    for field, value in (("damping", -1.0), ("damping", "small"), ("steps", 0), ("steps", 2.5), ("matrix", "fisher")):
         with pytest.raises(ValueError, match=f"^{field}: "):
             influence_functions(NET, TRAIN, TEST, **{field: value})

@@ -1,4 +1,7 @@
-"""Post-hoc methods, the baselines of the exact decomposition: `method(net, x, targets=None, ...) -> Attribution`."""
+"""Post-hoc methods, the baselines of the exact decomposition: `method(net, x, targets=None, ...) -> Attribution`.
+
+Two functions of training images, `tracin` and `influence_functions`, have a call shape and a result of their own.
+"""
 
 from jaxinterp.explain.attribute.ablation import feature_ablation, feature_permutation
 from jaxinterp.explain.attribute.blur import blur_integrated_gradients
@@ -28,6 +31,7 @@ from jaxinterp.explain.attribute.rise import rise
 from jaxinterp.explain.attribute.rollout import attention_rollout, gradient_rollout
 from jaxinterp.explain.attribute.rules import deconvolution, guided_backpropagation
 from jaxinterp.explain.attribute.shapley import kernel_shap, shapley_sampling, shapley_values
+from jaxinterp.explain.training import influence_functions, tracin
 from jaxinterp.lazy import public
 
 __all__ = [
@@ -50,6 +54,7 @@ __all__ = [
     "guided_backpropagation",
     "guided_grad_cam",
     "hires_cam",
+    "influence_functions",
     "input_x_gradient",
     "integrated_gradients",
     "kernel_shap",
@@ -67,6 +72,7 @@ __all__ = [
     "shapley_values",
     "smooth_grad",
     "smooth_grad_squared",
+    "tracin",
     "vargrad",
     "xgrad_cam",
 ]

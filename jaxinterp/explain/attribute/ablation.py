@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.checks import random_key, require, require_one_of, require_whole
 from jaxinterp.explain.attribute.backward import chosen
 from jaxinterp.explain.attribute.coalitions import Mask, at_once, game, logits_of_versions, many_program, play, sizes
 from jaxinterp.explain.attribution import Attribution
@@ -114,12 +114,12 @@ def feature_permutation(
     Source: Fisher, Rudin, Dominici, arXiv 1801.01489, Sec. 3 (there of the loss).
     """
     require_one_of("rule", rule, RULES)
-    require_at_least("samples", samples, 1)
+    require_whole("samples", samples, 1)
     found = game(net, x, targets, layer, mask, 0.0, max_bytes)
     call, groups, count = found.call, found.groups, found.players * samples
     require(call.batch > 1, "x", "one example", "at least two, to exchange their entries")
     part, each, max_bytes = at_once(call, layer, count, max_bytes)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     last = jnp.minimum(jnp.arange(len(call.x)), call.batch - 1)
     everything = value_of(call.net.program("logits", call.x), layer, call.x)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxinterp.checks import require, require_at_least, require_finite
+from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, as_array, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
@@ -168,12 +169,18 @@ def placed(call: Call, name: str, value: Any, layer: str | None = None) -> Shape
     """Return a number, or an array that broadcasts to x (layer None) or a layer's output, as a padded batch.
 
     Raises:
-        ConfigError: it does not broadcast, or is not finite.
+        ConfigError: it consists of no numbers, does not broadcast, or is not finite.
     """
     shape = shape_at(call, layer)
     kind = call.x.dtype if layer is None else call.net.program("logits", call.x).program.values[layer].dtype
     where: Any = jnp if isinstance(value, jax.core.Tracer) else np  # known ones without a program for each size
-    array = where.asarray(value, kind)
+    try:
+        given = where.asarray(value)
+    except ValueError as error:
+        raise ConfigError(f"{name}: got rows of several lengths, expected one that broadcasts to {shape}") from error
+    numbers = any(jnp.issubdtype(given.dtype, scalar) for scalar in (jnp.floating, jnp.integer, jnp.bool_))
+    require(numbers, name, value if np.ndim(given) == 0 else given.dtype, "a number, or an array of numbers")
+    array = given.astype(kind)
     fits = array.ndim <= len(shape) and all(b in (1, n) for b, n in zip(array.shape[::-1], shape[::-1], strict=False))
     require(fits, name, f"shape {array.shape}", f"one that broadcasts to {shape}")
     require_finite(name, array)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxinterp.checks import require, require_at_least, require_channels_last
+from jaxinterp.checks import require, require_channels_last, require_number, require_whole
 from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, repeated
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
@@ -78,8 +78,8 @@ def blur_integrated_gradients(
 
     Source: Xu, Venugopalan, Sundararajan, arXiv 2004.03383, Eq. 3 and 5 (there with a left sum over equal widths).
     """
-    require_at_least("steps", steps, 1)
-    require(max_sigma > 0, "max_sigma", max_sigma, "more than 0 pixels")
+    require_whole("steps", steps, 1)
+    require_number("max_sigma", max_sigma, "more than 0 pixels", lambda v: v > 0)
     call = checked(net, x, targets, layer, max_bytes)
     require(call.x.ndim == 4, "x", f"shape {call.x.shape}", "(batch, height, width, channels)")
     require_channels_last("x", call.x.shape)

@@ -195,11 +195,13 @@ def _solved(
     """Solve for the groups' contributions, and give them to their entries."""
     logits = chosen(head(model, layer, z, x), rows)
     bias = chosen(head(model, layer, base, x), rows) if complete else jnp.zeros_like(logits)
-    parts = solve(values, logits, bias, groups, *data)
+    wide = np.promote_types(values.dtype, np.float32)  # of which linear systems are solved
+    parts = solve(*(array.astype(wide) for array in (values, logits, bias)), groups, *data)
     if spread:
         parts = parts / jnp.maximum(sizes(groups, parts.shape[-1]), 1)[:, None].astype(parts.dtype)
     places = jnp.broadcast_to(groups.reshape(len(groups), 1, -1), (*rows.shape, math.prod(groups.shape[1:])))
     contributions = jnp.take_along_axis(parts, places, axis=2).reshape(*rows.shape, *groups.shape[1:])
+    contributions = contributions.astype(values.dtype)
     if not complete:
         return Attribution(contributions, logits, rows, method=method, layer=layer or X)
     residual = logits - bias - contributions.reshape(*rows.shape, -1).sum(-1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxinterp.checks import require, require_at_least, require_finite
+from jaxinterp.checks import random_key, require, require_finite, require_number, require_whole
 from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, repeated
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
@@ -62,13 +62,13 @@ def expected_gradients(
 
     Source: Erion, Janizek, Sturmfels, Lundberg, Lee, arXiv 1906.10670, Eq. 3; Lundberg, Lee, arXiv 1705.07874 (SHAP).
     """
-    require_at_least("samples", samples, 1)
-    require_at_least("noise", noise, 0)
+    require_whole("samples", samples, 1)
+    require_number("noise", noise, "at least 0", lambda v: v >= 0)
     call = checked(net, x, targets, layer, max_bytes)
     base, wanted = jnp.asarray(baselines, call.x.dtype), f"(n, {', '.join(map(str, call.x.shape[1:]))}), n at least 1"
     require(base.shape[1:] == call.x.shape[1:] and base.size, "baselines", f"shape {base.shape}", wanted)
     require_finite("baselines", base)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     order, alphas = _draw(samples, len(base), key)
     count, size, max_bytes = fitting(call, 2 * call.rows.shape[1] + 3, samples, max_bytes)
     passes = math.ceil(samples / count)
@@ -120,8 +120,9 @@ def _add(
 ) -> tuple[Array, Array]:
     """Add what a block of samples contributes, and their baselines' logits, with the samples' weights."""
     (order, alphas), (places, weights) = draws, block
-    drawn = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype))(places)
-    noisy = x[None] + jnp.asarray(noise, x.dtype) * drawn[:, None]
+    wide = np.promote_types(x.dtype, np.float32)
+    drawn = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], wide))(places)
+    noisy = x[None] + jnp.asarray(noise, x.dtype) * drawn[:, None].astype(x.dtype)
 
     def values(images: Array) -> Array:
         found = value_at(many, layer, images.reshape(around.shape))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxinterp.checks import require, require_at_least, require_one_of
+from jaxinterp.checks import random_key, require, require_number, require_one_of, require_whole
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribute.ablation import RULES, Rule
 from jaxinterp.explain.attribute.coalitions import Mask, game, listed, play, sizes
@@ -84,14 +84,14 @@ def lime(
     require_one_of("rule", rule, RULES)
     require_one_of("distance", distance, get_args(Distance))
     require_one_of("fit", fit, get_args(Fit))
-    require_at_least("samples", samples, 1)
-    require(width > 0, "width", width, "more than 0")
-    require_at_least("penalty", penalty, 0)
+    require_whole("samples", samples, 1)
+    require_number("width", width, "more than 0", lambda v: v > 0)
+    require_number("penalty", penalty, "at least 0", lambda v: v >= 0)
     net = explainable(net)
     if mask is None:
         mask = _segments(net, x, layer, superpixels, cells)
     found = game(net, x, targets, layer, mask, baseline, max_bytes)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     table = _drawn(samples, found.players, key)
     data = table, jnp.asarray(width, float), jnp.asarray(penalty, float)
     options: dict[str, Any] = {"spread": rule == "spread", "complete": False, "max_bytes": max_bytes}
@@ -126,7 +126,7 @@ def squares(size: tuple[int, int], cells: int) -> Int[np.ndarray, "height width"
         >>> squares((4, 4), 2).tolist()
         [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     """
-    require_at_least("cells", cells, 1)
+    require_whole("cells", cells, 1)
     row, column = (np.arange(side) * min(cells, side) // side for side in size)
     return row[:, None] * cells + column
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxinterp.checks import require, require_at_least, require_channels_last
+from jaxinterp.checks import require, require_channels_last, require_number, require_whole
 from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
 from jaxinterp.explain.attribute.coalitions import many_program
 from jaxinterp.explain.attribution import Attribution
@@ -76,7 +76,8 @@ def meaningful_perturbation(
 
     Source: Fong, Vedaldi, arXiv 1704.03296, Eq. 6, without its jitter; settings of Sec. 4.
     """
-    require_at_least("sparsity, smoothness", (sparsity, smoothness), 0)
+    require_number("sparsity", sparsity, "at least 0", lambda v: v >= 0)
+    require_number("smoothness", smoothness, "at least 0", lambda v: v >= 0)
     settings, kind = {"sparsity": sparsity, "smoothness": smoothness}, "meaningful_perturbation"
     return _descend("deletion", kind, net, x, targets, layer, cells, steps, rate, settings, baseline, sigma, max_bytes)
 
@@ -133,8 +134,8 @@ def extremal_perturbation(
 
     Source: Fong, Patrick, Vedaldi, arXiv 1910.08485, Eq. 2–6, with the smooth maximum taken axis by axis.
     """
-    require(0 < area < 1, "area", area, "a share in (0, 1)")
-    require(radius > 0, "radius", radius, "more than 0")
+    require_number("area", area, "a share in (0, 1)", lambda v: 0 < v < 1)
+    require_number("radius", radius, "more than 0", lambda v: v > 0)
     settings, kind = {"area": area, "radius": radius}, "extremal_perturbation"
     return _descend("extremal", kind, net, x, targets, layer, cells, steps, rate, settings, baseline, sigma, max_bytes)
 
@@ -155,10 +156,11 @@ def _descend(
     max_bytes: int,
 ) -> Attribution:
     """Find the masks of all pairs of an image and a class: as many at once as the budget allows."""
-    require_at_least("steps", steps, 1)
-    require_at_least("cells", cells, 1)
-    require(rate > 0, "rate", rate, "more than 0")
-    require(sigma is None or sigma > 0, "sigma", sigma, "more than 0")
+    require_whole("steps", steps, 1)
+    require_whole("cells", cells, 1)
+    require_number("rate", rate, "more than 0", lambda v: v > 0)
+    if sigma is not None:
+        require_number("sigma", sigma, "more than 0", lambda v: v > 0)
     call = checked(net, x, targets, layer, max_bytes)
     shape = shape_at(call, layer)
     require(len(shape) == 4, "x" if layer is None else "layer", f"shape {shape}", "(batch, height, width, channels)")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from jaxinterp.checks import require, require_at_least, require_channels_last
+from jaxinterp.checks import random_key, require, require_channels_last, require_number, require_whole
 from jaxinterp.explain.attribute.backward import X, checked, chosen, placed, shape_at
 from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
@@ -62,25 +62,26 @@ def rise(
 
     Source: Petsiuk, Das, Saenko, arXiv 1806.07421, Eq. 6 and Sec. 3.2.
     """
-    require_at_least("masks", masks, 1)
-    require(0 < probability < 1, "probability", probability, "a number in (0, 1)")
+    require_whole("masks", masks, 1)
+    require_number("probability", probability, "a number in (0, 1)", lambda v: 0 < v < 1)
     call = checked(net, x, targets, layer, max_bytes)
     shape = shape_at(call, layer)
     require(len(shape) == 4, "x" if layer is None else "layer", f"shape {shape}", "(batch, height, width, channels)")
     require_channels_last("x" if layer is None else "layer", shape)
     side = min(shape[1:3])
     require(isinstance(cells, int | np.integer) and 1 <= cells <= side, "cells", cells, f"an integer in 1..{side}")
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     part, each, max_bytes = at_once(call, layer, masks, max_bytes)
     base, maps = placed(call, "baseline", baseline, layer), 3 * call.rows.shape[1] * math.prod(shape[1:3])
 
     def explain(x: Array, rows: Array, base: Array) -> Attribution:
         model, many = call.net.program("logits", x), many_program(call, x, part)
         z = value_of(model, layer, x)
-        sums = jnp.zeros((*rows.shape, *shape[1:3]), model.program.output.dtype)
+        kind = model.program.output.dtype
+        sums = jnp.zeros((*rows.shape, *shape[1:3]), np.promote_types(kind, np.float32))
         for start in range(0, masks, part):
             sums = _add(layer, part, cells, sums, start, masks, probability, key, many, z, base, x, rows)
-        parts = sums[..., None] / (probability * masks)
+        parts = (sums[..., None] / (probability * masks)).astype(kind)
         return Attribution(parts, chosen(called(model, x), rows), rows, method="rise", layer=layer or X)
 
     bytes_all = (each * part + maps * call.x.dtype.itemsize) * len(call.x)
@@ -111,7 +112,7 @@ def _add(
     versions = kept * z[None] + (1 - kept) * base[None]
     logits = logits_of_versions(model, layer, versions, x, rows)
     logits = jnp.where((indices < count)[:, None, None], logits, 0)
-    return sums + jnp.einsum("nbt,nhw->bthw", logits, drawn.astype(logits.dtype))
+    return sums + jnp.einsum("nbt,nhw->bthw", logits.astype(sums.dtype), drawn.astype(sums.dtype))
 
 
 def random_masks(

@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxinterp.checks import require, require_channels_last, require_one_of
+from jaxinterp.checks import require, require_channels_last, require_number, require_one_of
 from jaxinterp.explain.attribute.backward import Call, X, checked, chosen
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
+from jaxinterp.explain.batches import MAX_BYTES, TARGETS, Targets, in_batches, over_targets
 from jaxinterp.explain.freeze import softmaxes_of
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import Model, layer_of
@@ -70,10 +70,10 @@ def attention_rollout(
     Source: Abnar & Zuidema, arXiv 2005.00928, Eq. 1.
     """
     require_one_of("heads", heads, get_args(Heads))
-    require(0 <= discard < 1, "discard", discard, "a share in [0, 1)")
+    require_number("discard", discard, "a share in [0, 1)", lambda v: 0 <= v < 1)
     call, grid = _prepared(net, x, targets, grid, upsample, max_bytes)
     how = (heads, float(discard), grid, upsample)
-    return _explained(call, partial(_rollout, how), call.memory[0], "attention_rollout", max_bytes)
+    return _explained(call, partial(_rollout, how), call.memory[0], "attention_rollout", max_bytes, alike=True)
 
 
 @on_automatic_axes
@@ -115,8 +115,10 @@ def gradient_rollout(
     """
     call, grid = _prepared(net, x, targets, grid, upsample, max_bytes)
     total, most = call.memory
-    size = 2 * total + most * call.rows.shape[1]
-    return _explained(call, partial(_gradient_rollout, (grid, upsample)), size, "gradient_rollout", max_bytes)
+    size = 2 * total + most * min(call.rows.shape[1], TARGETS)
+    return _explained(
+        call, partial(_gradient_rollout, (grid, upsample)), size, "gradient_rollout", max_bytes, alike=False
+    )
 
 
 def _prepared(
@@ -139,19 +141,30 @@ def _prepared(
         side = math.isqrt(tokens)
         require(tokens - side * side in (0, 1), "grid", f"none, with {tokens} tokens", "(height, width) in tokens")
         return call, (side, side)
-    sides = len(grid) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in grid)
-    require(sides, "grid", tuple(grid), "(height, width) in tokens")
-    fits = tokens - grid[0] * grid[1] in (0, 1)
-    require(fits, "grid", tuple(grid), f"(height, width) of {tokens} tokens, with or without a class token")
-    return call, (int(grid[0]), int(grid[1]))
+    sides: tuple[Any, ...] = tuple(grid) if isinstance(grid, list | tuple | np.ndarray) else (grid,)
+    whole = len(sides) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in sides)
+    require(whole, "grid", sides, "(height, width) in tokens")
+    fits = tokens - sides[0] * sides[1] in (0, 1)
+    require(fits, "grid", sides, f"(height, width) of {tokens} tokens, with or without a class token")
+    return call, (int(sides[0]), int(sides[1]))
 
 
 def _explained(
-    call: Call, run: Callable[[Model, Array, Array], tuple[Array, Array]], size: int, method: str, max_bytes: int
+    call: Call,
+    run: Callable[[Model, Array, Array], tuple[Array, Array]],
+    size: int,
+    method: str,
+    max_bytes: int,
+    alike: bool,
 ) -> Attribution:
+    """Explain part by part; targets, unless their maps are alike, by a backward pass each."""
+
     def explain(x: Array, rows: Array) -> Attribution:
-        maps, logits = run(call.net.program("logits", x), x, rows)
-        return Attribution(maps, logits, rows, method=method, layer=X)
+        def of_targets(rows: Array) -> Attribution:
+            maps, logits = run(call.net.program("logits", x), x, rows)
+            return Attribution(maps, logits, rows, method=method, layer=X)
+
+        return of_targets(rows) if alike else over_targets(of_targets, rows)
 
     with jax.default_matmul_precision("highest"):
         return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from jaxinterp.checks import require, require_at_least
+from jaxinterp.checks import random_key, require, require_whole
 from jaxinterp.explain.attribute.coalitions import Mask, game, listed, play, subsets
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets
@@ -126,9 +126,9 @@ def shapley_sampling(
 
     Source: Castro, Gómez, Tejada, Computers & Operations Research 36, 2009; Štrumbelj, Kononenko, JMLR 11, 2010.
     """
-    require_at_least("samples", samples, 1)
+    require_whole("samples", samples, 1)
     found = game(net, x, targets, layer, mask, baseline, max_bytes)
-    ranks = _orders(samples, found.players, jax.random.key(0) if key is None else key)
+    ranks = _orders(samples, found.players, random_key(key))
     options: dict[str, Any] = {"spread": True, "complete": True, "max_bytes": max_bytes}
     return play("shapley_sampling", found, samples * found.players, _first_groups, _mean_steps, ranks, **options)
 
@@ -198,7 +198,8 @@ def kernel_shap(
 
     Source: Lundberg, Lee, arXiv 1705.07874, Theorem 2; in closed form: Covert, Lee, arXiv 2012.01536, Eq. 7.
     """
-    require_at_least("samples", samples, 2)
+    if samples is not None:
+        require_whole("samples", samples, 2)
     found = game(net, x, targets, layer, mask, baseline, max_bytes)
     d = found.players
     require(d > 1, "mask", "one group", "at least two")
@@ -209,7 +210,7 @@ def kernel_shap(
         weights = [(d - 1) / (math.comb(d, s) * s * (d - s)) for s in size.tolist()]
         table, weight = jnp.asarray(everything), jnp.asarray(weights, float)
     else:
-        table, weight = _kernel(samples // 2, d, jax.random.key(0) if key is None else key)
+        table, weight = _kernel(samples // 2, d, random_key(key))
     options: dict[str, Any] = {"spread": True, "complete": True, "max_bytes": max_bytes}
     return play("kernel_shap", found, len(table), listed, _regression, table, weight, **options)
 

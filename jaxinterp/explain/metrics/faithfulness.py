@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require, require_finite, require_labels, require_one_of
+from jaxinterp.checks import random_key, require, require_finite, require_labels, require_number, require_one_of
 from jaxinterp.explain.batches import MAX_BYTES, padded
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -374,7 +374,7 @@ def faithfulness_correlation(
 
     Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 3 (there with the output at the perturbed input).
     """
-    require(0 < subset < 1, "subset", subset, "a part of the pixels, in (0, 1)")
+    require_number("subset", subset, "a part of the pixels, in (0, 1)", lambda v: 0 < v < 1)
     require_counts(samples=samples)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     size = max(1, round(subset * given.pixels))
@@ -520,7 +520,7 @@ def monotonicity_correlation(
     require_counts(samples=samples)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     ranks, at = pixel_ranks(given.maps, "least"), _groups(given, steps)
-    key, changes = jax.random.key(0) if key is None else key, []
+    key, changes = random_key(key), []
     for i in range(samples):
         read, sums = look(given, ranks, at, baseline=baseline, key=jax.random.fold_in(key, i))
         changes.append((read[:, :1] - read[:, 1:]) ** 2)
@@ -571,7 +571,7 @@ def infidelity(
     """
     require_counts(side=side)
     parts = label_attribution(net, method, x, labels)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     given = examples(net, parts, x, labels, reading=Reading(space, score), absolute=False, max_bytes=max_bytes)
     if not multiplied:
         given = given._replace(maps=_along_removal(given, parts.contributions[:, 0], baseline, key))

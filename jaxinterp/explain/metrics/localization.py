@@ -22,6 +22,7 @@ from jax.scipy.stats import rankdata
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from jaxinterp.checks import (
+    random_key,
     require,
     require_at_least,
     require_channels_last,
@@ -250,7 +251,7 @@ def grid_pointing_game(
     require_channels_last("x", pool.shape)
     require((grids is None) == (labels is not None), "labels, grids", "both or none", "labels, or grids drawn before")
     if grids is None:
-        key = jax.random.key(0) if key is None else key
+        key = random_key(key)
         logits = np.concatenate([np.asarray(net.logits(pool[i : i + 256])) for i in range(0, len(pool), 256)])
         grids = sample_grids(net.log_odds(logits), labels, n=n, count=count, key=key, confidence=confidence)
     drawn = np.asarray(grids.images)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import random_key, require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.explain.attribute.backward import Call, checked, chosen, head
 from jaxinterp.explain.batches import in_batches, padded
 from jaxinterp.explain.metrics.explained import Explained, is_constant, label_maps
@@ -210,7 +210,7 @@ def look(
     encoded, count = given.reading.space == "encoded", len(at.low)
     sigmoid = call.net.probability == "sigmoid"
     how = How(fill, draw, side, encoded, given.reading.score, sigmoid)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     layer = INPUT if encoded else None
     with jax.default_matmul_precision("highest"):
         z = value_of(model, layer, call.x)

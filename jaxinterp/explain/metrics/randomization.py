@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import random_key, require, require_at_least, require_finite, require_labels, require_one_of
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import Explainable, with_batch
@@ -88,7 +88,7 @@ def parameter_randomization(
     require_one_of("order", order, get_args(Layers))
     require_at_least("smooth", smooth, 0)
     net, x, labels = _checked(net, method, x, labels)
-    key = jax.random.key(0) if key is None else key
+    key = random_key(key)
     copies = Copies(smooth, jnp.asarray(deviation, x.dtype), key)
     original = _map(net, method, x, labels, absolute, max_bytes, copies)
     require_similarity(similarity, original.shape)
@@ -132,7 +132,7 @@ def efficient_randomization(
     """
     net, x, labels = _checked(net, method, x, labels)
     before = _map(net, method, x, labels, False, max_bytes)
-    *_, (_, variables) = _randomized(net, x, "top_down", True, jax.random.key(0) if key is None else key)
+    *_, (_, variables) = _randomized(net, x, "top_down", True, random_key(key))
     after = _map(replace(net, variables=variables), method, x, labels, False, max_bytes)
     own, random = (np.asarray(_histogram_entropy(maps)) for maps in (before, after))
     constant = is_constant(before)
@@ -172,7 +172,7 @@ def random_logit(
     (whole,) = net.fitted("logits", x)
     classes = net.program("logits", whole).program.output.shape[1]
     require(classes > 1, "net", "one class", "at least two")
-    step = jax.random.randint(jax.random.key(0) if key is None else key, (len(x),), 1, classes)
+    step = jax.random.randint(random_key(key), (len(x),), 1, classes)
     others = (labels + np.asarray(step)) % classes
     own, other = (_map(net, method, x, targets, absolute, max_bytes) for targets in (labels, others))
     require_similarity(similarity, own.shape)

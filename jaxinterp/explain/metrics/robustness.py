@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.checks import require, require_finite, require_labels, require_one_of
+from jaxinterp.checks import random_key, require, require_finite, require_labels, require_number, require_one_of
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import Explainable, with_batch
@@ -309,7 +309,7 @@ def _read(
     require(jnp.issubdtype(x.dtype, jnp.floating), "x", f"{x.dtype}{x.shape}", "a floating array")
     require_finite("x", x)
     require(not isinstance(method, Attribution), "method", "an Attribution", "(net, x, targets) ↦ Attribution")
-    require(np.isfinite(draw.size) and draw.size > 0, "radius, deviation", draw.size, "a positive number")
+    require_number("radius, deviation", draw.size, "a positive number", lambda v: v > 0)
     require_counts(samples=draw.samples)
     (whole,) = net.fitted("logits", x)
     require_labels("labels", labels, len(x), net.program("logits", whole).program.output.shape[1])
@@ -325,7 +325,7 @@ def _moved(
     net: Explainable, method: Explained, x: Array, labels: np.ndarray, draw: Draw, first: int, count: int
 ) -> Moved:
     here = label_attribution(net, method, x, labels).contributions[:, 0]
-    key = jax.random.key(0) if draw.key is None else draw.key
+    key = random_key(draw.key)
     steps = _steps(draw.noise, draw.samples, key, x, jnp.asarray(draw.size, x.dtype), jnp.asarray(first))
     runs = list(_runs(net, method, x, labels, steps, count))
     there, moved = (jnp.concatenate(arrays)[: draw.samples] for arrays in zip(*runs, strict=True))

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
+from jaxinterp.errors import ConfigError
 from jaxinterp.explain import attribute as posthoc
 from jaxinterp.explain.attribute import (
     deconvolution,
@@ -138,7 +140,8 @@ def given():
 def test_every_public_method_is_listed_and_tested_here():
     attention = {"attention_rollout", "gradient_rollout"}  # of networks of tokens: in a file of their own
     pairs = {"pairs"}  # of another shape than x, too
-    assert set(posthoc.__all__) - attention - pairs == set(METHODS)
+    training = {"influence_functions", "tracin"}  # of training examples: of another call, in test_training
+    assert set(posthoc.__all__) - attention - pairs - training == set(METHODS)
     assert all(callable(getattr(posthoc, name)) for name in posthoc.__all__)
 
 
@@ -255,3 +258,50 @@ def test_at_a_layer_they_are_those_of_the_network_above_it(name, given):
     if above.bias is None:  # else it starts at the layer's output at the baseline, here of no bias: also 0
         assert found.bias is None
     np.testing.assert_allclose(found.contributions, above.contributions, rtol=1e-4, atol=1e-5)
+
+
+@each_method
+def test_half_precision_is_near_single(method, given):
+    """Every method runs in bfloat16, with results of that type near those in float32."""
+    variables, x = jax.tree.map(lambda p: p.astype(jnp.bfloat16), given)
+    whole = method(made(jax.tree.map(lambda p: p.astype(jnp.float32), variables)), x[:2].astype(jnp.float32), 1)
+    found = method(made(variables), x[:2], 1)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"bfloat16", "int32"}
+    want = np.asarray(whole.contributions)
+    apart = np.linalg.norm(np.asarray(found.contributions, np.float32) - want)
+    assert apart < 0.1 * np.linalg.norm(want)
+
+
+WRONG = [
+    ("shapley_sampling", "samples", 2.5),
+    ("kernel_shap", "samples", 10.5),
+    ("feature_permutation", "samples", 1.5),
+    ("blur_integrated_gradients", "steps", 2.5),
+    ("blur_integrated_gradients", "max_sigma", "wide"),
+    ("blur_integrated_gradients", "max_sigma", np.inf),
+    ("expected_gradients", "samples", 2.5),
+    ("expected_gradients", "noise", np.ones(2)),
+    ("lime", "samples", 2.5),
+    ("lime", "width", "wide"),
+    ("lime", "penalty", "none"),
+    ("rise", "masks", 10.5),
+    ("rise", "probability", "half"),
+    ("meaningful_perturbation", "steps", 2.5),
+    ("meaningful_perturbation", "rate", "fast"),
+    ("meaningful_perturbation", "sparsity", "high"),
+    ("extremal_perturbation", "area", "half"),
+    ("extremal_perturbation", "radius", "wide"),
+    *((name, "baseline", "mean") for name in ("feature_ablation", "integrated_gradients", "occlusion", "deep_lift")),
+    ("rise", "baseline", [[1.0], [1.0, 2.0]]),
+    *((name, "key", 0) for name in ("rise", "lime", "kernel_shap", "shapley_sampling", "feature_permutation")),
+    ("expected_gradients", "key", jax.random.split(jax.random.key(0))),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), WRONG)
+def test_bad_input_is_one_line(name, field, value, given, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    variables, x = given
+    options = {"expected_gradients": {"baselines": x}, "rise": {"cells": 3}}.get(name, {})
+    with pytest.raises(ConfigError, match=rf"\A{field}: got [^\n]*\Z"):
+        getattr(posthoc, name)(made(variables), x, **options, **{field: value})

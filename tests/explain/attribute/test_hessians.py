@@ -108,6 +108,19 @@ def test_of_a_layer_with_no_compilation_at_a_second_call(compilations):
     assert not compiled
 
 
+def test_maps_of_pairs_are_sums_over_partners(given):
+    """All pairs: the map of integrated gradients; of chosen pixels, what these contribute with each pixel."""
+    net, x, x0 = given
+    whole = pairs(net, x, x0=x0, order=None, steps=30)
+    want = integrated_gradients(net, x, baseline=x0, steps=60).maps()
+    np.testing.assert_allclose(whole.maps(), want, atol=1e-8)
+    some = pairs(net, x, x0=x0, order=None, pixels=[(1, 0)], steps=30)
+    np.testing.assert_allclose(some.maps(), whole.contributions[:, :, 2], atol=1e-8)
+    assert some.maps((4, 4)).shape == (3, 3, 4, 4)
+    assert len(some.plot().axes) >= 9
+    assert "data:image/png" in some._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [

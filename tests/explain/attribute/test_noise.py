@@ -9,7 +9,9 @@ import pytest
 from jaxinterp.explain.attribute import (
     gradient,
     input_x_gradient,
+    integrated_gradients,
     noise_tunnel,
+    shapley_values,
     smooth_grad,
     smooth_grad_squared,
     vargrad,
@@ -65,8 +67,42 @@ def test_the_expectation_of_a_quadratic_is_reached():
     )
 
 
-@pytest.mark.parametrize(("field", "change"), [("kind", "mean"), ("samples", 0), ("noise", -1.0)])
+def test_options_may_have_a_value_for_each_example():
+    """Of three examples, padded to four, in blocks of 2 and 1 samples."""
+    base, masks = X[::-1] / 2, np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1]])
+    tunnel = partial(noise_tunnel, samples=3, noise=0.2)
+    for method, name, values in ((integrated_gradients, "baseline", base), (shapley_values, "mask", masks)):
+        for max_bytes in (1, 1 << 30):
+            found = tunnel(square, X, method=method, max_bytes=max_bytes, **{name: values}).contributions
+            inside = tunnel(square, X, method=partial(method, **{name: values})).contributions
+            for i in range(3):
+                alone = tunnel(square, X[i : i + 1], method=method, **{name: values[i : i + 1]}).contributions[0]
+                np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(inside[i], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("kind", {"kind": "mean"}),
+        ("samples", {"samples": 0}),
+        ("samples", {"samples": 2.5}),
+        ("noise", {"noise": -1.0}),
+        ("noise", {"noise": "much"}),
+        ("noise", {"noise": np.ones(3)}),
+        ("method", {"method": None}),
+        ("key", {"key": 0}),
+        ("x", {"x": np.array([[0, 1], [2, 0]]), "layer": "embed"}),
+    ],
+)
 def test_bad_input_is_one_line(field, change, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=f"^{field}: got"):
-        partial(noise_tunnel, **{field: change})(square, X)
+    net = explainable({"embed": lambda x: 1.0 * x, "square": square})
+    with pytest.raises(ValueError, match=rf"\A{field}: got [^\n]*\Z"):
+        noise_tunnel(net, **{"x": X, **change})
+
+
+def test_a_misspelled_argument_is_named():
+    for method in (smooth_grad, smooth_grad_squared, vargrad, noise_tunnel):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument 'sample'"):
+            method(square, X, sample=3)

@@ -87,3 +87,11 @@ def test_bad_input(monkeypatch):
             rise(NET, X, **{name: value})
     with pytest.raises(ValueError, match=r"^x:"):
         rise(lambda x: x, jnp.ones((2, 5)))
+
+
+def test_half_precision_sums_in_single():
+    """A sum of 600 ones would stop at 256 in bfloat16."""
+    x = jnp.ones((1, 4, 4, 1), jnp.bfloat16)
+    found = rise(lambda x: 0 * x[:, 0, 0] + 1, x, masks=600, cells=2, max_bytes=4096)
+    assert found.contributions.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found.contributions, float), 1, atol=0.15)

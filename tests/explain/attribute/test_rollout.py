@@ -1,5 +1,8 @@
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -126,11 +129,28 @@ def test_small_batches_and_a_second_call(compilations):
         ("grid", NETS["plain"], {}),
         ("grid", NETS["plain"], {"grid": (3, 3)}),
         ("grid", NETS["plain"], {"grid": (6,)}),
+        ("grid", NETS["plain"], {"grid": 2}),
         ("discard", NETS["plain"], {"discard": 1.0}),
+        ("discard", NETS["plain"], {"discard": "some"}),
         ("x", NETS["plain"], {"x": X[0, 0]}),
     ],
 )
-def test_bad_input_is_one_line(field, net, change):
+def test_bad_input_is_one_line(field, net, change, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     net = explainable(net, {}) if net is NETS["plain"] else net
     with pytest.raises(ValueError, match=rf"\A{field}: got .*\Z"):
         attention_rollout(net, **{"x": X, **change})
+
+
+def test_many_targets_run_in_parts_of_one_program(monkeypatch):
+    rollout, widths = import_module("jaxinterp.explain.attribute.rollout"), []
+    net = explainable(NETS["plain"], {})
+    run = rollout._gradient_rollout
+    monkeypatch.setattr(
+        rollout, "_gradient_rollout", lambda how, *args: widths.append(args[2].shape[1]) or run(how, *args)
+    )
+    classes = np.arange(20) % 3
+    found = gradient_rollout(net, X, np.tile(classes, (3, 1)), grid=(2, 3))
+    assert widths == [10, 10]
+    want = gradient_rollout(net, X, grid=(2, 3)).contributions[:, classes]
+    np.testing.assert_allclose(found.contributions, want, rtol=1e-5)

@@ -285,6 +285,8 @@ def test_bad_input_is_one_clear_line(linear):
         ("fractions", "road", {"fractions": [0.5, 0.2]}),
         ("noise", "road", {"noise": -1}),
         ("subset", "faithfulness_correlation", {"subset": 1.0}),
+        ("subset", "faithfulness_correlation", {"subset": "half"}),
+        ("key", "faithfulness_correlation", {"key": 0}),
         ("samples", "faithfulness_correlation", {"samples": 0}),
         ("samples", "infidelity", {"samples": 0}),
         ("threshold", "sufficiency", {"threshold": -1}),

@@ -114,6 +114,8 @@ def test_zero_maps_and_bad_input(net, x):
             ("labels", {"labels": LABELS[:2]}),
             ("labels", {"labels": LABELS + 1}),
             ("radius, deviation", {size: 0.0}),
+            ("radius, deviation", {size: "wide"}),
+            ("key", {"key": 0}),
             ("samples", {"samples": 0}),
             ("max_bytes", {"max_bytes": 0}),
             ("x", {"x": x.at[0, 0].set(jnp.nan)}),
