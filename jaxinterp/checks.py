@@ -58,6 +58,11 @@ def require_whole(name: str, value: Any, bound: int) -> None:
     require(whole and value >= bound, name, value, f"a whole number, at least {bound}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, neither NaN nor a text."""
+    return isinstance(value, SupportsFloat | SupportsIndex) and np.ndim(value) == 0 and not np.isnan(float(value))
+
+
 def warn(message: str) -> None:
     """Warn of an argument, at the line outside of this package that gave it."""
     frame, level, outside = inspect.currentframe(), 0, 2
