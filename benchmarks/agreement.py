@@ -41,7 +41,7 @@ from jaxinterp.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/attribution/references.npz"
 TARGETS = (0, 3)
-RELU, LRP, ALL = ("cnn", "resnet", "vgg"), ("cnn", "resnet"), ("cnn", "resnet", "mlp", "vit", "vgg")
+RELU, SMALL, ALL = ("cnn", "resnet", "vgg"), ("cnn", "resnet"), ("cnn", "resnet", "mlp", "vit", "vgg")
 TWICE = ("zennit.GuidedBackprop", "zennit.DeconvNet")  # equal to Captum's
 MAPS = ("cnn", "resnet", "vit", "vgg")
 
@@ -119,6 +119,8 @@ class Case(NamedTuple):
         theirs: (pair, x, class, slice of the examples) ↦ attribution in PyTorch.
         each: whether theirs runs one example at a time.
         convention: of what the method's options are, in words, by which the two differ; empty where they share one.
+        change: whether contributions are to sum to the change of the logit from the baseline, so that the largest
+            relative residuals of both are written.
     """
 
     row: str
@@ -129,6 +131,7 @@ class Case(NamedTuple):
     theirs: Callable[[Pair, torch.Tensor, int, slice], torch.Tensor]
     each: bool = False
     convention: Callable[[Callable[..., Any]], str] = lambda function: ""
+    change: bool = False
 
 
 def nothing(pair: Pair) -> dict[str, Any]:
@@ -254,9 +257,16 @@ def cases() -> Iterator[Case]:
             lambda p: {"mask": p.groups, "baseline": p.baseline},
             every_order,
         )
-    for networks, pooled in ((("resnet",), ""), (("cnn", "vgg"), " with max pooling")):
-        whole = "Captum's parts do not sum to the change of the logit where a ReLU adjoins a max pooling"
-        convention = partial(_said, whole if pooled else "")
+    for networks, pooled, text in (
+        (("resnet",), "", ""),
+        (
+            ("cnn", "vgg"),
+            " with max pooling",
+            "Captum's parts do not sum to the change of the logit where a ReLU adjoins a max pooling",
+        ),
+        (("mlp",), " with GELU", "Captum has no rule for GELU and takes its gradient, so that its parts do not sum"),
+    ):
+        convention = partial(_said, text)
         yield Case(
             f"deep_lift{pooled}",
             networks,
@@ -266,6 +276,7 @@ def cases() -> Iterator[Case]:
             lambda p, x, t, at: captum.DeepLift(p.torch).attribute(x, forward(p.baseline[at]), t),
             each=True,
             convention=convention,
+            change=True,
         )
         yield Case(
             f"deep_lift_shap{pooled}",
@@ -278,6 +289,17 @@ def cases() -> Iterator[Case]:
             ).mean(0),
             each=True,
             convention=convention,
+        )
+    for name, kind in (("smooth_grad", "smoothgrad"), ("smooth_grad_squared", "smoothgrad_sq")):
+        yield Case(
+            f"{name}, without noise",
+            ("cnn", "resnet", "vit"),
+            f"captum.NoiseTunnel(stdevs=0), {kind}",
+            name,
+            lambda p: {"samples": 3, "noise": 0.0},
+            lambda p, x, t, at, kind=kind: captum.NoiseTunnel(captum.Saliency(p.torch)).attribute(
+                x, nt_type=kind, nt_samples=3, stdevs=0.0, target=t, abs=False
+            ),
         )
     yield Case(
         "guided_backpropagation",
@@ -305,10 +327,10 @@ def cases() -> Iterator[Case]:
     )
     zennits = zennit.composites
     guided = relevance(zennits.GuidedBackprop, False)
-    yield Case("guided_backpropagation", LRP, "zennit.GuidedBackprop", "guided_backpropagation", nothing, guided)
-    yield Case("deconvolution", LRP, "zennit.DeconvNet", "deconvolution", nothing, relevance(zennits.DeconvNet, False))
+    yield Case("guided_backpropagation", RELU, "zennit.GuidedBackprop", "guided_backpropagation", nothing, guided)
+    yield Case("deconvolution", RELU, "zennit.DeconvNet", "deconvolution", nothing, relevance(zennits.DeconvNet, False))
     excitation = relevance(zennits.ExcitationBackprop, False)
-    yield Case("excitation_backprop", LRP, "zennit.ExcitationBackprop", "excitation_backprop", with_bias, excitation)
+    yield Case("excitation_backprop", RELU, "zennit.ExcitationBackprop", "excitation_backprop", with_bias, excitation)
     box = {"low": 0.0, "high": 1.0}
     for name, keywords in (
         ("EpsilonPlus", {}),
@@ -319,7 +341,7 @@ def cases() -> Iterator[Case]:
         ours = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).strip("_")
         yield Case(
             f"lrp, {ours}",
-            LRP,
+            RELU,
             f"zennit.{name}",
             "lrp",
             lambda p, ours=ours, more=keywords: {"composite": ours, **more},
@@ -371,6 +393,16 @@ def relative(got: np.ndarray, want: np.ndarray) -> float:
     if got.shape != want.shape:
         raise ConfigError(f"shape: got {got.shape}, expected {want.shape}")
     return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+RESIDUALS = "residual_of_ours", "residual_of_theirs"
+
+
+def residual(pair: Pair, parts: np.ndarray) -> float:
+    """Largest |change of the logit from the baseline − sum of the contributions| over the largest |change|."""
+    with torch.no_grad():
+        logits, base = (pair.torch(forward(x)).numpy()[:, TARGETS] for x in (pair.x, pair.baseline))
+    return relative(parts.reshape(*parts.shape[:2], -1).sum(-1), logits - base)
 
 
 class Double(nn.Module):
@@ -469,14 +501,15 @@ def flat(tree: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
 def golden() -> None:
     """Write weights, examples and values of the CNN and the residual network, in float32."""
     kept: dict[str, np.ndarray] = {}
-    pairs, scored = {name: Pair(name, 1) for name in LRP}, Pair("cnn", 4)
+    pairs, scored = {name: Pair(name, 1) for name in SMALL}, Pair("cnn", 4)
     for name, pair in pairs.items():
         arrays = {"x": pair.x, "baseline": pair.baseline, "references": pair.references}
         kept |= flat(pair.variables, f"{name}/variables") | {f"{name}/{key}": array for key, array in arrays.items()}
     for case in cases():
-        if case.row in ("decompose", "kernel_shap, 4 groups") or case.reference in TWICE or "max pooling" in case.row:
+        left_out = case.reference in TWICE or "max pooling" in case.row or "without noise" in case.row
+        if left_out or case.row in ("decompose", "kernel_shap, 4 groups"):
             continue
-        for name in sorted(set(case.networks) & set(LRP)):
+        for name in sorted(set(case.networks) & set(SMALL)):
             kept[f"{name}/{case.row}/{case.reference}"] = reference(case, pairs[name])
     maps, masks = localized(scored)
     kept |= {"metrics/x": scored.x.astype(np.float32), "metrics/maps": maps, "metrics/masks": masks}
@@ -498,14 +531,19 @@ def main(options: Options) -> None:
     for case in cases():
         for name in case.networks:
             try:
-                difference = relative(ours(case, pairs[name]), reference(case, pairs[name]))
+                pair = ours(case, pairs[name]), reference(case, pairs[name])
+                difference = relative(*pair)
                 convention = case.convention(function_of(case.method))
             except (AttributeError, ConfigError, TypeError) as error:
                 skipped[case.row] = f"{type(error).__name__}: {error}"
                 continue
             row = {"network": name, "method": case.row, "reference": case.reference}
-            rows.append({**row, "relative_difference": difference, "convention": convention})
-    rows += metric_rows(Pair("cnn", 4), skipped)
+            residuals = (
+                dict(zip(RESIDUALS, map(partial(residual, pairs[name]), pair), strict=True)) if case.change else {}
+            )
+            rows.append({**row, "relative_difference": difference, "convention": convention, **residuals})
+    for name in SMALL:
+        rows += metric_rows(Pair(name, 4), skipped)
     for row in rows:
         print("{relative_difference:.1e}  {network:8} {method:40} {reference} {convention}".format(**row))
     same = [row["relative_difference"] for row in rows if not row["convention"]]

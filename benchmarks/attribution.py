@@ -1,8 +1,8 @@
 """Speed of attributions beside Captum, Zennit and a plain loop of RISE, with the same weights, images and threads.
 
     python -m benchmarks.attribution                      # ResNet-20 and VGG-11 of width 16, 16 images of 32×32
-    python -m benchmarks.attribution --networks vgg11     # one of them; the other's rows stay as they were written
-    python -m benchmarks.attribution --networks --large   # memory alone: RISE, 8,000 masks on an image of 224 pixels
+    python -m benchmarks.attribution --large              # also memory: RISE, 8,000 masks on an image of 224 pixels
+    python -m benchmarks.attribution --networks vgg11     # one of them; printed, not written
 
 A row is one method on one network, for one class or all ten; PyTorch's tools loop over classes, and run in the faster
 of two memory formats and batch sizes. Sides alternate in one process; medians and minima of the rounds. RISE is
@@ -12,11 +12,11 @@ they are timed, but for the methods that draw noise or masks of their own.
 """
 
 import ctypes
-import json
 import os
 import statistics
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -33,11 +33,10 @@ import zennit.canonizers
 import zennit.composites
 from torch import nn
 
-from benchmarks.measuring import RESULTS, alternate, record, relative, resident, slug, timed
+from benchmarks.measuring import alternate, record, relative, resident, timed
 from benchmarks.networks import CLASSES, NETWORKS, examples, network, variables
 from benchmarks.torch_networks import in_torch
 from jaxinterp import attribute
-from jaxinterp.provenance import machine
 
 TOLERANCE = 1e-2  # relative, in float32: the ReLUs of two frameworks may round either way at 0
 DRAWN = ("smooth_grad", "rise")
@@ -50,9 +49,9 @@ class Options:
     """Command line."""
 
     networks: tuple[str, ...] = ("resnet20", "vgg11")
-    """Networks, of benchmarks/networks.py."""
+    """Networks, of benchmarks/networks.py; of some only, results are printed and not written."""
     methods: tuple[str, ...] = ()
-    """Methods; all by default."""
+    """Methods, all by default; of some only, results are printed and not written."""
     images: int = 16
     """Images explained in a call."""
     rounds: int = 7
@@ -62,22 +61,21 @@ class Options:
 
 
 class Side(NamedTuple):
-    """PyTorch's network, the layer of its CAMs, and how many images it reads at once."""
+    """PyTorch's network, the layer of its CAMs, how many images it reads at once, and Zennit's rules for it."""
 
     net: nn.Module
     layer: nn.Module
     batch: int
+    composite: Any
 
 
 Method = Callable[[Side, torch.Tensor, int], torch.Tensor]
 
 
 def lrp(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
-    """Zennit's EpsilonPlus with BatchNorm folded."""
-    composite = zennit.composites.EpsilonPlus(canonizers=[zennit.canonizers.SequentialMergeBatchNorm()])
+    """Zennit's EpsilonPlus, which is registered already."""
     chosen = torch.eye(CLASSES)[target]
-    with zennit.attribution.Gradient(side.net, composite, attr_output=lambda out: out * chosen) as attributor:
-        return attributor(x.clone().requires_grad_())[1]
+    return zennit.attribution.Gradient(side.net, attr_output=lambda out: out * chosen)(x.clone().requires_grad_())[1]
 
 
 def rise_masks(side: int) -> torch.Tensor:
@@ -138,9 +136,10 @@ METHODS: dict[str, tuple[dict[str, Any], Method | None]] = {  # ours' name and k
 }
 
 
-def stacked(run: Callable[[int], torch.Tensor], classes: int) -> torch.Tensor:
-    """Classes one after the other, (images, classes, H, W, C)."""
-    return torch.stack([run(k) for k in range(classes)], 1).permute(0, 1, 3, 4, 2)
+def stacked(theirs: Method, side: Side, x: torch.Tensor, classes: int) -> torch.Tensor:
+    """Classes one after the other, (images, classes, H, W, C); LRP's rules are registered once for all of them."""
+    with side.composite.context(side.net) if theirs is lrp else nullcontext():
+        return torch.stack([theirs(side, x, k) for k in range(classes)], 1).permute(0, 1, 3, 4, 2)
 
 
 def fastest(net: nn.Module, x: torch.Tensor) -> tuple[torch.memory_format, int]:
@@ -161,7 +160,8 @@ def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, floa
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     kind, batch = fastest(module, x)
     module, x = module.to(memory_format=kind), x.contiguous(memory_format=kind)
-    side = Side(module, module.get_submodule(layer.replace("/", ".")), batch)
+    composite = zennit.composites.EpsilonPlus(canonizers=[zennit.canonizers.SequentialMergeBatchNorm()])
+    side = Side(module, module.get_submodule(layer.replace("/", ".")), batch, composite)
     masks = rise_masks(images.shape[1])
     seconds: dict[str, Any] = {}
     differences: dict[str, float] = {}
@@ -179,8 +179,7 @@ def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, floa
             rows = np.tile(np.arange(classes), (len(images), 1))
             jobs[f"{classes}/ours"] = partial(_ours, function, net, images, rows, given)
             if theirs is not None:
-                run = partial(theirs, side, x)
-                jobs[f"{classes}/torch"] = partial(stacked, run, classes)
+                jobs[f"{classes}/torch"] = partial(stacked, theirs, side, x, classes)
                 if row not in DRAWN:
                     pair = [jobs[f"{classes}/{which}"]() for which in ("ours", "torch")]
                     differences[f"{name}/{row}/{classes}"] = relative(*pair)
@@ -220,17 +219,11 @@ def main(options: Options) -> None:
     """Measure, print and write the results."""
     warnings.filterwarnings("ignore", module="captum|zennit|torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    path = RESULTS / f"attribution-{slug(machine())}.json"
-    before = {"seconds": {}, "relative_difference": {}, "notes": {}, "ratios": {}}
-    before |= json.loads(path.read_text()) if path.exists() else {}
-    name = "rise_224_over_budget"
-    large = {name: large_rise()} if options.large else {k: v for k, v in before["ratios"].items() if k == name}
+    large = {"rise_224_over_budget": large_rise()} if options.large else {}
     measured: dict[str, dict[str, Any]] = {field: {} for field in ("seconds", "relative_difference", "notes")}
     for name in options.networks:
         for field, found in zip(measured, rows_of(name, options), strict=True):
             measured[field] |= found
-    for field, found in measured.items():
-        measured[field] = {**before[field], **found}
     seconds = measured["seconds"]
     faster = {
         row.removesuffix("/ours"): {
@@ -241,22 +234,29 @@ def main(options: Options) -> None:
     }
     medians = {row: ratio["median"] for row, ratio in faster.items()}
     ten = [ratio for row, ratio in medians.items() if row.endswith(f"/{CLASSES}")]
-    record(
-        "attribution",
-        seconds,
-        {"geometric_mean_vs_torch": statistics.geometric_mean(ten), "least_vs_torch": min(medians.values())} | large,
-        speed_vs_torch=faster,
-        relative_difference=measured["relative_difference"],
-        notes=measured["notes"],
-        setting={
-            "images": options.images,
-            "rounds": options.rounds,
-            "steps": STEPS,
-            "masks": MASKS,
-            "window": WINDOW,
-            "stride": STRIDE,
-        },
-    )
+    ratios = {
+        "geometric_mean_vs_torch": statistics.geometric_mean(ten),
+        "least_vs_torch": min(medians.values()),
+    } | large
+    if set(options.networks) != set(Options.networks) or options.methods:
+        print(ratios, medians, measured["relative_difference"], sep="\n")
+    else:
+        record(
+            "attribution",
+            seconds,
+            ratios,
+            speed_vs_torch=faster,
+            relative_difference=measured["relative_difference"],
+            notes=measured["notes"],
+            setting={
+                "images": options.images,
+                "rounds": options.rounds,
+                "steps": STEPS,
+                "masks": MASKS,
+                "window": WINDOW,
+                "stride": STRIDE,
+            },
+        )
     wrong = {row: d for row, d in measured["relative_difference"].items() if not d <= TOLERANCE}
     if wrong:
         raise SystemExit(f"relative_difference: got {wrong}, expected <= {TOLERANCE}")

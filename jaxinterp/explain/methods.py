@@ -42,7 +42,7 @@ from jaxinterp.explain.attribute import (
     vargrad,
     xgrad_cam,
 )
-from jaxinterp.explain.attribute.lime import squares
+from jaxinterp.explain.attribute.segments import squares
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets
 from jaxinterp.explain.decompose import decompose

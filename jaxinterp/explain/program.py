@@ -392,6 +392,36 @@ def _marks(jaxpr: Any) -> Iterator[tuple[tuple[str, tuple[int, ...]], jax.ShapeD
             yield from (((path, (*turn, *deeper)), value) for (path, deeper), value in within)
 
 
+def first_reads(model: Model) -> list[int | None]:
+    """Return, of each leaf of the variables, the number of the first operation that joins it with other values.
+
+    Casts and other shapes of one leaf alone do not count, so that variables that are all cast first keep their order.
+    Operations inside of `jit`, `remat` and `scan` count as well; None is a leaf that none is seen to read.
+    """
+    jaxpr, first = model.program.jaxpr, len(model.constants)
+    size = len(jax.tree.leaves(model.variables))
+    leaves = [*jaxpr.constvars, *jaxpr.invars][first : first + size]
+    reads: dict[int, int] = {}
+    for number, leaf in _reads(jaxpr, dict(zip(leaves, range(size), strict=True)), count()):
+        reads.setdefault(leaf, number)
+    return [reads.get(leaf) for leaf in range(size)]
+
+
+def _reads(jaxpr: Any, leaves: dict[Any, int], numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Yield the number of every operation that reads leaves, and each leaf."""
+    for eqn in jaxpr.eqns:
+        number, inner = next(numbers), _inner(eqn)
+        atoms = [None if hasattr(atom, "val") else atom for atom in eqn.invars]
+        found = {leaves.get(atom, -1) for atom in atoms if atom is not None}
+        if len(found) == 1 and -1 not in found:
+            leaves |= dict.fromkeys(eqn.outvars, *found)
+        elif inner is not None:
+            pairs = zip(_open(inner).invars, atoms, strict=True)
+            yield from _reads(_open(inner), {var: leaves[atom] for var, atom in pairs if atom in leaves}, numbers)
+        else:
+            yield from ((number, leaf) for leaf in sorted(found - {-1}))
+
+
 def layer_of(eqn: Any) -> str | None:
     """Return the name of the layer whose output an operation marks."""
     name = eqn.params["name"] if eqn.primitive.name == "name" else ""

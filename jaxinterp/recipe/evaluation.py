@@ -70,7 +70,7 @@ def measure(
             played = partial(_recording, method, record, n) if n == options.grid_sizes[0] else method
             scores = grid_pointing_game(net, played, images, grids=grids)
             metrics[f"localization_{size}_median{_suffix(name)}"] = scores.quartiles[1]
-            results["localization"][size][name] = scores.scores.ravel().round(6).tolist()
+            results["localization"][size][name] = scores.scores[scores.eligible].round(6).tolist()
             seconds = time.perf_counter() - start
             log(f"localization {size}, {len(grids.images)} grids, {name}: {scores.quartiles[1]:.3f} ({seconds:.1f} s)")
 
@@ -80,7 +80,7 @@ def measure(
     for name, method in methods.items():
         start = time.perf_counter()
         removed = [pixel_deletion(net, method, images[rows], labels[rows]) for rows in slices]
-        curve = np.concatenate([part.curves for part in removed]).mean(0)
+        curve = np.concatenate([part.curves[part.eligible] for part in removed]).mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
         results["removal"][name] = curve.round(6).tolist()
         results["fractions"] = removed[0].fractions.tolist()

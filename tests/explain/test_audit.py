@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 import jaxinterp
 from jaxinterp.explain.attribute import gradient, input_x_gradient
-from jaxinterp.explain.attribute.lime import squares
+from jaxinterp.explain.attribute.segments import squares
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.audit import DISTANCES, Metric, audit
 from jaxinterp.explain.decompose import decompose

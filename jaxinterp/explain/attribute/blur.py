@@ -17,25 +17,27 @@ from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_at
 
 
-def blurred(x: Float[Array, "batch h w c"], sigma: Float[Array, " n"]) -> Float[Array, "n batch h w c"]:
+def blurred(
+    x: Float[Array, "batch h w c"], sigma: Float[Array, " n"], cut: int | float = math.inf
+) -> Float[Array, "n batch h w c"]:
     """Blur images by Gaussians of some widths σ ≥ 0 in pixels, along both axes.
 
     A pixel becomes the mean of all pixels of the image with weights exp(−d²/(2σ²)) of their distances d, so that a
-    constant image stays as it is; σ = 0 changes nothing.
+    constant image stays as it is; σ = 0 changes nothing. Weights are 0 at more than `cut` widths.
 
     Example:
         >>> blurred(jnp.array([0.0, 0.0, 3.0]).reshape(1, 1, 3, 1), jnp.array([0.0, 1e6])).reshape(2, 3).tolist()
         [[0.0, 0.0, 3.0], [1.0, 1.0, 1.0]]
     """
-    high, wide = (_means(size, sigma).astype(x.dtype) for size in x.shape[1:3])
+    high, wide = (_means(size, sigma, cut).astype(x.dtype) for size in x.shape[1:3])
     return jnp.einsum("nhi,nwj,bijc->nbhwc", high, wide, x)
 
 
-def _means(size: int, sigma: Array) -> Float[Array, "n size size"]:
+def _means(size: int, sigma: Array, cut: int | float) -> Float[Array, "n size size"]:
     """Return the weights of the Gaussian means along one axis."""
     distance = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size)[None]).astype(sigma.dtype)
     scaled = distance[None] / jnp.maximum(sigma, jnp.finfo(sigma.dtype).tiny ** 0.25)[:, None, None]
-    return jax.nn.softmax(-(scaled**2) / 2, axis=-1)
+    return jax.nn.softmax(jnp.where(scaled <= cut, -(scaled**2) / 2, -jnp.inf), axis=-1)
 
 
 @on_automatic_axes

@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jaxinterp.checks import random_key, require, require_number, require_one_of, require_whole
-from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribute.ablation import RULES, Rule
 from jaxinterp.explain.attribute.coalitions import Mask, game, listed, play, sizes
+from jaxinterp.explain.attribute.segments import Superpixels, squares
+from jaxinterp.explain.attribute.segments import superpixels as algorithm
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.meshes import on_automatic_axes
 
-Superpixels = Literal["felzenszwalb", "quickshift", "slic"]
 Distance = Literal["cosine", "l2"]
 Fit = Literal["lasso", "ridge"]
 SWEEPS = 100
@@ -115,31 +115,8 @@ def _segments(net: Explainable, x: Any, layer: str | None, superpixels: Any, cel
             "known images (batch, height, width, channels); or give mask=")  # fmt: skip
     if not callable(superpixels):
         require_one_of("superpixels", superpixels, get_args(Superpixels))
-        superpixels = _algorithm(superpixels, cells)
+        superpixels = algorithm("superpixels", superpixels, cells**2)
     return np.stack([np.asarray(superpixels(image)) for image in np.asarray(x)])
-
-
-def squares(size: tuple[int, int], cells: int) -> Int[np.ndarray, "height width"]:
-    """Return the square of each pixel, of a grid with `cells` along each side, or as many as there are pixels.
-
-    Example:
-        >>> squares((4, 4), 2).tolist()
-        [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
-    """
-    require_whole("cells", cells, 1)
-    row, column = (np.arange(side) * min(cells, side) // side for side in size)
-    return row[:, None] * cells + column
-
-
-def _algorithm(name: Superpixels, cells: int) -> Callable[[np.ndarray], Any]:
-    try:
-        from skimage import segmentation
-    except ModuleNotFoundError as error:
-        hint = 'scikit-image: pip install "jaxinterp[superpixels]"'
-        raise ConfigError(f"superpixels: got {name} without scikit-image, expected {hint}") from error
-    if name == "slic":
-        return partial(segmentation.slic, n_segments=cells**2, start_label=0, channel_axis=-1)
-    return partial(getattr(segmentation, name), channel_axis=-1)
 
 
 def _surrogate(

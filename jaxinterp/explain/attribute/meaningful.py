@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxinterp.checks import require, require_channels_last, require_number, require_whole
 from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.blur import blurred
 from jaxinterp.explain.attribute.coalitions import many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
@@ -193,13 +194,6 @@ def _descend(
         return in_batches(explain, arrays, call.batch, each * part * len(call.x), max_bytes)
 
 
-def _blurred(z: Float[Array, "batch h w c"], sigma: Array) -> Float[Array, "batch h w c"]:
-    """Blur images by a Gaussian, normalized within the image."""
-    tall, wide = (jnp.exp(-jnp.square(_distance(side, side, z.dtype) / sigma) / 2) for side in z.shape[1:3])
-    tall, wide = (k / k.sum(1, keepdims=True) for k in (tall, wide))
-    return jnp.einsum("ih,jw,bhwc->bijc", tall, wide, z)
-
-
 def _distance(pixels: int, cells: int, kind: Any) -> Float[Array, "pixels cells"]:
     """Return the distance of each pixel of an axis, in cells, to the middle of each cell."""
     middle = jnp.arange(cells, dtype=kind) + 0.5
@@ -230,7 +224,7 @@ def _found(
     x = jnp.repeat(x, part, axis=0)  # now pairs of an image and a class
     z = value_at(model, layer, x)
     values = {name: value.astype(z.dtype) for name, value in settings.items()}
-    other = jnp.repeat(base[0], part, axis=0) if base else _blurred(z, values["sigma"])
+    other = jnp.repeat(base[0], part, axis=0) if base else blurred(z, values["sigma"][None])[0]
     size = z.shape[1:3]
     deletes = objective == "deletion"
     rule = optax.adam(values["rate"]) if deletes else optax.sgd(values["rate"], momentum=0.9)

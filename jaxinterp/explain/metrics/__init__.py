@@ -41,13 +41,14 @@ from jaxinterp.explain.metrics.localization import (
     tile_grid,
     top_k_intersection,
 )
+from jaxinterp.explain.metrics.perturbation import removal_ranks
 from jaxinterp.explain.metrics.randomization import (
     Randomization,
     efficient_randomization,
     parameter_randomization,
     random_logit,
 )
-from jaxinterp.explain.metrics.removal import Removal, pixel_deletion, removal_counts, removal_ranks
+from jaxinterp.explain.metrics.removal import Removal, pixel_deletion, removal_counts
 from jaxinterp.explain.metrics.robustness import (
     average_sensitivity,
     local_lipschitz,

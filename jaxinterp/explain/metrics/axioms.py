@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxinterp.checks import require, require_labels
+from jaxinterp.checks import is_number, require, require_at_least, require_labels, require_whole
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import with_batch
@@ -23,9 +23,8 @@ from jaxinterp.explain.metrics.perturbation import (
     examples,
     levels,
     look,
-    pixel_ranks,
     points,
-    require_counts,
+    removal_ranks,
 )
 
 
@@ -73,13 +72,13 @@ def non_sensitivity(
 
     Source: Nguyen, Martínez, arXiv 2007.07584, Sec. 3.2 (non-sensitivity), after Ancona et al., arXiv 1711.06104.
     """
-    require(epsilon >= 0, "epsilon", epsilon, "at least 0")
+    require_at_least("epsilon", epsilon, 0)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=True, max_bytes=max_bytes)
     steps = given.pixels if steps is None else steps
-    require_counts(steps=steps)
+    require_whole("steps", steps, 1)
     edges = levels(given.pixels, steps)
     at = points(np.r_[0, edges[:-1]], np.r_[0, edges[1:]])
-    read, sums = look(given, pixel_ranks(given.maps, "least"), at, baseline=baseline, key=key)
+    read, sums = look(given, removal_ranks(given.maps, "least"), at, baseline=baseline, key=key)
     apart = (sums[:, 1:] <= epsilon) != (np.abs(read[:, 1:] - read[:, :1]) <= epsilon)
     return judged("non_sensitivity", (apart * np.diff(edges)).sum(1).astype(float))
 
@@ -143,7 +142,8 @@ def input_invariance(
     net, x = with_batch(net, x)
     require(jnp.issubdtype(x.dtype, jnp.floating), "x", f"{x.dtype}{x.shape}", "a floating array")
     require(not isinstance(method, Attribution), "method", "an Attribution", "(net, x, targets) ↦ Attribution")
-    require(np.isfinite(shift) and shift != 0, "shift", shift, "a finite number, not 0")
+    require_at_least("tolerance", tolerance, 0)
+    require(is_number(shift) and np.isfinite(shift) and shift != 0, "shift", shift, "a finite number, not 0")
     require_labels("labels", labels, len(x))
     labels = np.asarray(labels)
     if net.encoding is None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require_at_least
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import Explained, Scores, judged, own_maps
 
@@ -88,7 +88,7 @@ def effective_complexity(
     Source: Nguyen, Martínez, arXiv 2007.07584, Sec. 3.2 (effective complexity; there the number of entries that hold
     the output to a tolerance, of which Quantus counts the entries above a threshold).
     """
-    require(epsilon >= 0, "epsilon", epsilon, "at least 0")
+    require_at_least("epsilon", epsilon, 0)
     maps = own_maps(net, method, x, labels)
     counts = _above(maps, jnp.asarray(epsilon, maps.dtype), jnp.asarray(normalize))
     return judged("effective_complexity", counts, zero_map=_zero(maps))

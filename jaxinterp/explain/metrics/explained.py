@@ -1,7 +1,7 @@
 """What a metric measures, an attribution or the method that makes it, and what it returns: a score per example."""
 
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxinterp.checks import require, require_at_least, require_finite, require_labels
+from jaxinterp.checks import require, require_at_least, require_finite, require_labels, warn
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets
 from jaxinterp.explain.explainable import Explainable
@@ -45,6 +45,7 @@ def judged(metric: str, scores: Any, **unfit: Any) -> Scores:
         **unfit: reason, with _ for spaces, ↦ (batch,) booleans.
 
     Example:
+        >>> import warnings
         >>> with warnings.catch_warnings(record=True) as seen:
         ...     warnings.simplefilter("always")
         ...     judged("entropy", [0.5, 0.0], constant_map=[False, True]).mean, str(seen[0].message)
@@ -59,7 +60,7 @@ def judged(metric: str, scores: Any, **unfit: Any) -> Scores:
         reasons["the score is not defined"] = left
         said = [f"{reason} ({_listed(wrong)})" for reason, wrong in reasons.items() if wrong.any()]
         count = f"{int((~eligible).sum())} of {len(values)} examples"
-        warnings.warn(f"{metric}: NaN at {count}: {', '.join(said)}", stacklevel=3)
+        warn(f"{metric}: NaN at {count}: {', '.join(said)}")
     return Scores(values, eligible)
 
 
@@ -102,7 +103,7 @@ def label_maps(
     net: Any, method: Explained, x: Any, labels: Any, size: Sequence[int]
 ) -> Float[Array, "batch height width"]:
     """Return the maps of the labels' logits, at a size in pixels."""
-    return label_attribution(net, method, x, labels).maps(size)[:, 0]
+    return in_float32(label_attribution(net, method, x, labels)).maps(size)[:, 0]
 
 
 def own_maps(net: Any, method: Explained, x: Any, labels: Any) -> Float[Array, "batch *shape"]:
@@ -164,6 +165,13 @@ def maps_in_parts(
     return jnp.asarray(joined_parts(found, len(x)))
 
 
+def in_float32(parts: Attribution) -> Attribution:
+    """Return an attribution whose contributions are at least of float32: half precision can neither count nor sum."""
+    half = jnp.finfo(parts.contributions.dtype).bits < 32
+    return replace(parts, contributions=parts.contributions.astype(jnp.float32)) if half else parts
+
+
 def channel_summed(parts: Attribution) -> Float[Array, "batch *shape"]:
     """Return the first target's maps at their own resolution: of images summed over channels, else contributions."""
+    parts = in_float32(parts)
     return parts.maps()[:, 0] if parts.contributions.ndim == 5 else parts.contributions[:, 0]

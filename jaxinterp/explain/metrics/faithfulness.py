@@ -21,7 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import random_key, require, require_finite, require_labels, require_number, require_one_of
+from jaxinterp.checks import (
+    random_key,
+    require,
+    require_at_least,
+    require_finite,
+    require_labels,
+    require_number,
+    require_one_of,
+    require_whole,
+)
+from jaxinterp.explain.attribute.segments import superpixels
 from jaxinterp.explain.batches import MAX_BYTES, padded
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -49,15 +59,17 @@ from jaxinterp.explain.metrics.perturbation import (
     examples,
     levels,
     look,
-    pixel_ranks,
     points,
     region_ranks,
     regions,
-    require_counts,
+    removal_ranks,
     trapezoid,
 )
 from jaxinterp.explain.metrics.similarity import similar
 from jaxinterp.explain.program import INPUT, value_of
+
+SEGMENTS = 100
+"""Superpixels of an image that are asked for, in `irof`."""
 
 
 class Curves(NamedTuple):
@@ -132,11 +144,11 @@ def pixel_flipping(
     its curve without the first point, with an area that is not divided by the number of steps.
     """
     require_one_of("order", order, get_args(Order))
-    require_counts(steps=steps)
+    require_whole("steps", steps, 1)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     counts = levels(given.pixels, steps, fraction)
     at = points(counts, given.pixels) if insert else points(0, counts)
-    curves, _ = look(given, pixel_ranks(given.maps, order), at, baseline=baseline, key=key)
+    curves, _ = look(given, removal_ranks(given.maps, order), at, baseline=baseline, key=key)
     return _curves("pixel_flipping", given, counts / given.pixels, curves)
 
 
@@ -271,14 +283,17 @@ def irof(
 
         1/L Σ_{k=1..L} 1 − f(x^(k)) / f(x)        x^(k): the first k segments by the mean of the map have the baseline
 
-    Arguments are those of `region_perturbation`; `segments` may also be "slic", superpixels by scikit-image.
+    Arguments are those of `region_perturbation`; `segments` may also be "slic", about 100 superpixels by scikit-image.
 
     Returns:
         `Curves` of f(x^(k)) / f(x), k = 0..L; an example with f(x) = 0 is not eligible.
 
     Source: Rieger, Hansen, arXiv 2003.08747, Sec. 3, Eq. 4.
     """
-    segments = _slic(x) if isinstance(segments, str) else segments
+    if isinstance(segments, str):
+        require_one_of("segments", segments, ("slic",), "integers, None for squares, or slic")
+        find = superpixels("segments", "slic", SEGMENTS)
+        segments = np.stack([find(image) for image in np.asarray(x, float)])
     given, curves, fractions, counts = _by_region(
         net, method, x, labels, side, segments, "most", baseline, space, score, absolute, key, max_bytes
     )
@@ -325,13 +340,14 @@ def road(
     Source: Rong, Leemann, Borisov, Kasneci, Kasneci, arXiv 2202.00449, Sec. 4.1 and 5.
     """
     require_one_of("order", order, get_args(Order))
-    parts = np.atleast_1d(np.asarray(fractions, float))
-    inside = parts.ndim == 1 and parts.size and (parts > 0).all() and (parts < 1).all() and (np.diff(parts) > 0).all()
+    parts = np.atleast_1d(np.asarray(fractions))
+    numbers = parts.ndim == 1 and parts.size and parts.dtype.kind in "iuf"
+    inside = numbers and (parts > 0).all() and (parts < 1).all() and (np.diff(parts) > 0).all()
     require(inside, "fractions", fractions, "rising numbers in (0, 1)")
-    require(noise >= 0, "noise", noise, "at least 0")
+    require_at_least("noise", noise, 0)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     at = points(0, np.round(parts * given.pixels))
-    curves, _ = look(given, pixel_ranks(given.maps, order), at, key=key, fill=Imputed(noise))
+    curves, _ = look(given, removal_ranks(given.maps, order), at, key=key, fill=Imputed(noise))
     return _curves("road", given, parts, curves, curves.mean(1))
 
 
@@ -375,7 +391,7 @@ def faithfulness_correlation(
     Source: Bhatt, Weller, Moura, arXiv 2005.00631, Definition 3 (there with the output at the perturbed input).
     """
     require_number("subset", subset, "a part of the pixels, in (0, 1)", lambda v: 0 < v < 1)
-    require_counts(samples=samples)
+    require_whole("samples", samples, 2)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     size = max(1, round(subset * given.pixels))
     at = points([0] + [0] * samples, [0] + [size] * samples, np.arange(samples + 1))
@@ -419,7 +435,7 @@ def faithfulness_estimate(
     Source: Alvarez-Melis, Jaakkola, arXiv 1806.07538, Sec. 5 (faithfulness).
     """
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
-    read, sums = look(given, pixel_ranks(given.maps, "most"), _groups(given, steps), baseline=baseline, key=key)
+    read, sums = look(given, removal_ranks(given.maps, "most"), _groups(given, steps), baseline=baseline, key=key)
     return _correlated("faithfulness_estimate", given, "pearson", sums[:, 1:], read[:, :1] - read[:, 1:])
 
 
@@ -469,10 +485,10 @@ def monotonicity(
 
     Source: Arya et al., arXiv 1909.03012, Sec. 5 (monotonicity metric): all steps, which is `holds`.
     """
-    require_counts(steps=steps)
+    require_whole("steps", steps, 1)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     at = points(levels(given.pixels, steps), given.pixels)
-    read, _ = look(given, pixel_ranks(given.maps, "least"), at, baseline=baseline, key=key)
+    read, _ = look(given, removal_ranks(given.maps, "least"), at, baseline=baseline, key=key)
     rises = np.diff(read, axis=1) >= 0
     found = judged("monotonicity", rises.mean(1), constant_map=given.constant)
     return Monotonicity(found.scores, found.eligible, rises.all(1) & found.eligible)
@@ -517,9 +533,9 @@ def monotonicity_correlation(
 
     Source: Nguyen, Martínez, arXiv 2007.07584, Sec. 3.2, Eq. 4 and 5 (there over f(x)², a factor without rank).
     """
-    require_counts(samples=samples)
+    require_whole("samples", samples, 1)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
-    ranks, at = pixel_ranks(given.maps, "least"), _groups(given, steps)
+    ranks, at = removal_ranks(given.maps, "least"), _groups(given, steps)
     key, changes = random_key(key), []
     for i in range(samples):
         read, sums = look(given, ranks, at, baseline=baseline, key=jax.random.fold_in(key, i))
@@ -569,7 +585,7 @@ def infidelity(
 
     Source: Yeh, Hsieh, Suggala, Inouye, Ravikumar, arXiv 1901.09392, Definition 2.1, Sec. 2.2 (square removal).
     """
-    require_counts(side=side)
+    require_whole("side", side, 1)
     parts = label_attribution(net, method, x, labels)
     key = random_key(key)
     given = examples(net, parts, x, labels, reading=Reading(space, score), absolute=False, max_bytes=max_bytes)
@@ -579,7 +595,7 @@ def infidelity(
         ranks, counts = regions(None, given, side)
         at, draw = points(np.r_[0, : counts.max()], np.r_[0, 1 : counts.max() + 1]), "none"
     else:
-        require_counts(samples=samples)
+        require_whole("samples", samples, 1)
         require(side <= min(given.shape[1:3]), "side", side, f"at most the image's side, {min(given.shape[1:3])}")
         ranks, draw = _no_ranks(given), "squares"
         at = points(0, [0] + [1] * samples, np.arange(samples + 1))
@@ -624,7 +640,7 @@ def sufficiency(
     """
     from scipy.spatial.distance import cdist
 
-    require(threshold >= 0, "threshold", threshold, "at least 0")
+    require_at_least("threshold", threshold, 0)
     net, x = explainable(net), jnp.asarray(x)
     require_labels("labels", labels, len(x))
     require(len(x) > 1, "x", f"{len(x)} example", "at least two")
@@ -669,7 +685,7 @@ def _by_region(
 ) -> tuple[Examples, np.ndarray, np.ndarray, Int[np.ndarray, " batch"]]:
     """Return the label's score with 0..L regions removed, and each example's own number of points, L + 1."""
     require_one_of("order", order, get_args(Order))
-    require_counts(side=side)
+    require_whole("side", side, 1)
     given = examples(net, method, x, labels, reading=Reading(space, score), absolute=absolute, max_bytes=max_bytes)
     parts, counts = regions(segments, given, side)
     most = int(counts.max())
@@ -686,7 +702,7 @@ def _average(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _groups(given: Examples, steps: int) -> Points:
     """Return a point at which nothing is removed, and one for each group of pixels that are next in order."""
-    require_counts(steps=steps)
+    require_whole("steps", steps, 1)
     edges = levels(given.pixels, steps)
     return points(np.r_[0, edges[:-1]], np.r_[0, edges[1:]])
 
@@ -710,14 +726,4 @@ def _along_removal(given: Examples, slopes: Array, baseline: Baseline, key: PRNG
     fits = slopes.shape[:-1] == wanted[:-1] and slopes.shape[-1] in (1, wanted[-1])
     require(fits, "method", f"slopes {slopes.shape}", f"{wanted}, of what is perturbed")
     step = z - baseline_of(baseline, z, key)
-    return (step * padded(slopes, len(z))).sum(-1)
-
-
-def _slic(x: Any) -> Int[np.ndarray, "batch h w"]:
-    """Return superpixels of every image."""
-    try:
-        from skimage.segmentation import slic
-    except ImportError:
-        slic = None
-    require(slic is not None, "segments", "'slic' without scikit-image", "an array, None for squares, or scikit-image")
-    return np.stack([slic(image, start_label=0, channel_axis=-1) for image in np.asarray(x, float)])
+    return (step * padded(slopes, len(z))).sum(-1).astype(given.maps.dtype)

@@ -5,7 +5,8 @@ network runs on the whole, and the score of cell i is the part of the positive a
 
     L_i = Σ_{p ∈ cell i} A⁺(p) / Σ_p A⁺(p)        A⁺ = max(0, channel-summed attribution)        (Eq. 11)
 
-1 is perfect, 1/n² is what a uniform map scores, and a map without positive evidence scores 0.
+1 is perfect, 1/n² is the score of a uniform map, and 0 that of a map without positive evidence. A zero map is not
+eligible.
 
 The metrics with a mask take the labels' maps, summed over channels and enlarged (nearest pixel) to the mask's size, and
 `mask`, booleans (batch, H, W), True on the object. An example whose map is constant, or whose mask is empty or full
@@ -22,6 +23,7 @@ from jax.scipy.stats import rankdata
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from jaxinterp.checks import (
+    is_number,
     random_key,
     require,
     require_at_least,
@@ -29,6 +31,7 @@ from jaxinterp.checks import (
     require_finite,
     require_labels,
     require_one_of,
+    require_whole,
     warn,
 )
 from jaxinterp.errors import ConfigError
@@ -40,11 +43,15 @@ from jaxinterp.explain.metrics.explained import (
     Method,
     Scores,
     attribution,
+    bytes_of_a_pass,
+    example_parts,
+    in_float32,
     is_constant,
+    joined_parts,
     judged,
     label_maps,
+    part_of,
 )
-from jaxinterp.explain.metrics.perturbation import require_counts
 
 
 class Grids(NamedTuple):
@@ -65,16 +72,18 @@ class Localization(NamedTuple):
     """Result of `grid_pointing_game`; the scores count positive attribution only.
 
     Attributes:
-        scores: in [0, 1], (grids, n²).
-        mean: mean of all scores.
-        quartiles: 25, 50 and 75 % of all scores.
-        eligible: number of images that the grids could draw from.
+        scores: in [0, 1], (grids, n²); NaN of those that are not eligible.
+        eligible: whether a cell could be scored: its class' map is not zero, (grids, n²).
+        mean: mean of the eligible scores; NaN where there is none.
+        quartiles: 25, 50 and 75 % of the eligible scores.
+        images: number of images that the grids could draw from.
     """
 
     scores: Float[np.ndarray, "grids cells"]
+    eligible: Bool[np.ndarray, "grids cells"]
     mean: float
     quartiles: tuple[float, float, float]
-    eligible: int
+    images: int
 
 
 def sample_grids(
@@ -90,8 +99,8 @@ def sample_grids(
     """Draw grids of the most confident correct predictions, each image at most once.
 
     Eligible are images whose label has the largest logit and sigmoid(logit) > `confidence`; of a softmax, give
-    `net.log_odds(logits)`. For each grid n² classes
-    are drawn without replacement among those with images left, and each gives its most confident unused image.
+    `net.log_odds(logits)`. For each grid n² classes are drawn without replacement among those with images left, and
+    each gives its most confident unused image.
 
     Args:
         logits: of all images, (images, classes), finite.
@@ -121,9 +130,10 @@ def sample_grids(
     require(logits.ndim == 2, "logits", f"shape {logits.shape}", "(images, classes)")
     require_labels("labels", labels, *logits.shape)
     require_finite("logits", logits)
-    require_at_least("n, count", (n, count), 1)
+    require_whole("n", n, 1)
+    require_whole("count", count, 1)
     require_one_of("sampler", sampler, ("aligned", "compat"))
-    require(0 <= confidence < 1, "confidence", confidence, "a probability in [0, 1)")
+    require(is_number(confidence) and 0 <= confidence < 1, "confidence", confidence, "a probability in [0, 1)")
     require((sampler == "aligned") == (key is not None), "key", key, "one with 'aligned', None with 'compat'")
     queues = _queues(logits, labels, confidence)
     if key is None:
@@ -241,7 +251,10 @@ def grid_pointing_game(
         confidence: the network's own probability, sigmoid or softmax, that an eligible image's label must exceed.
         key: of the draws; default `jax.random.key(0)`.
         upsample: interpolation of maps of another resolution to the grid's, "nearest" or "linear" (bilinear).
-        max_bytes: bytes for the attributions of one pass by estimate; the grids run in equal parts.
+        max_bytes: bytes that one pass may take by estimate; images, then grids, run in parts.
+
+    Returns:
+        `Localization`.
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
     """
@@ -252,7 +265,8 @@ def grid_pointing_game(
     require((grids is None) == (labels is not None), "labels, grids", "both or none", "labels, or grids drawn before")
     if grids is None:
         key = random_key(key)
-        logits = np.concatenate([np.asarray(net.logits(pool[i : i + 256])) for i in range(0, len(pool), 256)])
+        parts = example_parts(len(pool), bytes_of_a_pass(net, pool[:1]), max_bytes)
+        logits = joined_parts([net.logits(part_of(pool, part)) for part in parts], len(pool))
         grids = sample_grids(net.log_odds(logits), labels, n=n, count=count, key=key, confidence=confidence)
     drawn = np.asarray(grids.images)
     inside = drawn.size and drawn.min() >= 0 and drawn.max() < len(pool)
@@ -261,11 +275,11 @@ def grid_pointing_game(
     cells = drawn.shape[1]
     shape = _readable(net, _tile(pool[jnp.asarray(grids.images[:1])]), pool.shape[1:3])
 
-    def score(members: Array, classes: Array) -> Array:
+    def score(members: Array, classes: Array) -> tuple[Array, Array]:
         mosaic = _tile(pool[members])
         if shape != mosaic.shape[1:3]:
             mosaic = _resized(mosaic, shape)
-        parts = attribution(net, method, mosaic, classes)
+        parts = in_float32(attribution(net, method, mosaic, classes))
         fits = parts.contributions.ndim == 5 and parts.contributions.shape[:2] == classes.shape
         require(fits, "method", f"contributions {parts.contributions.shape}", f"{(*classes.shape, 'h', 'w', 'c')}")
         return _score(parts.maps(), _tiled_shape(pool.shape, cells), upsample)
@@ -273,9 +287,13 @@ def grid_pointing_game(
     # Of every grid and class: weights, contributions and their encoded double, in float32.
     bytes_each = 4 * 4 * cells * cells * int(np.prod(pool.shape[1:]))
     members, classes = (padded(jnp.asarray(array)) for array in (grids.images, grids.classes))
-    scores = np.asarray(in_batches(score, (members, classes), len(grids.images), bytes_each * len(members), max_bytes))
-    low, middle, high = np.percentile(scores, [25, 50, 75]).tolist()
-    return Localization(scores, float(scores.mean()), (low, middle, high), grids.eligible)
+    found = in_batches(score, (members, classes), len(grids.images), bytes_each * len(members), max_bytes)
+    flat, zero = (np.asarray(array).ravel() for array in found)
+    judge = judged("grid_pointing_game", flat, zero_map=zero)
+    fit = flat[judge.eligible] if judge.eligible.any() else judge.scores
+    low, middle, high = np.percentile(fit, [25, 50, 75]).tolist()
+    scores, eligible = (array.reshape(drawn.shape) for array in judge)
+    return Localization(scores, eligible, judge.mean, (low, middle, high), grids.eligible)
 
 
 def _tiled_shape(shape: tuple[int, ...], cells: int) -> tuple[int, int]:
@@ -300,8 +318,10 @@ def _resized(mosaic: Array, shape: tuple[int, ...]) -> Array:
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _score(maps: Array, shape: tuple[int, int], upsample: str) -> Array:
-    return grid_pointing_scores(jax.image.resize(maps, (*maps.shape[:2], *shape), upsample))
+def _score(maps: Array, shape: tuple[int, int], upsample: str) -> tuple[Array, Array]:
+    """Return the scores, and whether a map is zero."""
+    resized = jax.image.resize(maps, (*maps.shape[:2], *shape), upsample)
+    return grid_pointing_scores(resized), (maps == 0).all((2, 3))
 
 
 def _side(cells: int) -> int:
@@ -351,7 +371,7 @@ def pointing_game(
 
     Source: Zhang, Bargal, Lin, Brandt, Shen, Sclaroff, arXiv 1608.00507, Sec. 4.2.
     """
-    require(tolerance >= 0, "tolerance", tolerance, "at least 0 pixels")
+    require_at_least("tolerance", tolerance, 0)
     given = _masked(net, method, x, labels, mask, absolute)
     return judged("pointing_game", _pointing(given.maps, _dilated(given.mask, float(tolerance))), **given.unfit)
 
@@ -431,7 +451,7 @@ def top_k_intersection(
     """
     given = _masked(net, method, x, labels, mask, absolute)
     pixels = given.mask[0].size
-    require_counts(k=k)
+    require_whole("k", k, 1)
     require(k <= pixels, "k", k, f"at most the image's {pixels} pixels")
     found = _hits(given.maps, given.mask, jnp.full(len(given.maps), k))
     area = given.mask.mean((1, 2)) if concept_influence else jnp.ones_like(found)

@@ -15,8 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 
-from jaxinterp.checks import random_key, require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import (
+    is_number,
+    random_key,
+    require,
+    require_finite,
+    require_labels,
+    require_one_of,
+    require_whole,
+)
 from jaxinterp.explain.attribute.backward import Call, checked, chosen, head
+from jaxinterp.explain.attribute.blur import blurred
+from jaxinterp.explain.attribute.segments import squares
 from jaxinterp.explain.batches import in_batches, padded
 from jaxinterp.explain.metrics.explained import Explained, is_constant, label_maps
 from jaxinterp.explain.program import INPUT, value_of
@@ -121,23 +131,12 @@ def _named_baseline(name: str, z: Array, key: PRNGKeyArray, first: Array) -> Arr
     if name == "zero":
         return jnp.zeros_like(z)
     if name == "blur":
-        return _blurred(z, max(z.shape[1:3]) / 16)
+        return blurred(z, jnp.asarray([max(z.shape[1:3]) / 16], float), cut=3)[0]
     if name in ("mean", "min", "max"):
         return jnp.broadcast_to(getattr(jnp, name)(z, axis=(1, 2), keepdims=True), z.shape)
     low, high = z.min((1, 2), keepdims=True), z.max((1, 2), keepdims=True)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(z)))
     return low + (high - low) * jax.vmap(lambda k: jax.random.uniform(k, z.shape[1:], z.dtype))(keys)
-
-
-def _blurred(z: Float[Array, "n h w c"], sigma: float) -> Float[Array, "n h w c"]:
-    """Blur by a Gaussian, cut off at three standard deviations; at the border over the pixels that there are."""
-    for axis in (1, 2):
-        place = np.arange(z.shape[axis])
-        apart = place[:, None] - place
-        weight = np.where(np.abs(apart) <= 3 * sigma, np.exp(-(apart**2) / (2 * sigma**2)), 0)
-        mean = jnp.asarray(weight / weight.sum(1, keepdims=True), z.dtype)
-        z = jnp.moveaxis(jnp.tensordot(mean, z, (1, axis)), 0, axis)
-    return z
 
 
 Fill = Callable[[Array, Array, Array, Array], Array]
@@ -334,23 +333,24 @@ def _around(value: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
 
 
 @partial(jax.jit, static_argnums=1)
-def pixel_ranks(maps: Float[Array, "n h w"], order: Order) -> Int[Array, "n h w"]:
-    """Return the turn of every pixel, from 0, the most or the least important first; ties in reading order."""
-    flat = maps.reshape(len(maps), -1)
-    turns = jnp.argsort(-flat if order == "most" else flat, axis=1, stable=True)
-    return jnp.argsort(turns, axis=1).astype(jnp.int32).reshape(maps.shape)
+def removal_ranks(maps: Float[Array, "batch height width"], order: Order = "least") -> Int[Array, "batch height width"]:
+    """Rank the pixels by the turn at which each is removed, from 0; equal pixels go in reading order.
 
+    Args:
+        maps: signed importance of each pixel, (batch, H, W).
+        order: "least", from the most negative to the most important, or "most", the other way round.
 
-def squares(height: int, width: int, side: int) -> Int[np.ndarray, "h w"]:
-    """Number the squares of a grid over an image; those at the right and lower border may be cut.
+    Returns:
+        (batch, H, W) int32, each image a permutation of 0..H·W − 1.
 
     Example:
-        >>> squares(2, 3, 2).tolist()
-        [[0, 0, 1], [0, 0, 1]]
+        >>> removal_ranks(jnp.array([[[0.5, -1.0], [0.5, 2.0]]])).tolist()
+        [[[1, 0], [2, 3]]]
     """
-    require_at_least("side", side, 1)
-    require(side <= min(height, width), "side", side, f"at most the image's side, {min(height, width)}")
-    return (np.arange(height)[:, None] // side) * -(-width // side) + np.arange(width)[None] // side
+    require_one_of("order", order, get_args(Order))
+    flat = maps.reshape(len(maps), -1)
+    turns = jnp.argsort(flat if order == "least" else -flat, axis=1, stable=True)
+    return jnp.argsort(turns, axis=1).astype(jnp.int32).reshape(maps.shape)
 
 
 def regions(segments: Any, given: Examples, side: int) -> tuple[Int[Array, "n h w"], Int[np.ndarray, " batch"]]:
@@ -365,7 +365,9 @@ def regions(segments: Any, given: Examples, side: int) -> tuple[Int[Array, "n h 
         ConfigError: segments do not fit the images.
     """
     height, width = given.shape[1:3]
-    labels = np.asarray(squares(height, width, side) if segments is None else segments)
+    if segments is None:
+        require(side <= min(height, width), "side", side, f"at most the image's side, {min(height, width)}")
+    labels = np.asarray(squares((height, width), side=side) if segments is None else segments)
     fits = labels.shape in ((height, width), (given.call.batch, height, width)) and labels.dtype.kind in "iu"
     wanted = f"integers ({height}, {width}) or ({given.call.batch}, {height}, {width})"
     require(fits, "segments", f"{labels.dtype}{labels.shape}", wanted)
@@ -402,8 +404,8 @@ def levels(total: int, count: int, fraction: int | float = 1.0) -> Int[np.ndarra
         >>> levels(10, 4).tolist()
         [0, 2, 5, 8, 10]
     """
-    require(0 < fraction <= 1, "fraction", fraction, "a number in (0, 1]")
-    require_at_least("points", count, 1)
+    require(is_number(fraction) and 0 < fraction <= 1, "fraction", fraction, "a number in (0, 1]")
+    require_whole("points", count, 1)
     most = int(fraction * total)
     require(most > 0, "fraction", f"{fraction} of {total}", "at least one to remove")
     return np.unique(np.round(np.linspace(0, most, min(count, most) + 1)).astype(np.int32))
@@ -413,10 +415,3 @@ def trapezoid(fractions: np.ndarray, curves: Float[np.ndarray, "batch points"]) 
     """Return the mean height of curves over their range, by the trapezoidal rule."""
     area = ((curves[:, 1:] + curves[:, :-1]) / 2 * np.diff(fractions)).sum(1)
     return np.asarray(area / (fractions[-1] - fractions[0]))
-
-
-def require_counts(**counts: Any) -> None:
-    """Raise unless numbers are whole, and at least 1."""
-    for name, value in counts.items():
-        require(isinstance(value, int | np.integer), name, value, "a whole number")
-        require_at_least(name, value, 1)

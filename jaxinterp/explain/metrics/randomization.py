@@ -1,5 +1,6 @@
 """Randomization: a map must change when what the network learned is destroyed, or when another class is asked for."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -10,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxinterp.checks import random_key, require, require_at_least, require_finite, require_labels, require_one_of
+from jaxinterp.checks import (
+    is_number,
+    random_key,
+    require,
+    require_finite,
+    require_labels,
+    require_one_of,
+    require_whole,
+    warn,
+)
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import Explainable, with_batch
@@ -23,6 +33,7 @@ from jaxinterp.explain.metrics.explained import (
     maps_in_parts,
 )
 from jaxinterp.explain.metrics.similarity import Similarity, require_similarity, similar
+from jaxinterp.explain.program import first_reads
 
 Layers = Literal["top_down", "bottom_up"]
 BINS = 100
@@ -64,7 +75,8 @@ def parameter_randomization(
     """Randomize the parameters layer by layer, and measure how like the original the map remains; low is good.
 
     A layer's arrays are permuted, entry by entry, so that their values stay as they are spread. Layers are the
-    submodules at the first level of the variables, in the order of their calls; statistics are left as they are.
+    submodules at the first level of the variables, in the order in which the network reads them; statistics are left as
+    they are.
 
     Args:
         net: a network with variables, see `explainable`.
@@ -81,12 +93,14 @@ def parameter_randomization(
         max_bytes: bytes that one pass may take by estimate; examples run in parts.
 
     Returns:
-        `Randomization`. An example with a constant map, original or after a layer, is not eligible.
+        `Randomization`. An example with a constant map, original or after a layer, is not eligible. Layers whose order
+        is not known, as the network reads them all at once, come in that of their names, and a warning says so.
 
     Source: Adebayo et al., arXiv 1810.03292, Sec. 3; smooth: Hedström et al., arXiv 2401.06465, Sec. 4.1.
     """
     require_one_of("order", order, get_args(Layers))
-    require_at_least("smooth", smooth, 0)
+    require_whole("smooth", smooth, 0)
+    require(is_number(deviation) and deviation >= 0, "deviation", deviation, "a number, at least 0")
     net, x, labels = _checked(net, method, x, labels)
     key = random_key(key)
     copies = Copies(smooth, jnp.asarray(deviation, x.dtype), key)
@@ -180,15 +194,16 @@ def random_logit(
     return judged("random_logit", similar(similarity, own, other), constant_map=constant)
 
 
-def groups(variables: Any, called: Sequence[str] = ()) -> dict[str, list[int]]:
+def groups(variables: Any, reads: Sequence[int | None]) -> dict[str, list[int]]:
     """Return the submodules at the first level of the variables, and which floating leaves are theirs.
 
     Args:
         variables: a pytree; of Flax' collections, "params" alone is looked into.
-        called: names of layers in the order of their calls, for the order of the groups; others come in the tree's.
+        reads: when each leaf is first read, see `first_reads`, for the order of the groups; those that are not known to
+            be read come first.
 
     Example:
-        >>> groups({"params": {"b": {"w": jnp.ones(2)}, "a": jnp.ones(1)}, "batch_stats": {}}, ["b", "a"])
+        >>> groups({"params": {"b": {"w": jnp.ones(2)}, "a": jnp.ones(1)}, "batch_stats": {}}, [5, 2])
         {'b': [1], 'a': [0]}
     """
     flat = jax.tree_util.tree_flatten_with_path(variables)[0]
@@ -201,10 +216,13 @@ def groups(variables: Any, called: Sequence[str] = ()) -> dict[str, list[int]]:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             found.setdefault(next(iter(names[inner:]), "variables"), []).append(i)
     first = {
-        name: min((i for i, layer in enumerate(called) if layer.split("/")[0] == name), default=-1) for name in found
+        name: min((read for i in places if (read := reads[i]) is not None), default=-1)
+        for name, places in found.items()
     }
-    known = -1 not in first.values()
-    return dict(sorted(found.items(), key=lambda item: first[item[0]])) if known else found
+    at = Counter(first.values())
+    if unknown := [name for name in found if at[first[name]] > 1]:
+        warn(f"net: the order in which it reads {', '.join(unknown)} is not known; they come in that of their names")
+    return dict(sorted(found.items(), key=lambda item: first[item[0]]))
 
 
 def _randomized(
@@ -213,7 +231,7 @@ def _randomized(
     """Yield the name of each layer, and the variables once it is randomized."""
     leaves, structure = jax.tree.flatten(net.variables)
     (whole,) = net.fitted("logits", x)
-    parts = list(groups(net.variables, list(net.layers(whole))).items())
+    parts = list(groups(net.variables, first_reads(net.program("logits", whole))).items())
     require(parts, "net", "no floating variables", "a network with its variables: explainable(network, variables)")
     now = list(leaves)
     for name, places in reversed(parts) if order == "top_down" else parts:

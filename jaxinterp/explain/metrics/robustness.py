@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.checks import random_key, require, require_finite, require_labels, require_number, require_one_of
+from jaxinterp.checks import (
+    is_number,
+    random_key,
+    require,
+    require_finite,
+    require_labels,
+    require_number,
+    require_one_of,
+    require_whole,
+)
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import Explainable, with_batch
@@ -28,7 +37,6 @@ from jaxinterp.explain.metrics.explained import (
     label_attribution,
     part_of,
 )
-from jaxinterp.explain.metrics.perturbation import require_counts
 
 TOGETHER = 64
 """Examples of a batch that a method is called on, by which samples are run together."""
@@ -201,7 +209,7 @@ def relative_input_stability(
 
     Source: Agarwal et al., arXiv 2203.06877, Eq. 2.
     """
-    require(epsilon > 0, "epsilon", epsilon, "a positive number")
+    require(is_number(epsilon) and epsilon > 0, "epsilon", epsilon, "a positive number")
     draw = Draw("uniform", radius, samples, key, max_bytes)
 
     def below(moved: Moved) -> Array:
@@ -229,7 +237,7 @@ def relative_output_stability(
 
     Source: Agarwal et al., arXiv 2203.06877, Eq. 5.
     """
-    require(epsilon > 0, "epsilon", epsilon, "a positive number")
+    require(is_number(epsilon) and epsilon > 0, "epsilon", epsilon, "a positive number")
     draw = Draw("uniform", radius, samples, key, max_bytes)
 
     def below(moved: Moved) -> Array:
@@ -310,7 +318,7 @@ def _read(
     require_finite("x", x)
     require(not isinstance(method, Attribution), "method", "an Attribution", "(net, x, targets) ↦ Attribution")
     require_number("radius, deviation", draw.size, "a positive number", lambda v: v > 0)
-    require_counts(samples=draw.samples)
+    require_whole("samples", draw.samples, 1)
     (whole,) = net.fitted("logits", x)
     require_labels("labels", labels, len(x), net.program("logits", whole).program.output.shape[1])
     labels = np.asarray(labels)

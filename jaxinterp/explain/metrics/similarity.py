@@ -117,6 +117,7 @@ def require_similarity(name: Similarity, shape: tuple[int, ...]) -> None:
 
 @partial(jax.jit, static_argnums=0)
 def similar(name: Similarity, a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) -> Array:
-    """Return a similarity of maps by its name, (batch,)."""
+    """Return a similarity of maps by its name, (batch,), computed in float32 at least."""
+    a, b = (maps.astype(jnp.float32) if jnp.finfo(maps.dtype).bits < 32 else maps for maps in (a, b))
     pair = (a, b) if name == "ssim" else (a.reshape(len(a), -1), b.reshape(len(b), -1))
     return SIMILARITIES[name](*pair)

@@ -25,7 +25,7 @@ from jaxinterp.explain.attribute import (
     lrp,
     occlusion,
 )
-from jaxinterp.explain.attribute.lime import squares
+from jaxinterp.explain.attribute.segments import squares
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 

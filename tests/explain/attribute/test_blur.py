@@ -26,6 +26,8 @@ def test_a_blurred_pixel_is_the_gaussian_mean_of_all():
         weights = np.exp(-((rows - place[0]) ** 2 + (columns - place[1]) ** 2) / (2 * 0.8**2))
         mean = np.einsum("hw,bhwc->bc", weights / weights.sum(), X)
         np.testing.assert_allclose(found[1][(slice(None), *place)], mean, rtol=1e-5)
+    near = blurred(jnp.arange(9.0).reshape(1, 1, 9, 1), jnp.array([1.0]), cut=3)[0, 0, 0, 0, 0]
+    np.testing.assert_allclose(near, np.arange(4) @ (w := np.exp(-(np.arange(4) ** 2) / 2)) / w.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("degree", [1, 2])

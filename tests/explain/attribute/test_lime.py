@@ -8,7 +8,8 @@ import pytest
 from sklearn.linear_model import Lasso, Ridge
 
 from jaxinterp.explain.attribute import lime
-from jaxinterp.explain.attribute.lime import _drawn, squares
+from jaxinterp.explain.attribute.lime import _drawn
+from jaxinterp.explain.attribute.segments import squares
 from jaxinterp.explain.explainable import explainable
 
 WEIGHTS = jax.random.normal(jax.random.key(0), (4 * 4 * 2, 3))

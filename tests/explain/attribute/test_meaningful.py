@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain.attribute import extremal_perturbation, meaningful_perturbation
-from jaxinterp.explain.attribute.meaningful import _blurred, _misses_area, _smooth_maximum, _variation
+from jaxinterp.explain.attribute.meaningful import _misses_area, _smooth_maximum, _variation
 from jaxinterp.explain.explainable import explainable
 
 X = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1), minval=0.8)
@@ -41,14 +41,6 @@ def test_its_terms_are_those_of_the_paper():
     np.testing.assert_allclose(area, 0.25 / 4, rtol=1e-6)
     v = jnp.array([0.2, 0.9, 0.1])
     np.testing.assert_allclose(_smooth_maximum(v), (v * jnp.exp(v * 20)).sum() / jnp.exp(v * 20).sum(), rtol=1e-5)
-
-
-def test_the_blur_is_a_gaussian():
-    point = jnp.zeros((1, 21, 21, 1)).at[0, 10, 10, 0].set(1.0)
-    distance = np.hypot(*np.mgrid[-10:11, -10:11])
-    expected = np.exp(-(distance**2) / 8)
-    np.testing.assert_allclose(_blurred(point, jnp.asarray(2.0))[0, :, :, 0], expected / expected.sum(), atol=1e-5)
-    np.testing.assert_allclose(_blurred(jnp.ones((1, 5, 6, 2)), jnp.asarray(2.0)), 1, rtol=1e-5)
 
 
 def test_an_extremal_mask_has_the_area_and_keeps_the_logit():

@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -11,6 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from jaxinterp.explain import metrics
 from jaxinterp.explain.attribute import gradient, input_x_gradient
+from jaxinterp.explain.attribute.segments import squares
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.metrics import perturbation
@@ -123,7 +125,7 @@ def test_regions(linear):
     few[3] = few[3] > 0
     order = noise_maps()
     for segments, parts in (
-        (None, np.broadcast_to(perturbation.squares(4, 6, 2), (5, 4, 6))),
+        (None, np.broadcast_to(squares((4, 6), side=2), (5, 4, 6))),
         (strips, few * 0 + strips),
         (few, few),
     ):
@@ -168,7 +170,7 @@ def test_road_removes_the_most_or_the_least_important(linear):
     high, low = (metrics.road(net, input_x_gradient, x, LABELS, order=o, score="logit") for o in ("least", "most"))
     assert (high.scores > low.scores).all()
     exact = metrics.road(net, input_x_gradient, x, LABELS, fractions=[0.5], noise=0, score="logit")
-    ranks = perturbation.pixel_ranks(jnp.asarray(linear[2]), "most") < 12
+    ranks = perturbation.removal_ranks(jnp.asarray(linear[2]), "most") < 12
     filled = jnp.stack([perturbation.interpolated(*pair) for pair in zip(x, ranks, strict=True)])
     np.testing.assert_allclose(exact.curves[:, 0], net.logits(filled)[np.arange(5), LABELS], rtol=1e-4)
 
@@ -263,7 +265,8 @@ def test_an_output_that_never_moves_has_no_correlation(linear):
         assert np.isnan(metrics.faithfulness_estimate(still, given(maps), x, LABELS).scores).all()
 
 
-def test_bad_input_is_one_clear_line(linear):
+def test_bad_input_is_one_clear_line(linear, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     net, x, maps = linear
     parts = given(maps)
     for field, name, arguments in [
@@ -287,7 +290,17 @@ def test_bad_input_is_one_clear_line(linear):
         ("subset", "faithfulness_correlation", {"subset": 1.0}),
         ("subset", "faithfulness_correlation", {"subset": "half"}),
         ("key", "faithfulness_correlation", {"key": 0}),
-        ("samples", "faithfulness_correlation", {"samples": 0}),
+        ("samples", "faithfulness_correlation", {"samples": 1}),
+        ("samples", "faithfulness_correlation", {"samples": 2.5}),
+        ("samples", "monotonicity_correlation", {"samples": 2.5}),
+        ("segments", "irof", {"segments": "anything"}),
+        ("fractions", "road", {"fractions": ["all"]}),
+        ("noise", "road", {"noise": "x"}),
+        ("side", "region_perturbation", {"side": 1.5}),
+        ("fraction", "deletion", {"fraction": "all"}),
+        ("epsilon", "non_sensitivity", {"epsilon": "x"}),
+        ("tolerance", "input_invariance", {"method": gradient, "tolerance": "x"}),
+        ("shift", "input_invariance", {"method": gradient, "shift": "x"}),
         ("samples", "infidelity", {"samples": 0}),
         ("threshold", "sufficiency", {"threshold": -1}),
         ("epsilon", "non_sensitivity", {"epsilon": -1}),

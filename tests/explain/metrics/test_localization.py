@@ -8,7 +8,7 @@ from jaxinterp.explain import metrics
 from jaxinterp.explain.attribute import grad_cam, input_x_gradient
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
-from jaxinterp.explain.explainable import explainable
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.metrics import Grids, grid_pointing_game, grid_pointing_scores, sample_grids, tile_grid
 
 
@@ -146,7 +146,7 @@ def test_a_linear_network_localizes_perfectly_and_the_score_uses_raw_sums():
     for method in (input_x_gradient, decompose):
         found = grid_pointing_game(net, method, images, grids=grids)
         np.testing.assert_array_equal(found.scores, np.ones((2, 4)))
-        assert (found.mean, found.quartiles, found.eligible) == (1.0, (1.0, 1.0, 1.0), 4)
+        assert (found.mean, found.quartiles, found.images) == (1.0, (1.0, 1.0, 1.0), 4)
     tiled = grid_pointing_game(net, input_x_gradient, images, grids=grids, max_bytes=1)
     np.testing.assert_array_equal(tiled.scores, found.scores)
 
@@ -157,7 +157,7 @@ def test_grids_are_drawn_of_labels():
     net = explainable(lambda x: x.mean((1, 2)))
     found = grid_pointing_game(net, input_x_gradient, images, labels, n=2, count=2, key=key)
     assert found.scores.shape == (2, 4)
-    assert (found.mean, found.eligible) == (1.0, 12)
+    assert (found.mean, found.images) == (1.0, 12)
     logits = net.log_odds(np.asarray(net.logits(images)))
     grids = sample_grids(logits, labels, n=2, count=2, key=key)
     again = grid_pointing_game(net, input_x_gradient, images, grids=grids)
@@ -165,6 +165,30 @@ def test_grids_are_drawn_of_labels():
     wrong = np.where(labels == 3, 2, labels)  # images of class 3 are then none that is right
     with pytest.raises(ValueError, match=r"\Alogits: got 9 images of 3 classes"):
         grid_pointing_game(net, input_x_gradient, images, wrong, n=2)
+
+
+def test_a_zero_map_in_a_grid_is_not_eligible():
+    images = jnp.eye(4)[:, None, None, :] * jnp.ones((4, 2, 2, 4))
+    grids = Grids(np.array([[0, 1, 2, 3]], np.int32), np.array([[0, 1, 2, 3]], np.int32), 4)
+    net = explainable(lambda w, x: (x * w).sum((1, 2)), jnp.array([[[[1.0, -1, 0, 1]]]]))
+    with pytest.warns(UserWarning, match=r"^grid_pointing_game: NaN at 1 of 4 examples: zero map \(2\)"):
+        found = grid_pointing_game(net, input_x_gradient, images, grids=grids)
+    np.testing.assert_array_equal(found.scores, [[1, 0, np.nan, 1]])
+    assert found.eligible.tolist() == [[True, True, False, True]]
+    assert (found.mean, found.quartiles[1]) == (pytest.approx(2 / 3), 1)
+
+
+def test_images_of_which_grids_are_drawn_run_within_the_budget(monkeypatch):
+    images = jnp.eye(4)[jnp.arange(12) % 4][:, None, None, :] * jnp.ones((12, 2, 2, 4)) * 9
+    sizes, logits = set(), Explainable.logits
+    monkeypatch.setattr(Explainable, "logits", lambda net, x: (sizes.add(len(x)), logits(net, x))[1])
+    net = explainable(lambda x: x.mean((1, 2)))
+    few, all_ = (
+        grid_pointing_game(net, input_x_gradient, images, np.arange(12) % 4, n=2, count=2, max_bytes=size)
+        for size in (1, 1 << 20)
+    )
+    np.testing.assert_array_equal(few.scores, all_.scores)
+    assert {1, 12} <= sizes
 
 
 def test_a_network_of_one_image_size_is_given_small_grids():
@@ -209,6 +233,9 @@ def test_bad_input_is_one_clear_line(predictions, monkeypatch):
     logits, labels = predictions
     with pytest.raises(ValueError, match="logits: got 0 images"):
         sample_grids(logits - 100, labels, key=jax.random.key(0))
+    for field, value in (("n", 2.5), ("count", "all"), ("confidence", "high")):
+        with pytest.raises(ValueError, match=rf"\A{field}: got {value}, expected [^\n]*\Z"):
+            sample_grids(logits, labels, key=jax.random.key(0), **{field: value})
     with pytest.raises(ValueError, match="labels"):
         sample_grids(logits, labels + 1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="logits"):
@@ -334,6 +361,6 @@ def test_eligibility_is_by_the_networks_own_probability():
     for probability, confidence, eligible in (("sigmoid", 0.6, 6), ("softmax", 0.6, 3), ("softmax", 0.5, 6)):
         net = explainable(lambda x: x.mean((1, 2)), probability=probability)
         found = grid_pointing_game(net, input_x_gradient, x, labels, n=1, confidence=confidence)
-        assert found.eligible == eligible
+        assert found.images == eligible
     with pytest.raises(ValueError, match=r"\Aconfidence: got 1.5"):
         sample_grids(np.eye(4), np.arange(4), n=1, key=jax.random.key(0), confidence=1.5)

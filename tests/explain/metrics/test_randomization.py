@@ -10,6 +10,7 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.metrics import efficient_randomization, parameter_randomization, random_logit
 from jaxinterp.explain.metrics.randomization import groups
+from jaxinterp.explain.program import first_reads
 
 LABELS = np.array([0, 1, 2, 0])
 
@@ -35,13 +36,40 @@ def inputs(net, x, targets, **keywords):
 
 def test_layers_are_grouped_and_taken_in_the_order_of_their_calls(given):
     net, x = given
-    assert list(groups(net.variables, list(net.layers(x)))) == ["zeta", "norm", "head"]
+    assert list(groups(net.variables, first_reads(net.program("logits", x)))) == ["zeta", "norm", "head"]
     found = parameter_randomization(net, gradient, x, LABELS)
     assert found.layers == ("head", "norm", "zeta")
     assert parameter_randomization(net, gradient, x, LABELS, order="bottom_up").layers == ("zeta", "norm", "head")
     assert found.similarities.shape == (4, 3)
     np.testing.assert_allclose(found.scores, found.similarities.mean(1), rtol=1e-6)
     assert (found.scores < 0.6).all()
+
+
+class Tokens(nn.Module):
+    """A parameter that is no layer, and a layer that is called twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name="stem")(x.reshape(len(x), -1))
+        x = x + self.param("token", nn.initializers.normal(), (8,))[None]
+        again = nn.Dense(8, name="again")
+        return nn.Dense(3, name="head")(again(nn.relu(again(nn.Dense(8, name="block")(x)))))
+
+
+def test_parameters_of_their_own_and_layers_called_twice_keep_the_order(given):
+    module, x = Tokens(), given[1]
+    variables = module.init(jax.random.key(0), x)
+
+    def cast_first(variables, x):
+        return module.apply(jax.tree.map(lambda leaf: leaf.astype(x.dtype) * 1, variables), x)
+
+    for network in (module, cast_first, jax.jit(module.apply)):
+        net = explainable(network, variables)
+        found = list(groups(variables, first_reads(net.program("logits", x))))
+        assert found == ["stem", "token", "block", "again", "head"]
+
+    with pytest.warns(UserWarning, match="^net: the order in which it reads a, b is not known"):
+        assert list(groups({"a": x, "b": x, "c": x}, [7, 7, 2])) == ["c", "a", "b"]
 
 
 def test_a_map_that_ignores_the_network_stays(given):

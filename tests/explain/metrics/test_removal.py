@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -66,7 +67,7 @@ def test_a_removed_pixel_is_the_zero_vector_of_the_encoded_input():
         return jnp.concatenate([x, 1 - x], -1)
 
     net = explainable(black_pixels, encoding=encoding, probability="sigmoid")
-    parts = given(jnp.zeros((1, 4, 4)), [0])
+    parts = given(jnp.arange(16.0).reshape(1, 4, 4), [0])
     found = pixel_deletion(net, parts, jnp.zeros((1, 4, 4, 1)), jnp.array([0]), fraction=0.5)
     np.testing.assert_allclose(found.curves[0], expit(16.0 - np.arange(9)), rtol=1e-5)
 
@@ -104,6 +105,15 @@ def test_the_second_call_compiles_nothing(linear, compilations):
     assert another != []
 
 
+def test_an_image_with_a_constant_map_is_not_eligible(linear):
+    net, x, labels, maps = linear
+    with pytest.warns(UserWarning, match=r"^pixel_deletion: NaN at 1 of 5 examples: constant map \(2\)"):
+        found = pixel_deletion(net, given(maps.at[2].set(0), labels), x, labels)
+    assert found.eligible.tolist() == [True, True, False, True, True]
+    np.testing.assert_allclose(found.curve, found.curves[found.eligible].mean(0))
+    assert found.mean == pytest.approx(np.nanmean(found.scores)) == pytest.approx(found.curve.mean())
+
+
 def test_points_of_the_curve():
     counts = removal_counts(32 * 32)
     assert (len(counts), counts[1], counts[-1]) == (129, 2, 256)
@@ -120,7 +130,8 @@ def test_ties_are_broken_in_reading_order_both_ways():
     assert removal_ranks(mixed, "most").ravel().tolist() == [1, 5, 2, 3, 4, 0]
 
 
-def test_bad_input_is_one_clear_line(linear):
+def test_bad_input_is_one_clear_line(linear, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     net, x, labels, maps = linear
     parts = given(maps, labels)
     for field, arguments in [
@@ -130,6 +141,9 @@ def test_bad_input_is_one_clear_line(linear):
         ("contributions", {"method": Attribution(maps[:, None], parts.logits, parts.targets)}),
         ("fraction", {"fraction": 0.0}),
         ("fraction", {"fraction": 0.06}),
+        ("fraction", {"fraction": "all"}),
+        ("points", {"points": 2.5}),
+        ("order", {"order": "random"}),
         ("labels", {"labels": labels + 5}),
         ("labels", {"labels": labels[:2]}),
     ]:
