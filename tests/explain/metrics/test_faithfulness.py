@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -263,7 +264,8 @@ def test_an_output_that_never_moves_has_no_correlation(linear):
         assert np.isnan(metrics.faithfulness_estimate(still, given(maps), x, LABELS).scores).all()
 
 
-def test_bad_input_is_one_clear_line(linear):
+def test_bad_input_is_one_clear_line(linear, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     net, x, maps = linear
     parts = given(maps)
     for field, name, arguments in [

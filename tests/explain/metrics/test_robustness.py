@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -103,7 +104,8 @@ def test_samples_run_together_and_are_compiled_once(metric, net, x, compilations
     assert (other_key != whole).any()
 
 
-def test_zero_maps_and_bad_input(net, x):
+def test_zero_maps_and_bad_input(net, x, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.warns(UserWarning, match=r"max_sensitivity: NaN at 1 of 3 examples: zero map \(1\)"):
         found = max_sensitivity(net, gradient, x.at[1, 1].set(0), LABELS)
     assert found.eligible.tolist() == [True, False, True]
