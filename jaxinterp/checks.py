@@ -78,15 +78,17 @@ def require_number(
 
 
 def random_key(key: Any) -> Any:
-    """Return a typed random key, `jax.random.key(0)` for None.
+    """Return a random key, typed or of the older kind `jax.random.PRNGKey`; `jax.random.key(0)` for None.
 
     Raises:
         ConfigError: it is none.
     """
     if key is None:
         return jax.random.key(0)
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.ndim
-    require(typed, "key", key if np.ndim(key) == 0 else f"an array {np.shape(key)}", "one jax.random.key(seed)")
+    array = isinstance(key, jax.Array)
+    typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = array and key.dtype == jnp.uint32 and key.ndim == 1
+    require(typed or raw, "key", key if np.ndim(key) == 0 else f"an array {np.shape(key)}", "one jax.random.key(seed)")
     return key
 
 

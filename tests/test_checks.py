@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from annotated_types import Ge
 
-from jaxinterp.checks import Checked, require_at_least, require_finite, require_labels, require_whole, warn
+from jaxinterp.checks import (
+    Checked,
+    random_key,
+    require_at_least,
+    require_finite,
+    require_labels,
+    require_number,
+    require_whole,
+    warn,
+)
 from jaxinterp.errors import ConfigError
 
 
@@ -68,3 +77,17 @@ def test_a_warning_points_at_the_line_outside_of_the_package():
     with pytest.warns(UserWarning, match="x: odd") as told:
         package["public"]()
     assert [warning.filename for warning in told] == [__file__]
+
+
+def test_one_number_of_a_range_and_one_random_key():
+    for right in (1, 0.5, np.float32(2), jnp.float32(1)):
+        require_number("width", right, "above 0", lambda v: v > 0)
+    for wrong in ("1", True, None, np.inf, np.nan, np.ones(2), 0.0, 1j):
+        with pytest.raises(ConfigError, match=r"\Awidth: got [^\n]*, expected above 0\Z"):
+            require_number("width", wrong, "above 0", lambda v: v > 0)
+    assert random_key(None) == jax.random.key(0)
+    for right in (jax.random.key(3), jax.random.PRNGKey(3)):
+        assert random_key(right) is right
+    for wrong in (0, "seed", np.zeros(2, np.uint32), jax.random.split(jax.random.key(0))):
+        with pytest.raises(ConfigError, match=r"\Akey: got [^\n]*\Z"):
+            random_key(wrong)
