@@ -92,7 +92,7 @@ def noise_tunnel(
         for start, count in _blocks(samples, max(1, int(block_bytes // max(1, each)))):
             noisy, many = _noisy(count, relative, key, start, sigma, x, rows)
             copies = {name: _tiled(value, count) for name, value in zip(own, values, strict=True)}
-            found = run(call.net, noisy, many, max_bytes=max_bytes, **{**options, **copies})
+            found = run(call.net, noisy, many, **{**options, **copies, "max_bytes": max_bytes})
             merged = _merge(count, merged, found.contributions, start)
             names = found.method, found.layer
         parts = _moment(kind, samples, *merged).astype(found.contributions.dtype)
@@ -155,7 +155,6 @@ def smooth_grad(
         >>> smooth_grad(lambda x: x**2, jnp.array([[3.0]]), noise=0.0).contributions.tolist()
         [[[6.0]]]
 
-
     Source: Smilkov et al., arXiv 1706.03825, Sec. 3.
     """
     options: dict[str, Any] = {"layer": layer, "samples": samples, "noise": noise, "relative": relative, "key": key}
@@ -183,7 +182,6 @@ def smooth_grad_squared(
         >>> smooth_grad_squared(lambda x: x**2, jnp.array([[3.0]]), noise=0.0).contributions.tolist()
         [[[36.0]]]
 
-
     Source: Hooker, Erhan, Kindermans, Kim, arXiv 1806.10758, Sec. 4.
     """
     options: dict[str, Any] = {"layer": layer, "samples": samples, "noise": noise, "relative": relative, "key": key}
@@ -210,7 +208,6 @@ def vargrad(
     Example:
         >>> vargrad(lambda x: 2 * x, jnp.array([[3.0]])).contributions.tolist()
         [[[0.0]]]
-
 
     Source: Adebayo, Gilmer, Goodfellow, Kim, arXiv 1810.03307.
     """
