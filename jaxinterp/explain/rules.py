@@ -487,8 +487,8 @@ def _scan(eqn: Any, values: Sequence[Any], rules: Rules) -> list[Any]:
         how["length"] -= 1
         deep = _deep_carries(body, fixed, own, unpack(rest), rules, how)
         lost = any(_is_active(v) and on and not v.deep for v, on in zip(own, deep, strict=True))
-        require(not lost or not how["length"], "composite", "a rule of the first layer", "a network whose first layer is outside of loops, "
-                "or in the first turn")  # fmt: skip
+        wanted = "a network whose first layer is outside of loops, or in their first turn"
+        require(not lost or not how["length"], "composite", "a rule of the first layer", wanted)
         outs = _turns(body, fixed, own, unpack(rest), rules, deep, how)
         joined = [_joined(a, b, params["reverse"]) for a, b in zip(stacked, outs[carries:], strict=True)]
     return [*outs[:carries], *joined]
@@ -513,9 +513,13 @@ def _deep_carries(
 ) -> list[bool]:
     """Return which carries of a scan are behind an affine layer after some turn."""
     deep = [rules.first is None or _is_deep(v) for v in carry]
+
+    def run(deep: Sequence[bool], found: list[bool]) -> list[Array]:
+        return [_at(v, None) for v in _turns(body, fixed, carry, over, rules, deep, how, found)]
+
     while not all(deep):
         found: list[bool] = []
-        jax.eval_shape(lambda: [_at(v, None) for v in _turns(body, fixed, carry, over, rules, deep, how, found)])
+        jax.eval_shape(partial(run, deep, found))
         grown = [a or b for a, b in zip(deep, found, strict=True)]
         if grown == deep:
             break
