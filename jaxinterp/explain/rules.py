@@ -487,7 +487,7 @@ def _scan(eqn: Any, values: Sequence[Any], rules: Rules) -> list[Any]:
         how["length"] -= 1
         deep = _deep_carries(body, fixed, own, unpack(rest), rules, how)
         lost = any(_is_active(v) and on and not v.deep for v, on in zip(own, deep, strict=True))
-        wanted = "a network whose first layer is outside of loops, or in the first turn"
+        wanted = "a network whose first layer is outside of loops, or in their first turn"
         require(not lost or not how["length"], "composite", "a rule of the first layer", wanted)
         outs = _turns(body, fixed, own, unpack(rest), rules, deep, how)
         joined = [_joined(a, b, params["reverse"]) for a, b in zip(stacked, outs[carries:], strict=True)]
@@ -513,10 +513,13 @@ def _deep_carries(
 ) -> list[bool]:
     """Return which carries of a scan are behind an affine layer after some turn."""
     deep = [rules.first is None or _is_deep(v) for v in carry]
+
+    def run(deep: Sequence[bool], found: list[bool]) -> list[Array]:
+        return [_at(v, None) for v in _turns(body, fixed, carry, over, rules, deep, how, found)]
+
     while not all(deep):
         found: list[bool] = []
-        turns = partial(_turns, body, fixed, carry, over, rules, deep, how, found)
-        jax.eval_shape(lambda turns=turns: [_at(v, None) for v in turns()])
+        jax.eval_shape(partial(run, deep, found))
         grown = [a or b for a, b in zip(deep, found, strict=True)]
         if grown == deep:
             break
