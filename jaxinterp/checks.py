@@ -60,7 +60,8 @@ def require_whole(name: str, value: Any, bound: int) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether a value is one real number, neither NaN nor a text."""
-    return isinstance(value, SupportsFloat | SupportsIndex) and np.ndim(value) == 0 and not np.isnan(float(value))
+    known: Any = value
+    return isinstance(value, SupportsFloat | SupportsIndex) and np.ndim(known) == 0 and not np.isnan(float(known))
 
 
 def warn(message: str) -> None:
