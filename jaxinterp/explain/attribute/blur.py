@@ -35,7 +35,7 @@ def blurred(
 
 def _means(size: int, sigma: Array, cut: int | float) -> Float[Array, "n size size"]:
     """Return the weights of the Gaussian means along one axis."""
-    sigma = sigma.astype(jnp.promote_types(sigma.dtype, jnp.float32))
+    sigma = sigma.astype(np.promote_types(sigma.dtype, np.float32))
     distance = jnp.abs(jnp.arange(size)[:, None] - jnp.arange(size)[None]).astype(sigma.dtype)
     scaled = distance[None] / jnp.maximum(sigma, float(jnp.finfo(sigma.dtype).tiny) ** 0.25)[:, None, None]
     return jax.nn.softmax(jnp.where(scaled <= cut, -(scaled**2) / 2, -jnp.inf), axis=-1)
