@@ -1,7 +1,9 @@
 """Measures of every trained network: accuracy, grid pointing game, pixel deletion and completeness."""
 
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,7 +70,8 @@ def measure(
             start = time.perf_counter()
             record = partial(first_maps.setdefault, name)
             played = partial(_recording, method, record, n) if n == options.grid_sizes[0] else method
-            scores = grid_pointing_game(net, played, images, grids=grids)
+            with _said_in_the_log():
+                scores = grid_pointing_game(net, played, images, grids=grids)
             metrics[f"localization_{size}_median{_suffix(name)}"] = scores.quartiles[1]
             results["localization"][size][name] = scores.scores[scores.eligible].round(6).tolist()
             seconds = time.perf_counter() - start
@@ -79,13 +82,16 @@ def measure(
     results["removal"] = {}
     for name, method in methods.items():
         start = time.perf_counter()
-        removed = [pixel_deletion(net, method, images[rows], labels[rows]) for rows in slices]
-        curve = np.concatenate([part.curves[part.eligible] for part in removed]).mean(0)
+        with _said_in_the_log():
+            removed = [pixel_deletion(net, method, images[rows], labels[rows]) for rows in slices]
+        ordered = np.concatenate([part.eligible for part in removed])  # by maps that are not constant
+        curves = np.concatenate([part.curves for part in removed])
+        curve = curves[ordered if ordered.any() else slice(None)].mean(0)
         metrics[f"removal_curve_mean{_suffix(name)}"] = float(curve.mean())
         results["removal"][name] = curve.round(6).tolist()
         results["fractions"] = removed[0].fractions.tolist()
         seconds = time.perf_counter() - start
-        log(f"pixel deletion, {len(images)} images, {name}: {curve.mean():.3f} ({seconds:.1f} s)")
+        log(f"pixel deletion, {ordered.sum()} of {len(images)} images, {name}: {curve.mean():.3f} ({seconds:.1f} s)")
 
     parts = [exactness(net, images[rows]) for rows in slices]
     found = Exactness(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
@@ -95,6 +101,14 @@ def measure(
     largest = "residual {:.1e}, curvature {:.1e}, discrepancy {:.1e}".format(*numbers)
     log(f"completeness, {len(images)} images, all classes: largest {largest}")
     return results, first_maps
+
+
+@contextmanager
+def _said_in_the_log() -> Iterator[None]:
+    """Within, what cannot be scored is not warned of: the log says how many images were."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(grid_pointing_game|pixel_deletion): NaN at", category=UserWarning)
+        yield
 
 
 def _recording(
