@@ -389,10 +389,10 @@ def function_of(name: str) -> Callable[..., Any]:
 
 
 def relative(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference over the largest entry; shapes must agree."""
+    """Largest difference over the largest entry, or as it is where all entries are 0; shapes must agree."""
     if got.shape != want.shape:
         raise ConfigError(f"shape: got {got.shape}, expected {want.shape}")
-    return float(np.abs(got - want).max() / np.abs(want).max())
+    return float(np.abs(got - want).max() / (np.abs(want).max() or 1))
 
 
 RESIDUALS = "residual_of_ours", "residual_of_theirs"
@@ -547,17 +547,18 @@ def main(options: Options) -> None:
     for row in rows:
         print("{relative_difference:.1e}  {network:8} {method:40} {reference} {convention}".format(**row))
     same = [row["relative_difference"] for row in rows if not row["convention"]]
+    largest = float(np.max(same))  # NaN, where a row is, which `max` may pass over
     result = {
         **provenance("agreement"),
         "setting": {"dtype": "float64", "classes": TARGETS, "examples": 2},
         "rows": rows,
         "skipped": skipped,
         "random": RANDOM,
-        "ratios": {"largest_relative_difference": max(same)},
+        "ratios": {"largest_relative_difference": largest},
     }
     path = RESULTS / "agreement.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(skipped, indent=2), f"largest: {max(same):.1e}", f"written: {path}", sep="\n")
+    print(json.dumps(skipped, indent=2), f"largest: {largest:.1e}", f"written: {path}", sep="\n")
 
 
 if __name__ == "__main__":
