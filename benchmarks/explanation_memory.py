@@ -16,13 +16,11 @@ largest b per pixel over the smallest. `raw_time_per_target_and_pixel` is the sa
 included. `curvature_overhead` is the time of a decomposition over the time of one without its checks.
 """
 
-import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -31,7 +29,7 @@ import numpy as np
 import tyro
 from flax import linen as nn
 
-from benchmarks.measuring import alternate, record, resident, timed
+from benchmarks.measuring import alternate, peak, record, timed
 from jaxinterp import decompose, explainable
 from jaxinterp.coda.network import s_coda
 from jaxinterp.explain.decompose import _pass
@@ -130,17 +128,14 @@ def measure(row: Row, max_bytes: int) -> dict[str, Any]:
         return jax.tree.leaves(jax.block_until_ready(decompose(net, x, targets, max_bytes=max_bytes)))
 
     first, seconds = timed(run), timed(run)
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    results = run()
-    peak = resident("VmHWM") - before - sum(leaf.nbytes for leaf in results)
+    grown, results = peak(run)
+    beyond = grown - sum(leaf.nbytes for leaf in results)
     del results
     times = {}
     for count in (row.targets, row.targets // 2, row.targets // 4) if row.classes == 100 else ():
         run(count)
         times[str(count)] = min(timed(lambda count=count: run(count)) for _ in range(REPEATS))
-    found = {"first_call": first, "seconds": seconds, "peak": peak, "ratio": peak / max_bytes, "times": times}
+    found = {"first_call": first, "seconds": seconds, "peak": beyond, "ratio": beyond / max_bytes, "times": times}
     return {**asdict(row), **found}
 
 

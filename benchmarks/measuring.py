@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from jaxinterp.provenance import commit, machine
 
 if TYPE_CHECKING:
     import torch
+
+Result = TypeVar("Result")
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -76,13 +78,22 @@ def growth(job: Callable[[], Any], gpu: bool) -> int:
         before = stats()["bytes_in_use"]  # the peak cannot be set back, so it has what compilation took
         job()
         return stats()["peak_bytes_in_use"] - before
-    job()  # compiles or warms up; what that left in the heap goes back before the mark is set
-    ctypes.CDLL(None).malloc_trim(0)
+    job()  # compiles or warms up
+
+    def repeated() -> None:
+        for _ in range(3):
+            job()
+
+    return peak(repeated)[0]
+
+
+def peak(job: Callable[[], Result]) -> tuple[int, Result]:
+    """Peak resident bytes that a warm job takes over what its process holds, and the job's result."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was left in the heap goes back before the mark is set
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        job()
-    return resident("VmHWM") - before
+    result = job()
+    return resident("VmHWM") - before, result
 
 
 def _versions(*names: str) -> dict[str, str]:

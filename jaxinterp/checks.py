@@ -92,12 +92,6 @@ def random_key(key: Any) -> Any:
     return key
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is one real number, neither NaN nor a text."""
-    scalar = isinstance(value, SupportsFloat | SupportsIndex) and np.ndim(value) == 0  # type: ignore[arg-type]
-    return scalar and not math.isnan(float(value))
-
-
 def warn(message: str) -> None:
     """Warn of an argument, at the line outside of this package that gave it."""
     frame, level, outside = inspect.currentframe(), 0, 2

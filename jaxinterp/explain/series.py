@@ -14,7 +14,6 @@ Each f_m is homogeneous, so Euler's identity splits it over the entries of the i
 and the sum over orders is the integrated gradient from x0.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,12 +23,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_finite, require_labels, require_whole
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, gradients_of, head
-from jaxinterp.explain.attribute.hessians import pairs
+from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, gradients_of
+from jaxinterp.explain.attribute.hessians import expansion_line, pairs
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import value_at
 from jaxinterp.explain.propagation import NotPolynomialError, propagate
 from jaxinterp.lazy import public
 
@@ -107,19 +105,13 @@ def orders(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _orders(layer: str | None, max_order: int, model: Any, x: Array, x0: Array, rows: Array) -> Attribution:
-    function, start, step = _line(model, layer, x, x0)
+    function, start, step = expansion_line(model, layer, x, x0)
     terms = jnp.moveaxis(propagate(function, start, step, max_order), 0, 2)
     parts = jnp.take_along_axis(terms, rows[:, :, None], axis=1)
     logits = chosen(model(x), rows)
     return Attribution(
         parts, logits, rows, jnp.zeros_like(logits), logits - parts.sum(-1), method="orders", layer=layer or X
     )
-
-
-def _line(model: Any, layer: str | None, x: Array, x0: Array) -> tuple[Callable[[Array], Array], Array, Array]:
-    """Return function, point and step of an expansion in x, or in a layer's output."""
-    start = value_at(model, layer, x0)
-    return lambda z: head(model, layer, z, x0), start, value_at(model, layer, x) - start
 
 
 @on_automatic_axes
@@ -164,7 +156,7 @@ def contributions(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _contributions(layer: str | None, max_order: int, model: Any, x: Array, x0: Array, rows: Array) -> Attribution:
-    function, start, step = _line(model, layer, x, x0)
+    function, start, step = expansion_line(model, layer, x, x0)
     values, gradients = propagate(partial(gradients_of, function, rows), start, step, max_order)
     order = jnp.arange(1, max_order + 1, dtype=x.dtype).reshape(-1, *(1,) * (gradients.ndim - 1))
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)

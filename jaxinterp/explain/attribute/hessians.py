@@ -171,7 +171,7 @@ def _is_polynomial(call: Call, layer: str | None, x0: Array) -> bool:
     if layer not in found:
 
         def try_it(model: Model, x: Array, x0: Array) -> Array:
-            return propagate(*_line(model, layer, x, x0), 1)  # type: ignore[no-any-return]
+            return propagate(*expansion_line(model, layer, x, x0), 1)  # type: ignore[no-any-return]
 
         try:
             jax.eval_shape(try_it, model, call.x, x0)
@@ -181,7 +181,8 @@ def _is_polynomial(call: Call, layer: str | None, x0: Array) -> bool:
     return found[layer]
 
 
-def _line(model: Model, layer: str | None, x: Array, x0: Array) -> Line:
+def expansion_line(model: Model, layer: str | None, x: Array, x0: Array) -> Line:
+    """Return function, point and step of an expansion in x, or in a layer's output, about its value at x0."""
     start = value_at(model, layer, x0)
     return lambda z: head(model, layer, z, x0), start, value_at(model, layer, x) - start
 
@@ -190,7 +191,7 @@ def _line(model: Model, layer: str | None, x: Array, x0: Array) -> Line:
 def _of_order(
     layer: str | None, whole: bool, order: int, model: Any, flat: Array, x: Array, x0: Array, rows: Array
 ) -> Attribution:
-    function, start, step = line = _line(model, layer, x, x0)
+    function, start, step = line = expansion_line(model, layer, x, x0)
     slopes = partial(gradients_of, function, rows)
     values, gradients = propagate(slopes, start, step, order if whole else order - 1)
     total = values[-1] if whole else _sums(step, gradients[-1], flat) / order
@@ -208,7 +209,7 @@ def _of_order(
 def _integrated(
     layer: str | None, whole: bool, steps: int, model: Any, flat: Array, nodes: Array, x: Array, x0: Array, rows: Array
 ) -> Attribution:
-    function, start, step = line = _line(model, layer, x, x0)
+    function, start, step = line = expansion_line(model, layer, x, x0)
     slopes = partial(gradients_of, function, rows)
 
     def mean(at: Callable[[Array], Array], nodes: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxinterp.checks import is_number, require, require_at_least, require_labels, require_whole
+from jaxinterp.checks import require, require_at_least, require_labels, require_number, require_whole
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.explainable import with_batch
@@ -143,7 +143,7 @@ def input_invariance(
     require(jnp.issubdtype(x.dtype, jnp.floating), "x", f"{x.dtype}{x.shape}", "a floating array")
     require(not isinstance(method, Attribution), "method", "an Attribution", "(net, x, targets) ↦ Attribution")
     require_at_least("tolerance", tolerance, 0)
-    require(is_number(shift) and np.isfinite(shift) and shift != 0, "shift", shift, "a finite number, not 0")
+    require_number("shift", shift, "a finite number, not 0", lambda v: v != 0)
     require_labels("labels", labels, len(x))
     labels = np.asarray(labels)
     if net.encoding is None:

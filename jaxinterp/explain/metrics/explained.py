@@ -167,8 +167,8 @@ def maps_in_parts(
 
 def in_float32(parts: Attribution) -> Attribution:
     """Return an attribution whose contributions are at least of float32: half precision can neither count nor sum."""
-    half = jnp.finfo(parts.contributions.dtype).bits < 32
-    return replace(parts, contributions=parts.contributions.astype(jnp.float32)) if half else parts
+    kind = np.promote_types(parts.contributions.dtype, np.float32)
+    return replace(parts, contributions=parts.contributions.astype(kind))
 
 
 def channel_summed(parts: Attribution) -> Float[Array, "batch *shape"]:

@@ -23,13 +23,13 @@ from jax.scipy.stats import rankdata
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from jaxinterp.checks import (
-    is_number,
     random_key,
     require,
     require_at_least,
     require_channels_last,
     require_finite,
     require_labels,
+    require_number,
     require_one_of,
     require_whole,
     warn,
@@ -133,7 +133,7 @@ def sample_grids(
     require_whole("n", n, 1)
     require_whole("count", count, 1)
     require_one_of("sampler", sampler, ("aligned", "compat"))
-    require(is_number(confidence) and 0 <= confidence < 1, "confidence", confidence, "a probability in [0, 1)")
+    require_number("confidence", confidence, "a probability in [0, 1)", lambda v: 0 <= v < 1)
     require((sampler == "aligned") == (key is not None), "key", key, "one with 'aligned', None with 'compat'")
     queues = _queues(logits, labels, confidence)
     if key is None:

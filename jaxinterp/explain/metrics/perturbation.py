@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 
 from jaxinterp.checks import (
-    is_number,
     random_key,
     require,
     require_finite,
     require_labels,
+    require_number,
     require_one_of,
     require_whole,
 )
@@ -404,7 +404,7 @@ def levels(total: int, count: int, fraction: int | float = 1.0) -> Int[np.ndarra
         >>> levels(10, 4).tolist()
         [0, 2, 5, 8, 10]
     """
-    require(is_number(fraction) and 0 < fraction <= 1, "fraction", fraction, "a number in (0, 1]")
+    require_number("fraction", fraction, "a number in (0, 1]", lambda v: 0 < v <= 1)
     require_whole("points", count, 1)
     most = int(fraction * total)
     require(most > 0, "fraction", f"{fraction} of {total}", "at least one to remove")

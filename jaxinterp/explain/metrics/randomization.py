@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxinterp.checks import (
-    is_number,
     random_key,
     require,
     require_finite,
     require_labels,
+    require_number,
     require_one_of,
     require_whole,
     warn,
@@ -100,7 +100,7 @@ def parameter_randomization(
     """
     require_one_of("order", order, get_args(Layers))
     require_whole("smooth", smooth, 0)
-    require(is_number(deviation) and deviation >= 0, "deviation", deviation, "a number, at least 0")
+    require_number("deviation", deviation, "a number, at least 0", lambda v: v >= 0)
     net, x, labels = _checked(net, method, x, labels)
     key = random_key(key)
     copies = Copies(smooth, jnp.asarray(deviation, x.dtype), key)

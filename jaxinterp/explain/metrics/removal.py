@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxinterp.checks import is_number, require, require_one_of, require_whole
+from jaxinterp.checks import require, require_number, require_one_of, require_whole
 from jaxinterp.explain.batches import MAX_BYTES
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import Explained, judged
@@ -45,7 +45,7 @@ def removal_counts(pixels: int, fraction: float = 0.25, points: int = 128) -> In
         >>> removal_counts(8 * 8).tolist()[-3:], len(removal_counts(32 * 32))
         ([14, 15, 16], 129)
     """
-    require(is_number(fraction) and 0 < fraction <= 1, "fraction", fraction, "a number in (0, 1]")
+    require_number("fraction", fraction, "a number in (0, 1]", lambda v: 0 < v <= 1)
     require_whole("points", points, 1)
     largest = int(fraction * pixels)
     require(largest > 0, "fraction", f"{fraction} of {pixels} pixels", "at least one pixel to remove")

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.checks import (
-    is_number,
     random_key,
     require,
     require_finite,
@@ -209,7 +208,7 @@ def relative_input_stability(
 
     Source: Agarwal et al., arXiv 2203.06877, Eq. 2.
     """
-    require(is_number(epsilon) and epsilon > 0, "epsilon", epsilon, "a positive number")
+    require_number("epsilon", epsilon, "a positive number", lambda v: v > 0)
     draw = Draw("uniform", radius, samples, key, max_bytes)
 
     def below(moved: Moved) -> Array:
@@ -237,7 +236,7 @@ def relative_output_stability(
 
     Source: Agarwal et al., arXiv 2203.06877, Eq. 5.
     """
-    require(is_number(epsilon) and epsilon > 0, "epsilon", epsilon, "a positive number")
+    require_number("epsilon", epsilon, "a positive number", lambda v: v > 0)
     draw = Draw("uniform", radius, samples, key, max_bytes)
 
     def below(moved: Moved) -> Array:

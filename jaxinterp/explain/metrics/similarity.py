@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float
 
@@ -118,6 +119,6 @@ def require_similarity(name: Similarity, shape: tuple[int, ...]) -> None:
 @partial(jax.jit, static_argnums=0)
 def similar(name: Similarity, a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) -> Array:
     """Return a similarity of maps by its name, (batch,), computed in float32 at least."""
-    a, b = (maps.astype(jnp.float32) if jnp.finfo(maps.dtype).bits < 32 else maps for maps in (a, b))
+    a, b = (maps.astype(np.promote_types(maps.dtype, np.float32)) for maps in (a, b))
     pair = (a, b) if name == "ssim" else (a.reshape(len(a), -1), b.reshape(len(b), -1))
     return SIMILARITIES[name](*pair)
