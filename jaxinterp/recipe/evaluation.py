@@ -72,10 +72,12 @@ def measure(
             played = partial(_recording, method, record, n) if n == options.grid_sizes[0] else method
             with _said_in_the_log():
                 scores = grid_pointing_game(net, played, images, grids=grids)
-            metrics[f"localization_{size}_median{_suffix(name)}"] = scores.quartiles[1]
+            median = scores.quartiles[1] if scores.eligible.any() else 0.0  # no map shows anything
+            metrics[f"localization_{size}_median{_suffix(name)}"] = median
             results["localization"][size][name] = scores.scores[scores.eligible].round(6).tolist()
             seconds = time.perf_counter() - start
-            log(f"localization {size}, {len(grids.images)} grids, {name}: {scores.quartiles[1]:.3f} ({seconds:.1f} s)")
+            scored = f"{scores.eligible.sum()} of {scores.eligible.size} cells of {len(grids.images)} grids"
+            log(f"localization {size}, {scored}, {name}: {median:.3f} ({seconds:.1f} s)")
 
     images, labels = images[: options.removal_images], labels[: options.removal_images]
     slices = [slice(i, i + batch) for i in range(0, len(images), batch)]
@@ -105,7 +107,7 @@ def measure(
 
 @contextmanager
 def _said_in_the_log() -> Iterator[None]:
-    """Within, what cannot be scored is not warned of: the log says how many images were."""
+    """Within, what cannot be scored is not warned of: the log says how many were scored."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(grid_pointing_game|pixel_deletion): NaN at", category=UserWarning)
         yield

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from jaxinterp.app.publish import gather, require_finished
 from jaxinterp.app.registry import family_of, runs
 from jaxinterp.app.results import read_results, write_results
 from jaxinterp.errors import CheckpointError, ConfigError
+from jaxinterp.explain.attribute import gradient
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
+from jaxinterp.recipe import evaluation
 from jaxinterp.recipe.run_folder import read_arrays
 
 DIGITS = ("digits", "digits-dlgn", "digits-p4", "digits-learnt")
@@ -57,6 +60,23 @@ def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
     classes = jnp.asarray([grid["first_classes"][:2]])
     want = decompose(trained.explainable, mosaic, classes).maps(mosaic.shape[1:3])[0]
     np.testing.assert_allclose(maps["decomposition"], want, rtol=1e-3, atol=1e-5 * float(abs(want).max()))
+
+
+def test_a_method_that_shows_nothing_is_measured_and_the_log_says_so(
+    seeds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(net: Any, x: Any, targets: Any) -> Any:
+        found = gradient(net, x, targets)
+        return replace(found, contributions=0 * found.contributions)
+
+    monkeypatch.setattr(evaluation, "compared", lambda *given: {"nothing": nothing})
+    trained, lines = stages.trained(seeds[0]), list[str]()
+    logits = np.asarray(trained.explainable.logits(trained.test_data[0]))
+    results, _ = evaluation.measure(trained, {"last": logits}, lines.append)
+    assert results["metrics"]["localization_2x2_median_nothing"] == 0
+    assert np.isfinite(list(results["metrics"].values())).all()
+    assert any(line.startswith("localization 2x2, 0 of ") for line in lines)
+    assert any(line.startswith("pixel deletion, 0 of ") for line in lines)
 
 
 def test_seeds_are_gathered_into_published_results(seeds: list[Path], tmp_path: Path) -> None:
