@@ -137,7 +137,7 @@ def published(tmp_path, publish, monkeypatch):
 
 
 def test_download_fetches_what_load_reads(published, tmp_path):
-    with pytest.raises(DataError, match=re.escape(f'jaxinterp.data.download("cifar10", "{tmp_path}")')):
+    with pytest.raises(DataError, match=re.escape(f"jaxinterp data get cifar10 --data-dir {tmp_path}")):
         load("cifar10", "test", tmp_path)
     (path,) = download("cifar10", tmp_path)
     assert path == tmp_path / "cifar10" / ARCHIVE
