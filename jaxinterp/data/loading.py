@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ def load(
     """Load one split of a data set into memory.
 
     Of a known name as its authors made it: `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to
-    16, split 1,437 / 360, stratified). The others are looked for in `data_dir`: as tensorflow-datasets
-    prepared them (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are
+    16, split 1,437 / 360, stratified). The others are looked for in `data_dir`: as tensorflow-datasets prepared them
+    (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are
     checked. Nothing is downloaded: `download` does that.
 
     Of one's own: folder:PATH, csv:FILE, npz:FILE or tfds:NAME[:VERSION], as `own_set` lists and `read_part` reads it.
@@ -161,8 +162,8 @@ def set_bits(own: OwnSet, conversion: Conversion) -> Conversion:
 
     0 stays where no deep gray image is among them.
     """
-    if conversion.bits:
-        return conversion
+    if conversion.bits or own.bits:
+        return replace(conversion, bits=conversion.bits or own.bits)
     examples = next(iter(own.parts.values()))
     first = (examples.fetch(place)[0] for place in islice(examples.index.tolist(), SAMPLE))
     with quiet():

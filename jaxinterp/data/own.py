@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int, Int32, Shaped, UInt8
+from jaxtyping import Int, Int32, Shaped
 
 from jaxinterp.checks import require
-from jaxinterp.data.pictures import readable
+from jaxinterp.data.pictures import Bits, readable
 from jaxinterp.errors import DataError
 
 KINDS = {"folder": "PATH", "csv": "FILE", "npz": "FILE", "tfds": "NAME[:VERSION]"}
@@ -37,13 +37,13 @@ class Examples:
     Attributes:
         index: their places in the listing, (N,).
         name: place -> a name for people, unique in the set.
-        fetch: place -> (encoded file or uint8 pixels, label).
+        fetch: place -> (encoded file or pixels, label).
         labels_at: places -> labels, without reading pictures where that is possible.
     """
 
     index: Int[np.ndarray, " n"]
     name: Callable[[int], str]
-    fetch: Callable[[int], tuple[bytes | UInt8[np.ndarray, "..."], int]]
+    fetch: Callable[[int], tuple[bytes | Shaped[np.ndarray, "..."], int]]
     labels_at: Callable[[Int[np.ndarray, " n"]], Int32[np.ndarray, " n"]]
 
     def __len__(self) -> int:
@@ -71,6 +71,7 @@ class OwnSet:
         notes: what was noticed and left out, a line each.
         provenance: where it came from.
         listed: whether its examples are files, so that `write_split` can list them.
+        bits: of deep gray values, where they are known; 0 where not.
     """
 
     name: str
@@ -80,6 +81,7 @@ class OwnSet:
     notes: tuple[str, ...]
     provenance: Mapping[str, str]
     listed: bool = False
+    bits: Bits = 0
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(examples):,} {part}" for part, examples in self.parts.items())
@@ -184,6 +186,7 @@ class BadFiles:
         self.on_bad = on_bad
 
     def __call__(self, shown: str, bad: Sequence[tuple[str, str]], total: int) -> list[str]:
+        """Raise for bad (name, why) among `total` of a set, or return the note."""
         if not bad:
             return []
         line = f"{len(bad)} of {total}: {some([f'{name} ({why})' for name, why in bad])}"

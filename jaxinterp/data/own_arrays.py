@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 
 from jaxinterp.checks import require, require_labels
 from jaxinterp.data.own import PARTS, Examples, OwnSet, some, split_set
@@ -27,11 +27,10 @@ def own_arrays(
     name: str = "arrays",
     test_fraction: float = 0.2,
     seed: int = 0,
-    bits: int = 0,
 ) -> OwnSet:
     """Make a set of one's own of arrays; `load` and `read_part` convert them like files.
 
-    Images are held as 8 bits: floats are rounded, uint16 is scaled by its bits. To train on floats as they are, at
+    Images become 8 bits: floats are rounded, uint16 is scaled by its bits, see `Conversion`. To train on floats as they are, at
     their own size, make a `Dataset`.
 
     Args:
@@ -44,7 +43,6 @@ def own_arrays(
         name: of the set.
         test_fraction: in (0, 1).
         seed: of the split.
-        bits: of uint16 pixels; 0 assumes 8, 12 or 16 by the largest value.
 
     Raises:
         ConfigError: an array of another shape, type or range.
@@ -58,7 +56,7 @@ def own_arrays(
     arrays = {part: tuple(map(np.asarray, pair)) for part, pair in given.items() if pair is not None}
     texts = arrays["train"][1].dtype.kind in "UST"
     found = sorted({str(label) for _, part in arrays.values() for label in part.ravel()}) if texts else []
-    notes, pieces, numbers, top = list[str](), list[Any](), list[Any](), 0.0
+    pieces, numbers = list[Any](), list[Any]()
     for part, (pixels, marks) in arrays.items():
         prefix = "" if part == "train" else f"{part}_"
         channels = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[-1] in (1, 3, 4))
@@ -73,25 +71,20 @@ def own_arrays(
         require_labels(f"{prefix}labels", marks, len(pixels), len(classes) or None)
         pieces.append(pixels)
         numbers.append(marks.astype(np.int32))
-        top = max(top, float(pixels.max()))
-    if pieces[0].dtype == np.uint16:
-        bits = bits or assumed_bits(top)
-        require(top < 2**bits, "images", f"values up to {top:g}", f"at most {2**bits - 1}, of {bits} bits")
-        notes.append(f"values 0 to {2**bits - 1} of {bits} bits")
-    if pieces[0].dtype.kind == "f":
-        notes.append("floats rounded to 8 bits")
     every, starts = np.concatenate(numbers), np.cumsum([0, *map(len, pieces)])
     names = tuple(classes) or tuple(found) or tuple(map(str, range(int(every.max()) + 1)))
     require(len(names) > 1, "labels", f"the class {names[0]} alone", "two classes")
 
-    def fetch(place: int) -> tuple[UInt8[np.ndarray, "..."], int]:
+    def fetch(place: int) -> tuple[Shaped[np.ndarray, "..."], int]:
         piece = int(np.searchsorted(starts, place, side="right")) - 1
-        return _bytes(pieces[piece][place - starts[piece]], bits), int(every[place])
+        return pieces[piece][place - starts[piece]], int(every[place])
 
     places = {part: np.arange(a, b) for part, a, b in zip(arrays, starts[:-1], starts[1:], strict=True)}
     parts = {part: Examples(at, lambda i: f"row {i}", fetch, every.__getitem__) for part, at in places.items()}
+    deep = [float(pixels.max()) for pixels in pieces if pixels.dtype == np.uint16]
+    bits = assumed_bits(max(deep)) if deep else 0
     provenance = {"source": "arrays of one's own", "path": readable(name)}
-    return split_set(OwnSet(name, names, parts, "", tuple(notes), provenance), test_fraction, seed)
+    return split_set(OwnSet(name, names, parts, "", (), provenance, bits=bits), test_fraction, seed)
 
 
 def _numbers(texts: np.ndarray, names: Sequence[str], prefix: str) -> np.ndarray:
@@ -99,14 +92,6 @@ def _numbers(texts: np.ndarray, names: Sequence[str], prefix: str) -> np.ndarray
     unknown = sorted({str(text) for text in texts.ravel()} - set(known))
     require(not unknown, f"{prefix}labels", some(unknown), f"one of {some(names, 10)}")
     return np.array([known[str(text)] for text in texts.ravel()], np.int32).reshape(texts.shape)
-
-
-def _bytes(pixels: np.ndarray, bits: int) -> UInt8[np.ndarray, "..."]:
-    """Return pixels as 8 bits."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    full = 2**bits - 1 if pixels.dtype == np.uint16 else 1
-    return np.rint(pixels.astype(np.float64) * (255 / full)).astype(np.uint8)
 
 
 _LAYOUTS = (  # names of the arrays of a part: ours, with a part in front, and Keras's
@@ -129,7 +114,7 @@ def npz_set(name: str, path: Path, classes: Sequence[str], fraction: float, seed
                 raise DataError(f"got the arrays {some(list(file), 10) or 'none'}, expected {wanted}")
             arrays = {part: [file[key] for key in keys] for part, keys in layout.items() if set(keys) <= set(file)}
             names = tuple(classes) or (tuple(map(str, file["classes"])) if "classes" in file else ())
-        (images, labels), rest = arrays.pop("train"), {part: (a, b) for part, (a, b) in arrays.items()}
+        (images, labels), rest = arrays.pop("train"), dict[str, Any](arrays)
         own = own_arrays(images, labels, classes=names, name=name, test_fraction=fraction, seed=seed, **rest)
     except (DataError, ConfigError) as error:
         raise DataError(f"{shown}: {error}") from error

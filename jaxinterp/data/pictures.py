@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from jaxinterp.checks import Checked
 from jaxinterp.errors import DataError
@@ -75,14 +75,15 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def convert(source: bytes | UInt8[np.ndarray, "..."], width: int, height: int, conversion: Conversion) -> Picture:
+def convert(source: bytes | Shaped[np.ndarray, "..."], width: int, height: int, conversion: Conversion) -> Picture:
     """Convert a picture to `width` x `height` pixels.
 
     In this order: the first picture of an animation, turned as its EXIF orientation says; deep gray values scaled to 8
     bits; transparent parts laid over the background; gray or RGB; resized with its aspect ratio kept.
 
     Args:
-        source: an encoded file of one of `FORMATS`, or pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        source: an encoded file of one of `FORMATS`; or pixels (H, W), (H, W, 1), (H, W, 3) or, the last one opacity,
+            (H, W, 4), of uint8, uint16, bool or floats in [0, 1].
         width: of the result, in pixels.
         height: of the result, in pixels.
         conversion: the rest; its `size` is not used.
@@ -105,7 +106,7 @@ def convert(source: bytes | UInt8[np.ndarray, "..."], width: int, height: int, c
         raise DataError(f"not an image that can be read ({message})") from error
 
 
-def _converted(source: bytes | UInt8[np.ndarray, "..."], width: int, height: int, conversion: Conversion) -> Picture:
+def _converted(source: bytes | Shaped[np.ndarray, "..."], width: int, height: int, conversion: Conversion) -> Picture:
     from PIL import Image, ImageOps
 
     notes, image = list[str](), Image.new("L", (1, 1))
@@ -121,7 +122,11 @@ def _converted(source: bytes | UInt8[np.ndarray, "..."], width: int, height: int
                 notes.append("turned by its EXIF orientation")
             image = ImageOps.exif_transpose(file)
     else:
-        image = Image.fromarray(source[..., 0] if source.ndim == 3 and source.shape[-1] == 1 else source)
+        levels, told = _levels(
+            source[..., 0] if source.ndim == 3 and source.shape[-1] == 1 else source, conversion.bits
+        )
+        notes += told
+        image = Image.fromarray(levels)
         original, mode = f"{image.width}x{image.height} {image.mode}", image.mode
     if _deep(mode):
         pixels, bits = _eight_bits(image, conversion.bits)
@@ -129,7 +134,7 @@ def _converted(source: bytes | UInt8[np.ndarray, "..."], width: int, height: int
         notes.append(f"values 0 to {2**bits - 1} of {bits} bits" if bits else "values 0 to 1")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image)[..., 3].min() < 255:
             notes.append(f"transparent parts over {conversion.background}")
         image = Image.alpha_composite(Image.new("RGBA", image.size, conversion.background), image)
     wanted = "L" if conversion.channels == 1 else "RGB"
@@ -168,6 +173,19 @@ def _eight_bits(image: "Image", bits: int) -> tuple[UInt8[np.ndarray, "h w"], in
     if not 0 <= low <= high <= full:  # false for NaN too
         raise DataError(f"got {mode} values from {low:g} to {high:g}, expected 0 to {full}")
     return np.rint(values * (255 / full)).astype(np.uint8), bits
+
+
+def _levels(pixels: Shaped[np.ndarray, "..."], bits: int) -> tuple[UInt8[np.ndarray, "..."], list[str]]:
+    """Return pixels as 8 bits, and how they were scaled."""
+    if pixels.dtype == np.uint8:
+        return pixels, []
+    bits = bits or assumed_bits(float(pixels.max()))
+    full, note = 1, "floats rounded to 8 bits" if pixels.dtype.kind == "f" else "bool as 0 and 255"
+    if pixels.dtype == np.uint16:
+        full, note = 2**bits - 1, f"values 0 to {2**bits - 1} of {bits} bits"
+    if pixels.max() > full:
+        raise DataError(f"got values up to {pixels.max()}, expected 0 to {full}")
+    return np.rint(pixels.astype(np.float64) * (255 / full)).astype(np.uint8), [note]
 
 
 def assumed_bits(largest: float) -> Bits:

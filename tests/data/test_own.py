@@ -125,7 +125,7 @@ def test_bad_files_are_named_and_counted_or_left_out(photos):
     data = read_part(own, "train", GRAY, on_bad="skip")
     assert data.provenance["left out"].startswith("left out ")
     assert len(data) < len(own.part("train"))
-    with pytest.raises(ConfigError, match="^on_bad:"):
+    with pytest.raises(ConfigError, match=r"^on_bad:"):
         own_set(f"folder:{photos}", on_bad="keep")
 
 
@@ -249,7 +249,9 @@ def test_npz_files_of_several_layouts_are_read(tmp_path, keys, pixels, expected)
     assert (len(data), data.classes, set(data.images.ravel().tolist())) == (4, ("cat", "dog"), {expected})
     assert np.bincount(data.labels).tolist() == [2, 2]
     if pixels.dtype == np.uint16:
-        assert own.notes[0] == "values 0 to 4095 of 12 bits"
+        assert "values 0 to 4095 of 12 bits: 4" in data.provenance["conversions"]
+        with pytest.raises(DataError, match=r"got values up to 4095, expected 0 to 1023"):
+            read_part(own, "test", Conversion(8, 1, bits=10))
 
 
 def test_arrays_have_parts_classes_and_any_size():
@@ -262,7 +264,7 @@ def test_arrays_have_parts_classes_and_any_size():
     some = own.select((2, 0))
     assert (some.classes, sorted(some.part("train").labels.tolist())) == (("a", "c"), [0, 0, 1, 1])
     assert sorted(load(some, "test", conversion=GRAY).labels.tolist()) == [0, 1]
-    with pytest.raises(ConfigError, match="^class_subset:"):
+    with pytest.raises(ConfigError, match=r"^class_subset:"):
         own.select((0, 3))
     with pytest.raises(DataError, match="arrays: got the parts train, test, expected one named val"):
         load(own, "val")
@@ -307,11 +309,11 @@ def test_npz_files_that_are_none_are_one_line(tmp_path):
 
 def test_names_that_are_no_place_are_refused():
     for name in ("folder:", "zip:photos", "photos"):
-        with pytest.raises(ConfigError, match="^name:"):
+        with pytest.raises(ConfigError, match=r"^name:"):
             own_set(name)
-        with pytest.raises(ConfigError, match="^name:"):
+        with pytest.raises(ConfigError, match=r"^name:"):
             load(name, "train")
-    with pytest.raises(ConfigError, match="^conversion:"):
+    with pytest.raises(ConfigError, match=r"^conversion:"):
         load("digits", "train", conversion=GRAY)
 
 
@@ -344,7 +346,7 @@ def test_a_stream_yields_every_picture_once_and_shares_them_among_hosts(photos):
     shares = [np.concatenate([batch["index"] for batch in host]) for host in hosts]
     assert sorted(np.concatenate(shares).tolist()) == list(range(30))
     for size in (31, 5):
-        with pytest.raises(ConfigError, match="^batch_size:"):
+        with pytest.raises(ConfigError, match=r"^batch_size:"):
             stream_part(own, "train", GRAY, batch_size=size, seed=0, shard=(0, 2 if size == 5 else 1))
 
 
@@ -364,7 +366,7 @@ def test_a_stream_names_a_bad_picture_or_passes_over_it(photos):
 def test_examples_are_held_out_by_class(photos):
     rest, held = hold_out_examples(own_set(f"folder:{photos}").part("train"), 0.2)
     assert (np.bincount(rest.labels).tolist(), np.bincount(held.labels).tolist()) == ([8] * 3, [2] * 3)
-    with pytest.raises(ConfigError, match="^val_fraction:"):
+    with pytest.raises(ConfigError, match=r"^val_fraction:"):
         hold_out_examples(rest, 0.01)
 
 

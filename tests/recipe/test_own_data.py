@@ -159,9 +159,9 @@ def test_a_run_on_a_folder_is_trained_evaluated_and_explained(
     extra.save(photos / "cat" / "added.png")
     moved = stages.trained(tmp_path / "run")
     try:
+        for number in range(40):
+            extra.save(photos / "cat" / f"added{number}.png")
         with pytest.raises(DataError, match=r"\(test\): the images changed since training; .*split\.csv lists"):
-            for number in range(40):
-                extra.save(photos / "cat" / f"added{number}.png")
             _ = moved.test_data
     finally:
         for added in (photos / "cat").glob("added*"):
