@@ -4,6 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -70,7 +71,7 @@ class OwnSet:
         split: how the parts came about, in words.
         notes: what was noticed and left out, a line each.
         provenance: where it came from.
-        listed: whether its examples are files, so that `write_split` can list them.
+        root: folder that the examples' names are relative to, if they are files.
         bits: of deep gray values, where they are known; 0 where not.
     """
 
@@ -80,7 +81,7 @@ class OwnSet:
     split: str
     notes: tuple[str, ...]
     provenance: Mapping[str, str]
-    listed: bool = False
+    root: Path | None = None
     bits: Bits = 0
 
     def __repr__(self) -> str:
@@ -162,7 +163,7 @@ def split_set(own: OwnSet, fraction: float, seed: int, mixed: bool = False) -> O
         parts = {"train": parts["train"].take(~test), "test": parts["train"].take(test)}
         split = f"made: {fraction:.0%} of each class to test, seed {seed}"
         notes.append(f"split {split} ({len(parts['train'])} and {len(parts['test'])} images)")
-    if own.listed:
+    if own.root is not None:
         counts = np.bincount(parts["train"].labels, minlength=len(own.classes))
         few = [f"{own.classes[k]} ({counts[k]})" for k in np.flatnonzero(counts < FEW)]
         if few:

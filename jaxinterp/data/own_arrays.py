@@ -18,8 +18,8 @@ from jaxinterp.errors import ConfigError, DataError
 
 
 def own_arrays(
-    images: Shaped[np.ndarray, "n ..."],
-    labels: Shaped[np.ndarray, "n ..."],
+    images: Shaped[np.ndarray, "..."],
+    labels: Shaped[np.ndarray, "..."],
     *,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     val: tuple[np.ndarray, np.ndarray] | None = None,
@@ -30,8 +30,8 @@ def own_arrays(
 ) -> OwnSet:
     """Make a set of one's own of arrays; `load` and `read_part` convert them like files.
 
-    Images become 8 bits: floats are rounded, uint16 is scaled by its bits, see `Conversion`. To train on floats as they are, at
-    their own size, make a `Dataset`.
+    Images become 8 bits: floats are rounded, uint16 is scaled by its bits, see `Conversion`. To train on floats as they
+    are, at their own size, make a `Dataset`.
 
     Args:
         images: (N, H, W), or (N, H, W, C) with 1, 3 or (with transparency) 4 channels; uint8, uint16, bool, or floats

@@ -36,7 +36,6 @@ def find(place: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
 class _Row(NamedTuple):
     """A file as it was listed."""
 
-    name: str  # unique, relative to the folder where that is possible
     path: Path
     label: str
     part: str  # "" where the set has no parts
@@ -80,7 +79,7 @@ def list_folder(root: Path) -> Found:
                 elif not file.stat().st_size:
                     bad.append((name, "empty"))
                 else:
-                    rows.append(_Row(name, file, folder.name, parts[top] if above else ""))
+                    rows.append(_Row(file, folder.name, parts[top] if above else ""))
             if len(rows) == count:
                 empty.append(folder.relative_to(root).as_posix())
     if not rows and not bad and not empty:
@@ -140,7 +139,7 @@ def list_table(path: Path) -> Found:
                 raise DataError(f"{line}: got no {'label' if place else 'path'}, expected a path and its label")
             if "split" in columns and part.casefold() not in PART_NAMES:
                 raise DataError(f"{line}: got the split {readable(part) or 'nothing'}, expected train, val or test")
-            file = path.parent / place
+            file = Path(os.path.normpath(path.parent / place))
             if file in seen:
                 raise DataError(f"{line}: got {shown} a second time, after line {seen[file]}, expected it once")
             seen[file] = reader.line_num
@@ -151,9 +150,9 @@ def list_table(path: Path) -> Found:
             if why:
                 bad.append((place, why))
             else:
-                rows.append(_Row(place, file, label, PART_NAMES[part.casefold()] if "split" in columns else ""))
+                rows.append(_Row(file, label, PART_NAMES[part.casefold()] if "split" in columns else ""))
     except csv.Error as error:
-        raise DataError(f"{readable(path)}: line {reader.line_num} is not one of a CSV file ({error})") from error
+        raise DataError(f"{readable(path)}: line {reader.line_num + 1} is not one of a CSV file ({error})") from error
     if not rows and not bad:
         raise DataError(f"{readable(path)}: got no row, expected a path and a label in each")
     return Found(rows, bad, [], [])
@@ -176,15 +175,18 @@ def listed_files(
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[readable(row.label)] for row in rows], np.int32)
 
+    top = Path(os.path.commonpath([row.path.parent for row in rows]))
+    relative = [row.path.relative_to(top).as_posix() for row in rows]
+
     def fetch(place: int) -> tuple[bytes, int]:
         return read_file(rows[place].path), int(labels[place])
 
-    everything = Examples(np.arange(len(rows)), lambda place: rows[place].name, fetch, labels.__getitem__)
+    everything = Examples(np.arange(len(rows)), relative.__getitem__, fetch, labels.__getitem__)
     parts = np.array([row.part for row in rows])
     given = {part: everything.take(np.flatnonzero(parts == part)) for part in PARTS if (parts == part).any()}
     given = given or {"train": everything}
     provenance = {"source": "files of one's own", "path": str(shown)}
-    return split_set(OwnSet(name, names, given, "", tuple(notes), provenance, listed=True), fraction, seed)
+    return split_set(OwnSet(name, names, given, "", tuple(notes), provenance, top), fraction, seed)
 
 
 def _natural(label: str) -> tuple[int, int, str]:
@@ -198,12 +200,10 @@ def write_split(own: OwnSet, path: Path) -> None:
     box = io.StringIO(newline="")
     writer = csv.writer(box)
     writer.writerow(_COLUMNS)
-    kind, _, place = own.name.partition(":")
-    root = find(place)
-    root = root if kind == "folder" else root.parent
+    assert own.root is not None
     for part, examples in own.parts.items():
         labels = [own.classes[label] for label in examples.labels]
         writer.writerows(
-            (root / examples.name(i), label, part) for i, label in zip(examples.index, labels, strict=True)
+            (own.root / examples.name(i), label, part) for i, label in zip(examples.index, labels, strict=True)
         )
     write_bytes(path, box.getvalue().encode("utf-8", "surrogateescape"))

@@ -205,13 +205,12 @@ def record(run: Run[Any], run_dir: Path, data_dir: Path | None, *parts: Dataset 
     data.json has the provenance of each part; split.csv, of one's own files, their labels and parts. The name
     csv:RUN_DIR/split.csv is the same data set, whatever else comes into the folder.
     """
-    names = {part: "train" if isinstance(part, Stream) else part.split for part in parts}
-    sources = {name: dict(part.provenance) for part, name in names.items()}
+    sources = {"train" if isinstance(part, Stream) else part.split: dict(part.provenance) for part in parts}
     write_text(run_dir / RECORD, json.dumps(sources, indent=2) + "\n")
     if not run.data.own:
         return
     own = _listed(run, data_dir)
-    if own.listed:
+    if own.root is not None:
         write_split(own, run_dir / SPLIT)
     yield from (f"{readable(own.name)}: {note}" for note in own.notes)
     for name, words in sources.items():

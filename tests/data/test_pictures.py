@@ -34,7 +34,9 @@ def test_every_format_is_read(kind):
     picture = converted(encoded(RED, kind), channels=3)
     mode = "P" if kind == "GIF" else "RGB"
     assert (picture.pixels.shape, picture.original) == ((4, 4, 3), f"4x4 {mode}")
-    np.testing.assert_allclose(picture.pixels, np.asarray(RED), atol=8 if kind in ("JPEG", "JPEG2000", "AVIF") else 0)
+    np.testing.assert_allclose(
+        picture.pixels, np.asarray(RED), atol=8 if kind in ("JPEG", "JPEG2000", "AVIF", "WEBP") else 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,9 +167,9 @@ def test_files_that_cannot_be_read_are_said(tmp_path):
 
 
 def test_lines_name_files_whatever_their_names(tmp_path):
-    odd = os.fsencode(tmp_path) + b"/caf\xe9[/red].png"
+    odd = os.fsencode(tmp_path) + b"/caf\xe9[red].png"
     with open(odd, "wb") as file:
         file.write(encoded(Image.fromarray(SIDES)))
     _, (line,) = read_images([type(tmp_path)(os.fsdecode(odd))], 2, 2, 3)
-    assert line == f"{tmp_path}/caf\\xe9[/red].png: 4x2 RGB -> 2x2 RGB (cut to its center)"
+    assert line == f"{tmp_path}/caf\\xe9[red].png: 4x2 RGB -> 2x2 RGB (cut to its center)"
     assert readable("café") == "café"

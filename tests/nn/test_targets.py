@@ -1,5 +1,6 @@
 """Soft targets: weights, smoothing and mixed images against their definitions, around any loss."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,11 +48,16 @@ def test_mixed_images_keep_the_share_that_is_returned(mixup, cutmix):
         assert set(np.unique(levels)) == {1, 2}
 
 
-class Means:
+class Means(nn.Module):
     """A network of one weight: class k's logit is k times the weight times the image's mean."""
 
-    def apply(self, variables, x, train, mutable, rngs):
-        return x.mean((1, 2, 3))[:, None] * variables["params"] * jnp.arange(4.0)[None], {}
+    @nn.compact
+    def __call__(self, x, train=False):
+        weight = self.param("weight", nn.initializers.ones, ())
+        return x.mean((1, 2, 3))[:, None] * weight * jnp.arange(4.0)[None]
+
+
+PARAMS = {"weight": jnp.float32(2)}
 
 
 @pytest.mark.parametrize("loss", [sigmoid_bce, softmax_cross_entropy])
@@ -59,9 +65,9 @@ def test_the_loss_of_mixed_images_is_the_mixed_loss(loss):
     images = jax.random.uniform(KEY, (5, 4, 4, 1))
     inner = ClassificationLoss(Means(), loss)
     whole = TargetLoss(inner, 4, mixup=0.7)
-    value, (_, metrics) = whole(jnp.float32(2), {}, {"image": images, "label": LABELS}, KEY)
+    value, (_, metrics) = whole(PARAMS, {}, {"image": images, "label": LABELS}, KEY)
     mixed, share = mix(jax.random.fold_in(KEY, 1), images, 0.7, 0.0)
-    logits, _ = Means().apply({"params": 2.0}, mixed, True, (), {})
+    logits = Means().apply({"params": PARAMS}, mixed)
     others = jnp.roll(LABELS, -1)
     each = [loss(logits[i : i + 1], labels[i : i + 1]) for labels in (LABELS, others) for i in range(5)]
     expected = (share * jnp.stack(each[:5]) + (1 - share) * jnp.stack(each[5:])).mean()
@@ -73,5 +79,5 @@ def test_the_loss_of_mixed_images_is_the_mixed_loss(loss):
 def test_without_targets_the_loss_is_as_before():
     batch = {"image": jax.random.uniform(KEY, (5, 4, 4, 1)), "label": LABELS}
     inner = ClassificationLoss(Means(), softmax_cross_entropy)
-    plain, _ = inner(jnp.float32(2), {}, batch, KEY)
-    np.testing.assert_allclose(TargetLoss(inner, 4)(jnp.float32(2), {}, batch, KEY)[0], plain, rtol=1e-6)
+    plain, _ = inner(PARAMS, {}, batch, KEY)
+    np.testing.assert_allclose(TargetLoss(inner, 4)(PARAMS, {}, batch, KEY)[0], plain, rtol=1e-6)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from jaxinterp.app import stages
@@ -81,7 +82,6 @@ def test_fields_that_do_not_fit_are_refused() -> None:
         ({"normalize": True, "mean": (0.5, 0.5, 0.5)}, "normalize"),
         ({"balanced": True, "class_weights": (1.0, 2.0)}, "balanced"),
         ({"test_fraction": 1.0}, "test_fraction"),
-        ({"bits": 9}, "bits"),
     ]:
         with pytest.raises(ConfigError, match=f"^{name}:"):
             Data(**fields)
@@ -91,7 +91,7 @@ def test_fields_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_loss_is_wrapped_only_where_a_run_asks_for_it() -> None:
-    loss, run = ClassificationLoss(None, sigmoid_bce), experiment_of("coda/mnist").run
+    loss, run = ClassificationLoss(nn.Dense(10), sigmoid_bce), experiment_of("coda/mnist").run
     assert targeted(loss, run) is loss
     wrapped = targeted(loss, run.replace(augment={"label_smoothing": 0.1, "mixup": 0.2}))
     assert wrapped == TargetLoss(loss, 10, (), 0.1, 0.2, 0.0)
