@@ -1,14 +1,16 @@
 """The configuration of a run, composed of parts."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator
 
-from jaxinterp.checks import Checked, require, require_one_of
+from jaxinterp.checks import Checked, require
 from jaxinterp.data.own import KINDS, OnBad, is_own
 from jaxinterp.data.pictures import Background, Bits, Conversion, Fit, readable
 from jaxinterp.train.config import TrainConfig
@@ -41,6 +43,20 @@ class Model(Checked):
         raise NotImplementedError
 
 
+def _known(name: str) -> str:
+    """Return a name of a data set or of one's own; the error for another one gives the nearest."""
+    from pydantic_core import PydanticCustomError
+
+    known = get_args(DataSet)
+    if readable(name) != name:
+        raise PydanticCustomError("data_set", "a name or a path in UTF-8")
+    if name not in known and not is_own(name):
+        places = ", ".join([*known, *(f"{kind}:{place}" for kind, place in KINDS.items())])
+        close = " or ".join(difflib.get_close_matches(name, known, cutoff=0.7))
+        raise PydanticCustomError("data_set", "{wanted}", {"wanted": close or f"one of {places}"})
+    return name
+
+
 @dataclass(frozen=True)
 class Data(Checked):
     """Images of a run, for training and measuring.
@@ -71,7 +87,7 @@ class Data(Checked):
         balanced: compute the weights N / (K n_k) from the training images, K classes of n_k images, N in all.
     """
 
-    name: str = "cifar10"
+    name: Annotated[str, AfterValidator(_known)] = "cifar10"
     distilled: str = ""
     image_size: Count | None = None
     channels: Literal[1, 3] = 3
@@ -93,12 +109,8 @@ class Data(Checked):
     balanced: bool = False
 
     def check(self) -> None:
-        """Require a known name or a place, numbers for every channel, and one source of numbers."""
-        require(readable(self.name) == self.name, "name", readable(self.name), "a name or a path in UTF-8")
-        if not is_own(self.name):
-            places = [f"{kind}:{place}" for kind, place in KINDS.items()]
-            require_one_of("name", self.name, get_args(DataSet), f"one of {', '.join([*get_args(DataSet), *places])}")
-            require(not self.classes, "classes", self.classes, f"none with {self.name}")
+        """Require numbers for every channel, and one source of numbers."""
+        require(self.own or not self.classes, "classes", self.classes, f"none with {self.name}")
         for name in ("mean", "std"):
             count = len(getattr(self, name))
             require(count in (0, self.channels), name, getattr(self, name), f"{self.channels} numbers, or none")
@@ -154,7 +166,7 @@ class Augment(Checked):
     def check(self) -> None:
         """Require two numbers of RandAugment, the second a magnitude of its kind, and three of the color jitter."""
         jitter = self.color_jitter
-        require(len(jitter) in (0, 3), "color_jitter", jitter, "brightness,contrast,saturation or nothing")
+        require(len(jitter) in (0, 3), "color_jitter", jitter, "three numbers, or nothing")
         numbers, most = self.rand_augment, MAX_MAGNITUDE[self.rand_augment_kind]
         require(len(numbers) in (0, 2), "rand_augment", numbers, "n,m or nothing")
         require(not numbers or numbers[1] <= most, "rand_augment", numbers, f"a magnitude of at most {most}")
