@@ -1,4 +1,4 @@
-"""The command `jaxinterp`: demo, train, explain, evaluate, audit, list, report."""
+"""The command `jaxinterp`: demo, train, explain, evaluate, audit, list, report, data."""
 
 import contextlib
 import io
@@ -248,6 +248,26 @@ class Report:
         show(console, f"report: {path}")
 
 
+@dataclass(frozen=True)
+class GetData:
+    """Download data sets from their official places, each file checked by its md5 sum."""
+
+    action: Annotated[Positional[Literal["get"]], arg(metavar="get")]
+    """What to do."""
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME")]
+    """mnist, fashion_mnist, cifar10 or cifar100."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+
+    def __call__(self, console: Console) -> None:
+        """Download what is not there yet, and print the files."""
+        from jaxinterp.data.official import download
+
+        require(self.names, "NAME", "nothing", "mnist, fashion_mnist, cifar10 or cifar100")
+        for name in self.names:
+            show(console, f"{name}: {', '.join(map(str, download(name, self.data_dir)))}")
+
+
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
@@ -256,6 +276,7 @@ Command = (
     | Annotated[Audit, subcommand("audit")]
     | Annotated[Runs, subcommand("list")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[GetData, subcommand("data")]
 )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxinterp.app.registry import family_of, name_of, run_in
+from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.audit import Audit
@@ -24,7 +25,7 @@ from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
 from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
+from jaxinterp.recipe.data import check_fits, record, resolved, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
@@ -66,9 +67,12 @@ def train(
 
 
 def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
+    run = resolved(run, data_dir)
     family = family_of(run)
     network = build(family, run, run.train.dtype)
     data, validation = training_data(run, data_dir)
+    fits = isinstance(data, Dataset) or family.streams
+    require(fits, "data.memory", run.data.memory, f"more: a {family.title} needs its training images in memory")
     test = split(run, "test", data_dir)
     check_fits(run, test)
     family.check(run, network, data)
@@ -79,9 +83,8 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
         if result.interrupted:
             return result
         pretrained = trained(run_dir / PRETRAINED, "best" if run.train.val_fraction else "last").variables
-    if isinstance(data, Dataset):
-        sources = {part.split: dict(part.provenance) for part in (data, test)}
-        write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
+    for line in record(run, run_dir, data_dir, data, test):
+        print(line)
     init_from = partial(family.init_from, run, network, pretrained=pretrained, data=data)
     same = fingerprint(family, run)
     outputs = run.model.classes
@@ -101,6 +104,9 @@ def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
 def build(family: Family[Any], run: Run[Any], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
     """Build the network of a run and check by shape inference that it accepts the run's images."""
     network, shape = family.build(run, dtype), run.data.image_shape
+    numbers = run.data.mean or run.data.std
+    wanted = f"none: a {family.title} takes images in [0, 1] as they are"
+    require(family.normalizes or not numbers, "data.mean, data.std", numbers, wanted)
     try:
         jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -204,7 +210,7 @@ def explain(
     check_folder(out)
     run = trained(run_dir, which)
     net = run.explainable
-    images, lines = read_images(sources, *run.run.data.image_shape)
+    images, lines = read_images(sources, *run.run.data.image_shape, run.run.data.conversion)
     used: set[Path] = set()
     for path, image, line in zip(sources, images, lines, strict=True):
         parts = decompose(net, image[None])

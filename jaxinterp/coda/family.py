@@ -84,6 +84,7 @@ class CoDAFamily(Family[CoDAModel]):
 
     title = "CoDA Net"
     Model = CoDAModel
+    streams = True
 
     def smoke(self, run: Run[CoDAModel]) -> Run[CoDAModel]:
         """Shrink a run to seconds: see `small`, with a low rank."""

@@ -114,20 +114,23 @@ class CodedLoss(ClassificationLoss):
         coding = jnp.float32(0)
         for energy, code in zip(energies, self.model.codes, strict=True):
             coding += coding_loss(energy, jnp.asarray(code.table, energy.dtype)[batch["label"]], self.power)
-        metrics = self.of_logits(logits, batch["label"])
+        metrics = self.of_logits(logits, batch["label"], batch.get("target"))
         loss = metrics["loss"] + self.mu * coding
         return loss, (updates["batch_stats"], {**metrics, "loss": loss, "coding": coding})
 
 
 @dataclass(frozen=True)
 class SmoothedCrossEntropy:
-    """Cross-entropy with labels (1 − s) y + s / K."""
+    """Cross-entropy with labels (1 − s) y + s Σy / K."""
 
     smoothing: float
 
     def __call__(self, logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, ""]:
-        """Return the mean over the batch, float32."""
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.smoothing)
+        """Return the mean over the batch, float32, of labels or of soft targets."""
+        if labels.ndim == 1:
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.smoothing)
+        else:
+            targets = (1 - self.smoothing) * labels + self.smoothing * labels.mean(-1, keepdims=True)
         return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
 
 
@@ -136,6 +139,8 @@ class CodedFamily(Family[CodedModel]):
 
     title = "Coded ResNeXt"
     Model = CodedModel
+    normalizes = True
+    streams = True
 
     def smoke(self, run: Run[CodedModel]) -> Run[CodedModel]:
         """Shrink a run to seconds: one block a stage and few channels."""
@@ -170,8 +175,8 @@ class CodedFamily(Family[CodedModel]):
             stem=model.stem,
             drop=model.drop,
             ghost=model.ghost or None,
-            mean=model.mean or None,
-            std=model.std or None,
+            mean=run.data.mean or model.mean or None,
+            std=run.data.std or model.std or None,
             dtype=jnp.bfloat16 if dtype == "bfloat16" else None,
         )
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,25 +127,8 @@ def _maximum(maximum: Any, dtype: np.dtype) -> int | float:
     return maximum or top
 
 
-def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load one split of a small data set.
-
-    `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360, stratified). The
-    others are looked for in `data_dir`: first as prepared by tensorflow-datasets (array_record), then as official raw
-    files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are checked. Nothing is downloaded:
-    `download` does that.
-
-    Args:
-        name: one of `NAMES` except imagenet2012, which is streamed: see `jaxinterp.data.stream`.
-        split: "train" or "test".
-        data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
-
-    Raises:
-        DataError: the data are missing (the message has the commands that get them), truncated, foreign or altered.
-
-    >>> load("digits", "test")
-    Dataset(digits, test: 360 images uint8 8x8x1, 10 classes, maximum 16)
-    """
+def load_named(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load one split of a set of `NAMES`: see `jaxinterp.data.load`."""
     require_one_of("name", name, NAMES)
     require_one_of("split", split, ("train", "test"))
     require(name != "imagenet2012", "name", name, "a set that fits into memory; use jaxinterp.data.stream")
@@ -174,7 +158,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset,
     Returns:
         (rest, held out), both in the original order, neither empty.
 
-    >>> rest, held = hold_out(load("digits", "train"), 0.1)
+    >>> rest, held = hold_out(load_named("digits", "train"), 0.1)
     >>> len(rest), len(held)
     (1293, 144)
     """
@@ -187,7 +171,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset,
 def missing(name: str, split: str, folder: Path) -> DataError:
     """Return the error for missing data: what, where it was looked for, and how to get it."""
     places = [str(folder / name / "VERSION"), *(str(folder / place) for place in FOLDERS.get(name, ()))]
-    call = f'jaxinterp.data.download("{name}", "{folder}") in Python, or ' if name in FOLDERS else ""
+    call = f"jaxinterp data get {name} --data-dir {shlex.quote(str(folder))}, or " if name in FOLDERS else ""
     how = f"{call}{preparation_command(name, folder)}"
     return DataError(f"{name} ({split}) is missing: looked in {', '.join(places)}; get it by: {how}")
 

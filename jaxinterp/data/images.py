@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxinterp.checks import require
 from jaxinterp.data.datasets import Dataset
+from jaxinterp.data.pictures import Conversion, convert, quiet, read_file, readable
 from jaxinterp.errors import DataError
 
 ROTATION_BATCH = 5000  # images that are rotated at once
@@ -66,15 +67,17 @@ def rotate_dataset(dataset: Dataset) -> Dataset:
 
 
 def read_images(
-    paths: Sequence[Path], height: int, width: int, channels: int
+    paths: Sequence[Path], height: int, width: int, channels: int, conversion: Conversion | None = None
 ) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
-    """Read image files, convert them to the network's channels and resize them to its input.
+    """Read image files and convert them to the input of a network: see `pictures.convert`.
 
     Args:
-        paths: files that Pillow reads, at least one.
+        paths: files of one of `pictures.FORMATS`, at least one.
         height: of the network's input, in pixels.
         width: of the network's input, in pixels.
-        channels: 1 (gray) or 3 (RGB); transparent parts become black, deeper gray values become 8 bits.
+        channels: 1 (gray) or 3 (RGB).
+        conversion: how they fit, the background and the bits; by default cut to the center, over black, as the values
+            say.
 
     Returns:
         Images float32 (N, H, W, C) in [0, 1], and for every file a line about its conversion.
@@ -82,39 +85,21 @@ def read_images(
     Raises:
         DataError: a file that is missing, is not an image or has values without a known scale; the line names it.
     """
-    from PIL import Image, UnidentifiedImageError
-
     require(paths, "paths", "none", "at least one image file")
-    mode = {1: "L", 3: "RGB"}[channels]
-    images, lines = [], []
+    conversion = replace(conversion or Conversion(), channels=1 if channels == 1 else 3)
+    images, lines = list[UInt8[np.ndarray, "h w c"]](), list[str]()
     for path in paths:
         try:
-            with Image.open(path) as file:
-                original = f"{file.width}x{file.height} {file.mode}"
-                image = file.convert("RGBA") if file.mode in ("P", "LA", "PA") else file.copy()
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: not an image that can be read ({error})") from error
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = Image.fromarray(_eight_bits(path, image.mode, np.asarray(image, np.float64)))
-        if image.mode == "RGBA":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        image = image.convert(mode)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        images.append(np.asarray(image, np.float32).reshape(height, width, channels) / 255)
-        lines.append(f"{path}: {original} -> {width}x{height} {mode}")
-    return np.stack(images), lines
-
-
-def _eight_bits(path: Path, mode: str, values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Scale deep gray values to 0..255, which Pillow's own conversion would clip."""
-    low, high = values.min(), values.max()
-    full = 1 if mode == "F" else 255 if mode == "I" and high <= 255 else 65535
-    if not 0 <= low <= high <= full:  # false for NaN too
-        raise DataError(f"{path}: got {mode} values from {low:g} to {high:g}, expected 0 to {full}")
-    return np.rint(values * (255 / full)).astype(np.uint8)
+            with quiet():
+                picture = convert(read_file(path), width, height, conversion)
+        except DataError as error:
+            raise DataError(f"{readable(path)}: {error}") from error
+        images.append(picture.pixels)
+        mode = {1: "L", 3: "RGB"}[channels]
+        done = [note for note in picture.notes if note != f"{picture.original.split()[1]} as {mode}"]
+        line = f"{readable(path)}: {picture.original} -> {width}x{height} {mode}"
+        lines.append(f"{line} ({', '.join(done)})" if done else line)
+    return np.stack(images).astype(np.float32) / np.float32(255), lines
 
 
 @jax.jit

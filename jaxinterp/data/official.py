@@ -6,13 +6,15 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pooch
+import requests
 from jaxtyping import Int32, UInt8
 
-from jaxinterp.checks import require_one_of
-from jaxinterp.data.tfds import Split, data_folder, one_line
+from jaxinterp.checks import require, require_one_of
+from jaxinterp.data.tfds import Split, data_folder, one_line, preparation_command
 from jaxinterp.errors import DataError
 
 # Where the files may lie below the data folder; the names are those of the archives and of torchvision.
@@ -54,6 +56,10 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
     Raises:
         DataError: no network, or another file than the published one came; nothing is left of it.
     """
+    embedded = "one that is downloaded: the digits are in the package"
+    require(name != "digits", "name", name, embedded)
+    command = preparation_command("imagenet2012", data_folder(data_dir))
+    require(name != "imagenet2012", "name", name, f"one that is downloaded; prepare it by: {command}")
     require_one_of("name", name, FOLDERS)
     paths = []
     for file in (file for file in FILES.urls if file.startswith(f"{name}/")):
@@ -61,6 +67,9 @@ def download(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[
         fetch = pooch.HTTPDownloader(progressbar=True)
         try:
             pooch.retrieve(FILES.urls[file], FILES.registry[file], path.name, path.parent, downloader=fetch)
+        except requests.ConnectionError as error:
+            host = urlsplit(FILES.urls[file]).netloc
+            raise DataError(f"{FILES.urls[file]}: download failed (no connection to {host})") from error
         except (OSError, ValueError) as error:  # of the connection, of the disk, or a wrong sum
             raise DataError(f"{FILES.urls[file]}: download failed ({one_line(error)})") from error
         paths.append(path)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Stream:
         image_shape: (H, W, C).
         batches: `epoch -> iterator` as `stream` gives, a function of the epoch alone, of this process's share.
         maximum: a float image is `image / maximum`.
+        provenance: where it came from.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stream:
     image_shape: tuple[int, int, int]
     batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
     maximum: int = 255
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_shape))
@@ -102,10 +104,10 @@ def stream(
     opened = open_prepared(name, split, folder)
     if opened is None:
         raise missing(name, split, folder)
-    total = sum(opened.lengths)
-    train = split == "train"
-
-    import grain
+    total, train = sum(opened.lengths), split == "train"
+    if train:
+        step = count * batch_size
+        require(step <= total, "batch_size", f"{batch_size} on {count} shards", f"at most {total} records of {name}")
 
     def example(record_index: Any) -> dict[str, np.ndarray]:
         record = opened.fetch([record_index])[0]
@@ -116,11 +118,33 @@ def stream(
             "index": np.asarray(record_index, np.int32),
         }
 
+    return host_batches(
+        total, example, batch_size, train=train, seed=seed, epoch=epoch, shard=shard, num_threads=num_threads
+    )
+
+
+def host_batches(
+    total: int,
+    example: Callable[[Any], dict[str, np.ndarray]],
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int,
+    epoch: int,
+    shard: tuple[int, int] = (0, 1),
+    num_threads: int = 16,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Read an epoch of `example(index)`, 0 <= index < total, ahead and by many threads, in batches of one host.
+
+    For training the order is a function of (seed, epoch), and each of the `shard` = (index, count) hosts gets equally
+    many full batches; else the order is that of the index, and the last batch may be smaller.
+    """
+    import grain
+
+    index, count = shard
     indices = grain.MapDataset.range(total)
     if train:
-        step = count * batch_size
-        require(step <= total, "batch_size", f"{batch_size} on {count} shards", f"at most {total} records of {name}")
-        mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+        step, mixed = count * batch_size, int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
         indices = indices.shuffle(seed=mixed).slice(slice(0, total // step * step))
     examples = indices.slice(slice(index, None, count)).map(example)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, 2 * batch_size))

@@ -55,29 +55,86 @@ def open_prepared(name: str, split: str, data_dir: Path) -> Prepared | None:
     folders = [folder for folder in folders if any(folder.glob(f"{name}-{split}.*-of-*"))]
     if not folders:
         return None
-    folder = max(folders, key=lambda path: [int(part) if part.isdigit() else -1 for part in path.name.split(".")])
+    folder = max(folders, key=_version)
+    return _opened(_builder(folder), split, "image", preparation_command(name, data_dir))
 
+
+def open_named(name: str, version: str, data_dir: Path) -> tuple[dict[str, Prepared], tuple[str, ...], tuple[str, str]]:
+    """Open every split of any prepared image classification set.
+
+    Args:
+        name: its name in tensorflow-datasets, with "/CONFIG" where it has configurations.
+        version: such as "3.0.1"; the newest that is there if empty.
+        data_dir: the data folder.
+
+    Returns:
+        The splits by name, the classes' names, and the records' keys of the image and the label.
+
+    Raises:
+        DataError: not prepared, damaged, in another format than array_record, or without exactly one image and label.
+    """
+    import tensorflow_datasets as tfds
+
+    place = data_dir / name
+    versions = sorted((path.parent for path in place.glob("*/dataset_info.json")), key=_version)
+    chosen = [folder for folder in versions if folder.name == version] if version else versions[-1:]
+    command = preparation_command(f"{name}:{version}" if version else name, data_dir)
+    if not chosen:
+        configs = sorted({f"tfds:{name}/{path.parent.parent.name}" for path in place.glob("*/*/dataset_info.json")})
+        found = [f"tfds:{name}:{folder.name}" for folder in versions] or configs
+        there = f"; there is {', '.join(found)}" if found else ""
+        raise DataError(f"{place / version if version else place}: not prepared{there}; prepare it by: {command}")
+    builder = _builder(chosen[0])
+    features = dict(builder.info.features or {})
+    images = [key for key, kind in features.items() if type(kind) is tfds.features.Image]
+    labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
+    labels = ["label"] if "label" in labels else labels
+    if len(images) != 1 or len(labels) != 1:
+        got = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in features.items()) or "nothing"
+        raise DataError(f"{chosen[0]}: got {got}, expected one Image and one ClassLabel")
+    (image,), (label,) = images, labels
+    names = tuple(features[label].names) or tuple(map(str, range(features[label].num_classes or 0)))
+    opened = {split: _opened(builder, split, image, command) for split in builder.info.splits}
+    return opened, names, (image, label)
+
+
+def _version(folder: Path) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in folder.name.split(".")]
+
+
+def _builder(folder: Path) -> Any:
+    """Return the builder of a prepared version."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(str(folder))
-        info = builder.info.splits[split]
-        shards, lengths = [Path(path) for path in info.filepaths], info.shard_lengths
-        file_format = builder.info.file_format.value
+        _ = builder.info.file_format.value
     except Exception as error:  # tfds has no exception of its own for damaged metadata
         raise DataError(f"{folder}: damaged or foreign dataset_info.json ({one_line(error)})") from error
-    if file_format != "array_record":
-        command = preparation_command(name, data_dir)
+    return builder
+
+
+def _opened(builder: Any, split: str, image: str, command: str) -> Prepared:
+    """Open a split whose images, at the key `image`, stay encoded; its shards' records are counted."""
+    import tensorflow_datasets as tfds
+
+    folder = str(builder.data_dir)
+    try:
+        info = builder.info.splits[split]
+        shards, lengths = [Path(path) for path in info.filepaths], info.shard_lengths
+    except Exception as error:
+        raise DataError(f"{folder}: damaged or foreign dataset_info.json ({one_line(error)})") from error
+    if (file_format := builder.info.file_format.value) != "array_record":
         raise DataError(f"{folder}: prepared as {file_format}, expected array_record; prepare it by: {command}")
     for shard, expected in zip(shards, lengths, strict=True):
         _check_count(shard, expected)
     provenance = {
         "source": "tensorflow-datasets, array_record",
-        "path": str(folder),
+        "path": folder,
         "version": str(builder.info.version),
         "md5": "not published; record hashes checked by array_record",
     }
-    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    source = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
     return Prepared(source, shards, lengths, provenance)
 
 
@@ -101,7 +158,7 @@ def decode(encoded: bytes, provenance: dict[str, str]) -> UInt8[np.ndarray, "h w
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{provenance['path']}: a record holds no readable image ({one_line(error)})") from error

@@ -134,6 +134,7 @@ class GatedFamily(Family[GatedModel]):
 
     title = "gated network"
     Model = GatedModel
+    normalizes = True
 
     def smoke(self, run: Run[GatedModel]) -> Run[GatedModel]:
         """Shrink a run to seconds: see `small`, with narrow layers."""
@@ -170,7 +171,8 @@ class GatedFamily(Family[GatedModel]):
             fields = {name: getattr(model, name) for name in ("sharpness", "scale", "value_input", "roll", "weights")}
             hard, order = model.regime not in ("decoupled", "gates"), model.order or None
             body = GatedNetwork(layers, model.gating, hard=hard, order=order, dtype=kind, **fields)
-        return Classifier(body, mean=MEAN, std=DEVIATION) if model.standardize else Classifier(body)
+        mean, std = (MEAN, DEVIATION) if model.standardize else (None, None)
+        return Classifier(body, mean=data.mean or mean, std=data.std or std)
 
     def loss(self, run: Run[GatedModel], network: nn.Module) -> LossFn:
         """Return the softmax cross-entropy."""

@@ -24,6 +24,7 @@ from jaxinterp.glassbox import report as glassbox_report
 from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Positive, Run, small
+from jaxinterp.recipe.data import require_plain_labels
 from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error
 from jaxinterp.symmetry.groups import Group, dihedral, rotations
@@ -118,6 +119,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
 
     def check(self, run: Run[GlassBoxModel], network: nn.Module, data: Dataset | Stream) -> None:
         """Check the representation; there is nothing to train."""
+        require_plain_labels(run, "a closed form minimizes no loss")
         _ = run.model.representation
 
     def loss(self, run: Run[GlassBoxModel], network: nn.Module) -> LossFn:

@@ -1,14 +1,18 @@
 """The configuration of a run, composed of parts."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator
 
 from jaxinterp.checks import Checked, require
+from jaxinterp.data.own import KINDS, OnBad, is_own
+from jaxinterp.data.pictures import Background, Bits, Conversion, Fit, readable
 from jaxinterp.train.config import TrainConfig
 
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
@@ -19,6 +23,7 @@ Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Lt(1)]
 MAX_MAGNITUDE = {"uda": 30, "timm": 10}  # of RandAugment
+OWN_SIDE = 64  # pixels of images of one's own, unless a run says another
 SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
 
 
@@ -38,34 +43,96 @@ class Model(Checked):
         raise NotImplementedError
 
 
+def _known(name: str) -> str:
+    """Return a name of a data set or of one's own; the error for another one gives the nearest."""
+    from pydantic_core import PydanticCustomError
+
+    known = get_args(DataSet)
+    if readable(name) != name:
+        raise PydanticCustomError("data_set", "a name or a path in UTF-8")
+    if name not in known and not is_own(name):
+        places = ", ".join([*known, *(f"{kind}:{place}" for kind, place in KINDS.items())])
+        close = " or ".join(difflib.get_close_matches(name, known, cutoff=0.7))
+        raise PydanticCustomError("data_set", "{wanted}", {"wanted": close or f"one of {places}"})
+    return name
+
+
 @dataclass(frozen=True)
 class Data(Checked):
     """Images of a run, for training and measuring.
 
     Attributes:
-        name: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes).
+        name: digits, mnist, fashion_mnist, cifar10, cifar100 or imagenet2012 (its first classes); or one's own:
+            folder:PATH, csv:FILE, npz:FILE or tfds:NAME[:VERSION], see `jaxinterp.data.own_set`.
         distilled: file of distilled images to train on, in place of the data set's training images; none if empty.
             What is held out, and what is measured on training images, are the data set's.
-        image_size: side of the square images in pixels; the data set's own if None.
+        image_size: side of the square images in pixels; if None the data set's own, 64 with one's own.
         channels: channels of the images, 1 or 3.
         class_subset: classes to keep, in the order of the outputs; all if empty.
         max_images: use only the first images of each split; all if None.
         rotated: turn every image of both splits by an angle of its own, always the same.
+        classes: names of the classes of one's own, in the order of their labels; all that are found, sorted, if empty.
+        fit: how images of one's own become square: resized until the shorter side fits and cut to the center, or
+            resized until the longer side fits and padded.
+        background: color under transparent parts and padding.
+        bits: of gray values beyond 8 bits; 0 assumes 8, 12 or 16 by the largest value.
+        test_fraction: share of each class of one's own that tests, where the set has no test part.
+        split_seed: of that split, and of the order of images of one's own.
+        on_bad: whether files that cannot be read raise, or are left out.
+        memory: GiB of training images of one's own that are held in memory; more are streamed.
+        mean: of each channel, taken off before the network sees an image; the model's own if empty.
+        std: of each channel, divided by; the model's own if empty.
+        normalize: compute mean and std from the training images.
+        class_weights: of each class's examples in the loss; all 1 if empty.
+        balanced: compute the weights N / (K n_k) from the training images, K classes of n_k images, N in all.
     """
 
-    name: DataSet = "cifar10"
+    name: Annotated[str, AfterValidator(_known)] = "cifar10"
     distilled: str = ""
     image_size: Count | None = None
     channels: Literal[1, 3] = 3
     class_subset: tuple[Natural, ...] = ()
     max_images: Count | None = None
     rotated: bool = False
+    classes: tuple[str, ...] = ()
+    fit: Fit = "crop"
+    background: Background = "black"
+    bits: Bits = 0
+    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
+    split_seed: Natural = 0
+    on_bad: OnBad = "raise"
+    memory: Positive = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[Positive, ...] = ()
+    normalize: bool = False
+    class_weights: tuple[NonNegative, ...] = ()
+    balanced: bool = False
+
+    def check(self) -> None:
+        """Require numbers for every channel, and one source of numbers."""
+        require(self.own or not self.classes, "classes", self.classes, f"none with {self.name}")
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            require(count in (0, self.channels), name, getattr(self, name), f"{self.channels} numbers, or none")
+        given = self.mean or self.std
+        require(not (self.normalize and given), "normalize", True, "False where mean or std is given")
+        require(not (self.balanced and self.class_weights), "balanced", True, "False where class_weights are given")
+
+    @property
+    def own(self) -> bool:
+        """Whether the images are one's own."""
+        return is_own(self.name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image, (H, W, C)."""
-        side = self.image_size or SIDES[self.name]
+        side = self.image_size or SIDES.get(self.name, OWN_SIDE)
         return side, side, self.channels
+
+    @property
+    def conversion(self) -> Conversion:
+        """How pictures become images of the run."""
+        return Conversion(self.image_shape[0], self.channels, self.fit, self.background, self.bits)
 
 
 @dataclass(frozen=True)
@@ -77,7 +144,12 @@ class Augment(Checked):
         crop_padding: random crop after zero padding by this many pixels.
         rand_augment: (n, m) of RandAugment; none if empty.
         rand_augment_kind: its table of operations, UDA's or timm's.
-        rand_augment_first: before flip and crop instead of after them.
+        rand_augment_first: before all others instead of after them.
+        rotation: largest angle in degrees, drawn uniformly from ± this.
+        color_jitter: brightness, contrast, saturation: factors drawn uniformly from [1 - v, 1 + v]; none if empty.
+        mixup: α of mixup, which blends pairs of images and of labels; none if 0.
+        cutmix: α of cutmix, which pastes a box of another image; with mixup each image gets one of the two.
+        label_smoothing: s of the labels (1 - s) y + s / K.
     """
 
     flip: bool = True
@@ -85,9 +157,16 @@ class Augment(Checked):
     rand_augment: tuple[Natural, ...] = ()
     rand_augment_kind: Literal["uda", "timm"] = "uda"
     rand_augment_first: bool = False
+    rotation: Annotated[float, Ge(0), Le(180)] = 0.0
+    color_jitter: tuple[Annotated[float, Ge(0), Le(1)], ...] = ()
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    label_smoothing: Share = 0.0
 
     def check(self) -> None:
-        """Require two numbers of RandAugment, the second a magnitude of its kind."""
+        """Require two numbers of RandAugment, the second a magnitude of its kind, and three of the color jitter."""
+        jitter = self.color_jitter
+        require(len(jitter) in (0, 3), "color_jitter", jitter, "three numbers, or nothing")
         numbers, most = self.rand_augment, MAX_MAGNITUDE[self.rand_augment_kind]
         require(len(numbers) in (0, 2), "rand_augment", numbers, "n,m or nothing")
         require(not numbers or numbers[1] <= most, "rand_augment", numbers, f"a magnitude of at most {most}")
@@ -229,11 +308,15 @@ class Experiment(Generic[M]):
 
 
 def small(run: AnyRun) -> AnyRun:
-    """Shrink a run to seconds: one epoch on 64 embedded digits at the run's image size, and the least evaluation."""
+    """Shrink a run to seconds: one epoch on 64 embedded digits at the run's image size, and the least evaluation.
+
+    Of one's own data the first 64 images are taken, not the digits.
+    """
     sides, accum = {**SIDES, "digits": None, "imagenet2012": 48}, min(run.train.grad_accum_steps, 2)
+    name, size = (run.data.name, run.data.image_size) if run.data.own else ("digits", sides.get(run.data.name))
     evaluate = {"grid_sizes": (2,), "grids": 1, "eligible": "all", "removal_images": 4, "occlusion_stride": 8}
     return run.replace(
-        data={"name": "digits", "image_size": sides[run.data.name], "max_images": 64},
+        data={"name": name, "image_size": size, "max_images": 64},
         augment={"rand_augment": ()},
         optim={"warmup_epochs": 0},
         train={"epochs": 1, "batch_size": 16, "grad_accum_steps": accum, "val_fraction": 0.25, "eval_batch": 16},

@@ -1,25 +1,56 @@
 """The images of a run: its splits at its size, what is held out, and how training images are augmented."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import numpy as np
+
 from jaxinterp.checks import require
-from jaxinterp.data import Augment, Dataset, compose, crop, flip, hold_out, load, rand_augment
+from jaxinterp.data import (
+    Augment,
+    Dataset,
+    OwnSet,
+    color_jitter,
+    compose,
+    crop,
+    flip,
+    hold_out,
+    load,
+    own_set,
+    rand_augment,
+    read_part,
+    rotate,
+    stream_part,
+)
 from jaxinterp.data.image_set import read_set
 from jaxinterp.data.imagenet import training_images, training_stream, validation_images
 from jaxinterp.data.images import resize, rotate_dataset, select_classes, take
+from jaxinterp.data.loading import set_bits
+from jaxinterp.data.own import hold_out_examples
+from jaxinterp.data.own_files import find, write_split
+from jaxinterp.data.pictures import readable
 from jaxinterp.data.stream import Stream
+from jaxinterp.errors import DataError
+from jaxinterp.files import write_text
+from jaxinterp.nn.losses import LossFn
+from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe import config
-from jaxinterp.recipe.config import Run
+from jaxinterp.recipe.config import AnyRun, Run
 
 SAMPLE = 10_000  # training images of a streamed data set that are looked at
+RECORD, SPLIT = "data.json", "split.csv"  # files of a run's folder: where its images came from, and its own files
 
 
 def augmentation(augment: config.Augment) -> Augment:
-    """Compose flip, crop and RandAugment in the run's order."""
+    """Compose flip, rotation, crop, color jitter and RandAugment in the run's order."""
     operations = [flip()] if augment.flip else []
+    operations += [rotate(augment.rotation)] if augment.rotation else []
     operations += [crop(augment.crop_padding)] if augment.crop_padding else []
+    operations += [color_jitter(*augment.color_jitter)] if augment.color_jitter else []
     if augment.rand_augment:
         count, magnitude = augment.rand_augment
         rand = rand_augment(count, magnitude, augment.rand_augment_kind)
@@ -27,10 +58,85 @@ def augmentation(augment: config.Augment) -> Augment:
     return compose(*operations)
 
 
+def targeted(loss: LossFn, run: Run[Any]) -> LossFn:
+    """Return a loss that takes a run's class weights, smoothed labels and mixed images; the same if there are none."""
+    augment, weights = run.augment, run.data.class_weights
+    if not (weights or augment.label_smoothing or augment.mixup or augment.cutmix):
+        return loss
+    return TargetLoss(loss, run.model.classes, weights, augment.label_smoothing, augment.mixup, augment.cutmix)
+
+
+def require_plain_labels(run: Run[Any], why: str) -> None:
+    """Raise ConfigError for a run whose loss would take soft targets: see `targeted`."""
+    fields = run.fields()
+    for key in ("data.class_weights", "data.balanced", "augment.label_smoothing", "augment.mixup", "augment.cutmix"):
+        require(not fields[key], key, fields[key], f"{'none' if fields[key] is not True else 'False'}: {why}")
+
+
+def resolved(run: AnyRun, data_dir: Path | None) -> AnyRun:
+    """Return a run with what its data say filled in, so that its configuration alone describes it.
+
+    Of one's own data the place becomes absolute, and the classes' names and the bits are filled in; `normalize` and
+    `balanced` become the numbers computed from the training images.
+    """
+    data = run.data
+    if data.own:
+        own, (kind, _, place) = _listed(run, data_dir), data.name.partition(":")
+        found = str(find(place, data_dir))
+        name = data.name if kind == "tfds" or readable(found) != found else f"{kind}:{found}"
+        run = run.replace(data={"name": name, "classes": own.classes, "bits": set_bits(own, data.conversion).bits})
+    if not (data.normalize or data.balanced):
+        return run
+    require(data.name != "imagenet2012", "data.normalize, data.balanced", True, "False with imagenet2012")
+    train = split(run, "train", data_dir)
+    if data.normalize:
+        mean, std = _moments(train)
+        run = run.replace(data={"normalize": False, "mean": mean, "std": std})
+    if data.balanced:
+        labels = _selected(run, data_dir).part("train").labels if data.own else train.labels
+        counts = np.bincount(labels, minlength=len(train.classes))
+        weights = len(labels) / (len(counts) * np.maximum(counts, 1))
+        run = run.replace(data={"balanced": False, "class_weights": tuple(np.round(weights, 6).tolist())})
+    return run
+
+
+def _moments(images: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, in [0, 1], rounded to four digits."""
+    levels = int(images.maximum) + 1
+    pieces = [images.images[i : i + 1024].reshape(-1, images.images.shape[-1]) for i in range(0, len(images), 1024)]
+    counts = np.stack(
+        [sum(np.bincount(piece[:, c], minlength=levels) for piece in pieces) for c in range(images.images.shape[-1])]
+    )
+    values, shares = np.arange(levels) / images.maximum, counts / counts.sum(1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt(((values[None] - mean[:, None]) ** 2 * shares).sum(1))
+    require(std.min() > 0, "data.normalize", True, "training images that vary in every channel")
+    return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
+
+
+def _listed(run: Run[Any], data_dir: Path | None) -> OwnSet:
+    """List a run's own data."""
+    data = run.data
+    options: dict[str, Any] = {"classes": data.classes, "on_bad": data.on_bad}
+    return own_set(data.name, data_dir, test_fraction=data.test_fraction, seed=data.split_seed, **options)
+
+
+def _selected(run: Run[Any], data_dir: Path | None) -> OwnSet:
+    """List a run's own data, at its classes and number of images."""
+    own = _listed(run, data_dir).select(run.data.class_subset)
+    return replace(own, parts={part: some.take(slice(run.data.max_images)) for part, some in own.parts.items()})
+
+
+def _streamed(run: Run[Any], own: OwnSet) -> bool:
+    """Tell whether a run's own training images are too many for its memory."""
+    return len(own.part("train")) * int(np.prod(run.data.image_shape)) > run.data.memory * 2**30
+
+
 def split(run: Run[Any], which: Literal["train", "test"], data_dir: Path | None) -> Dataset:
     """Load a split of the run's data set, at the run's size and number of images.
 
-    Of ImageNet all validation images of the run's classes, and a sample of the training images.
+    Of ImageNet all validation images of the run's classes, and a sample of the training images; a sample too of one's
+    own data that are streamed.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -43,20 +149,31 @@ def split(run: Run[Any], which: Literal["train", "test"], data_dir: Path | None)
             return validation_images(classes, image_size=size, data_dir=data_dir)
         batch_size, seed = run.train.batch_size, run.train.seed
         return training_images(classes, SAMPLE, image_size=size, batch_size=batch_size, seed=seed, data_dir=data_dir)
-    images = select_classes(load(data.name, which, data_dir), data.class_subset)
-    images = take(resize(images, data.image_size, data.channels), data.max_images)
+    if data.own:
+        own = _selected(run, data_dir)
+        limit = SAMPLE if which == "train" and _streamed(run, own) else None
+        images = read_part(own, which, data.conversion, on_bad=data.on_bad, limit=limit)
+    else:
+        images = select_classes(load(data.name, which, data_dir), data.class_subset)
+        images = take(resize(images, data.image_size, data.channels), data.max_images)
     return rotate_dataset(images) if data.rotated else images
 
 
 def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Stream, Dataset | None]:
     """Load what a run trains on, and what it holds out; raise as `split` does."""
-    data, size = run.data, run.train.batch_size
+    data, size, share = run.data, run.train.batch_size, run.train.val_fraction
     if data.name == "imagenet2012":
         require(not data.distilled, "data.distilled", data.distilled, "nothing with imagenet2012, which is streamed")
         classes, seed, side = run.model.classes, run.train.seed, data.image_shape[0]
         return training_stream(classes, image_size=side, batch_size=size, seed=seed, data_dir=data_dir), None
+    own = _selected(run, data_dir) if data.own else None
+    if own is not None and _streamed(run, own):
+        return _stream(run, own)
     images, held = split(run, "train", data_dir), None
-    if share := run.train.val_fraction:
+    if share and own is not None and "val" in own.parts:
+        held = read_part(own, "val", data.conversion, on_bad=data.on_bad)
+        held = rotate_dataset(held) if data.rotated else held
+    elif share:
         kept = 0 < round(share * len(images)) < len(images)
         require(kept, "train.val_fraction", share, f"a share that splits {len(images)} images in two")
         images, held = hold_out(images, share, run.train.seed)
@@ -67,14 +184,68 @@ def training_data(run: Run[Any], data_dir: Path | None) -> tuple[Dataset | Strea
     return images, held
 
 
+def _stream(run: Run[Any], own: OwnSet) -> tuple[Stream, Dataset | None]:
+    """Stream a run's own training images; what is held out is held in memory."""
+    data, share = run.data, run.train.val_fraction
+    for key in ("distilled", "rotated"):
+        value = getattr(data, key)
+        require(not value, f"data.{key}", value, "nothing with images that are streamed: see data.memory")
+    if share and "val" not in own.parts:
+        rest, held = hold_out_examples(own.part("train"), share)
+        own = replace(own, parts={**own.parts, "train": rest, "val": held})
+    options: dict[str, Any] = {"batch_size": run.train.batch_size, "seed": run.train.seed, "on_bad": data.on_bad}
+    shard = jax.process_index(), jax.process_count()
+    streamed = stream_part(own, "train", data.conversion, shard=shard, **options)
+    return streamed, read_part(own, "val", data.conversion, on_bad=data.on_bad) if share else None
+
+
+def record(run: Run[Any], run_dir: Path, data_dir: Path | None, *parts: Dataset | Stream) -> Iterator[str]:
+    """Write into a run's folder where its images came from, and yield a line about each thing done to them.
+
+    data.json has the provenance of each part; split.csv, of one's own files, their labels and parts. The name
+    csv:RUN_DIR/split.csv is the same data set, whatever else comes into the folder.
+    """
+    sources = {"train" if isinstance(part, Stream) else part.split: dict(part.provenance) for part in parts}
+    write_text(run_dir / RECORD, json.dumps(sources, indent=2) + "\n")
+    if not run.data.own:
+        return
+    own = _listed(run, data_dir)
+    if own.root is not None:
+        write_split(own, run_dir / SPLIT)
+    yield from (f"{readable(own.name)}: {note}" for note in own.notes)
+    for name, words in sources.items():
+        told = [words[key] for key in ("conversions", "left out") if key in words]
+        yield from (f"{readable(own.name)} ({name}): {text}" for text in told)
+    if "val" in own.parts and not run.train.val_fraction:
+        yield f"{readable(own.name)}: validation images are not used, train.val_fraction is 0"
+
+
+def require_recorded(run_dir: Path, images: Dataset) -> Dataset:
+    """Return a run's own images; DataError if they are others than those it was trained and tested on."""
+    if "sha256" not in images.provenance or not (run_dir / RECORD).exists():
+        return images
+    try:
+        parts = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        recorded = {name.partition("[")[0]: words.get("sha256") for name, words in parts.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{run_dir / RECORD}: damaged ({error})") from error
+    was, now = recorded.get(images.split), images.provenance["sha256"]
+    if was not in (None, now):
+        where = f"{run_dir / SPLIT} lists the run's files"
+        raise DataError(f"{readable(images.name)} ({images.split}): the images changed since training; {where}")
+    return images
+
+
 def with_outputs(data: Dataset, outputs: int) -> Dataset:
     """Return data with a class for each of a network's outputs: those beyond the data set's have no image."""
     return replace(data, classes=(*data.classes, *(f"output {k}" for k in range(len(data.classes), outputs))))
 
 
 def check_fits(run: Run[Any], data: Dataset) -> None:
-    """Raise for fewer outputs than the data set has classes, and for crops beyond its images."""
+    """Raise for fewer outputs than the data set has classes, wrong class weights, and crops beyond its images."""
     side, padding = min(data.images.shape[1:3]), run.augment.crop_padding
     require(padding < side, "augment.crop_padding", padding, f"less than {side}, the image's side")
     outputs, classes = run.model.classes, len(data.classes)
-    require(classes <= outputs, run.model.CLASSES, outputs, f"at least {classes}, the classes of {data.name}")
+    require(classes <= outputs, run.model.CLASSES, outputs, f"at least {classes}, the classes of {readable(data.name)}")
+    weights = run.data.class_weights
+    require(len(weights) in (0, classes), "data.class_weights", weights, f"{classes} numbers, one for each class")

@@ -19,7 +19,7 @@ from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import LossFn
 from jaxinterp.recipe.config import Experiment, Model, Run
-from jaxinterp.recipe.data import augmentation, split
+from jaxinterp.recipe.data import augmentation, require_recorded, split, targeted
 from jaxinterp.train import FitResult, fit
 from jaxinterp.train.config import check_batches
 from jaxinterp.train.optimizer import make_optimizer, make_schedule
@@ -81,18 +81,18 @@ class TrainedRun(Generic[M]):
     @cached_property
     def train_data(self) -> Dataset:
         """Training images, the held-out ones included; of a streamed data set, a sample."""
-        return split(self.run, "train", self.data_dir)
+        return require_recorded(self.run_dir, split(self.run, "train", self.data_dir))
 
     @cached_property
     def test_data(self) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """Test images, float32 in [0, 1], and their labels."""
-        test = split(self.run, "test", self.data_dir)
+        test = require_recorded(self.run_dir, split(self.run, "test", self.data_dir))
         return test.images.astype(np.float32) / np.float32(test.maximum), test.labels
 
     @property
     def classes(self) -> tuple[str, ...]:
         """A name for every output of the network: the data set's, then numbers."""
-        names = CLASSES.get(self.run.data.name, ())
+        names = self.run.data.classes or CLASSES.get(self.run.data.name, ())
         names = tuple(names[k] for k in self.run.data.class_subset) or names
         return (*names, *map(str, range(len(names), self.run.model.classes)))
 
@@ -172,10 +172,14 @@ class Family(Generic[M]):
     Attributes:
         title: name of the family, for people.
         Model: the class of a run's `model` part, by which a run finds its family.
+        normalizes: whether its networks take `data.mean` and `data.std`.
+        streams: whether it trains on images that are streamed.
     """
 
     title: ClassVar[str]
     Model: ClassVar[type[Model]]
+    normalizes: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     def build(self, run: Run[M], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
         """Return the network of a run, which takes images in [0, 1]; raise ConfigError for fields that do not fit."""
@@ -242,7 +246,7 @@ class Family(Generic[M]):
         return fit(
             job.run_dir,
             job.network,
-            self.loss(run, job.network),
+            targeted(self.loss(run, job.network), run),
             optimizer,
             job.data,
             job.test,

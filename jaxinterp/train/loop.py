@@ -19,6 +19,7 @@ from jaxinterp.data.datasets import Dataset, hold_out
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import DataError, NonFiniteError
 from jaxinterp.nn.losses import ClassificationLoss, LogitsLoss, LossFn
+from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.config import TrainConfig, check_batches, check_outputs, describe
 from jaxinterp.train.evaluate import Evaluation, Evaluations, measure
@@ -218,7 +219,8 @@ def fit(
     step_fn = compile_step(
         loss_fn, tx, mode=config.mode, mesh=mesh, grad_accum_steps=parts, sample_batch=sample, axes=loader.axes
     )
-    logits_loss: LogitsLoss | None = loss_fn.per_logits_loss if isinstance(loss_fn, ClassificationLoss) else None
+    plain = loss_fn.inner if isinstance(loss_fn, TargetLoss) else loss_fn
+    logits_loss: LogitsLoss | None = plain.per_logits_loss if isinstance(plain, ClassificationLoss) else None
 
     def compile_evaluation(dataset: Dataset | None) -> Evaluation | None:
         if dataset is None:

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data import compose, crop, flip, identity
+from jaxinterp.data import color_jitter, compose, crop, flip, identity, rotate
+from jaxinterp.data.images import rotated
 from jaxinterp.errors import ConfigError
 
 IMAGE = jnp.arange(1.0, 61.0).reshape(4, 5, 3) / 60
@@ -45,3 +46,35 @@ def test_compose_gives_each_operation_its_own_key_in_order():
 def test_arguments_out_of_range_are_named(augment, value, name):
     with pytest.raises(ConfigError, match=name):
         augment(value)
+
+
+def test_rotations_are_drawn_from_both_sides_and_black_outside():
+    square = IMAGE[:, :4]
+    np.testing.assert_allclose(rotate(0)(KEYS[0], IMAGE), IMAGE, atol=1e-6)
+    images = jax.jit(jax.vmap(rotate(90), (0, None)))(KEYS, square)
+    angles = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, -90, 90))(KEYS) * jnp.pi / 180
+    np.testing.assert_allclose(images, rotated(jnp.broadcast_to(square, (400, *square.shape)), angles), atol=1e-5)
+    assert float(angles.min()) < -1.4
+    assert float(angles.max()) > 1.4
+
+
+def test_color_jitter_scales_about_black_the_mean_and_gray():
+    bright, contrast, saturation = (color_jitter(*(0.5 * np.eye(3)[k]).tolist()) for k in range(3))
+    half, gray = IMAGE / 2, IMAGE.mean(-1, keepdims=True)
+    factors = jax.vmap(lambda key: 1 + 0.5 * jax.random.uniform(key, (3,), jnp.float32, -1, 1))(KEYS[:3])
+    for key, (b, c, s) in zip(KEYS, factors, strict=False):
+        np.testing.assert_allclose(bright(key, half), b * half, atol=1e-6)
+        np.testing.assert_allclose(
+            contrast(key, half), jnp.clip(half.mean() + c * (half - half.mean()), 0, 1), atol=1e-6
+        )
+        np.testing.assert_allclose(saturation(key, IMAGE), jnp.clip(gray + s * (IMAGE - gray), 0, 1), atol=1e-6)
+    black = color_jitter(1, 1, 1)(KEYS[0], jnp.ones((2, 2, 1)))
+    assert 0 <= float(black.min()) <= float(black.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(lambda: rotate(181), "degrees"), (lambda: color_jitter(0, 2, 0), "contrast")]
+)
+def test_what_is_out_of_range_is_refused(make, name):
+    with pytest.raises(ConfigError, match=f"^{name}:"):
+        make()

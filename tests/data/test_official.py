@@ -13,6 +13,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from jaxinterp.app.cli import main
 from jaxinterp.data import download, load
 from jaxinterp.data.official import FILES
 from jaxinterp.errors import ConfigError, DataError
@@ -137,7 +138,7 @@ def published(tmp_path, publish, monkeypatch):
 
 
 def test_download_fetches_what_load_reads(published, tmp_path):
-    with pytest.raises(DataError, match=re.escape(f'jaxinterp.data.download("cifar10", "{tmp_path}")')):
+    with pytest.raises(DataError, match=re.escape(f"jaxinterp data get cifar10 --data-dir {tmp_path}")):
         load("cifar10", "test", tmp_path)
     (path,) = download("cifar10", tmp_path)
     assert path == tmp_path / "cifar10" / ARCHIVE
@@ -161,6 +162,22 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(published, tmp_path, m
     assert not list((tmp_path / "cifar10").glob("*"))
 
 
-def test_the_digits_have_no_files_to_download():
-    with pytest.raises(ConfigError, match="name"):
-        download("digits")
+@pytest.mark.parametrize(
+    ("name", "message"), [("digits", "in the package"), ("imagenet2012", "tfds build"), ("mnits", "mnist")]
+)
+def test_sets_that_are_not_downloaded_say_why(name, message):
+    with pytest.raises(ConfigError, match=f"^name: got {name}, expected .*{message}"):
+        download(name)
+
+
+def test_the_command_downloads_and_says_in_one_line_what_fails(published, tmp_path, capsys, monkeypatch):
+    words = ["data", "get", "cifar10", "--data-dir", str(tmp_path)]
+    main(words)
+    assert capsys.readouterr().out == f"cifar10: {tmp_path / 'cifar10' / ARCHIVE}\n"
+    (tmp_path / "cifar10" / ARCHIVE).unlink()
+    monkeypatch.setitem(FILES.urls, f"cifar10/{ARCHIVE}", f"http://127.0.0.1:9/{ARCHIVE}")
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    line = f"jaxinterp: http://127.0.0.1:9/{ARCHIVE}: download failed (no connection to 127.0.0.1:9)"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    assert not list((tmp_path / "cifar10").glob("*"))

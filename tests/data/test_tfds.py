@@ -41,7 +41,7 @@ def test_missing_data_say_where_and_how(tmp_path):
         load("cifar100", "train", tmp_path)
     message = str(error.value)
     assert message.startswith(f"cifar100 (train) is missing: looked in {tmp_path}")
-    assert f'jaxinterp.data.download("cifar100", "{tmp_path}")' in message
+    assert f"jaxinterp data get cifar100 --data-dir {tmp_path}, or pip" in message
     command = "pip install tensorflow-cpu tensorflow-datasets && tfds build cifar100 --file_format=array_record"
     assert f"{command} --data_dir={tmp_path}" in message
     assert "\n" not in message

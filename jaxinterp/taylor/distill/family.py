@@ -18,6 +18,7 @@ from jaxinterp.files import write_bytes
 from jaxinterp.nn.losses import LossFn
 from jaxinterp.provenance import commit
 from jaxinterp.recipe.config import Count, Natural, NonNegative, Run
+from jaxinterp.recipe.data import require_plain_labels
 from jaxinterp.recipe.family import Family, Log, Report, TrainedRun
 from jaxinterp.taylor.distill import report as distill_report
 from jaxinterp.taylor.distill.condense import condense, train_on
@@ -99,6 +100,7 @@ class DistillFamily(Family[DistillModel]):
 
     def loss(self, run: Run[DistillModel], network: nn.Module) -> LossFn:
         """Return the cross-entropy of similarities, at all levels of a batch."""
+        require_plain_labels(run, "a reference has one class")
         assert isinstance(network, Distiller)
         return SimilarityLoss(network, run.model.batch_levels, run.model.fidelity)
 
