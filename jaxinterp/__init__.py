@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         testing,
         train,
     )
+    from jaxinterp.app.weights import export, from_torch, load, pretrained
     from jaxinterp.explain.attribution import Attribution
     from jaxinterp.explain.audit import audit
     from jaxinterp.explain.decompose import decompose
@@ -65,8 +66,12 @@ _NAMES = {
     "contributions": "jaxinterp.explain.series",
     "decompose": "jaxinterp.explain.decompose",
     "explainable": "jaxinterp.explain.explainable",
+    "export": "jaxinterp.app.weights",
+    "from_torch": "jaxinterp.app.weights",
+    "load": "jaxinterp.app.weights",
     "orders": "jaxinterp.explain.series",
     "pairs": "jaxinterp.explain.series",
+    "pretrained": "jaxinterp.app.weights",
 }
 
 __all__ = [
@@ -82,15 +87,19 @@ __all__ = [
     "decompose",
     "explain",
     "explainable",
+    "export",
     "figures",
+    "from_torch",
     "gated",
     "glassbox",
     "kernels",
+    "load",
     "metrics",
     "models",
     "nn",
     "orders",
     "pairs",
+    "pretrained",
     "series",
     "symmetry",
     "taylor",

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxinterp.checks import require, require_at_least, require_labels, require_one_of
 from jaxinterp.data.class_names import CLASSES
+from jaxinterp.data.embedded import read_mnist_2000
 from jaxinterp.data.official import FOLDERS, read_official
 from jaxinterp.data.tfds import data_folder, preparation_command, read_prepared
 from jaxinterp.errors import ConfigError, DataError
@@ -21,7 +22,7 @@ from jaxinterp.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from jaxinterp.figures.shown import ShownFigure
 
-NAMES: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
+NAMES: tuple[str, ...] = ("digits", "mnist-2000", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,8 +130,9 @@ def _maximum(maximum: Any, dtype: np.dtype) -> int | float:
 def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load one split of a small data set.
 
-    `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360, stratified). The
-    others are looked for in `data_dir`: first as prepared by tensorflow-datasets (array_record), then as official raw
+    `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360, stratified), and
+    so is the test split `mnist-2000`, 200 test images of each of MNIST's classes (CC BY-SA 3.0, LeCun, Cortes, Burges).
+    The others are looked for in `data_dir`: first as prepared by tensorflow-datasets (array_record), then as official raw
     files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are checked. Nothing is downloaded:
     `download` does that.
 
@@ -150,6 +152,10 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     require(name != "imagenet2012", "name", name, "a set that fits into memory; use jaxinterp.data.stream")
     if name == "digits":
         return _digits(split)
+    if name == "mnist-2000":
+        require(split == "test", "split", split, "test: of mnist-2000 there are no training images")
+        images, labels, provenance = read_mnist_2000()
+        return Dataset(name, split, images, labels, CLASSES[name], provenance=provenance)
     folder = data_folder(data_dir)
     parts = read_prepared(name, split, folder) or read_official(name, split, folder)
     if parts is None:
