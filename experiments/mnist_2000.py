@@ -2,8 +2,8 @@
 
     python experiments/mnist_2000.py [--data-dir DIR]     # writes jaxinterp/data/mnist_2000.npz
 
-The test set is read as `jaxinterp.data.load("mnist", "test")` reads it: prepared by tensorflow-datasets, or the official
-files, whose md5 sums are checked. `positions` are the images' places in it.
+The test set is read as `jaxinterp.data.load("mnist", "test")` reads it: prepared by tensorflow-datasets, or the
+official files, whose md5 sums are checked. `positions` are the images' places in it.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Trained networks as single files: exported with a card, loaded by file or by the name of one in the package.
 
-A file holds arrays, and as texts the configuration of the run, the classes' names, the format of the input and the card.
-Nothing in it is executed; what it claims is bounded by what it holds before anything is built.
+A file holds arrays, and as texts the configuration of the run, the names of the classes, the format of the input and
+the card. Nothing in it is executed; what it claims is bounded by what it holds before anything is built.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -36,6 +37,7 @@ from jaxinterp.nn.weights import (
     variables_of,
     write_weights,
 )
+from jaxinterp.provenance import commit, versions
 from jaxinterp.recipe.config import Experiment, Run
 from jaxinterp.recipe.data import split
 from jaxinterp.recipe.family import TrainedRun
@@ -239,13 +241,25 @@ def export(
     require_one_of("dtype", dtype, get_args(Dtype))
     check_folder(path.parent)
     found = trained(run_dir, which)
+    summary = read_json(run_dir / "run.json", f"jaxinterp train {found.name}").get("summary", {})
+    return write_network(found, path, which, dtype, summary.get(which, {}).get("test_accuracy"))
+
+
+def write_network(
+    found: TrainedRun[Any],
+    path: Path,
+    which: Literal["last", "best"] = "last",
+    dtype: Dtype = "float32",
+    test_accuracy: float | None = None,
+) -> Card:
+    """Write a trained network, its card and its entry in the folder's index: see `export`."""
     run, shape = found.run, found.run.data.image_shape
-    arrays = {name: array.astype(jax.dtypes.canonicalize_dtype(dtype)) for name, array in flat(found.variables).items()}
+    with np.errstate(over="ignore"):  # found as infinite
+        arrays = {name: array.astype(jnp.dtype(dtype)) for name, array in flat(found.variables).items()}
     wrong = fault(arrays, {name: array.shape for name, array in arrays.items()})
     require(not wrong, "dtype", f"{dtype}: {wrong}", "a type that holds the weights")
     variables = variables_of(found.network, shape, arrays)
     packaged = PACKAGED.get(run.data.name, "")
-    summary = read_json(run_dir / "run.json", f"jaxinterp train {found.name}").get("summary", {}).get(which, {})
     named, own = found.experiment.run.fields(), run.fields()
     differing = [key for key in own if own[key] != named.get(key) and key != "train.seed"]
     card = Card(
@@ -257,13 +271,13 @@ def export(
         epochs=run.train.epochs,
         data=run.data.name,
         licence=LICENCES.get(run.data.name, "its owner's"),
-        test_accuracy=summary.get("test_accuracy"),
-        packaged_accuracy=_accuracy(run, found.network, variables) if packaged else None,
+        test_accuracy=test_accuracy,
+        packaged_accuracy=accuracy(run, found.network, variables) if packaged else None,
         packaged=packaged,
         parameters=found.parameters,
         dtype=dtype,
         checksum=checksum(arrays),
-        made_by=_made_by(),
+        made_by=f"jaxinterp {versions().get('jaxinterp', '')}, commit {commit()}",
     )
     name = path.stem if _index(path.parent) is not None else path.name
     page = card.markdown(name, shape)
@@ -289,13 +303,7 @@ def export(
     return card
 
 
-def _made_by() -> str:
-    from jaxinterp.provenance import commit, versions
-
-    return f"jaxinterp {versions().get('jaxinterp', '')}, commit {commit()}"
-
-
-def _accuracy(run: Run[Any], network: Any, variables: Any) -> float:
+def accuracy(run: Run[Any], network: Any, variables: Any) -> float:
     """Return the accuracy of a network on the packaged test images of its data set."""
     from jaxinterp.train import predict
 

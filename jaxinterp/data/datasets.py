@@ -132,8 +132,8 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
 
     `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to 16, split 1,437 / 360, stratified), and
     so is the test split `mnist-2000`, 200 test images of each of MNIST's classes (CC BY-SA 3.0, LeCun, Cortes, Burges).
-    The others are looked for in `data_dir`: first as prepared by tensorflow-datasets (array_record), then as official raw
-    files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are checked. Nothing is downloaded:
+    The others are looked for in `data_dir`: first as prepared by tensorflow-datasets (array_record), then as official
+    raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are checked. Nothing is downloaded:
     `download` does that.
 
     Args:
