@@ -125,7 +125,7 @@ def small(name: str) -> Any:
     net = AlexNet(num_classes=4) if name == "alexnet" else VGG(make_layers(cfgs["A"], name == "vgg_bn"), num_classes=4)
     inputs, first = (256 * 36, 1) if name == "alexnet" else (512 * 49, 0)
     net.classifier[first] = nn.Linear(inputs, 6)
-    net.classifier[first + 3], net.classifier[6] = nn.Linear(6, 5), nn.Linear(5, 4)
+    net.classifier[first + 3], net.classifier[6] = nn.Linear(6, 6), nn.Linear(6, 4)
     return net
 
 

@@ -221,8 +221,6 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
         ConfigError: PyTorch is needed and is not installed.
         CheckpointError: the file is not there or cannot be read as tensors.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
     if Path(path).suffix == ".safetensors":
         return dict(read_weights(Path(path), "a state dict").arrays)
     try:
@@ -230,6 +228,8 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
     except ImportError:
         wanted = "a PyTorch checkpoint needs torch: pip install 'jaxinterp[bench]', or save it as safetensors"
         raise ConfigError(wanted) from None
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged or foreign file: RuntimeError, EOFError, UnpicklingError, …

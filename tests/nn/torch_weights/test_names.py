@@ -120,7 +120,7 @@ def test_any_floating_type_is_widened_and_an_explainable_is_made():
         (lambda s: s | {"layer1.0.se.fc1.weight": np.zeros((2, 2), "f")}, "unknown layer1.0.se.fc1.weight"),
         (
             lambda s: {n: a for n, a in s.items() if "layer2.0" not in n or "bn2" not in n},
-            "missing layer2.0.bn2.weight, .* and",
+            "missing layer2.0.bn2.bias, .*running_var",
         ),
         (
             lambda s: s | {"layer1.0.conv2.weight": np.zeros((4, 4, 1, 1), "f")},
@@ -143,16 +143,16 @@ def test_foreign_parameters_are_named_in_one_line(change, message):
 
 
 def test_other_networks_are_not_written():
-    with pytest.raises(ConfigError, match="^network: got a Dense"):
+    with pytest.raises(ConfigError, match=r"^network: got a Dense"):
         to_torch(nn.Dense(2), {})
     network, state = small("cifar")
-    with pytest.raises(ConfigError, match="^variables:"):
+    with pytest.raises(ConfigError, match=r"^variables:"):
         to_torch(network, {"params": {"other": {"kernel": np.zeros(1, "f")}}})
-    with pytest.raises(ConfigError, match="^fields:"):
+    with pytest.raises(ConfigError, match=r"^fields:"):
         from_torch(state, network, mean=(0.5,) * 3)
     with pytest.raises(ConfigError, match="those of a VGG-11"):
         from_torch(state_dict("vgg") | {"features.40.weight": np.zeros((2, 2, 3, 3), "f")})
-    with pytest.raises(ConfigError, match="^dropout:"):
+    with pytest.raises(ConfigError, match=r"^dropout:"):
         ImageNetVGG(11, dropout=1.0).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
@@ -170,5 +170,3 @@ def test_safetensors_are_read_without_torch(tmp_path, monkeypatch):
         read_state_dict(tmp_path / "cut.safetensors")
     with pytest.raises(ConfigError, match=r"jaxinterp\[bench\]"):
         read_state_dict(tmp_path / "net.pth")
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_state_dict(tmp_path / "none.pth")
