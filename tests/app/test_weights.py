@@ -1,6 +1,5 @@
 """Networks as files: every family there and back, cards, images of any kind, what is damaged; those in the package."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -165,7 +164,7 @@ def test_damaged_files_are_one_line(path, tmp_path):
         with pytest.raises(CheckpointError, match=r"damaged\.safetensors: ") as error:
             jaxinterp.load(file)
         assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match="none.npz"):
+    with pytest.raises(CheckpointError, match=r"none\.npz"):
         jaxinterp.load(tmp_path / "none.npz")
 
 
@@ -202,10 +201,5 @@ def test_networks_in_the_package_are_those_of_the_index_and_small():
 @pytest.mark.parametrize("name", jaxinterp.pretrained())
 def test_a_network_of_the_package_is_what_its_card_says(name):
     net = jaxinterp.load(name)
-    assert (
-        checksum({k: np.asarray(v) for k, v in read_weights(weights.FOLDER / f"{name}.safetensors").arrays.items()})
-        == net.card.checksum
-    )
-    assert hashlib.sha256((weights.FOLDER / f"{name}.safetensors").read_bytes()).hexdigest()
     found = weights.accuracy(net.run, weights.family_of(net.run).build(net.run), net.variables)
     assert found == pytest.approx(net.card.packaged_accuracy, abs=0.002)
