@@ -402,9 +402,9 @@ def from_torch(source: Any, network: Any = None, **fields: Any) -> Explainable:
         >>> from jaxinterp.nn.baselines import CifarResNet
         >>> from jaxinterp.nn.torch_weights import to_torch
         >>> net = CifarResNet(8, classes=3, width=4)
-        >>> state_dict = to_torch(net, net.init(jax.random.key(0), np.zeros((1, 8, 8, 3), "f")))
-        >>> from_torch(state_dict)
-        Explainable(CifarResNet, 4,823 parameters, explained at 'input')
+        >>> state_dict = to_torch(net, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+        >>> from_torch(state_dict).logits(jnp.zeros((1, 8, 8, 3))).shape
+        (1, 3)
     """
     from jaxinterp.coded import torch_weights as coded
     from jaxinterp.nn import torch_weights as classical

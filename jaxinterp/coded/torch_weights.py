@@ -82,9 +82,9 @@ def from_torch(state_dict: Mapping[str, Any], **fields: Any) -> tuple[CodedResNe
     rows = []
     for number, place in enumerate(blocks, 1):
         own = {n.removeprefix(f"net_list.{place}."): a for n, a in arrays.items() if n.startswith(f"net_list.{place}.")}
-        mask = masks.get(f"net_list.{place}.{MASK}")
-        require(mask is not None, "state_dict", f"missing net_list.{place}.{MASK}", "the code of every block")
-        rows.append(_row(f"net_list.{place}", own, mask))
+        code = f"net_list.{place}.{MASK}"
+        require(code in masks, "state_dict", f"missing {code}", "the code of every block")
+        rows.append(_row(f"net_list.{place}", own, masks[code]))
         params[f"block_{number}"], stats[f"block_{number}"] = block_from_torch(own, rows[-1][2])
     stages = [Stage(len(list(run)), *row[:3], 2 if i else 1, row[3]) for i, (row, run) in enumerate(groupby(rows))]
     made: dict[str, Any] = {

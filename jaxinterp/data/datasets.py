@@ -22,7 +22,7 @@ from jaxinterp.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from jaxinterp.figures.shown import ShownFigure
 
-NAMES: tuple[str, ...] = ("digits", "mnist-2000", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
+NAMES: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,7 +147,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     >>> load("digits", "test")
     Dataset(digits, test: 360 images uint8 8x8x1, 10 classes, maximum 16)
     """
-    require_one_of("name", name, NAMES)
+    require_one_of("name", name, (*NAMES, "mnist-2000"))
     require_one_of("split", split, ("train", "test"))
     require(name != "imagenet2012", "name", name, "a set that fits into memory; use jaxinterp.data.stream")
     if name == "digits":
@@ -155,7 +155,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     if name == "mnist-2000":
         require(split == "test", "split", split, "test: of mnist-2000 there are no training images")
         images, labels, provenance = read_mnist_2000()
-        return Dataset(name, split, images, labels, CLASSES[name], provenance=provenance)
+        return Dataset(name, split, images, labels, CLASSES["mnist"], provenance=provenance)
     folder = data_folder(data_dir)
     parts = read_prepared(name, split, folder) or read_official(name, split, folder)
     if parts is None:

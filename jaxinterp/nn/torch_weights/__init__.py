@@ -47,10 +47,10 @@ def from_torch(
             not floating: one line with the first few.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import jax
         >>> from jaxinterp.nn.baselines import ResNet
         >>> net = ResNet.of(18, classes=3, width=4)
-        >>> state_dict = to_torch(net, net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), "f")))
+        >>> state_dict = to_torch(net, jax.jit(net.init)(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3))))
         >>> state_dict["layer1.0.conv1.weight"].shape
         (4, 4, 3, 3)
         >>> from_torch(state_dict, ties="shared")[0] == net

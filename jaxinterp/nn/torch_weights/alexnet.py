@@ -4,7 +4,6 @@ Source: torchvision/models/alexnet.py.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from jaxinterp.nn.baselines import AlexNet
@@ -22,16 +21,15 @@ def recognizes(arrays: Arrays) -> bool:
     return first is not None and first.ndim == 4 and first.shape[2] != 3 and "classifier.6.weight" in arrays
 
 
-def network(arrays: Arrays, fields: Mapping[str, Any]) -> AlexNet:
+def network(arrays: Arrays, fields: dict[str, Any]) -> AlexNet:
     """Return the network of these shapes; the first convolution's step and padding are torchvision's if not given."""
     shapes = [shape_of(arrays, f"{NAMES[f'conv_{i}']}.weight", 4) for i in range(5)]
     hidden, inputs = shape_of(arrays, "classifier.1.weight", 2)
     classes, _ = shape_of(arrays, "classifier.6.weight", 2)
     side = max(1, math.isqrt(inputs // shapes[-1][0]))
     widths = tuple(shape[0] for shape in shapes)
-    return AlexNet(
-        **{"classes": classes, "widths": widths, "kernel": shapes[0][2], "hidden": hidden, "side": side} | fields
-    )
+    found: dict[str, Any] = {"classes": classes, "widths": widths, "hidden": hidden, "side": side}
+    return AlexNet(**found | {"kernel": shapes[0][2]} | fields)
 
 
 def sides(network: AlexNet) -> dict[str, int]:

@@ -8,7 +8,6 @@ classifier is `linear`, and of github.com/kuangliu/pytorch-cifar, whose projecti
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from jaxinterp.nn.baselines import CifarResNet, ResNet
@@ -69,21 +68,21 @@ def renamed(arrays: Arrays) -> Arrays:
     return {names[name]: array for name, array in arrays.items()}
 
 
-def network(arrays: Arrays, fields: Mapping[str, Any]) -> ResNet:
+def network(arrays: Arrays, fields: dict[str, Any]) -> ResNet:
     """Return the network of these shapes; a stem of 3×3 pixels is that of small images, without pooling."""
     arrays = renamed(arrays)
     width, _, side, _ = shape_of(arrays, "conv1.weight", 4)
     inner, _, _, _ = shape_of(arrays, "layer1.0.conv1.weight", 4)
     _, group, _, _ = shape_of(arrays, "layer1.0.conv2.weight", 4)
     groups, bottleneck = max(1, inner // group), "layer1.0.conv3.weight" in arrays
-    found = {"stages": _stages(arrays), "classes": shape_of(arrays, "fc.weight", 2)[0], "bottleneck": bottleneck}
-    found |= {"width": width, "stem": (7, 2) if side == 7 else (side, 1)}
+    found: dict[str, Any] = {"stages": _stages(arrays), "classes": shape_of(arrays, "fc.weight", 2)[0]}
+    found |= {"bottleneck": bottleneck, "width": width, "stem": (7, 2) if side == 7 else (side, 1)}
     if bottleneck:
         found |= {"groups": groups, "group_width": inner * 64 // (width * groups)}
     return ResNet(**found | fields)
 
 
-def cifar(arrays: Arrays, fields: Mapping[str, Any]) -> CifarResNet:
+def cifar(arrays: Arrays, fields: dict[str, Any]) -> CifarResNet:
     """Return the CIFAR network of these shapes."""
     width, *_ = shape_of(arrays, "conv1.weight", 4)
     classes, _ = shape_of(arrays, "linear.weight", 2)

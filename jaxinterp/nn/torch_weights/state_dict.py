@@ -55,7 +55,7 @@ class Architecture:
     title: str
     kind: Any
     recognizes: Callable[[Arrays], bool]
-    network: Callable[[Arrays, Mapping[str, Any]], nn.Module]
+    network: Callable[[Arrays, dict[str, Any]], nn.Module]
     names: Callable[[Any], Mapping[str, str]]
     sides: Callable[[Any], Mapping[str, int]] = _no_sides
     pools: bool = True

@@ -7,7 +7,6 @@ Source: torchvision/models/vgg.py; for small images the names of github.com/kuan
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ def _numbers(depth: int, norm: bool) -> list[int]:
 
 def _features(depth: int, norm: bool) -> dict[str, str]:
     """Return our convolutions' and norms' paths to the names of theirs."""
-    names = {}
+    names: dict[str, str] = {}
     for i, place in enumerate(_numbers(depth, norm)):
         if norm:
             names |= {f"conv_{i}/conv": f"features.{place}", f"conv_{i}/norm": f"features.{place + 1}"}
@@ -65,7 +64,7 @@ def _trunk(arrays: Arrays) -> dict[str, Any]:
     return {"depth": depth, "width": shape_of(arrays, "features.0.weight", 4)[0], "norm": norm}
 
 
-def imagenet(arrays: Arrays, fields: Mapping[str, Any]) -> ImageNetVGG:
+def imagenet(arrays: Arrays, fields: dict[str, Any]) -> ImageNetVGG:
     """Return the network with three dense layers."""
     trunk = _trunk(arrays)
     hidden, inputs = shape_of(arrays, "classifier.0.weight", 2)
@@ -74,7 +73,7 @@ def imagenet(arrays: Arrays, fields: Mapping[str, Any]) -> ImageNetVGG:
     return ImageNetVGG(**trunk | {"classes": classes, "hidden": hidden, "side": side} | fields)
 
 
-def small(arrays: Arrays, fields: Mapping[str, Any]) -> VGG:
+def small(arrays: Arrays, fields: dict[str, Any]) -> VGG:
     """Return the network with one dense layer, and with BatchNorm."""
     trunk = _trunk(arrays)
     require(trunk.pop("norm"), "state_dict", "convolutions without BatchNorm", "a VGG of small images with it")
