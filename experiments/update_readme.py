@@ -99,6 +99,8 @@ TABLES = (
 SPEED = "× as fast"
 UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name; otherwise a speed
     "memory": "of its working memory",
+    "error_of_logits": "of the largest logit",
+    "_peak": "GiB",
     "_vs_forward": "times its time",
     "_vs_rectangular": "of its time",
     "_vs_relu": "of its time",

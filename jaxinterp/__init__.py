@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         testing,
         train,
     )
+    from jaxinterp.app.weights import export, from_torch, load, pretrained
     from jaxinterp.explain.attribution import Attribution
     from jaxinterp.explain.audit import audit
     from jaxinterp.explain.decompose import decompose
@@ -67,8 +68,12 @@ _NAMES = {
     "contributions": "jaxinterp.explain.series",
     "decompose": "jaxinterp.explain.decompose",
     "explainable": "jaxinterp.explain.explainable",
+    "export": "jaxinterp.app.weights",
+    "from_torch": "jaxinterp.app.weights",
+    "load": "jaxinterp.app.weights",
     "orders": "jaxinterp.explain.series",
     "pairs": "jaxinterp.explain.series",
+    "pretrained": "jaxinterp.app.weights",
 }
 
 __all__ = [
@@ -84,15 +89,19 @@ __all__ = [
     "decompose",
     "explain",
     "explainable",
+    "export",
     "figures",
+    "from_torch",
     "gated",
     "glassbox",
     "kernels",
+    "load",
     "metrics",
     "models",
     "nn",
     "orders",
     "pairs",
+    "pretrained",
     "rules",
     "series",
     "symmetry",

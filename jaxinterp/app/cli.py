@@ -208,6 +208,27 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a trained run's network to one file, which jaxinterp.load reads, and its card beside it."""
+
+    run_dir: RunDir
+    """Folder of a trained run."""
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The file, .safetensors or .npz; in a folder with an index of networks it is entered there."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last epoch, or the one that was best on the validation part."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the weights in the file; what is loaded computes in float32."""
+
+    def __call__(self, console: Console) -> None:
+        """Write both, and print a line."""
+        from jaxinterp.app.weights import export
+
+        card = export(self.run_dir, self.file, self.checkpoint, self.dtype)
+        show(console, f"{self.file}, {self.file.with_suffix('.md').name}: {card.summary}")
+
+
+@dataclass(frozen=True)
 class Runs:
     """List the named runs."""
 
@@ -274,6 +295,7 @@ Command = (
     | Annotated[Explain, subcommand("explain")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Audit, subcommand("audit")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Runs, subcommand("list")]
     | Annotated[Report, subcommand("report")]
     | Annotated[GetData, subcommand("data")]

@@ -14,6 +14,7 @@ __all__ = [
     "paths",
     "report",
     "surgery",
+    "torch_weights",
 ]
 
 __getattr__, __dir__ = modules(__name__, __all__)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxinterp.checks import require, require_at_least, require_labels, require_one_of
 from jaxinterp.data.class_names import CLASSES
+from jaxinterp.data.embedded import read_mnist_2000
 from jaxinterp.data.official import FOLDERS, read_official
 from jaxinterp.data.tfds import data_folder, preparation_command, read_prepared
 from jaxinterp.errors import ConfigError, DataError
@@ -128,12 +129,16 @@ def _maximum(maximum: Any, dtype: np.dtype) -> int | float:
 
 
 def load_named(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load one split of a set of `NAMES`: see `jaxinterp.data.load`."""
-    require_one_of("name", name, NAMES)
+    """Load one split of a set of `NAMES`, or of mnist-2000: see `jaxinterp.data.load`."""
+    require_one_of("name", name, (*NAMES, "mnist-2000"))
     require_one_of("split", split, ("train", "test"))
     require(name != "imagenet2012", "name", name, "a set that fits into memory; use jaxinterp.data.stream")
     if name == "digits":
         return _digits(split)
+    if name == "mnist-2000":
+        require(split == "test", "split", split, "test: of mnist-2000 there are no training images")
+        images, labels, provenance = read_mnist_2000()
+        return Dataset(name, split, images, labels, CLASSES["mnist"], provenance=provenance)
     folder = data_folder(data_dir)
     parts = read_prepared(name, split, folder) or read_official(name, split, folder)
     if parts is None:

@@ -49,14 +49,15 @@ def load(
     """Load one split of a data set into memory.
 
     Of a known name as its authors made it: `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to
-    16, split 1,437 / 360, stratified). The others are looked for in `data_dir`: as tensorflow-datasets prepared them
+    16, split 1,437 / 360, stratified), and so is the test split `mnist-2000`, 200 test images of each of MNIST's
+    classes (CC BY-SA 3.0, LeCun, Cortes, Burges). The others are looked for in `data_dir`: as tensorflow-datasets prepared them
     (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are
     checked. Nothing is downloaded: `download` does that.
 
     Of one's own: folder:PATH, csv:FILE, npz:FILE or tfds:NAME[:VERSION], as `own_set` lists and `read_part` reads it.
 
     Args:
-        name: mnist, fashion_mnist, cifar10, cifar100, digits, one's own, or what `own_set` or `own_arrays` returned;
+        name: mnist, mnist-2000, fashion_mnist, cifar10, cifar100, digits, one's own, or what `own_set` or `own_arrays` returned;
             imagenet2012 is streamed: see `jaxinterp.data.stream`.
         split: "train" or "test"; of one's own also "val".
         data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
@@ -73,7 +74,7 @@ def load(
     Dataset(digits, test: 360 images uint8 8x8x1, 10 classes, maximum 16)
     """
     if isinstance(name, str) and not is_own(name):
-        known = ", ".join([*NAMES, *(f"{kind}:{place}" for kind, place in KINDS.items())])
+        known = ", ".join([*NAMES, "mnist-2000", *(f"{kind}:{place}" for kind, place in KINDS.items())])
         require(":" not in name, "name", name, f"one of {known}")
         require(conversion is None, "conversion", conversion, f"none for {name}, which is loaded as it is")
         return load_named(name, split, data_dir)

@@ -1,4 +1,4 @@
-"""Maximum pooling, with a rule for the derivative where maxima are equal.
+"""Maximum pooling, with a rule for the derivative where maxima are equal, and adaptive mean pooling.
 
 A maximum is piecewise linear: away from ties its derivative goes to the one largest entry. On flat regions of an image
 and on the zeros behind a ReLU entries tie, and every split of the derivative among them, shares that sum to 1, is an
@@ -70,6 +70,29 @@ def max_pool(
     require(fits, "window", window, f"at most the {x.shape[1]}x{x.shape[2]} pixels of the padded map")
     larger, axes = (jnp.maximum, (1, 2)) if ties == "shared" else (_first_larger, (2, 1))
     return reduce(partial(_along, larger, window, strides), axes, x)
+
+
+def adaptive_mean(x: Float[Array, "n h w c"], side: int) -> Float[Array, "n side side c"]:
+    """Average a map to side × side pixels; pixel i is the mean of the rows ⌊i H / side⌋ to ⌈(i + 1) H / side⌉ − 1.
+
+    Args:
+        x: maps, (N, H, W, C), of any size; of a smaller one pixels come up more than once.
+        side: height and width of the result, in pixels.
+
+    Example:
+        >>> adaptive_mean(jnp.arange(9.0).reshape(1, 3, 3, 1), 2).ravel().tolist()
+        [2.0, 3.0, 5.0, 6.0]
+
+    Source: torch.nn.AdaptiveAvgPool2d.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        if size % side == 0:
+            x = x.reshape(*x.shape[:axis], side, size // side, *x.shape[axis + 1 :]).mean(axis + 1)
+        else:
+            ends = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+            x = jnp.stack([lax.slice_in_dim(x, *pair, axis=axis).mean(axis) for pair in ends], axis)
+    return x
 
 
 def _along(larger: Callable[[Array, Array], Array], window: Pair, strides: Pair, x: Array, axis: int) -> Array:

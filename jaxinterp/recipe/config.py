@@ -15,7 +15,7 @@ from jaxinterp.data.own import KINDS, OnBad, is_own
 from jaxinterp.data.pictures import Background, Bits, Conversion, Fit, readable
 from jaxinterp.train.config import TrainConfig
 
-DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
+DataSet = Literal["digits", "mnist-2000", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
 Schedule = Literal["constant", "staircase", "warmup", "ramp", "cosine", "cosine_by_epoch", "onecycle"]
 Natural = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
@@ -24,7 +24,15 @@ NonNegative = Annotated[float, Ge(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Lt(1)]
 MAX_MAGNITUDE = {"uda": 30, "timm": 10}  # of RandAugment
 OWN_SIDE = 64  # pixels of images of one's own, unless a run says another
-SIDES = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet2012": 224}
+SIDES = {
+    "digits": 8,
+    "mnist-2000": 28,
+    "mnist": 28,
+    "fashion_mnist": 28,
+    "cifar10": 32,
+    "cifar100": 32,
+    "imagenet2012": 224,
+}
 
 
 @dataclass(frozen=True)

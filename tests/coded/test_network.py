@@ -11,12 +11,12 @@ from flax import linen as nn
 from jax import lax
 
 from jaxinterp.app.registry import family_of, runs
-from jaxinterp.coda.torch_weights import coded_block_from_torch
 from jaxinterp.coded import block as coded_block
 from jaxinterp.coded.block import CodedBlock, grouped_conv, path_energies
 from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.coded.surgery import binary_classifier, costs, keep_only
+from jaxinterp.coded.torch_weights import block_from_torch
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/coded_resnext_blocks.npz")
 STAGES = (
@@ -56,7 +56,7 @@ def golden():
     with jax.enable_x64(True):
         params, stats = {}, {}
         for i in range(4):
-            params[f"chain_{i}"], stats[f"chain_{i}"] = coded_block_from_torch(under(f"block{i}/"), 10)
+            params[f"chain_{i}"], stats[f"chain_{i}"] = block_from_torch(under(f"block{i}/"), 10)
         x = jnp.asarray(GOLDEN["x_nchw"].transpose(0, 2, 3, 1))
         yield {"params": params, "batch_stats": stats}, x, jnp.asarray(GOLDEN["head/weight_oi"])
 
@@ -102,7 +102,7 @@ def test_the_authors_numbers_in_training(golden):
     close(coding, GOLDEN["train/coding_loss"])
     close(total, GOLDEN["train/total_loss_mu6"])
     for i in range(4):
-        want, _ = coded_block_from_torch(under(f"train/grad/block{i}/"), 10)
+        want, _ = block_from_torch(under(f"train/grad/block{i}/"), 10)
         jax.tree.map(close, grads[f"chain_{i}"], want)
         for ours, theirs in NORMS.items():
             key = f"train/after/block{i}/{theirs}.running_"

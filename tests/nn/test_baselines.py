@@ -195,9 +195,7 @@ def test_pmap_shares_batch_statistics():
         ("mean", CifarResNet(depth=8, mean=(0.5,)), 8),
         ("widths", AlexNet(widths=(1, 2, 3)), 224),
         ("dropout", AlexNet(dropout=1.0), 224),
-        ("x", AlexNet(), 256),
         ("x", AlexNet(), 8),
-        ("x", AlexNet.cifar(), 28),
     ],
 )
 def test_bad_configuration_is_one_line(field, model, size):
