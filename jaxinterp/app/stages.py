@@ -15,21 +15,23 @@ import numpy as np
 from flax import linen as nn
 
 from jaxinterp.app.registry import family_of, name_of, run_in
+from jaxinterp.checks import warn
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.audit import Audit
 from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
-from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
+from jaxinterp.files import check_folder, write_arrays, write_bytes, write_json, write_text
 from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
-from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, write_config
+from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, unfinished_line, write_config
 from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
+from jaxinterp.train.lock import LOCK, only_trainer
 from jaxinterp.train.result import Which
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
@@ -51,18 +53,19 @@ def train(
         allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
 
     Raises:
-        JaxInterpError: see `jaxinterp.train.fit`; nothing is left of a new folder unless a checkpoint was saved.
+        JaxInterpError: see `jaxinterp.train.fit`, among others if another process trains there; nothing is left of a new folder unless a checkpoint was saved.
     """
     run_dir, data_dir = Path(run_dir), _folder(data_dir)
     check_folder(run_dir)
-    new = not run_dir.exists() or not any(run_dir.iterdir())
-    try:
-        return _train(name, run, run_dir, data_dir, allow_older)
-    except JaxInterpError:
-        saved = any((run_dir / CHECKPOINTS).glob("[0-9]*")) or (run_dir / PRETRAINED).exists()
-        if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+    with only_trainer(run_dir):
+        new = {path.name for path in run_dir.iterdir()} <= {LOCK}
+        try:
+            return _train(name, run, run_dir, data_dir, allow_older)
+        except JaxInterpError:
+            saved = any((run_dir / CHECKPOINTS).glob("[0-9]*")) or (run_dir / PRETRAINED).exists()
+            if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
 
 
 def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
@@ -74,14 +77,14 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
     family.check(run, network, data)
     write_config(run_dir, name, run)
     pretrained = None
-    if (first := family.pretrain(run)) is not None:
+    if (first := family.pretrain(run)) is not None and not last_step(run_dir):
         result = train(name_of(first, name), first, run_dir / PRETRAINED, data_dir, allow_older)
         if result.interrupted:
             return result
         pretrained = trained(run_dir / PRETRAINED, "best" if run.train.val_fraction else "last").variables
     if isinstance(data, Dataset):
         sources = {part.split: dict(part.provenance) for part in (data, test)}
-        write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
+        write_json(run_dir / "data.json", sources)
     init_from = partial(family.init_from, run, network, pretrained=pretrained, data=data)
     same = fingerprint(family, run)
     outputs = run.model.classes
@@ -111,6 +114,7 @@ def build(family: Family[Any], run: Run[Any], dtype: Literal["float32", "bfloat1
 def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
     """Return the JSON values that identify a run: its configuration, and what its names stand for."""
     values: dict[str, Any] = json.loads(json.dumps({"run": asdict(run), **family.fingerprint(run)}))
+    del values["run"]["train"]["epochs"]  # a run may go on
     return values
 
 
@@ -164,7 +168,7 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     results, first_maps = measure(last, logits, log)
     write_arrays(run_dir / MAPS, first_maps)
     write_arrays(run_dir / LOGITS, logits)
-    write_text(run_dir / "evaluation.json", json.dumps(results) + "\n")  # in case the family's own measures fail
+    write_json(run_dir / "evaluation.json", results)  # in case the family's own measures fail
     further = last.family.measure(last, log)
     results["metrics"] |= further.pop("metrics", {})
     results |= further
@@ -172,7 +176,10 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     if "highest" in summary:
         results["metrics"]["test_accuracy_highest"] = summary["highest"]["test_accuracy"]
     results["step"] = step
-    write_text(run_dir / "evaluation.json", json.dumps(results) + "\n")
+    if unfinished := unfinished_line(run_dir, last.run):
+        results["unfinished"] = unfinished
+        warn(f"{run_dir}: {unfinished}")
+    write_json(run_dir / "evaluation.json", results)
     return results
 
 
@@ -277,7 +284,7 @@ def audit(
         "commit": commit(),
         "versions": versions(),
     }
-    write_text(run_dir / "audit.json", json.dumps({**made, **found.to_dict()}, indent=2) + "\n")
+    write_json(run_dir / "audit.json", {**made, **found.to_dict()})
     write(audit_page(run, found), run_dir / "audit.html")
     return found
 
