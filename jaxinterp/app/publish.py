@@ -145,11 +145,18 @@ def audit_results(run_dir: Path, found: Audit, methods: str, images: int, out: P
     )
 
 
-def metrics_table(results: Results) -> Table:
-    """Lay out the metrics of a run for the terminal, ours beside the paper's."""
-    table = Table("metric", "ours", "± (seeds)", "paper", title=results.run, title_justify="left", box=None)
+def metrics_table(results: Results, unfinished: Sequence[str] = ()) -> Table:
+    """Lay out the metrics of a run for the terminal, ours beside the paper's; say in the title what is unfinished."""
+    title = "; ".join([results.run, *unfinished])
+    table = Table("metric", "ours", "± (seeds)", "paper", title=title, title_justify="left", box=None)
     for name, metric in results.metrics.items():
         spread = f"{metric.std:.2g} ({metric.n})" if metric.n > 1 else f"({metric.n})"
         paper = "" if metric.paper is None else f"{metric.paper:.4g}"
         table.add_row(name, f"{metric.mean:.4g}", spread, paper)
     return table
+
+
+def unfinished(run_dirs: Sequence[Path]) -> list[str]:
+    """Return a line for every evaluated run that had not ended when it was measured."""
+    found = {d: read_json(d / "evaluation.json", f"jaxinterp evaluate {d}").get("unfinished") for d in run_dirs}
+    return [f"{run_dir.name} is {line}" for run_dir, line in found.items() if line]

@@ -1,6 +1,7 @@
 """The stages of every run: train, evaluate, explain, audit, report."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from jaxinterp.explain.audit import Audit
 from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
-from jaxinterp.files import check_folder, write_arrays, write_bytes, write_json, write_text
+from jaxinterp.files import check_folder, printable, write_arrays, write_bytes, write_json, write_text
 from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
@@ -53,7 +54,7 @@ def train(
         allow_older: if the newest checkpoint is damaged, go on from the newest intact one.
 
     Raises:
-        JaxInterpError: see `jaxinterp.train.fit`, among others if another process trains there; nothing is left of a new folder unless a checkpoint was saved.
+        JaxInterpError: see `jaxinterp.train.fit`; nothing is left of a new folder unless a checkpoint was saved.
     """
     run_dir, data_dir = Path(run_dir), _folder(data_dir)
     check_folder(run_dir)
@@ -231,9 +232,9 @@ def explain(
         ]
         best = likeliest(np.asarray(parts.logits), top)[0]
         maps = np.asarray(parts.maps(image.shape[:2]))[:, best]
-        figures = {"": top_maps(net, image[None], [path.name], np.asarray(parts.logits), run.classes, maps)}
+        figures = {"": top_maps(net, image[None], [printable(path.name)], np.asarray(parts.logits), run.classes, maps)}
         content: dict[str, Any] = {
-            "image": str(path),
+            "image": printable(path),
             "run": run.name,
             "checkpoint": which,
             "layer": net.layer,
@@ -245,7 +246,8 @@ def explain(
             figures[f"-{reading.name}"] = reading.figure
             content[reading.name] = reading.numbers
         drawn = {end: picture(figure, "", "").png for end, figure in figures.items()}
-        stems = (path.stem if i == 1 else f"{path.stem}-{i}" for i in count(1))
+        name = os.fsdecode(os.fsencode(path.stem)[: 250 - max(map(len, drawn)) - 4])  # 255 bytes, with its ends
+        stems = (name if i == 1 else f"{name}-{i}" for i in count(1))
         stem = next(s for s in stems if not {out / f"{s}{end}.png" for end in drawn} & used)
         files = {out / f"{stem}{end}.png": png for end, png in drawn.items()}
         used |= set(files)

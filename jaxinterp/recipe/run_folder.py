@@ -10,10 +10,11 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from jaxinterp.checks import expected, require, shown
 from jaxinterp.errors import ConfigError

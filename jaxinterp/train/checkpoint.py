@@ -114,12 +114,15 @@ class Checkpoints:
             if self._writer is None:
                 self._folder = self._stack.enter_context(_plain(self.folder))
                 self._stack.enter_context(_silently("absl"))  # what orbax logs is raised as well
+                self._stack.enter_context(_without_loops())
                 if jax.process_index() == 0:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     for left in (*self.folder.glob(f"*{TEMPORARY}*"), *self.folder.glob("*.deleted")):
                         shutil.rmtree(left)
                 self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-            self._writer.save(self._folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonSave(content), **trees))
+            self._writer.save(
+                self._folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonSave(content), **trees)
+            )
         on_host = {name: jax.tree.map(_on_host, tree) for name, tree in items.items()}
         self._unread = step, on_host, best_record(content["history"])
 
@@ -130,8 +133,9 @@ class Checkpoints:
             yield
         except Exception as error:
             self._unread = None
-            reason = re.search(r"\[OS error \d+: (?:[A-Z]+ )?([^]]+)\]", str(error))
-            text = reason[1] if reason else getattr(error, "strerror", None) or f"{error}".strip().splitlines()[0][:140]
+            reason = re.search(r"No space left on device|Permission denied|Read-only file system", f"{error}")
+            text = reason[0] if reason else f"{type(error).__name__}: {error}".strip().splitlines()[0][:140]
+            time.sleep(0.2)  # until other threads have failed as well
             for left in self.folder.glob(f"{step}{TEMPORARY}*"):
                 shutil.rmtree(left, ignore_errors=True)
             raise CheckpointError(f"checkpoint {self.folder / str(step)} could not be written ({text})") from error
@@ -279,6 +283,18 @@ def _silently(name: str) -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+@contextmanager
+def _without_loops() -> Iterator[None]:
+    """Print nothing of a write in another thread that ends after the one that failed, and with it its event loop."""
+    hook = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: None if "loop is closed" in str(error) else hook(kind, error, trace)
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.excepthook = hook
 
 
 @contextmanager

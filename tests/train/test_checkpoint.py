@@ -90,7 +90,7 @@ def test_saving_returns_before_it_is_done_and_the_state_may_be_donated(tmp_path)
         state = state_of(4)
         checkpoints.save(state, {"fingerprint": CONFIG})
         jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(state.params)
-        with pytest.raises(CheckpointError, match="4 could not be written .*already exists"):
+        with pytest.raises(CheckpointError, match=r"4 could not be written .*already exists"):
             checkpoints.save(state_of(4), {})
     assert_same(restore(tmp_path)[0], state_of(4))
 

@@ -33,6 +33,9 @@ def test_an_interruption_that_python_ignores_is_sent_again() -> None:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt), never_lost():
+    def work() -> None:
         Finalized()
         time.sleep(5)
+
+    with never_lost(), pytest.raises(KeyboardInterrupt):
+        work()
