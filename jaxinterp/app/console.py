@@ -40,7 +40,9 @@ def table_of(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = 
 def show_table(console: Console, table: Table) -> None:
     """Print a table whose cells are no markup; a terminal too narrow for its longest words breaks lines, not words."""
     least = Measurement.get(console, console.options.update(width=WIDE, max_width=WIDE), table).minimum
-    console.print(table, highlight=False, markup=False, width=max(console.width, least), no_wrap=False, crop=False)
+    width, console.width = console.width, max(console.width, least)
+    console.print(table, highlight=False, markup=False)
+    console.width = width
 
 
 @contextlib.contextmanager

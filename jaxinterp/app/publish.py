@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,12 @@ def results_file(folder: Path, name: str, run: Run[Any], prefix: str = "") -> Pa
     return path
 
 
-def train_command(name: str, configurations: Sequence[Run[Any]]) -> str:
-    """Return the command that trains a run with the seeds of these configurations."""
-    seeds = ",".join(str(run.train.seed) for run in configurations)
-    return " ".join(["jaxinterp train", name, *overrides(name, configurations[0]), "--seeds", seeds])
+def train_command(name: str, configurations: Sequence[Run[Any]], info: Mapping[str, Any]) -> str:
+    """Return the commands that train a run with the seeds of these configurations; more than one if it went on."""
+    seeds, run = ",".join(str(run.train.seed) for run in configurations), configurations[0]
+    asked = [part["epochs"] for part in (info, *info["resumed"]) if "epochs" in part]
+    runs = [run.replace(train={"epochs": epochs}) for epochs in dict.fromkeys([*asked, run.train.epochs])]
+    return " && ".join(" ".join(["jaxinterp train", name, *overrides(name, one), "--seeds", seeds]) for one in runs)
 
 
 def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
@@ -103,7 +105,7 @@ def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
     evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds)]) + into
     return Results(
         run=name,
-        command=f"{train_command(name, configurations)} && {evaluate}",
+        command=f"{train_command(name, configurations, infos[0])} && {evaluate}",
         machine="; ".join(dict.fromkeys(part["machine"] for part in parts if "machine" in part)),
         versions=infos[0]["versions"],
         seeds=seeds,
@@ -135,7 +137,7 @@ def audit_results(run_dir: Path, found: Audit, methods: str, images: int, out: P
     folder = f"runs/{name.replace('/', '-')}-seed-{run.train.seed}"
     return Results(
         run=f"audit of {name}",
-        command=f"{train_command(name, [run])} && jaxinterp audit {folder} {' '.join(options)}",
+        command=f"{train_command(name, [run], info)} && jaxinterp audit {folder} {' '.join(options)}",
         machine=machine(),
         versions=info["versions"],
         seeds=(run.train.seed,),

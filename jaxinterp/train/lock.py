@@ -81,8 +81,8 @@ def _locked(run_dir: Path, log: Callable[[str], None]) -> Iterator[None]:
                 path.unlink()
             os.close(file)
     finally:
-        with contextlib.suppress(OSError):  # until one is not empty
-            for folder in made:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is gone, or not empty
                 folder.rmdir()
 
 

@@ -98,7 +98,6 @@ class RunLog:
         if step:
             changed = {name: value for name, value in here.items() if info.get(name) != value}
             info["resumed"].append({"step": step, "at": now, **changed})
-            info["epochs"] = epochs
         write_json(self._info, info)
 
     def epoch(self, record: Mapping[str, Any]) -> None:

@@ -106,7 +106,7 @@ def test_best_is_the_first_of_the_best_epochs_from_which_a_run_can_go_on(tmp_pat
     assert best == summary["best"]["step"]
     for step in newest:
         shutil.rmtree(tmp_path / f"checkpoints/{step}")
-    with pytest.raises(CheckpointError, match="the newest one, is missing.*--allow-older"):
+    with pytest.raises(CheckpointError, match=r"the newest one, is missing.*--allow-older"):
         train(tmp_path, tiny(), quadrants(128), held_out, **settings)
     assert checkpoints(tmp_path) == [best]
     capsys.readouterr()
