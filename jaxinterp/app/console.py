@@ -39,7 +39,7 @@ def table_of(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = 
 
 def show_table(console: Console, table: Table) -> None:
     """Print a table whose cells are no markup; a terminal too narrow for its longest words breaks lines, not words."""
-    least = Measurement.get(console, console.options.update(width=WIDE, max_width=WIDE), table).minimum
+    least = Measurement.get(console, console.options.update(width=WIDE, max_width=WIDE, markup=False), table).minimum
     width, console.width = console.width, max(console.width, least)
     console.print(table, highlight=False, markup=False)
     console.width = width

@@ -1,12 +1,16 @@
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from jaxinterp.app import console
+from jaxinterp.app.cli import Command, parse
 from jaxinterp.app.keys import attributes, key_rows
 from jaxinterp.app.registry import runs
+from jaxinterp.errors import ConfigError
 
 
 def printed(width, *rows):
@@ -51,3 +55,20 @@ def test_every_key_of_every_run_has_a_type_and_a_meaning():
     assert rows["train.epochs"][1:] == ["int >= 1", "Epochs."]
     assert rows["optim.optimizer"][1] == "adam | adamw | sgd"
     assert "crop_padding" in attributes(type(runs()["coda/digits"].run.augment))
+
+
+@pytest.mark.parametrize("option", ["--run-dir", "--data-dir"])
+def test_an_empty_folder_is_not_the_current_one(option):
+    with pytest.raises(ConfigError, match=f"^{option}: got nothing, expected a folder"):
+        parse(Command, ["train", "coda/digits", option, ""], "jaxinterp")
+
+
+def test_help_without_color(monkeypatch):
+    program = "import sys, os; sys.stdout.isatty = lambda: True; from jaxinterp.app.cli import main; main(['--help'])"
+    outputs = []
+    for variables in ({"NO_COLOR": "1"}, {}):
+        environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
+        outputs.append(done.stdout)
+    assert ["\x1b" in output for output in outputs] == [False, True]
