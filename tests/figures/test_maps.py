@@ -205,6 +205,6 @@ def test_contributions_of_channels_are_not_drawn_as_colors():
 
 def test_a_dollar_in_a_name_is_no_formula():
     names = ["$\\frac{x$.png", "br[red]ack_$"]
-    figure = panel(np.zeros((2, 4, 4, 1)), np.ones((2, 1, 4, 4)), [[name] for name in names], names)
+    figure = draw.panel(np.zeros((2, 4, 4, 1)), np.ones((2, 1, 4, 4)), [[name] for name in names], names)
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes[:4]] == [name for name in names for _ in range(2)]
