@@ -220,7 +220,7 @@ class Program:
         folders = " ".join(f"runs/{name.replace('/', '-')}-seed-{seed}" for seed in seeds)
         return Results(
             f"equivariance of {name}",
-            f"{train_command(name, configurations)} && "
+            f"{train_command(name, configurations, one_run(run_dirs)[2][0])} && "
             f"python experiments/equivariance.py {folders} {options} --results experiments/results",
             machine(),
             versions(),

@@ -1,10 +1,13 @@
 """Atomic writes: a file holds its old content or the new one, never half of it."""
 
 import io
+import json
 import os
 import threading
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +28,53 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the CRC32 of what it holds as its last key, `seal`.
+
+    Example:
+        >>> sealed({"step": 4})
+        {'step': 4, 'seal': 2379486494}
+        >>> unsealed(sealed({"step": 4}))
+        {'step': 4}
+    """
+    values = json.loads(json.dumps(content))
+    return {**values, "seal": _crc32(values)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """Return a JSON object without its seal; one that never had a seal passes.
+
+    Raises:
+        ValueError: It is no object, or has changed since it was sealed.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    values = {key: value for key, value in content.items() if key != "seal"}
+    if content.get("seal", _crc32(values)) != _crc32(values):
+        raise ValueError("its checksum does not match: it was edited or damaged")
+    return values
+
+
+def _crc32(values: Mapping[str, Any]) -> int:
+    """Return the CRC32 of JSON values, whatever their order."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, sealed."""
+    write_text(path, json.dumps(sealed(content), indent=2) + "\n")
+
+
+def printable(name: str | Path) -> str:
+    r"""Return a file's name as text that can be printed and encoded: bytes that are not UTF-8 as escapes.
+
+    Example:
+        >>> printable("caf\udce9.png")
+        'caf\\xe9.png'
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,28 +1,30 @@
-"""The command `jaxinterp`: demo, train, explain, evaluate, audit, list, report, data."""
+"""The command `jaxinterp`: demo, train, explain, evaluate, audit, export, compare, list, show, report, data."""
 
 import contextlib
 import io
+import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp import __version__
-from jaxinterp.app.console import errors_in_one_line, show
+from jaxinterp.app.console import errors_in_one_line, open_console, show, show_table, table_of
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.errors import ConfigError
-from jaxinterp.files import check_folder
+from jaxinterp.files import check_folder, write_text
 from jaxinterp.recipe.overrides import in_one_line, override
 
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
+FOLDER_OPTIONS = ("--run-dir", "--data-dir", "--out", "--results")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
 RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
 
@@ -60,7 +62,7 @@ class Train:
     smoke: bool = False
     """Every stage, small: 64 embedded digits at the run's size, one epoch, low ranks; needs no other data."""
     allow_older: bool = False
-    """If the newest checkpoint is damaged, go on from the newest intact one."""
+    """If the newest checkpoint is damaged or missing, go on from the newest intact one."""
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None
     """Where process 0 listens, for a run on many machines."""
     processes: Annotated[int | None, arg(metavar="INT")] = None
@@ -149,7 +151,7 @@ class Evaluate:
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
         from jaxinterp.app import stages
-        from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished, results_file
+        from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished, results_file, unfinished
         from jaxinterp.app.results import write_results
 
         name, (first, *_), _ = one_run(self.run_dirs)  # before anything is measured
@@ -160,7 +162,7 @@ class Evaluate:
         for run_dir in self.run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
         summary = gather(self.run_dirs, self.results)
-        console.print(metrics_table(summary))
+        show_table(console, metrics_table(summary, unfinished(self.run_dirs)))
         if file is not None:
             write_results(file, summary)
             show(console, f"results: {file}")
@@ -239,17 +241,58 @@ class Runs:
         """Print a table: name, where in the paper, measured time, the paper's numbers."""
         from jaxinterp.app.registry import runs
 
-        table = Table(box=None, pad_edge=False)
-        table.add_column("run", no_wrap=True)
-        for title in ("source", "time", "the paper's numbers"):
-            table.add_column(title, overflow="fold")
+        table = table_of(("run", "source", "time", "the paper's numbers"), ())
+        table.columns[0].no_wrap = True
         chosen = {name: run for name, run in runs().items() if name.startswith(self.prefix)}
         families = ", ".join(dict.fromkeys(name.split("/")[0] for name in runs()))
         require(chosen, "PREFIX", self.prefix, f"the beginning of a run's name, such as {families}")
         for name, run in chosen.items():
             numbers = ", ".join(f"{key} {run.paper[key]:g}" for key in PAPER_NUMBERS if key in run.paper)
             table.add_row(name, run.source, run.time, numbers)
-        console.print(table)
+        show_table(console, table)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare trained runs of different settings: one row each, only the settings that differ, then measurements."""
+
+    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
+    """Folders of runs, evaluated or not."""
+    measures: Annotated[str, arg(metavar="NAME,NAME,...")] = ""
+    """Measurements of the table; a few if empty."""
+    csv: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write all measurements to this CSV file too."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write all measurements to this JSON file too."""
+
+    def __call__(self, console: Console) -> None:
+        """Print the table."""
+        from jaxinterp.app.compare import chosen, compare
+
+        found = compare(self.run_dirs)
+        names = chosen(found, self.measures)
+        if self.csv is not None:
+            write_text(self.csv, found.to_csv())
+        if self.json is not None:
+            write_text(self.json, json.dumps(found.to_dict(), indent=2) + "\n")
+        show_table(console, table_of(found.header(names), found.cells(names)))
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show the keys of a run: values, types and meanings."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Name of a run, or a run's folder."""
+
+    def __call__(self, console: Console) -> None:
+        """Print a table of the keys."""
+        from jaxinterp.app.keys import HEADER, key_rows
+        from jaxinterp.app.registry import experiment_of, run_in
+
+        folder = Path(self.run)
+        run = run_in(folder)[2] if (folder / "config.json").exists() else experiment_of(self.run).run
+        show_table(console, table_of(HEADER, key_rows(run)))
 
 
 @dataclass(frozen=True)
@@ -296,7 +339,9 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Audit, subcommand("audit")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Runs, subcommand("list")]
+    | Annotated[Show, subcommand("show")]
     | Annotated[Report, subcommand("report")]
     | Annotated[GetData, subcommand("data")]
 )
@@ -328,6 +373,8 @@ def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = 
     """Return the command that the words ask for; leave after help, which begins with the description."""
     for word in words:
         require(not re.fullmatch(r"--[\w-]+=", word), word.rstrip("="), "nothing", "a value")
+    for option, word in pairwise(words):
+        require(word or option not in FOLDER_OPTIONS, option, "nothing", "a folder")
     given = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--[\w-]+(=|$)", word)]
     for option, count in Counter(given).items():
         require(count == 1, option, f"it {count} times", "it once")
@@ -349,7 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"jaxinterp {__version__}")
         return
     with errors_in_one_line():
-        parse(Command, words, "jaxinterp")(Console())
+        parse(Command, words, "jaxinterp")(open_console())
 
 
 def run_experiment(file: str, arguments: Sequence[str] | None = None) -> None:
@@ -365,4 +412,4 @@ def run_experiment(file: str, arguments: Sequence[str] | None = None) -> None:
         )
         command = parse(Train, words, path.name, script + ", ".join(names))
         require_one_of("RUN", command.run, names, f"a run of {path.name}, such as {names[0]}")
-        command.to_the_end(Console())
+        command.to_the_end(open_console())

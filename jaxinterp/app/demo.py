@@ -7,10 +7,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from jaxinterp.app import stages
-from jaxinterp.app.console import errors_in_one_line, show
+from jaxinterp.app.console import errors_in_one_line, show, show_table, table_of
 from jaxinterp.app.overview import HEADER, compose, summarize_run
 from jaxinterp.app.publish import gather, metrics_table
 from jaxinterp.app.registry import experiment_of, family_of
@@ -58,11 +57,8 @@ def demo(run_dir: Path, smoke: bool, console: Console) -> None:
         raise JaxInterpError(f"the networks of {output} were not finished: status {process.exitcode}")
     sections, rows = zip(*(summarize_run(folder(run_dir, name)) for name in RUNS), strict=True)
     write(compose(sections, rows), run_dir / "report.html")
-    table = Table(*HEADER, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
     show(console, f"report: {run_dir / 'report.html'}")
-    console.print(table)
+    show_table(console, table_of(HEADER, rows))
 
 
 def folder(run_dir: Path, name: str) -> Path:
@@ -79,7 +75,7 @@ def complete(name: str, run_dir: Path, smoke: bool, console: Console) -> None:
         raise JaxInterpError(f"interrupted by {result.interrupted}; the same command goes on")
     show(console, stages.outcome(run_dir, result.summary))
     stages.evaluate(run_dir)
-    console.print(metrics_table(gather([run_dir])))
+    show_table(console, metrics_table(gather([run_dir])))
     show(console, f"report: {stages.report(run_dir)}")
 
 

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,12 @@ def results_file(folder: Path, name: str, run: Run[Any], prefix: str = "") -> Pa
     return path
 
 
-def train_command(name: str, configurations: Sequence[Run[Any]]) -> str:
-    """Return the command that trains a run with the seeds of these configurations."""
-    seeds = ",".join(str(run.train.seed) for run in configurations)
-    return " ".join(["jaxinterp train", name, *overrides(name, configurations[0]), "--seeds", seeds])
+def train_command(name: str, configurations: Sequence[Run[Any]], info: Mapping[str, Any]) -> str:
+    """Return the commands that train a run with the seeds of these configurations; more than one if it went on."""
+    seeds, run = ",".join(str(run.train.seed) for run in configurations), configurations[0]
+    asked = [part["epochs"] for part in (info, *info["resumed"]) if "epochs" in part]
+    runs = [run.replace(train={"epochs": epochs}) for epochs in dict.fromkeys([*asked, run.train.epochs])]
+    return " && ".join(" ".join(["jaxinterp train", name, *overrides(name, one), "--seeds", seeds]) for one in runs)
 
 
 def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
@@ -103,7 +105,7 @@ def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
     evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds)]) + into
     return Results(
         run=name,
-        command=f"{train_command(name, configurations)} && {evaluate}",
+        command=f"{train_command(name, configurations, infos[0])} && {evaluate}",
         machine="; ".join(dict.fromkeys(part["machine"] for part in parts if "machine" in part)),
         versions=infos[0]["versions"],
         seeds=seeds,
@@ -135,7 +137,7 @@ def audit_results(run_dir: Path, found: Audit, methods: str, images: int, out: P
     folder = f"runs/{name.replace('/', '-')}-seed-{run.train.seed}"
     return Results(
         run=f"audit of {name}",
-        command=f"{train_command(name, [run])} && jaxinterp audit {folder} {' '.join(options)}",
+        command=f"{train_command(name, [run], info)} && jaxinterp audit {folder} {' '.join(options)}",
         machine=machine(),
         versions=info["versions"],
         seeds=(run.train.seed,),
@@ -145,11 +147,18 @@ def audit_results(run_dir: Path, found: Audit, methods: str, images: int, out: P
     )
 
 
-def metrics_table(results: Results) -> Table:
-    """Lay out the metrics of a run for the terminal, ours beside the paper's."""
-    table = Table("metric", "ours", "± (seeds)", "paper", title=results.run, title_justify="left", box=None)
+def metrics_table(results: Results, unfinished: Sequence[str] = ()) -> Table:
+    """Lay out the metrics of a run for the terminal, ours beside the paper's; say in the title what is unfinished."""
+    title = "; ".join([results.run, *unfinished])
+    table = Table("metric", "ours", "± (seeds)", "paper", title=title, title_justify="left", box=None)
     for name, metric in results.metrics.items():
         spread = f"{metric.std:.2g} ({metric.n})" if metric.n > 1 else f"({metric.n})"
         paper = "" if metric.paper is None else f"{metric.paper:.4g}"
         table.add_row(name, f"{metric.mean:.4g}", spread, paper)
     return table
+
+
+def unfinished(run_dirs: Sequence[Path]) -> list[str]:
+    """Return a line for every evaluated run that had not ended when it was measured."""
+    found = {d: read_json(d / "evaluation.json", f"jaxinterp evaluate {d}").get("unfinished") for d in run_dirs}
+    return [f"{run_dir.name} is {line}" for run_dir, line in found.items() if line]

@@ -1,6 +1,7 @@
 """The stages of every run: train, evaluate, explain, audit, report."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,22 +16,23 @@ import numpy as np
 from flax import linen as nn
 
 from jaxinterp.app.registry import family_of, name_of, run_in
-from jaxinterp.checks import require
+from jaxinterp.checks import require, warn
 from jaxinterp.data import Dataset
 from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain.audit import Audit
 from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.figures.html import picture, write
-from jaxinterp.files import check_folder, write_arrays, write_bytes, write_text
+from jaxinterp.files import check_folder, printable, write_arrays, write_bytes, write_json, write_text
 from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.data import check_fits, record, resolved, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
-from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, write_config
+from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, unfinished_line, write_config
 from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
+from jaxinterp.train.lock import LOCK, only_trainer
 from jaxinterp.train.result import Which
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
@@ -56,14 +58,15 @@ def train(
     """
     run_dir, data_dir = Path(run_dir), _folder(data_dir)
     check_folder(run_dir)
-    new = not run_dir.exists() or not any(run_dir.iterdir())
-    try:
-        return _train(name, run, run_dir, data_dir, allow_older)
-    except JaxInterpError:
-        saved = any((run_dir / CHECKPOINTS).glob("[0-9]*")) or (run_dir / PRETRAINED).exists()
-        if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+    with only_trainer(run_dir):
+        new = {path.name for path in run_dir.iterdir()} <= {LOCK}
+        try:
+            return _train(name, run, run_dir, data_dir, allow_older)
+        except JaxInterpError:
+            saved = any((run_dir / CHECKPOINTS).glob("[0-9]*")) or (run_dir / PRETRAINED).exists()
+            if new and not saved and jax.process_index() == 0:  # the corrected command may use the folder
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
 
 
 def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
@@ -78,7 +81,7 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
     family.check(run, network, data)
     write_config(run_dir, name, run)
     pretrained = None
-    if (first := family.pretrain(run)) is not None:
+    if (first := family.pretrain(run)) is not None and not last_step(run_dir):
         result = train(name_of(first, name), first, run_dir / PRETRAINED, data_dir, allow_older)
         if result.interrupted:
             return result
@@ -117,6 +120,7 @@ def build(family: Family[Any], run: Run[Any], dtype: Literal["float32", "bfloat1
 def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
     """Return the JSON values that identify a run: its configuration, and what its names stand for."""
     values: dict[str, Any] = json.loads(json.dumps({"run": asdict(run), **family.fingerprint(run)}))
+    del values["run"]["train"]["epochs"]  # a run may go on
     return values
 
 
@@ -170,7 +174,7 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     results, first_maps = measure(last, logits, log)
     write_arrays(run_dir / MAPS, first_maps)
     write_arrays(run_dir / LOGITS, logits)
-    write_text(run_dir / "evaluation.json", json.dumps(results) + "\n")  # in case the family's own measures fail
+    write_json(run_dir / "evaluation.json", results)  # in case the family's own measures fail
     further = last.family.measure(last, log)
     results["metrics"] |= further.pop("metrics", {})
     results |= further
@@ -178,7 +182,10 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     if "highest" in summary:
         results["metrics"]["test_accuracy_highest"] = summary["highest"]["test_accuracy"]
     results["step"] = step
-    write_text(run_dir / "evaluation.json", json.dumps(results) + "\n")
+    if unfinished := unfinished_line(run_dir, last.run):
+        results["unfinished"] = unfinished
+        warn(f"{run_dir}: {unfinished}")
+    write_json(run_dir / "evaluation.json", results)
     return results
 
 
@@ -230,9 +237,9 @@ def explain(
         ]
         best = likeliest(np.asarray(parts.logits), top)[0]
         maps = np.asarray(parts.maps(image.shape[:2]))[:, best]
-        figures = {"": top_maps(net, image[None], [path.name], np.asarray(parts.logits), run.classes, maps)}
+        figures = {"": top_maps(net, image[None], [printable(path.name)], np.asarray(parts.logits), run.classes, maps)}
         content: dict[str, Any] = {
-            "image": str(path),
+            "image": printable(path),
             "run": run.name,
             "checkpoint": which,
             "layer": net.layer,
@@ -244,7 +251,8 @@ def explain(
             figures[f"-{reading.name}"] = reading.figure
             content[reading.name] = reading.numbers
         drawn = {end: picture(figure, "", "").png for end, figure in figures.items()}
-        stems = (path.stem if i == 1 else f"{path.stem}-{i}" for i in count(1))
+        name = os.fsdecode(os.fsencode(path.stem)[: 250 - max(map(len, drawn)) - 4])  # 255 bytes, with its ends
+        stems = (name if i == 1 else f"{name}-{i}" for i in count(1))
         stem = next(s for s in stems if not {out / f"{s}{end}.png" for end in drawn} & used)
         files = {out / f"{stem}{end}.png": png for end, png in drawn.items()}
         used |= set(files)
@@ -283,7 +291,7 @@ def audit(
         "commit": commit(),
         "versions": versions(),
     }
-    write_text(run_dir / "audit.json", json.dumps({**made, **found.to_dict()}, indent=2) + "\n")
+    write_json(run_dir / "audit.json", {**made, **found.to_dict()})
     write(audit_page(run, found), run_dir / "audit.html")
     return found
 

@@ -172,7 +172,7 @@ def filter_sheet(
     for i, j in np.ndindex(rows, columns):
         _picture(grid[i, j], drawn[i, j], titles[i][j])
     for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.set_ylabel(name, fontsize=9)
+        axes.set_ylabel(name, fontsize=9, parse_math=False)
     return figure
 
 
@@ -188,7 +188,7 @@ def _picture(axes: "Axes", picture: np.ndarray, title: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=FAINT)
     if title:
-        axes.set_title(title, fontsize=9, pad=3)
+        axes.set_title(title, fontsize=9, pad=3, parse_math=False)  # a `$` in a name is no formula
 
 
 def image_rows(rows: Sequence[Float[np.ndarray, "_ h w c"]], names: Sequence[str]) -> "ShownFigure":

@@ -56,5 +56,5 @@ def deciding_templates(
 
 def _draw(axes: "Axes", image: Float[np.ndarray, "h w c"], title: str) -> None:
     axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, parse_math=False)
     axes.set(xticks=[], yticks=[])

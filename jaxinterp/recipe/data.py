@@ -35,7 +35,7 @@ from jaxinterp.data.own_files import find, write_split
 from jaxinterp.data.pictures import readable
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import DataError
-from jaxinterp.files import write_text
+from jaxinterp.files import unsealed, write_json
 from jaxinterp.nn.losses import LossFn
 from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe import config
@@ -206,7 +206,7 @@ def record(run: Run[Any], run_dir: Path, data_dir: Path | None, *parts: Dataset 
     csv:RUN_DIR/split.csv is the same data set, whatever else comes into the folder.
     """
     sources = {"train" if isinstance(part, Stream) else part.split: dict(part.provenance) for part in parts}
-    write_text(run_dir / RECORD, json.dumps(sources, indent=2) + "\n")
+    write_json(run_dir / RECORD, sources)
     if not run.data.own:
         return
     own = _listed(run, data_dir)
@@ -225,7 +225,7 @@ def require_recorded(run_dir: Path, images: Dataset) -> Dataset:
     if "sha256" not in images.provenance or not (run_dir / RECORD).exists():
         return images
     try:
-        parts = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        parts = unsealed(json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
         recorded = {name.partition("[")[0]: words.get("sha256") for name, words in parts.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{run_dir / RECORD}: damaged ({error})") from error

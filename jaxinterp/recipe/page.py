@@ -79,7 +79,7 @@ def compose_page(report: Report) -> Page:
     """Compose the page of a run."""
     experiment, results, net = report.trained.experiment, report.results, report.explainable
     metrics, last = results["metrics"], report.history[-1] if report.history else {}
-    residual = small(metrics, "completeness_residual")
+    residual, epochs = small(metrics, "completeness_residual"), f"{last.get('epoch', '?')} epochs"
     tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
     for size in list(results["localization"])[:1]:
         key = f"localization_{size}_median"
@@ -93,7 +93,7 @@ def compose_page(report: Report) -> Page:
     return Page(
         title=report.trained.name,
         subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
-        f"seed {report.run.train.seed} · {last.get('epoch', '?')} epochs",
+        f"seed {report.run.train.seed} · {results.get('unfinished') or epochs}",
         exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the largest "
         f"relative residual measured is {residual}, which is float32 rounding. Accuracy, localization and removal are "
         "measurements on test images, and post-hoc maps are approximations.",

@@ -1,10 +1,11 @@
-"""The files of a run's folder.
+"""The files of a run's folder: JSON of a declared shape, sealed by a checksum.
 
 What reads a file raises ConfigError if it is missing or damaged: one line with the file, the fault, and how to make it.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Iterator
@@ -13,31 +14,82 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from jaxinterp.checks import expected, require, shown
 from jaxinterp.errors import ConfigError
-from jaxinterp.files import write_text
+from jaxinterp.files import unsealed, write_json
 from jaxinterp.recipe.config import M, Run
+from jaxinterp.train.log import count_epochs
 
 MAX_LINES = 2000  # of a log that are kept, more than a curve can show
+EPOCHS = "train.epochs"
+
+
+class RunInfo(TypedDict, total=False):
+    """What run.json holds: when and with what a run was trained, how often it was resumed, how it ended."""
+
+    started: str
+    seed: int
+    epochs: int
+    device: dict[str, Any]
+    machine: str
+    processes: int
+    commit: str | None
+    versions: dict[str, str]
+    resumed: list[dict[str, Any]]
+    summary: dict[str, dict[str, float]]
+
+
+class Evaluation(TypedDict, total=False):
+    """What evaluation.json holds of every run; families add their own."""
+
+    metrics: dict[str, float]
+    localization: dict[str, dict[str, list[float]]]
+    grids: dict[str, dict[str, Any]]
+    removal: dict[str, list[float]]
+    residuals: list[Any]
+    fractions: list[float]
+    step: int
+    unfinished: str
+
+
+SHAPES: dict[str, Any] = {
+    "run.json": RunInfo,
+    "evaluation.json": Evaluation,
+    "data.json": dict[str, dict[str, str]],
+    "metrics.jsonl": dict[str, float],
+}
 
 
 def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
-    """Write a run's name and configuration to `run_dir`/config.json.
+    """Write a run's name and configuration to `run_dir`/config.json; a run that is there may get more epochs.
 
     Raises:
         ConfigError: the folder holds a run of another name or configuration; the line names what differs.
     """
     path = run_dir / "config.json"
-    if not path.exists():
-        write_text(path, json.dumps({"run": name, "config": dataclasses.asdict(run)}, indent=2) + "\n")
-        return
-    held, hint = read_name(run_dir), "choose another --run-dir"
-    require(held == name, "RUN", name, f"{held}, which {run_dir} holds; {hint}")
-    old, new = read_config(run_dir, type(run.model)).fields(), run.fields()
-    differing = [key for key in new if old[key] != new[key]]
-    had, asked = (", ".join(f"{key}={shown(values[key])}" for key in differing) for values in (old, new))
-    require(not differing, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
+    if path.exists():
+        held, hint = read_name(run_dir), "choose another --run-dir"
+        require(held == name, "RUN", name, f"{held}, which {run_dir} holds; {hint}")
+        old, new = read_config(run_dir, type(run.model)).fields(), run.fields()
+        differing = [key for key in new if old[key] != new[key]]
+        if not differing:
+            return
+        longer = differing == [EPOCHS] and new[EPOCHS] > old[EPOCHS]
+        had, asked = (", ".join(f"{key}={shown(values[key])}" for key in differing) for values in (old, new))
+        hint = "more epochs would go on" if differing == [EPOCHS] else hint
+        require(longer, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
+    write_json(path, {"run": name, "config": dataclasses.asdict(run)})
+
+
+def unfinished_line(run_dir: Path, run: Run[Any]) -> str:
+    """Say how far a run is that has not ended; nothing of one that has."""
+    info = read_json(run_dir / "run.json", "jaxinterp train") if (run_dir / "run.json").exists() else {}
+    if "summary" in info:
+        return ""
+    epochs = count_epochs(run_dir)
+    return f"unfinished, trained for {epochs:,} of {run.train.epochs:,} epochs; the command that trains it goes on"
 
 
 @contextlib.contextmanager
@@ -66,10 +118,10 @@ def read_name(run_dir: Path) -> str:
 
 
 def _read_content(run_dir: Path) -> dict[str, Any]:
-    """Return the JSON object that `write_config` wrote, with its name at least."""
+    """Return the JSON object that `write_config` wrote, unchanged, with its name at least."""
     path = run_dir / "config.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = unsealed(json.loads(path.read_text(encoding="utf-8")))
         content["run"]
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
@@ -89,7 +141,7 @@ def read_config(run_dir: Path, model: type[M]) -> Run[M]:
 def read_json(path: Path, made_by: str, *keys: str) -> dict[str, Any]:
     """Return a JSON object of a run folder that has at least these keys; `made_by` is the command that writes it."""
     with _naming(path, made_by):
-        content = _parsed(path.read_text(encoding="utf-8"))
+        content = _parsed(path.read_text(encoding="utf-8"), path.name)
         if lacking := [key for key in keys if key not in content]:
             raise ValueError(f"it has no {', '.join(lacking)}")
     return content
@@ -102,7 +154,7 @@ def read_lines(path: Path, made_by: str) -> list[dict[str, Any]]:
         file.seek(0)
         contents, last = list[dict[str, Any]](), None
         for i, line in enumerate(file):
-            last = _parsed(line)
+            last = _parsed(line, path.name)
             if i % step == 0:
                 contents.append(last)
     return contents if last is None or contents[-1] is last else [*contents, last]
@@ -114,12 +166,26 @@ def read_arrays(path: Path, made_by: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """Parse a JSON object."""
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    """Parse a JSON object of the shape of the file of this name, and check its seal."""
+    content = unsealed(json.loads(text))
+    if name in SHAPES:
+        from pydantic import ValidationError
+
+        try:
+            _adapter(name).validate_python(content, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "content"
+            raise ValueError(f"{place}: got {shown(first['input'])[:80]}, expected {expected(error)}") from None
     return content
+
+
+@functools.cache
+def _adapter(name: str) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(SHAPES[name])
 
 
 @contextlib.contextmanager

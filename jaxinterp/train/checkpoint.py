@@ -3,25 +3,32 @@
 import gc
 import json
 import logging
+import re
 import shutil
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
-from jaxinterp.checks import require
 from jaxinterp.errors import CheckpointError
+from jaxinterp.files import sealed, unsealed, write_json
 from jaxinterp.provenance import crc32
 from jaxinterp.train.result import Which, best_record
 from jaxinterp.train.step import TrainState
+
+NEWEST = "newest.json"  # file, within a run's folder, of the step of its newest checkpoint
+TEMPORARY = ".orbax-checkpoint-tmp"  # end of the name of a folder that is being written
 
 
 def _items(state: Any) -> dict[str, Any]:
@@ -35,29 +42,53 @@ class Checkpoints:
 
     Saving is asynchronous (the state may be donated at once) and atomic (a folder has its name when it is complete).
     Beside the trees each checkpoint has a `meta` with the shape, dtype and CRC32 of every leaf, the run's fingerprint
-    and history, and a CRC32 of itself. Use as a context manager: leaving waits for what is being written.
+    and history, and a CRC32 of itself. What was written is read back before an older one is deleted. The newest step
+    stands in `<run_dir>/newest.json`, so that its absence is noticed. Use as a context manager: leaving waits for
+    what is being written.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 2) -> None:
         """Open the checkpoints of a run, of which the last `keep` stay; folders are made when something is saved."""
         self.folder = Path(run_dir).absolute() / "checkpoints"
-        require(not set(str(self.folder)) & set("*?[\\"), "run_dir", run_dir, "a path without *, ?, [ or backslash")
         self._keep = keep
-        self._policy: Any = None
-        self._manager: Any = None
+        self._writer: Any = None
+        self._unread: tuple[int, dict[str, Any], Mapping[str, Any] | None] | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            manager.close()
+    def __exit__(self, kind: Any, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            writer, self._writer = self._writer, None
+            with self._stack:
+                if writer is not None:
+                    with suppress(Exception):  # was raised by `wait`, or another error is on its way
+                        writer.close()
 
     def wait(self) -> None:
-        """Wait until what is being written is complete."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
+        """Wait until what is being written is complete, read it back, and delete what need not be kept.
+
+        Raises:
+            CheckpointError: It could not be written, or reads back as something else; older ones are kept.
+        """
+        if self._unread is None:
+            return
+        (step, items, best), self._unread = self._unread, None
+        with self._writing(step):
+            self._writer.wait_until_finished()
+        _read(self.folder / str(step), items, None, "last")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxinterp.train.saved")
+        if jax.process_index() == 0:
+            write_json(self.folder.with_name(NEWEST), {"step": step})
+            steps = self.steps()
+            kept = {*steps[: self._keep], *([] if best is None else [best["step"]])}
+            for older in set(steps) - kept:
+                _delete(self.folder / str(older))
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, newest first."""
@@ -67,27 +98,47 @@ class Checkpoints:
         """Begin to save a state; return as soon as its buffers may be donated.
 
         Of the JSON values `meta`, `fingerprint` is compared when it is restored, and `history` tells the best epoch.
+
+        Raises:
+            CheckpointError: The disk is full, or the folder may not be written to.
         """
         import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as managers
 
+        self.wait()
         items, step = _items(state), int(state.step)
         sums = {path: crc32(leaf) for path, leaf in _flatten_with_paths(items)}
         specs = {"leaves": _leaf_specs(items), "crc32": sums}
-        sealed = {"fingerprint": {}, "history": [], **meta, "step": step, **specs}
-        sealed = json.loads(json.dumps(sealed))
-        sealed["seal"] = _checksum(sealed)
-        best = best_record(sealed["history"])
-        # Orbax's `BestN` reads the metrics back from a file without a checksum; here the sealed history decides.
-        policies = [managers.LatestN(self._keep), managers.CustomSteps([] if best is None else [best["step"]])]
-        if self._manager is None:
-            self._policy = managers.AnyPreservationPolicy(policies)
-            options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self.wait()
-        self._policy.policies = policies
+        content = sealed({"fingerprint": {}, "history": [], **meta, "step": step, **specs})
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(sealed), **trees), force=True)
+        with self._writing(step):
+            if self._writer is None:
+                self._folder = self._stack.enter_context(_plain(self.folder))
+                self._stack.enter_context(_silently("absl"))  # what orbax logs is raised as well
+                self._stack.enter_context(_without_loops())
+                if jax.process_index() == 0:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    for left in (*self.folder.glob(f"*{TEMPORARY}*"), *self.folder.glob("*.deleted")):
+                        shutil.rmtree(left)
+                self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            self._writer.save(
+                self._folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonSave(content), **trees)
+            )
+        on_host = {name: jax.tree.map(_on_host, tree) for name, tree in items.items()}
+        self._unread = step, on_host, best_record(content["history"])
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Let what orbax and its storage raise be one line."""
+        try:
+            yield
+        except Exception as error:
+            self._unread = None
+            reason = re.search(r"No space left on device|Permission denied|Read-only file system", f"{error}")
+            text = reason[0] if reason else f"{type(error).__name__}: {error}".strip().splitlines()[0][:140]
+            time.sleep(0.2)  # until other threads have failed as well
+            for left in self.folder.glob(f"{step}{TEMPORARY}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise CheckpointError(f"checkpoint {self.folder / str(step)} could not be written ({text})") from error
 
     def restore(
         self,
@@ -103,10 +154,11 @@ class Checkpoints:
             target: The state wanted, of `jax.ShapeDtypeStruct` (with shardings) or arrays.
             fingerprint: Must equal what was saved, if given.
             which: The last checkpoint, or the best one.
-            allow_older: If the newest one is damaged, use the newest intact one; a foreign one raises all the same.
+            allow_older: If the newest one is damaged or missing, use the newest intact one; a foreign one raises all
+                the same.
 
         Returns:
-            The state, its meta, and a line for every damaged checkpoint passed over; None if there is no checkpoint.
+            The state, its meta, and a line for every checkpoint passed over; None if there is no checkpoint.
 
         Raises:
             CheckpointError: It is damaged, or of another model, type or configuration.
@@ -117,11 +169,15 @@ class Checkpoints:
         trees, meta, errors = results
         return TrainState(**trees["variables"], **trees["training"]), meta, errors
 
-    def delete_after(self, step: int) -> None:
-        """Delete checkpoints newer than a step: the run goes on from there, and will write them again."""
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Rename checkpoints newer than a step, as the run goes on from there and will write them again."""
+        aside = list[Path]()
         if jax.process_index() == 0:
             for newer in (newer for newer in self.steps() if newer > step):
-                shutil.rmtree(self.folder / str(newer))
+                names = (self.folder / f"{newer}.damaged-{number}" for number in count(1))
+                aside.append(next(path for path in names if not path.exists()))
+                (self.folder / str(newer)).rename(aside[-1])
+        return aside
 
 
 def load_variables(
@@ -139,7 +195,7 @@ def load_variables(
         model: The model that was trained; another dtype of computation is fine, other parameters are not.
         input_shape: Shape of one image, (H, W, C).
         which: `last` epoch, or `best` on the validation part.
-        allow_older: If the newest checkpoint is damaged, use the newest intact one.
+        allow_older: If the newest checkpoint is damaged or missing, use the newest intact one.
         fingerprint: Values, by name, that must be those given to `fit`, such as the words of a code, which no
             parameter's shape tells from others.
 
@@ -175,9 +231,30 @@ def _leaf_specs(items: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in _flatten_with_paths(items)}
 
 
-def _checksum(meta: Mapping[str, Any]) -> int:
-    """Return the CRC32 of JSON values, whatever their order."""
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+def _on_host(leaf: Any) -> Any:
+    """Return what tells orbax to read a leaf as a NumPy array, without memory of its own; keys stay on their device."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """Yield a path of plain characters, a link if need be: orbax takes `[`, `*` and others for a pattern."""
+    if re.fullmatch(r"[\w./ +=,@~-]*", str(folder)):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="jaxinterp-") as temporary:
+        link = Path(temporary) / "folder"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint so that half of one never has its name."""
+    left = folder.with_name(f"{folder.name}.deleted")
+    folder.rename(left)
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def _complete_steps(folder: Path) -> list[int]:
@@ -186,16 +263,50 @@ def _complete_steps(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
+def _newest(folder: Path) -> int:
+    """Return the step of the newest checkpoint that was completed, whether it is still there or not; 0 if none was."""
+    path = folder.with_name(NEWEST)
+    try:
+        return int(unsealed(json.loads(path.read_text(encoding="utf-8")))["step"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove it to go on without it") from error
+
+
+@contextmanager
+def _silently(name: str) -> Iterator[None]:
+    """Disable a logger."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+@contextmanager
+def _without_loops() -> Iterator[None]:
+    """Print nothing of a write in another thread that ends after the one that failed, and with it its event loop."""
+    hook = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: None if "loop is closed" in str(error) else hook(kind, error, trace)
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.excepthook = hook
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Silence the reads that a failed one leaves behind: in other threads, after the error (orbax 0.12 still does)."""
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    disabled, sys.unraisablehook, log.disabled = log.disabled, lambda _: None, True
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda fault: hook(fault) if fault.exc_type is KeyboardInterrupt else None
     try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        with _silently("asyncio"), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             yield
     finally:
-        sys.unraisablehook, log.disabled = hook, disabled
+        sys.unraisablehook = hook
 
 
 def _read_item(path: Path, name: str, args: Any) -> Any:
@@ -203,8 +314,8 @@ def _read_item(path: Path, name: str, args: Any) -> Any:
 
     with _quietly():
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                return reader.restore(path, args=ocp.args.Composite(**{name: args}))[name]
+            with _plain(path) as plain, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                return reader.restore(plain, args=ocp.args.Composite(**{name: args}))[name]
         except Exception as error:  # whatever damage makes orbax and its storage raise
             reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:140]
         time.sleep(0.05)  # until they end
@@ -216,9 +327,13 @@ def _read_meta(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     meta = _read_item(path, "meta", ocp.args.JsonRestore())
-    if not isinstance(meta, dict) or meta.pop("seal", None) != _checksum(meta) or str(meta["step"]) != path.name:
-        raise CheckpointError(f"checkpoint {path} is damaged (meta: its checksum does not match)")
-    return meta
+    try:
+        values = unsealed(meta)
+        if "seal" in meta and str(values["step"]) == path.name:
+            return values
+    except (ValueError, KeyError):
+        pass
+    raise CheckpointError(f"checkpoint {path} is damaged (meta: its checksum does not match)")
 
 
 def _check_leaves(path: Path, written: Mapping[str, Any], items: Mapping[str, Any]) -> None:
@@ -284,16 +399,18 @@ def _read_checkpoint(
     allow_older: bool = False,
 ) -> tuple[Any, dict[str, Any], list[str]] | None:
     """Read and verify some trees, given as trees of `jax.ShapeDtypeStruct`; see `Checkpoints.restore`."""
-    errors: list[str] = []
-    for step in _complete_steps(folder):
+    errors, steps = list[str](), _complete_steps(folder)
+    if (newest := _newest(folder)) > max(steps, default=0):
+        errors.append(f"checkpoint {folder / str(newest)}, the newest one, is missing")
+    for step in steps if allow_older or not errors else ():
         try:
             return *_read(folder / str(step), items, fingerprint, which), errors
         except CheckpointError as error:
             errors.append(str(error))
             if not allow_older or "damaged" not in str(error):
                 break
-    if not errors:
+    if not errors or (allow_older and not steps):
         return None
     hint = "`jaxinterp train --allow-older` (allow_older=True) uses the last intact one, if any."
     hint = ". " + ("No older one is intact." if allow_older else hint)
-    raise CheckpointError(errors[0] + (hint if "damaged" in errors[0] else ""))
+    raise CheckpointError(errors[0] + (hint if re.search("damaged|missing$", errors[0]) else ""))

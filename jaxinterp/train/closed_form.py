@@ -15,6 +15,7 @@ from jaxinterp.nn.losses import LogitsLoss
 from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.config import TrainConfig, check_outputs, describe
 from jaxinterp.train.evaluate import Evaluation, measure
+from jaxinterp.train.lock import only_trainer
 from jaxinterp.train.log import RunLog
 from jaxinterp.train.loop import start_from
 from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
@@ -62,7 +63,7 @@ def fit_closed_form(
 
     state: TrainState = jax.jit(init, out_shardings=replicated)()
     fingerprint = {**describe(train, model, config), **(fingerprint or {})}
-    with Checkpoints(run_dir) as checkpoints:
+    with only_trainer(run_dir, log), Checkpoints(run_dir) as checkpoints:
         results = checkpoints.restore(state, fingerprint=fingerprint, allow_older=allow_older)
         if results is None:
             begun = time.perf_counter()
@@ -80,7 +81,7 @@ def fit_closed_form(
             log("already finished")
     best = None if best_record(history) is None else state.variables
     summary = summarize(history, state.variables, best, parts["test"])
-    with RunLog(run_dir, history if results else [], seed=config.seed, step=1 if results else 0) as logs:
+    with RunLog(run_dir, history if results else [], seed=config.seed, step=1 if results else 0, epochs=1) as logs:
         if results is None:
             logs.epoch(history[0])
         logs.finish(summary)

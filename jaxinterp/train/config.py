@@ -75,12 +75,12 @@ def check_outputs(model: nn.Module, image_shape: Sequence[int], *parts: Dataset 
 
 
 def describe(train: Dataset | Stream, model: nn.Module, config: TrainConfig) -> dict[str, Any]:
-    """Return, as JSON values, what must not change between a run and its continuation."""
+    """Return, as JSON values, what must not change between a run and its continuation; it may have more epochs."""
     data: dict[str, Any] = {"name": train.name}
     if isinstance(train, Dataset):
         data |= {"shape": list(train.images.shape), "maximum": train.maximum}
         data["crc32"] = [zlib.crc32(np.ascontiguousarray(array)) for array in (train.images, train.labels)]
-    same = ("epochs", "batch_size", "seed", "grad_accum_steps", "val_fraction")
+    same = ("batch_size", "seed", "grad_accum_steps", "val_fraction")
     return {
         "model": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),
         "data": data,

@@ -24,6 +24,7 @@ from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.config import TrainConfig, check_batches, check_outputs, describe
 from jaxinterp.train.evaluate import Evaluation, Evaluations, measure
 from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
+from jaxinterp.train.lock import only_trainer
 from jaxinterp.train.log import RunLog, count_epochs
 from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
@@ -66,10 +67,11 @@ class _Run:
         self.checkpoints.wait()
         if self.step not in self.checkpoints.steps():
             meta = {"fingerprint": self.fingerprint, "history": self.history, "seconds": self.progress.seconds}
+            meta["epochs"] = self.config.epochs
             self.checkpoints.save(state, meta)
 
     def resume(self, target: TrainState, allow_older: bool) -> TrainState | None:
-        """Go back to the newest checkpoint, deleting damaged ones that are newer."""
+        """Go back to the newest checkpoint, setting aside damaged ones that are newer."""
         results = self.checkpoints.restore(target, fingerprint=self.fingerprint, allow_older=allow_older)
         state = None
         if results is not None:
@@ -77,11 +79,25 @@ class _Run:
             for error in errors:
                 self.progress.log(f"{error}: passed over")
             self.step, self.history = meta["step"], meta["history"]
+            self._longer(meta)
             self.progress.start(self.step, meta["seconds"])
-        self.checkpoints.delete_after(self.step)
+        for path in self.checkpoints.set_aside_after(self.step):
+            self.progress.log(f"kept as {path}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("jaxinterp.train.resume")
         return state
+
+    def _longer(self, meta: Mapping[str, Any]) -> None:
+        """Say what another number of epochs than the checkpoint was written with does to the learning rate."""
+        epochs, before = self.config.epochs, meta.get("epochs", self.config.epochs)
+        done = f"at least {len(self.history)}, the epochs that are trained"
+        require(self.step <= epochs * self.loader.steps, "train.epochs", epochs, done)
+        if epochs != before:
+            rate = "" if self.schedule is None else f" ({float(self.schedule(np.int32(self.step))):.3g} at this step)"
+            self.progress.log(
+                f"going on to epoch {epochs} after {len(self.history)} of {before}: from here on the learning rate is "
+                f"that of a schedule over {epochs} epochs{rate}"
+            )
 
     def train(
         self, state: TrainState, step_fn: Any, key: PRNGKeyArray, evaluations: Evaluations, log: RunLog
@@ -176,7 +192,7 @@ def fit(
         test: Test data, evaluated once at the end, with the last and with the best variables.
         augment: `(key, image) -> image`, run on the devices.
         config: How to train.
-        allow_older: If the newest checkpoint is damaged, go on from the newest intact one.
+        allow_older: If the newest checkpoint is damaged or missing, go on from the newest intact one.
         devices: Devices to train on; default all.
         validation: Data to choose the best epoch; default `config.val_fraction` of the training data, held out.
         schedule: Learning rate by step, only to be logged.
@@ -187,8 +203,10 @@ def fit(
         Final state, best variables, history and summary.
 
     Raises:
-        ConfigError: The model has more or fewer outputs than the data have classes.
-        CheckpointError: The folder's checkpoint is damaged, or of another model, type or configuration.
+        ConfigError: The model has more or fewer outputs than the data have classes; or another process trains in the
+            folder.
+        CheckpointError: The folder's checkpoint is damaged, missing, or of another model, type or configuration; or
+            one could not be written.
         NonFiniteError: Loss or a norm was not finite; the step is named, and nothing of it is saved.
         DataError: A stream ended early.
     """
@@ -229,7 +247,7 @@ def fit(
             return Evaluation(model, logits_loss, dataset, config.eval_batch, mesh).compile(target.variables)
 
     progress = ProgressMeter(loader.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
-    with Checkpoints(run_dir, config.keep) as checkpoints, progress:
+    with only_trainer(run_dir, progress.log), Checkpoints(run_dir, config.keep) as checkpoints, progress:
         fingerprint = {**describe(train, model, config), **(fingerprint or {})}
         reset = jax.jit(_reset_sums, out_shardings=replicated, donate_argnums=0)
         run = _Run(config, loader, progress, checkpoints, fingerprint, schedule, reset)
@@ -242,7 +260,7 @@ def fit(
                 state = jax.jit(init, out_shardings=replicated)(key)
             if init_from is not None:
                 state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
-        with RunLog(run_dir, run.history, seed=config.seed, step=run.step) as log:
+        with RunLog(run_dir, run.history, seed=config.seed, step=run.step, epochs=config.epochs) as log:
             if run.step == config.epochs * steps:
                 progress.log(f"already finished, {len(run.history)} of {config.epochs} epochs")
             elif run.step:

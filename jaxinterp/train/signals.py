@@ -1,9 +1,34 @@
 """A request to stop, noticed at the next step instead of in the middle of one."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+AGAIN = 0.05
+"""Seconds after which a lost interruption is sent again."""
+
+
+@contextlib.contextmanager
+def never_lost() -> Iterator[None]:
+    """Send a SIGINT again whose KeyboardInterrupt Python had to ignore, as in a finalizer or a callback."""
+    before = sys.unraisablehook
+
+    def hook(fault: Any) -> None:
+        if fault.exc_type is KeyboardInterrupt:
+            threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(fault)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Interruption:

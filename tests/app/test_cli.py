@@ -11,6 +11,7 @@ from PIL import Image
 from jaxinterp.app import cli, registry, stages
 from jaxinterp.app.console import errors_in_one_line
 from jaxinterp.app.registry import runs
+from jaxinterp.files import write_json
 from jaxinterp.recipe.run_folder import write_config
 
 
@@ -282,16 +283,70 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
     assert (run_dir / "config.json").read_text() == before
 
 
+def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = tmp_path / "clo[/red]se"
+    shutil.copytree(run_dir, longer)
+    first = json.loads((longer / "metrics.jsonl").read_text().splitlines()[0])
+    status, out, _ = run(f"train coda/digits --smoke train.epochs=2 --run-dir {longer}", capsys)
+    assert status == 0
+    assert "going on to epoch 2 after 1 of 1: from here on the learning rate is that of a schedule over 2 epochs" in out
+    records = [json.loads(line) for line in (longer / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert records[0] == first
+    info = json.loads((longer / "run.json").read_text())
+    assert (info["epochs"], info["resumed"][0]["epochs"], info["summary"]["last"]["epoch"]) == (1, 2, 2)
+    status, _, err = run(f"train coda/digits --smoke --run-dir {longer}", capsys)
+    assert status == 2
+    assert "train.epochs=2" in err
+
+    files = f"--csv {tmp_path}/c.csv --json {tmp_path}/c.json"
+    status, out, _ = run(f"compare {run_dir} {longer} {files}", capsys)
+    assert status == 0
+    head, *rows = [line.split() for line in out.splitlines()]
+    assert head[:4] == ["folder", "epochs", "train.epochs", "test_accuracy"]
+    assert [row[:3] for row in rows] == [[str(run_dir), "1", "1"], [str(longer), "2", "2"]]
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["settings"] == ["train.epochs"]
+    assert found["runs"][1]["settings"] == {"train.epochs": 2}
+    assert found["runs"][1]["measures"]["test_accuracy"] == info["summary"]["last"]["test_accuracy"]
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0].startswith("folder,epochs,train.epochs,")
+    assert len(lines) == 3
+    for wrong, says in ((f"{run_dir}", "at least two"), (f"{run_dir} {longer} --measures speed", "--measures")):
+        status, _, err = run(f"compare {wrong}", capsys)
+        assert (status, err.count("\n")) == (2, 1)
+        assert says in err
+
+    del info["summary"]
+    write_json(longer / "run.json", info)
+    status, out, err = run(f"evaluate {longer}", capsys)
+    assert status == 0
+    assert "unfinished, trained for 2 of 2 epochs" in out
+    assert "unfinished" in err
+
+
+def test_show_prints_the_keys_of_a_name_and_of_a_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, epochs in (("coda/digits", "60"), (str(run_dir), "1")):
+        status, out, _ = run(f"show {name}", capsys)
+        assert status == 0
+        (line,) = [line.split() for line in out.splitlines() if line.startswith("train.epochs")]
+        assert line == ["train.epochs", epochs, "int", ">=", "1", "Epochs."]
+
+
 @pytest.mark.parametrize(
     ("command", "name", "old", "new", "says"),
     [
         ("report", "metrics.jsonl", "}\n", "", "is missing or damaged"),
         ("report", "run.json", "{", "", "is missing or damaged"),
         ("report", "evaluation.json", '"metrics": {}, ', "", "(it has no metrics)"),
-        ("report", "config.json", "200.0", '"hot"', "model.temperature"),
-        ("evaluate", "config.json", "200.0", "-1.0", "temperature"),
-        ("evaluate", "config.json", '"epochs": 1', '"epochs": 0', "train.epochs"),
-        ("evaluate", "config.json", "coda/digits", "coda/digit", "coda/digits"),
+        ("report", "config.json", "200.0", '"hot"', "edited or damaged"),
+        ("show", "config.json", '"epochs": 1', '"epochs": 3', "edited or damaged"),
+        ("evaluate", "config.json", "coda/digits", "coda/digit", "edited or damaged"),
+        ("report", "run.json", '"seed": 0', '"seed": "0"', "run.json"),
+        ("report", "metrics.jsonl", '"epoch": 1', '"epoch": 2', "edited or damaged"),
+        ("report", "evaluation.json", '"removal": {}', '"removal": []', "removal"),
         ("train coda/digits --smoke --run-dir", "run.json", "{", "", "is damaged"),
     ],
 )

@@ -17,6 +17,7 @@ from jaxinterp.explain.attribute import gradient
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
+from jaxinterp.files import unsealed, write_json
 from jaxinterp.recipe import evaluation
 from jaxinterp.recipe.run_folder import read_arrays
 
@@ -148,8 +149,20 @@ def test_an_edited_configuration_is_not_that_of_the_checkpoint(seeds: list[Path]
     assert '"temperature": 200.0' in text
     (run_dir / "config.json").write_text(text.replace('"temperature": 200.0', '"temperature": 100.0'))
     for command in (stages.trained, stages.evaluate, stages.report):
-        with pytest.raises(CheckpointError, match="configuration"):
+        with pytest.raises(ConfigError, match=r"config\.json: .*edited or damaged"):
             command(run_dir)
+    # Sealed again, and beside the checkpoints of another seed.
+    content = unsealed(json.loads((seeds[0] / "config.json").read_text()))
+    content["config"]["model"]["temperature"] = 100.0
+    write_json(run_dir / "config.json", content)
+    swapped = tmp_path / "swapped"
+    shutil.copytree(seeds[0], swapped)
+    shutil.rmtree(swapped / "checkpoints")
+    shutil.copytree(seeds[1] / "checkpoints", swapped / "checkpoints")
+    for folder in (run_dir, swapped):
+        for command in (stages.trained, stages.evaluate, stages.report):
+            with pytest.raises(CheckpointError, match="configuration"):
+                command(folder)
 
 
 @pytest.mark.filterwarnings("ignore:group. C[0-9]+ leaves the grid:UserWarning")

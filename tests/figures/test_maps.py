@@ -201,3 +201,10 @@ def test_level_curves_draw_three_accuracies_by_level():
 def test_contributions_of_channels_are_not_drawn_as_colors():
     with pytest.raises(ValueError, match=r"\Amaps: got 3 channels from -1"):
         draw.panel(np.zeros((1, 2, 2, 3)), np.full((1, 1, 2, 2, 3), -1.0), [["a"]])
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    names = ["$\\frac{x$.png", "br[red]ack_$"]
+    figure = draw.panel(np.zeros((2, 4, 4, 1)), np.ones((2, 1, 4, 4)), [[name] for name in names], names)
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes[:4]] == [name for name in names for _ in range(2)]

@@ -1,16 +1,18 @@
 import json
+import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxinterp.errors import CheckpointError, ConfigError
-from jaxinterp.train import Checkpoints, TrainState, device_mesh, load_variables
+from jaxinterp.errors import CheckpointError
+from jaxinterp.train import Checkpoints, TrainState, checkpoint, device_mesh, load_variables
 
 # Reads that orbax leaves behind when another one fails may end, and complain, after the error has been raised.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -79,7 +81,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_meta_keys_and_sharding(tmp_path
     assert (meta["step"], meta["history"], errors) == (7, [{"loss": 7.1}], [])
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [7, 5]
-        checkpoints.delete_after(5)
+        assert checkpoints.set_aside_after(5) == [tmp_path / "checkpoints/7.damaged-1"]
         assert checkpoints.steps() == [5]
 
 
@@ -88,7 +90,7 @@ def test_saving_returns_before_it_is_done_and_the_state_may_be_donated(tmp_path)
         state = state_of(4)
         checkpoints.save(state, {"fingerprint": CONFIG})
         jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(state.params)
-        with pytest.raises(ValueError, match="4 already exists"):
+        with pytest.raises(CheckpointError, match=r"4 could not be written .*already exists"):
             checkpoints.save(state_of(4), {})
     assert_same(restore(tmp_path)[0], state_of(4))
 
@@ -103,8 +105,9 @@ def test_the_first_of_the_best_epochs_is_kept_beside_the_last_ones(tmp_path):
         assert_same(restore(tmp_path, which=which)[0], state_of(step))
     for step in (6, 5):  # what remains is a checkpoint like any other, and the best one
         shutil.rmtree(tmp_path / f"checkpoints/{step}")
+    raises(tmp_path, "checkpoints/6, the newest one, is missing. `jaxinterp train --allow-older`")
     for which in ("last", "best"):
-        assert_same(restore(tmp_path, which=which)[0], state_of(3))
+        assert_same(restore(tmp_path, which=which, allow_older=True)[0], state_of(3))
     save(tmp_path / "gone", 1, 2, 3, keep=1, accuracies=(0.9, 0.2, 0.3))
     shutil.rmtree(tmp_path / "gone/checkpoints/1")
     raises(tmp_path / "gone", "no best checkpoint .*: step 1 is missing", which="best")
@@ -112,10 +115,42 @@ def test_the_first_of_the_best_epochs_is_kept_beside_the_last_ones(tmp_path):
     raises(tmp_path / "none", "no best checkpoint .* validation", which="best")
 
 
-def test_a_path_that_orbax_takes_for_a_pattern_raises_before_training(tmp_path):
-    for name in ("lr[0.1]", "a\\b", "all*", "why?"):
-        with pytest.raises(ConfigError, match="run_dir"):
-            Checkpoints(tmp_path / name)
+def test_a_path_of_any_characters_works(tmp_path):
+    folder = tmp_path / "lr[0.1] a\\b*?" / os.fsdecode(b"\xff%#")
+    save(folder, 3, 5, 7)
+    assert_same(restore(folder)[0], state_of(7))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["5", "7"]
+
+
+def test_what_was_written_is_read_back_before_an_older_one_goes(tmp_path, monkeypatch):
+    save(tmp_path, 3, 5)
+    read = checkpoint._read_item
+
+    def damaged(path, name, args):
+        item = read(path, name, args)
+        return {**item, "step": item["step"] + 1} if path.name == "7" and name == "training" else item
+
+    monkeypatch.setattr(checkpoint, "_read_item", damaged)
+    with pytest.raises(CheckpointError, match="checkpoints/7 is damaged"):
+        save(tmp_path, 7)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [7, 5, 3]
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path, monkeypatch, capfd):
+    save(tmp_path, 3)
+    full = 'RESOURCE_EXHAUSTED: Error writing "x": [OS error 28: ENOSPC No space left on device] [src=a.cc]\nmore'
+
+    def fail(*_, **__):
+        raise ValueError(full)
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", fail)
+    with pytest.raises(CheckpointError, match=r"checkpoints/5 could not be written \(No space left on device\)$"):
+        save(tmp_path, 5)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "checkpoints/5", ignore_errors=True)
+    assert_same(restore(tmp_path)[0], state_of(3))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_another_model_type_or_configuration_raises_in_one_line(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from jaxinterp.data import Stream, epoch_order, flip, identity
 from jaxinterp.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from jaxinterp.files import unsealed
 from jaxinterp.train import (
     ClassificationLoss,
     ProgressMeter,
@@ -38,7 +39,7 @@ def train(folder, model, data, test=None, tx=TX, augment=identity, **settings):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [unsealed(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def untimed(records):
@@ -105,8 +106,11 @@ def test_best_is_the_first_of_the_best_epochs_from_which_a_run_can_go_on(tmp_pat
     assert best == summary["best"]["step"]
     for step in newest:
         shutil.rmtree(tmp_path / f"checkpoints/{step}")
+    with pytest.raises(CheckpointError, match=r"the newest one, is missing.*--allow-older"):
+        train(tmp_path, tiny(), quadrants(128), held_out, **settings)
+    assert checkpoints(tmp_path) == [best]
     capsys.readouterr()
-    again = train(tmp_path, tiny(), quadrants(128), held_out, **settings)
+    again = train(tmp_path, tiny(), quadrants(128), held_out, allow_older=True, **settings)
     assert f"5 epochs were logged, but the newest checkpoint holds {best // 8}" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, (unbroken.state, unbroken.best), (again.state, again.best))
 

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import re
@@ -7,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxinterp.errors import ConfigError
+from jaxinterp.files import unsealed
 from jaxinterp.provenance import machine, versions
 from jaxinterp.train import ProgressMeter, initialize
 from jaxinterp.train.log import RunLog
@@ -78,10 +80,14 @@ def test_a_terminal_gets_a_bar_and_other_processes_are_silent(clock):
     assert silent.getvalue() == ""
 
 
-def test_the_log_rewrites_what_is_missing_and_drops_what_is_newer(tmp_path):
+def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_log_rewrites_what_is_missing_and_drops_what_is_newer(tmp_path, monkeypatch):
     records = [{"step": 4 * epoch, "epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2, 3)]
     info, metrics = tmp_path / "run.json", tmp_path / "metrics.jsonl"
-    with RunLog(tmp_path, [], seed=7, step=0) as log:
+    with RunLog(tmp_path, [], seed=7, step=0, epochs=3) as log:
         for record in records:
             log.epoch(record)
         log.finish({"last": {"epoch": 3}})
@@ -91,17 +97,21 @@ def test_the_log_rewrites_what_is_missing_and_drops_what_is_newer(tmp_path):
     assert first["versions"]["jax"] == jax.__version__
     assert re.fullmatch(r".+, \d+ cores, \d+ GiB", machine())
     metrics.write_text('{"torn')
-    with RunLog(tmp_path, records[:2], seed=7, step=8) as log:
+    with RunLog(tmp_path, records[:2], seed=7, step=8, epochs=3) as log:
         log.epoch(records[2])
     again = json.loads(info.read_text())
     assert again["started"] == first["started"]
     (resumed,) = again["resumed"]
     assert (set(resumed), resumed["step"]) == ({"step", "at"}, 8)  # same machine, same versions
-    assert [json.loads(line) for line in metrics.read_text().splitlines()] == records
+    assert [unsealed(json.loads(line)) for line in metrics.read_text().splitlines()] == records
     assert "summary" not in again
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"), RunLog(tmp_path, records[:2], seed=7, step=8, epochs=3) as log:
+        log.epoch(records[2])
+    assert [unsealed(json.loads(line)) for line in metrics.read_text().splitlines()] == records[:2]
     info.write_text('{"torn')
     with pytest.raises(ConfigError, match=r"run\.json"):
-        RunLog(tmp_path, records, seed=7, step=12)
+        RunLog(tmp_path, records, seed=7, step=12, epochs=3)
 
 
 @pytest.mark.parametrize(("number", "name"), [(None, "coordinator"), (2, "process_id")])

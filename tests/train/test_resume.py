@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from program import run
 
+from jaxinterp.files import unsealed
+
 PROGRAM = Path(__file__).with_name("program.py")
 ROOT = PROGRAM.parents[2]
 
@@ -36,7 +38,7 @@ def untimed(records):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [unsealed(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_like_unbroken(folder, unbroken, atol=0.0):

@@ -1,8 +1,9 @@
 import signal
+import time
 
 import pytest
 
-from jaxinterp.train.signals import Interruption
+from jaxinterp.train.signals import Interruption, never_lost
 
 
 def test_a_signal_is_noted_and_a_second_one_interrupts() -> None:
@@ -25,3 +26,16 @@ def test_nothing_is_installed_where_it_is_not_enabled() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interruption(enabled=False):
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interruption_that_python_ignores_is_sent_again() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        Finalized()
+        time.sleep(5)
+
+    with never_lost(), pytest.raises(KeyboardInterrupt):
+        work()
