@@ -80,6 +80,17 @@ def require_one_of(name: str, value: Any, choices: Iterable[Any], otherwise: str
         require(False, name, value, " or ".join(close) or otherwise or f"one of {', '.join(map(str, known))}")
 
 
+def require_key(key: str, known: Iterable[str], separator: str = ".") -> None:
+    """Raise unless a key such as "train.epochs" is known; the message gives the nearest, or those that end in it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    keys = list(known)
+    bare = [one for one in keys if one.endswith(f"{separator}{key}")]
+    require_one_of("KEY", key, keys, " or ".join(bare) or f"a field of the run, such as train{separator}epochs")
+
+
 def shown(value: Any) -> str:
     """Show a value as an override writes it: the entries of a tuple separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -7,16 +7,14 @@ from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from jaxinterp.app.registry import family_of, name_of, run_in
+from jaxinterp.app.registry import family_of, name_of, record, run_in
 from jaxinterp.data import Dataset
-from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import Audit
 from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
@@ -28,8 +26,8 @@ from jaxinterp.recipe.data import check_fits, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
-from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, write_config
-from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
+from jaxinterp.recipe.run_folder import read_arrays, read_json, read_lines, write_classes, write_config
+from jaxinterp.train import Checkpoints, FitResult, predict
 from jaxinterp.train.result import Which
 
 CHECKPOINTS = "checkpoints"  # folder, within a run's, of the trainer's checkpoints
@@ -67,12 +65,12 @@ def train(
 
 def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
     family = family_of(run)
-    network = build(family, run, run.train.dtype)
+    network = family.network(run, run.train.dtype)
     data, validation = training_data(run, data_dir)
     test = split(run, "test", data_dir)
     check_fits(run, test)
     family.check(run, network, data)
-    write_config(run_dir, name, run)
+    write_config(run_dir, name, run, record(name, run, run_dir))
     pretrained = None
     if (first := family.pretrain(run)) is not None:
         result = train(name_of(first, name), first, run_dir / PRETRAINED, data_dir, allow_older)
@@ -80,6 +78,7 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
             return result
         pretrained = trained(run_dir / PRETRAINED, "best" if run.train.val_fraction else "last").variables
     if isinstance(data, Dataset):
+        write_classes(run_dir, data.classes)
         sources = {part.split: dict(part.provenance) for part in (data, test)}
         write_text(run_dir / "data.json", json.dumps(sources, indent=2) + "\n")
     init_from = partial(family.init_from, run, network, pretrained=pretrained, data=data)
@@ -98,16 +97,6 @@ def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{run_dir}: test accuracy {', '.join(parts)}" if parts else f"{run_dir}: trained"
 
 
-def build(family: Family[Any], run: Run[Any], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
-    """Build the network of a run and check by shape inference that it accepts the run's images."""
-    network, shape = family.build(run, dtype), run.data.image_shape
-    try:
-        jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise ConfigError(f"the network does not fit {shape[0]}x{shape[1]} images: {error}") from error
-    return network
-
-
 def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
     """Return the JSON values that identify a run: its configuration, and what its names stand for."""
     values: dict[str, Any] = json.loads(json.dumps({"run": asdict(run), **family.fingerprint(run)}))
@@ -124,10 +113,7 @@ def trained(run_dir: str | Path, which: Which = "last", data_dir: str | Path | N
     run_dir = Path(run_dir)
     name, experiment, run = run_in(run_dir)
     family = family_of(run)
-    with naming(run_dir / "config.json"):
-        network = build(family, run)
-    same = fingerprint(family, run)
-    variables = load_variables(run_dir, network, run.data.image_shape, which, fingerprint=same)
+    network, variables = family.load(run, run_dir, which, fingerprint(family, run))
     return TrainedRun(run_dir, name, experiment, run, family, network, variables, _folder(data_dir))
 
 

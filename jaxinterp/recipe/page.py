@@ -105,7 +105,7 @@ def compose_page(report: Report) -> Page:
             *report.trained.family.report(report),
             _removal(report),
             _completeness(report),
-            _training(report),
+            *([_training(report)] if report.history else []),
             _beside_the_paper(report),
             _provenance(report),
         ],

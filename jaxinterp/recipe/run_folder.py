@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,20 +17,23 @@ import numpy as np
 from jaxinterp.checks import expected, require, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import write_text
+from jaxinterp.provenance import versions
 from jaxinterp.recipe.config import M, Run
 
+CLASSES = "classes.json"  # file, within a run's folder, of the classes' names
 MAX_LINES = 2000  # of a log that are kept, more than a curve can show
 
 
-def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
-    """Write a run's name and configuration to `run_dir`/config.json.
+def write_config(run_dir: Path, name: str, run: Run[Any], family: str = "") -> None:
+    """Write a run's name and configuration to `run_dir`/config.json, and its family if the name does not tell it.
 
     Raises:
         ConfigError: the folder holds a run of another name or configuration; the line names what differs.
     """
     path = run_dir / "config.json"
     if not path.exists():
-        write_text(path, json.dumps({"run": name, "config": dataclasses.asdict(run)}, indent=2) + "\n")
+        own = {"family": family} if family else {}
+        write_text(path, json.dumps({"run": name, **own, "config": dataclasses.asdict(run)}, indent=2) + "\n")
         return
     held, hint = read_name(run_dir), "choose another --run-dir"
     require(held == name, "RUN", name, f"{held}, which {run_dir} holds; {hint}")
@@ -57,12 +60,39 @@ def validate_json(kind: Any, text: str) -> Any:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        require(False, ".".join(map(str, first["loc"])) or "content", first["input"], expected(error))
+        place, cause = ".".join(map(str, first["loc"])), first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):  # a field's own check
+            raise ConfigError(f"{place}.{cause}" if place else str(cause)) from error
+        require(False, place or "content", first["input"], expected(error))
 
 
 def read_name(run_dir: Path) -> str:
     """Return the name of the run that a folder holds."""
     return str(_read_content(run_dir)["run"])
+
+
+def read_family(run_dir: Path) -> str:
+    """Return the family of the run that a folder holds; empty if the run's name tells it."""
+    return str(_read_content(run_dir).get("family", ""))
+
+
+def write_classes(run_dir: Path, classes: Sequence[str]) -> None:
+    """Write the names of the classes that a run is trained on."""
+    write_text(run_dir / CLASSES, json.dumps(list(classes)) + "\n")
+
+
+def read_classes(run_dir: Path) -> tuple[str, ...]:
+    """Return what `write_classes` wrote; none if it has not."""
+    path = run_dir / CLASSES
+    with _naming(path, "jaxinterp train"):
+        return tuple(map(str, json.loads(path.read_text(encoding="utf-8")))) if path.exists() else ()
+
+
+def write_finished(run_dir: Path) -> None:
+    """Write what training leaves in a folder, for a network that was trained elsewhere."""
+    content = {"started": "trained elsewhere", "resumed": [], "versions": versions(), "summary": {}}
+    write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
+    write_text(run_dir / "metrics.jsonl", "")
 
 
 def _read_content(run_dir: Path) -> dict[str, Any]:
