@@ -23,18 +23,22 @@ if TYPE_CHECKING:
         metrics,
         models,
         nn,
+        recipe,
         series,
         symmetry,
         taylor,
         testing,
         train,
     )
+    from jaxinterp.app.stages import trained
+    from jaxinterp.app.training import run_of, train_runs
     from jaxinterp.explain.attribution import Attribution
     from jaxinterp.explain.audit import audit
     from jaxinterp.explain.decompose import decompose
     from jaxinterp.explain.explainable import Explainable, explainable
     from jaxinterp.explain.series import contributions, orders, pairs
     from jaxinterp.gated.npk_regression import NPKRegressor
+    from jaxinterp.recipe.config import Run
 
 __version__ = "0.1.0"
 
@@ -51,6 +55,7 @@ _MODULES = {
     "metrics": "jaxinterp.metrics",
     "models": "jaxinterp.models",
     "nn": "jaxinterp.nn",
+    "recipe": "jaxinterp.recipe",
     "series": "jaxinterp.series",
     "symmetry": "jaxinterp.symmetry",
     "taylor": "jaxinterp.taylor",
@@ -61,18 +66,23 @@ _NAMES = {
     "Attribution": "jaxinterp.explain.attribution",
     "Explainable": "jaxinterp.explain.explainable",
     "NPKRegressor": "jaxinterp.gated.npk_regression",
+    "Run": "jaxinterp.recipe.config",
     "audit": "jaxinterp.explain.audit",
     "contributions": "jaxinterp.explain.series",
     "decompose": "jaxinterp.explain.decompose",
     "explainable": "jaxinterp.explain.explainable",
     "orders": "jaxinterp.explain.series",
     "pairs": "jaxinterp.explain.series",
+    "run_of": "jaxinterp.app.training",
+    "train_runs": "jaxinterp.app.training",
+    "trained": "jaxinterp.app.stages",
 }
 
 __all__ = [
     "Attribution",
     "Explainable",
     "NPKRegressor",
+    "Run",
     "attribute",
     "audit",
     "coda",
@@ -91,11 +101,15 @@ __all__ = [
     "nn",
     "orders",
     "pairs",
+    "recipe",
+    "run_of",
     "series",
     "symmetry",
     "taylor",
     "testing",
     "train",
+    "train_runs",
+    "trained",
 ]
 
 

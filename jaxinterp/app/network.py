@@ -1,6 +1,6 @@
 """A network of the user's own, trained elsewhere, as a run that is explained, evaluated, audited and reported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,14 +135,19 @@ class OwnNet:
             fault = " ".join(str(error).split())
             raise ConfigError(f"--net: got {self.reference}, which does not take {size} images: {fault}") from error
 
-    def trained(self, shape: tuple[int, int, int], data_dir: Path | None = None) -> TrainedRun[NetModel]:
-        """Return the network as a trained run that has no folder, for images of a shape."""
+    def trained(self, shape: tuple[int, int, int], names: Sequence[str] = ()) -> TrainedRun[NetModel]:
+        """Return the network as a trained run that has no folder, for images of a shape.
+
+        Args:
+            shape: (H, W, C) of its images, H = W.
+            names: of the classes, if the function gives none.
+        """
         count = self.outputs(shape)
         data = Data(image_size=shape[0], channels=1 if shape[2] == 1 else 3)
-        names = (*self.names, *map(str, range(len(self.names), count)))
+        known = self.names or tuple(names)
         run, family = Run(NetModel(self.absolute, count), data), NetFamily()
         parts = Outside(self.net), {"params": self.net.variables}
-        return TrainedRun(Path(), self.reference, Experiment(run, ""), run, family, *parts, data_dir, names)
+        return TrainedRun(Path(), self.reference, Experiment(run, ""), run, family, *parts, names=known)
 
 
 def _are_names(value: Any) -> bool:

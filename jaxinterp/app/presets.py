@@ -43,7 +43,7 @@ def look(name: str, data_dir: Path | None = None) -> Images:
         return IMAGENET
     train = load(name, "train", data_dir)
     _, height, width, channels = train.images.shape
-    return Images(name, min(height, width), 1 if channels == 1 else 3, len(train.classes), len(train))
+    return Images(name, min(height, width), 1 if channels == 1 else 3, len(train.classes), len(train), train.classes)
 
 
 def preset(name: str, data: str, data_dir: Path | None = None) -> Preset:

@@ -78,15 +78,17 @@ def reference_of(family: Family[Any]) -> str:
     return f"{SOURCE if code.own_file(kind) else kind.__module__}:{kind.__qualname__}"
 
 
-def record(name: str, run: Run[Any], run_dir: Path) -> str:
-    """Return how a run's folder is to name its family, empty for a named run; keep the source of one of one's own."""
-    family = family_of(run)
-    if name in runs() and type(runs()[name].run.model) is type(run.model):
-        return ""
+def family_reference(name: str, run: Run[Any]) -> str:
+    """Return how a run's folder is to name its family; empty for a named run, whose name tells it."""
+    named = name in runs() and type(runs()[name].run.model) is type(run.model)
+    return "" if named else reference_of(family_of(run))
+
+
+def keep_source(family: Family[Any], run_dir: Path) -> None:
+    """Copy the file that defines a family of one's own into a run's folder, which is then read without it."""
     source = code.own_file(type(family))
     if source is not None and source.resolve() != (run_dir / SOURCE).resolve():
         write_text(run_dir / SOURCE, source.read_text(encoding="utf-8"))
-    return reference_of(family)
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp.app.registry import family_of, name_of, record, run_in
+from jaxinterp.app.registry import family_of, family_reference, keep_source, name_of, run_in
 from jaxinterp.data import Dataset
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import Audit
@@ -42,7 +42,7 @@ def train(
     """Train a run, or go on with it.
 
     Args:
-        name: the run's name, among those of `registry.runs`.
+        name: the run's name, among those of `registry.runs`, or one of one's own.
         run: its configuration.
         run_dir: its folder.
         data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
@@ -70,7 +70,8 @@ def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow
     test = split(run, "test", data_dir)
     check_fits(run, test)
     family.check(run, network, data)
-    write_config(run_dir, name, run, record(name, run, run_dir))
+    write_config(run_dir, name, run, family_reference(name, run))
+    keep_source(family, run_dir)
     pretrained = None
     if (first := family.pretrain(run)) is not None:
         result = train(name_of(first, name), first, run_dir / PRETRAINED, data_dir, allow_older)
@@ -163,7 +164,11 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
 
 
 def explain(
-    run_dir: str | Path, paths: Sequence[str | Path], out: str | Path, which: Which = "last", top: int = 3
+    run_dir: str | Path | TrainedRun[Any],
+    paths: Sequence[str | Path],
+    out: str | Path,
+    which: Which = "last",
+    top: int = 3,
 ) -> Iterator[str]:
     """Explain a trained run's predictions on image files.
 
@@ -172,7 +177,7 @@ def explain(
     their own, such as the orders of a series: <out>/<stem>-<reading>.png, and a key of the JSON file.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder, or the run.
         paths: image files of any size.
         out: folder to write to; nothing is written unless all images can be read.
         which: the last epoch, or the one that was best on the validation part.
@@ -188,7 +193,7 @@ def explain(
 
     sources, out = [Path(path) for path in paths], Path(out)
     check_folder(out)
-    run = trained(run_dir, which)
+    run = run_dir if isinstance(run_dir, TrainedRun) else trained(run_dir, which)
     net = run.explainable
     images, lines = read_images(sources, *run.run.data.image_shape)
     used: set[Path] = set()

@@ -205,7 +205,7 @@ class Run(Generic[M]):
         parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
 
-    def sweep(self: AnyRun, **choices: Sequence[Any]) -> "Sweep[AnyRun]":
+    def sweep(self: AnyRun, **choices: Any) -> "Sweep[AnyRun]":
         """Return one run for every combination of values.
 
         Args:

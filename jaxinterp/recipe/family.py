@@ -103,7 +103,7 @@ class TrainedRun(Generic[M]):
         if not names:  # trained before they were written, or on a stream
             known = CLASSES.get(self.run.data.name, ())
             names = tuple(known[k] for k in self.run.data.class_subset) or known
-        return (*names, *map(str, range(len(names), self.run.model.classes)))
+        return (*names[: self.run.model.classes], *map(str, range(len(names), self.run.model.classes)))
 
     @property
     def parameters(self) -> int:

@@ -93,7 +93,7 @@ def compose_page(report: Report) -> Page:
     return Page(
         title=report.trained.name,
         subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
-        f"seed {report.run.train.seed} · {last.get('epoch', '?')} epochs",
+        f"seed {report.run.train.seed}" + (f" · {last['epoch']} epochs" if last else ""),
         exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the largest "
         f"relative residual measured is {residual}, which is float32 rounding. Accuracy, localization and removal are "
         "measurements on test images, and post-hoc maps are approximations.",

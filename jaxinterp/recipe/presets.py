@@ -23,6 +23,7 @@ class Images:
         channels: 1 or 3.
         classes: how many there are.
         count: of training images.
+        names: of the classes.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Images:
     channels: Literal[1, 3]
     classes: int
     count: int
+    names: tuple[str, ...] = ()
 
 
 def fitted(model: M, images: Images, side: int, *, steps: int, batch_size: int = 64, **optim: Any) -> Run[M]:
