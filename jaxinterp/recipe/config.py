@@ -5,11 +5,11 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Lt
 
-from jaxinterp.checks import Checked, require, require_key
+from jaxinterp.checks import Checked, require, require_key, typed
 from jaxinterp.train.config import TrainConfig
 
 DataSet = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
@@ -33,10 +33,11 @@ class Model(Checked):
 
     CLASSES: ClassVar[str] = "model.classes"
 
-    @property
-    def classes(self) -> int:
-        """Number of outputs; a field or a property of every subclass."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # a property would be the default of a subclass's field
+
+        @property
+        def classes(self) -> int:
+            """Number of outputs; a field or a property of every subclass."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,9 @@ class Run(Generic[M]):
             key = known[written]
             several = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
             require(several, written, values, "the values to try, such as (0, 1, 2)")
-            axes[key] = tuple(values)
+            part, name = key.split(".")
+            kind = type(getattr(self, part))
+            axes[key] = tuple(typed(kind, name, tuple(v) if isinstance(v, list) else v, written) for v in values)
             different = all(value not in axes[key][:i] for i, value in enumerate(axes[key]))
             require(different, written, axes[key], "different values")
         require(axes, "choices", "none", "at least one field with its values, such as seed=(0, 1, 2)")

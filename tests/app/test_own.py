@@ -286,13 +286,15 @@ def test_a_preset_is_trained_evaluated_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    finished = []
+    monkeypatch.setattr(cli.Train, "finish", lambda command, folders, console: finished.extend(folders))
     status, out = said(
-        "train gated --data digits data.max_images=64 train.epochs=2 evaluate.removal_images=4 evaluate.occlusion=3",
+        "train gated --data digits data.max_images=64 train.batch_size=16 train.epochs=2 evaluate.removal_images=4 evaluate.occlusion=3",
         capsys,
     )
     assert status == 0
     assert "gated/small: 1437 images of 8x8x1 in 10 classes" in out
-    assert "report: runs/gated-small-digits/report.html" in out
+    assert finished == [Path("runs/gated-small-digits")]
     name, experiment, _ = run_in(tmp_path / "runs" / "gated-small-digits")
     assert (name, experiment.headline) == ("gated/small", False)
 
