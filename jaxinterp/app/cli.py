@@ -249,7 +249,7 @@ class Evaluate:
         from jaxinterp.app.results import write_results
 
         require(not (self.own.net and self.run_dirs), "RUN_DIR", self.run_dirs, "nothing beside --net")
-        run_dirs = self.run_dirs
+        run_dirs: tuple[Path, ...] = self.run_dirs
         if self.own.net or not run_dirs:
             run_dirs = (self.own.folder(None, self.data_dir, self.out),)
         name, (first, *_), _ = one_run(run_dirs)  # before anything is measured

@@ -106,5 +106,5 @@ def _base(base: str, content: dict[str, Any], data_dir: Path | None) -> Run[Any]
 
 def _keys(model: type[Model]) -> list[str]:
     """Return the keys of all fields of a run with this model."""
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Run)} | {"model": model}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(Run)} | {"model": model}
     return [f"{part}.{field.name}" for part, kind in kinds.items() for field in dataclasses.fields(kind)]

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -198,13 +198,13 @@ class SweepTable(Sequence[Mapping[str, Value]]):
             groups.setdefault(tuple(row[key] for key in settings), []).append(row)
         rows = []
         for setting, members in groups.items():
-            row: dict[str, Value] = {**dict(zip(settings, setting, strict=True)), "seeds": len(members)}
+            means: dict[str, Value] = {**dict(zip(settings, setting, strict=True)), "seeds": len(members)}
             for name in (name for name in self.columns if name not in (*self.keys, "folder")):
                 numbers = [float(member[name]) for member in members if name in member]
-                row[name] = float(np.mean(numbers))
+                means[name] = float(np.mean(numbers))
                 if len(numbers) > 1:
-                    row[f"{name} ±"] = float(np.std(numbers, ddof=1))
-            rows.append({**row, "folder": ", ".join(str(member["folder"]) for member in members)})
+                    means[f"{name} ±"] = float(np.std(numbers, ddof=1))
+            rows.append({**means, "folder": ", ".join(str(member["folder"]) for member in members)})
         return SweepTable((*settings, "seeds"), tuple(rows))
 
     def csv(self, path: str | Path | None = None) -> str:
@@ -220,9 +220,8 @@ class SweepTable(Sequence[Mapping[str, Value]]):
     def __repr__(self) -> str:
         lines = [self.columns, *self._texts()]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        align: list[Callable[[str, int], str]] = [str.rjust] * (len(widths) - 1) + [str.ljust]
-        fitted = [[put(cell, width) for put, cell, width in zip(align, line, widths, strict=True)] for line in lines]
-        return "\n".join("  ".join(cells).rstrip() for cells in fitted)
+        fitted = [[cell.rjust(width) for cell, width in zip(line[:-1], widths[:-1], strict=True)] for line in lines]
+        return "\n".join("  ".join([*cells, line[-1]]) for cells, line in zip(fitted, lines, strict=True))
 
     def _repr_html_(self) -> str:
         from jaxinterp.figures.html import Table, fragment

@@ -105,6 +105,9 @@ class CoDAFamily(Family[CoDAModel]):
         side = min(images.side, 64 if scale == "small" else 128)
         first = max(1, round(side / (14 if scale == "small" else 32)))  # stride of the first layer
         kernel = 3 if first <= 2 else first // 2 * 2 + 1
+        widths: tuple[int, ...]
+        ranks: tuple[int, ...]
+        strides: tuple[int, ...]
         if scale == "medium":
             widths, ranks, strides = (16, 16, 32, 32, 64, 64), (16, 16, 32, 32, 64, 64, 64), (first, 1, 2, 1, 2, 1, 1)
         elif side <= 12:

@@ -163,14 +163,20 @@ class CodedFamily(Family[CodedModel]):
             sizes for sizes in PATHS if classes <= sizes[0] or (classes <= 100 and sizes[0] > 10) or sizes[0] > 20
         )
         codes = tuple(code_for(classes, weight, paths) for weight in weights)
-        measured = {"classifiers": min(classes, 10), "classifier_images": 10_000, "foreign": "", "mean": (), "std": ()}
+        measured: dict[str, Any] = {
+            "classifiers": min(classes, 10),
+            "classifier_images": 10_000,
+            "foreign": "",
+            "mean": (),
+            "std": (),
+        }
         sgd: dict[str, Any] = {
             "optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "decay_all": True,
             "schedule": "cosine_by_epoch", "end_lr": 1e-5,
         }  # fmt: skip
         if scale == "paper":
             large = side > 64
-            shape = ((3, 4, 6, 3), (256, 512, 1024, 2048), (4, 8, 16, 32)) if large else CIFAR
+            shape: tuple[Any, ...] = ((3, 4, 6, 3), (256, 512, 1024, 2048), (4, 8, 16, 32)) if large else CIFAR
             stem, mu, every = ((7, 2), 1.0, ("", "", *codes)) if large else ((3, 1), 6.0, ("", *codes))
             model = CodedModel(classes, *shape, paths, every, stem, mu=mu, ghost=0, **measured)
             run = fitted(model, images, side, steps=1, batch_size=512, learning_rate=0.1, **sgd)

@@ -107,9 +107,10 @@ class GlassBoxFamily(Family[GlassBoxModel]):
     def preset(self, scale: Scale, images: Images) -> Run[GlassBoxModel]:
         """Return orbits of templates on up to 28, 32 or 48 pixels; the largest is ours."""
         side = min(images.side, {"small": 28, "medium": 32, "paper": 48}[scale])
-        group, templates, components, per_class = {
+        sizes: dict[Scale, tuple[Literal["c16", "c24", "c32"], int, int, int]] = {
             "small": ("c16", 128, 60, 200), "medium": ("c24", 384, 120, 1000), "paper": ("c32", 768, 200, 2500),
-        }[scale]  # fmt: skip
+        }  # fmt: skip
+        group, templates, components, per_class = sizes[scale]
         most = max(images.classes, min(images.count // 2, images.classes * per_class))
         model = GlassBoxModel(
             classes=images.classes,

@@ -172,7 +172,7 @@ class TaylorFamily(Family[TaylorModel]):
     def preset(self, scale: Scale, images: Images) -> Run[TaylorModel]:
         """Return windows on windows, above 32 pixels of means of four; the largest, ours, is residual blocks."""
         recipe: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 1e-3, "clip": 1.0, "schedule": "onecycle"}
-        color, measured = images.channels == 3, {"orders": 8, "order_images": 1000}
+        color, measured = images.channels == 3, dict[str, Any](orders=8, order_images=1000)
         if scale == "paper":
             model = TaylorModel(
                 "residual", images.classes, (32, 64, 128, 160), depths=(2, 2, 2, 2), scale=0.25, **measured

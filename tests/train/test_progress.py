@@ -61,7 +61,8 @@ def test_long_epochs_write_a_line_now_and_then(clock):
     with ProgressMeter(1000, 1, batch_size=8, console=Console(file=text, width=200)) as meter:
         meter.start(0)
         steps(meter, clock, 100, 1.0)
-    first, *rest = text.getvalue().splitlines()
+    estimate, first, *rest = text.getvalue().splitlines()
+    assert estimate.startswith("training will take about 16 min 34 s")
     assert first == "epoch 1/1, step 31: loss 0.2500  (8 images/s, 0:16:09 left)"
     assert len(rest) == 2
 
