@@ -218,7 +218,8 @@ class Explain:
             found = choose(images, name=own.net)
             show(console, f"explained by {found.name}")
             return found
-        net, side, channels, names = OwnNet(own.net), own.image_size, own.channels, ()
+        net, side, channels = OwnNet(own.net), own.image_size, own.channels
+        names: tuple[str, ...] = ()
         if own.data:
             seen = look(own.data, self.data_dir)
             side, channels, names = side or seen.side, channels or seen.channels, seen.names

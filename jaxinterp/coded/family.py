@@ -37,6 +37,7 @@ MEAN = {
 STD = {"cifar10": (0.2023, 0.1994, 0.2010), "cifar100": (0.2673, 0.2564, 0.2762), "imagenet2012": (0.229, 0.224, 0.225)}
 
 CIFAR = ((3, 3, 3), (256, 512, 1024), (11, 22, 44))  # blocks, channels, and channels of a path, of each stage
+MINI, TINY = ((1, 2, 2), (64, 128, 256), (4, 8, 12)), ((1, 1, 1), (32, 64, 128), (4, 4, 8))
 PATHS = ((10, 5, 3), (20, 8, 4), (32, 16, 8))  # paths, and how many of them serve a class, in the two last stages
 
 
@@ -163,28 +164,24 @@ class CodedFamily(Family[CodedModel]):
             sizes for sizes in PATHS if classes <= sizes[0] or (classes <= 100 and sizes[0] > 10) or sizes[0] > 20
         )
         codes = tuple(code_for(classes, weight, paths) for weight in weights)
-        measured: dict[str, Any] = {
-            "classifiers": min(classes, 10),
-            "classifier_images": 10_000,
-            "foreign": "",
-            "mean": (),
-            "std": (),
-        }
+        fields: dict[str, Any] = {"classes": classes, "paths": paths, "classifiers": min(classes, 10)}
+        fields |= {"foreign": "", "mean": (), "std": (), "ghost": 0}
         sgd: dict[str, Any] = {
             "optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "decay_all": True,
             "schedule": "cosine_by_epoch", "end_lr": 1e-5,
         }  # fmt: skip
         if scale == "paper":
             large = side > 64
-            shape: tuple[Any, ...] = ((3, 4, 6, 3), (256, 512, 1024, 2048), (4, 8, 16, 32)) if large else CIFAR
+            depths, features, widths = ((3, 4, 6, 3), (256, 512, 1024, 2048), (4, 8, 16, 32)) if large else CIFAR
             stem, mu, every = ((7, 2), 1.0, ("", "", *codes)) if large else ((3, 1), 6.0, ("", *codes))
-            model = CodedModel(classes, *shape, paths, every, stem, mu=mu, ghost=0, **measured)
+            model = CodedModel(depths=depths, features=features, widths=widths, codes=every, stem=stem, mu=mu, **fields)
             run = fitted(model, images, side, steps=1, batch_size=512, learning_rate=0.1, **sgd)
             return run.replace(train={"epochs": 150 if large else 300, "dtype": "bfloat16"})
         first = max(1, round(side / 16))  # stride of the first convolution
         stem = (3 if first <= 2 else 2 * first - 1, first)
-        shape = ((1, 1, 1), (32, 64, 128), (4, 4, 8)) if scale == "small" else ((1, 2, 2), (64, 128, 256), (4, 8, 12))
-        model = CodedModel(classes, *shape, paths, ("", *codes), stem, mu=2.0, ghost=0, **measured)
+        depths, features, widths = MINI if scale == "medium" else TINY
+        fields |= {"depths": depths, "features": features, "widths": widths, "stem": stem, "mu": 2.0}
+        model = CodedModel(codes=("", *codes), **fields)
         steps, batch = (1000, 32) if scale == "small" else (8000, 128)
         return fitted(model, images, side, steps=steps, batch_size=batch, learning_rate=0.05, **sgd)
 

@@ -288,10 +288,8 @@ def test_a_preset_is_trained_evaluated_and_reported(
     monkeypatch.chdir(tmp_path)
     finished = []
     monkeypatch.setattr(cli.Train, "finish", lambda command, folders, console: finished.extend(folders))
-    status, out = said(
-        "train gated --data digits data.max_images=64 train.batch_size=16 train.epochs=2 evaluate.removal_images=4 evaluate.occlusion=3",
-        capsys,
-    )
+    small = "data.max_images=64 train.batch_size=16 train.epochs=2"
+    status, out = said(f"train gated --data digits {small}", capsys)
     assert status == 0
     assert "gated/small: 1437 images of 8x8x1 in 10 classes" in out
     assert finished == [Path("runs/gated-small-digits")]
