@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         metrics,
         models,
         nn,
+        recipe,
         rules,
         series,
         symmetry,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
         testing,
         train,
     )
+    from jaxinterp.app.stages import trained
+    from jaxinterp.app.training import run_of, train_runs
     from jaxinterp.app.weights import export, from_torch, load, pretrained
     from jaxinterp.explain.attribution import Attribution
     from jaxinterp.explain.audit import audit
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from jaxinterp.explain.explainable import Explainable, explainable
     from jaxinterp.explain.series import contributions, orders, pairs
     from jaxinterp.gated.npk_regression import NPKRegressor
+    from jaxinterp.recipe.config import Run
 
 __version__ = "0.1.0"
 
@@ -53,6 +57,7 @@ _MODULES = {
     "metrics": "jaxinterp.metrics",
     "models": "jaxinterp.models",
     "nn": "jaxinterp.nn",
+    "recipe": "jaxinterp.recipe",
     "rules": "jaxinterp.rules",
     "series": "jaxinterp.series",
     "symmetry": "jaxinterp.symmetry",
@@ -64,6 +69,7 @@ _NAMES = {
     "Attribution": "jaxinterp.explain.attribution",
     "Explainable": "jaxinterp.explain.explainable",
     "NPKRegressor": "jaxinterp.gated.npk_regression",
+    "Run": "jaxinterp.recipe.config",
     "audit": "jaxinterp.explain.audit",
     "contributions": "jaxinterp.explain.series",
     "decompose": "jaxinterp.explain.decompose",
@@ -74,12 +80,16 @@ _NAMES = {
     "orders": "jaxinterp.explain.series",
     "pairs": "jaxinterp.explain.series",
     "pretrained": "jaxinterp.app.weights",
+    "run_of": "jaxinterp.app.training",
+    "train_runs": "jaxinterp.app.training",
+    "trained": "jaxinterp.app.stages",
 }
 
 __all__ = [
     "Attribution",
     "Explainable",
     "NPKRegressor",
+    "Run",
     "attribute",
     "audit",
     "coda",
@@ -102,12 +112,16 @@ __all__ = [
     "orders",
     "pairs",
     "pretrained",
+    "recipe",
     "rules",
+    "run_of",
     "series",
     "symmetry",
     "taylor",
     "testing",
     "train",
+    "train_runs",
+    "trained",
 ]
 
 

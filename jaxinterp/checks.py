@@ -114,6 +114,17 @@ def require_one_of(name: str, value: Any, choices: Iterable[Any], otherwise: str
         require(False, name, value, " or ".join(close) or otherwise or f"one of {', '.join(map(str, known))}")
 
 
+def require_key(key: str, known: Iterable[str], separator: str = ".") -> None:
+    """Raise unless a key such as "train.epochs" is known; the message gives the nearest, or those that end in it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    keys = list(known)
+    bare = [one for one in keys if one.endswith(f"{separator}{key}")]
+    require_one_of("KEY", key, keys, " or ".join(bare) or f"a field of the run, such as train{separator}epochs")
+
+
 def shown(value: Any) -> str:
     """Show a value as an override writes it: the entries of a tuple separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -184,19 +195,27 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Check every field, then `check`."""
-        from pydantic import ValidationError
-
         kind: Any = type(self)
-        for name, adapter in field_adapters(kind).items():
-            try:
-                value = adapter.validate_python(getattr(self, name), strict=True)
-            except ValidationError as error:
-                require(False, name, getattr(self, name), expected(error))
-            object.__setattr__(self, name, value)  # 1 is 1.0 where a float is wanted, as a file has it
+        for name in field_adapters(kind):
+            object.__setattr__(self, name, typed(kind, name, getattr(self, name), name))
         self.check()
 
     def check(self) -> None:
         """Raise ConfigError for fields that do not fit one another; by default all do."""
+
+
+def typed(kind: Any, field: str, value: Any, name: str) -> Any:
+    """Return a value of a dataclass's field as its type: 1 is 1.0 where a float is wanted, as a file has it.
+
+    Raises:
+        ConfigError: it is of another type, or out of range; the line begins with `name`.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return field_adapters(kind)[field].validate_python(value, strict=True)
+    except ValidationError as error:
+        return require(False, name, value, expected(error))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +26,43 @@ from jaxinterp.recipe.overrides import in_one_line, override
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
 FOLDER_OPTIONS = ("--run-dir", "--data-dir", "--out", "--results")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
-RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
+RunDir = Annotated[Positional[Path | None], arg(metavar="RUN_DIR")]
+Net = Annotated[str, arg(metavar="MODULE:FUNCTION")]
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A network of your own in place of a trained run."""
+
+    net: Net = ""
+    """A function of yours that returns a network, module:function or file.py:function; see docs/own_network.md."""
+    data: Annotated[str, arg(metavar="NAME")] = ""
+    """The data set that it is measured on, such as digits."""
+    image_size: int | None = None
+    """Side of its images in pixels; the data's own if not given."""
+    channels: Literal[1, 3] | None = None
+    """Their channels; the data's own if not given."""
+
+    def folder(self, run_dir: Path | None, data_dir: Path | None, out: Path | None = None) -> Path:
+        """Return the run folder that is meant: the one given, or one that is written for the network."""
+        from jaxinterp.app.network import OwnNet, write_run
+        from jaxinterp.app.presets import look
+
+        if not self.net:
+            for name in ("data", "image_size", "channels"):
+                given = getattr(self, name)
+                require(not given, f"--{name.replace('_', '-')}", given, "it with --net only; a run has its own")
+            require(run_dir is not None, "RUN_DIR", "nothing", "the folder of a trained run, or --net module:function")
+            assert run_dir is not None
+            return run_dir
+        require(run_dir is None, "RUN_DIR", run_dir, "nothing beside --net")
+        require(self.data, "--data", "nothing", "a data set to measure the network on, such as digits")
+        net, images = OwnNet(self.net), look(self.data, data_dir)
+        folder = out or Path("runs") / net.stem
+        check_folder(folder)
+        write_run(net, replace(images, channels=self.channels or images.channels), self.image_size, folder, data_dir)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -47,16 +83,21 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a named run; the same command resumes it."""
+    """Train a run; the same command resumes it. A preset is also evaluated and reported."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Name of the run, see `jaxinterp list`."""
+    """A named run, see `jaxinterp list`; a file of your own, run.toml or run.py:NAME; or with --data a family, such as
+    coda, or one of its presets, such as coda/small."""
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="PART.FIELD=VALUE")] = ()
     """Fields of the run to replace, such as train.epochs=4 or model.ranks=4,4,8; --train.epochs 4 works too."""
     run_dir: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder of the run; default runs/<run name, / as ->, then -smoke with --smoke, -seed-<seed> with --seeds."""
+    data: Annotated[str, arg(metavar="NAME")] = ""
+    """Images whose sizes a preset fits, such as digits."""
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    report: bool = False
+    """Evaluate and report after training, as presets do."""
     seeds: Annotated[str, arg(metavar="INT,INT,...")] = ""
     """Train once with each of these seeds, each in a folder of its own."""
     smoke: bool = False
@@ -72,20 +113,39 @@ class Train:
 
     def __call__(self, console: Console) -> list[Path]:
         """Train with every seed; return the folders."""
+        folders = self.train(console)
+        from jaxinterp.app.presets import is_preset
+
+        if self.report or is_preset(self.run):
+            self.finish(folders, console)
+        return folders
+
+    def train(self, console: Console) -> list[Path]:
+        """Train with every seed, and no more; return the folders."""
         from jaxinterp.app import stages
-        from jaxinterp.app.registry import experiment_of, family_of
+        from jaxinterp.app.presets import is_preset, preset
+        from jaxinterp.app.registry import family_of
+        from jaxinterp.app.run_file import stem
+        from jaxinterp.app.training import run_of
 
         if self.coordinator is not None or self.processes is not None or self.process_id is not None:
             from jaxinterp.train import initialize
 
             initialize(self.coordinator, self.processes, self.process_id)
-        run = experiment_of(self.run).run
+        name, words = self.run, self.data
+        if is_preset(name) and words:
+            fitted = preset(name, words, self.data_dir)
+            show(console, fitted.line)
+            name, run = fitted.name, fitted.run
+            label = f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', words.rstrip('/').split('/')[-1])}"
+        else:
+            run, label = run_of(name, words, self.data_dir), name
         run = override(family_of(run).smoke(run) if self.smoke else run, self.overrides)
-        folder = self.run_dir or Path("runs") / f"{self.run.replace('/', '-')}{'-smoke' if self.smoke else ''}"
+        folder = self.run_dir or Path("runs") / f"{stem(label)}{'-smoke' if self.smoke else ''}"
         folders = {folder.parent / f"{folder.name}-seed-{seed}": run.with_seed(seed) for seed in self._seeds()}
         folders = folders or {folder: run}
         for run_dir, one in folders.items():
-            result = stages.train(self.run, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
+            result = stages.train(name, one, run_dir, data_dir=self.data_dir, allow_older=self.allow_older)
             if result.interrupted:
                 show(console, f"interrupted; the same command resumes {run_dir}")
                 raise SystemExit(130 if result.interrupted == "SIGINT" else 143)
@@ -107,42 +167,79 @@ class Train:
 
     def to_the_end(self, console: Console) -> None:
         """Train, evaluate and report."""
-        folders = self(console)
+        self.finish(self.train(console), console)
+
+    def finish(self, folders: Sequence[Path], console: Console) -> None:
+        """Evaluate and report what was trained."""
         if self.process_id:
             return  # the first process does the rest
-        Evaluate(tuple(folders), self.data_dir)(console)
+        Evaluate(tuple(folders), data_dir=self.data_dir)(console)
         for folder in folders:
-            Report(folder, self.data_dir)(console)
+            Report(folder, data_dir=self.data_dir)(console)
 
 
 @dataclass(frozen=True)
 class Explain:
-    """Explain a trained run's predictions on images: contribution maps, sums, residuals, the family's own reading."""
+    """Explain predictions on images: contribution maps, sums, residuals, the family's own reading."""
 
-    run_dir: RunDir
-    """Folder of a trained run."""
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")]
-    """Image files of any size; each is converted and resized to the network's input."""
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="[RUN_DIR] IMAGE")]
+    """Folder of a trained run, then image files of any size: each is converted and resized to the network's input.
+    Without a folder, a pretrained network that fits the images explains them."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder to write to; default <RUN_DIR>/explanations."""
+    """Folder to write to; default <RUN_DIR>/explanations, or explanations."""
     checkpoint: Literal["last", "best"] = "last"
     """The last epoch, or the one that was best on the validation part."""
+    own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
 
     def __call__(self, console: Console) -> None:
         """Explain every image; nothing is written unless all can be read."""
         from jaxinterp.app import stages
 
-        out = self.out or self.run_dir / "explanations"
-        for line in stages.explain(self.run_dir, self.images, out, which=self.checkpoint):
+        require(self.paths, "IMAGE", "nothing", "the folder of a trained run, then image files; or image files alone")
+        first, *rest = self.paths
+        in_run = not self.own.net and not first.is_file() and first.suffix.lower() not in IMAGES
+        images = rest if in_run else list(self.paths)
+        require(images, "IMAGE", "nothing", f"image files after {first}")
+        out = self.out or (first if in_run else Path()) / "explanations"
+        check_folder(out)
+        trained = stages.trained(first, self.checkpoint) if in_run else self._elsewhere(images, console)
+        for line in stages.explain(trained, images, out, which=self.checkpoint):
             show(console, line)
+
+    def _elsewhere(self, images: Sequence[Path], console: Console) -> Any:
+        """Return a network of one's own, or a pretrained one that fits the images."""
+        from jaxinterp.app.network import OwnNet
+        from jaxinterp.app.presets import look
+        from jaxinterp.app.pretrained import choose
+        from jaxinterp.data.images import read_images
+
+        own = self.own
+        if ":" not in own.net:
+            found = choose(images, name=own.net)
+            show(console, f"explained by {found.name}")
+            return found
+        net, side, channels = OwnNet(own.net), own.image_size, own.channels
+        names: tuple[str, ...] = ()
+        if own.data:
+            seen = look(own.data, self.data_dir)
+            side, channels, names = side or seen.side, channels or seen.channels, seen.names
+        read_images(images, 1, 1, 3)  # which names a file that is none
+        require(side, "--image-size", "nothing", "the side of the network's images in pixels; or --data")
+        assert side is not None
+        return net.trained((side, side, channels or 3), names)
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Measure trained runs on the test split: accuracy, localization, pixel deletion, completeness."""
 
-    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
+    run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")] = ()
     """Folders of one run, trained with several seeds."""
+    own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """With --net: folder to write to; default runs/<module>-<function>."""
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     results: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -154,15 +251,19 @@ class Evaluate:
         from jaxinterp.app.publish import gather, metrics_table, one_run, require_finished, results_file, unfinished
         from jaxinterp.app.results import write_results
 
-        name, (first, *_), _ = one_run(self.run_dirs)  # before anything is measured
+        require(not (self.own.net and self.run_dirs), "RUN_DIR", self.run_dirs, "nothing beside --net")
+        run_dirs: tuple[Path, ...] = self.run_dirs
+        if self.own.net or not run_dirs:
+            run_dirs = (self.own.folder(None, self.data_dir, self.out),)
+        name, (first, *_), _ = one_run(run_dirs)  # before anything is measured
         file = None if self.results is None else results_file(self.results, name, first)
         if self.results is not None:
-            require_finished(self.run_dirs)
+            require_finished(run_dirs)
             check_folder(self.results)
-        for run_dir in self.run_dirs:
+        for run_dir in run_dirs:
             stages.evaluate(run_dir, data_dir=self.data_dir)
-        summary = gather(self.run_dirs, self.results)
-        show_table(console, metrics_table(summary, unfinished(self.run_dirs)))
+        summary = gather(run_dirs, self.results)
+        show_table(console, metrics_table(summary, unfinished(run_dirs)))
         if file is not None:
             write_results(file, summary)
             show(console, f"results: {file}")
@@ -172,8 +273,11 @@ class Evaluate:
 class Audit:
     """Measure post-hoc methods against a trained run's exact decomposition, and metrics against how it ranks them."""
 
-    run_dir: RunDir
+    run_dir: RunDir = None
     """Folder of a trained run; audit.json and audit.html are written into it."""
+    own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """With --net: folder to write to; default runs/<module>-<function>."""
     methods: Annotated[str, arg(metavar="NAME,NAME,...")] = ""
     """Methods, by the names of `jaxinterp.attribute`; all that the network allows if empty."""
     images: int = 64
@@ -193,18 +297,19 @@ class Audit:
         from jaxinterp.app.results import write_results
 
         require_at_least("--images", self.images, 1)
-        name, _, run = run_in(self.run_dir)  # before anything is measured
+        run_dir = self.own.folder(self.run_dir, self.data_dir, self.out)
+        name, _, run = run_in(run_dir)  # before anything is measured
         file = None if self.results is None else results_file(self.results, name, run, "audit_")
         if self.results is not None:
-            require_finished([self.run_dir])
+            require_finished([run_dir])
             check_folder(self.results)
         methods = tuple(self.methods.split(",")) if self.methods else None
-        found = stages.audit(self.run_dir, methods, self.images, data_dir=self.data_dir)
+        found = stages.audit(run_dir, methods, self.images, data_dir=self.data_dir)
         show(console, found.to_json() if self.json else repr(found))
         if not self.json:
-            show(console, f"audit: {self.run_dir / 'audit.html'}, audit.json")
+            show(console, f"audit: {run_dir / 'audit.html'}, audit.json")
         if file is not None:
-            write_results(file, audit_results(self.run_dir, found, self.methods, self.images, self.results))
+            write_results(file, audit_results(run_dir, found, self.methods, self.images, self.results))
             if not self.json:
                 show(console, f"results: {file}")
 
@@ -238,17 +343,21 @@ class Runs:
     """Beginning of the names that are listed, such as coded; all if empty."""
 
     def __call__(self, console: Console) -> None:
-        """Print a table: name, where in the paper, measured time, the paper's numbers."""
+        """Print a table: name, where in the paper, measured time, the paper's numbers; and the presets."""
+        from jaxinterp.app.presets import PRESETS
         from jaxinterp.app.registry import runs
 
         table = table_of(("run", "source", "time", "the paper's numbers"), ())
         table.columns[0].no_wrap = True
         chosen = {name: run for name, run in runs().items() if name.startswith(self.prefix)}
+        presets = [name for name in PRESETS if name.startswith(self.prefix)]
         families = ", ".join(dict.fromkeys(name.split("/")[0] for name in runs()))
-        require(chosen, "PREFIX", self.prefix, f"the beginning of a run's name, such as {families}")
+        require(chosen or presets, "PREFIX", self.prefix, f"the beginning of a run's name, such as {families}")
         for name, run in chosen.items():
             numbers = ", ".join(f"{key} {run.paper[key]:g}" for key in PAPER_NUMBERS if key in run.paper)
             table.add_row(name, run.source, run.time, numbers)
+        for name in presets:
+            table.add_row(name, "a preset, which fits the images of --data", "said when it starts", "")
         show_table(console, table)
 
 
@@ -299,8 +408,11 @@ class Show:
 class Report:
     """Write report.html, one self-contained page about a trained run; evaluate the run first if it was not."""
 
-    run_dir: RunDir
+    run_dir: RunDir = None
     """Folder of a trained run."""
+    own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """With --net: folder to write to; default runs/<module>-<function>."""
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
 
@@ -308,7 +420,7 @@ class Report:
         """Write the page and print its path."""
         from jaxinterp.app import stages
 
-        path = stages.report(self.run_dir, data_dir=self.data_dir)
+        path = stages.report(self.own.folder(self.run_dir, self.data_dir, self.out), data_dir=self.data_dir)
         show(console, f"report: {path}")
 
 

@@ -52,7 +52,7 @@ def one_run(run_dirs: Sequence[Path]) -> tuple[str, list[Run[Any]], list[dict[st
 
 def overrides(name: str, run: Run[Any]) -> list[str]:
     """Return what a configuration has in place of its named run's, as assignments, its seed aside."""
-    named = runs()[name].run.fields()
+    named = runs()[name].run.fields() if name in runs() else run.fields()  # a run of one's own stands for itself
     differing = {key: value for key, value in run.fields().items() if key != "train.seed" and value != named[key]}
     return [f"{key}={shown(value)}" for key, value in differing.items()]
 
@@ -92,7 +92,7 @@ def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
     """
     name, configurations, infos = one_run(run_dirs)
-    experiment, seeds = runs()[name], tuple(run.train.seed for run in configurations)
+    experiment, seeds = run_in(run_dirs[0])[1], tuple(run.train.seed for run in configurations)
     evaluations = [read_json(d / "evaluation.json", f"jaxinterp evaluate {d}", "metrics") for d in run_dirs]
     parts = [part for info in infos for part in (info, *info["resumed"])]
     measured = [evaluation["metrics"] for evaluation in evaluations]

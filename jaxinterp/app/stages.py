@@ -8,17 +8,15 @@ from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from jaxinterp.app.registry import family_of, name_of, run_in
+from jaxinterp.app.registry import family_of, family_reference, keep_source, name_of, run_in
 from jaxinterp.checks import require, warn
 from jaxinterp.data import Dataset
-from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import Audit
 from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
@@ -30,8 +28,8 @@ from jaxinterp.recipe.data import check_fits, record, resolved, split, training_
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
-from jaxinterp.recipe.run_folder import naming, read_arrays, read_json, read_lines, unfinished_line, write_config
-from jaxinterp.train import Checkpoints, FitResult, load_variables, predict
+from jaxinterp.recipe.run_folder import read_arrays, read_json, read_lines, unfinished_line, write_config
+from jaxinterp.train import Checkpoints, FitResult, predict
 from jaxinterp.train.lock import LOCK, only_trainer
 from jaxinterp.train.result import Which
 
@@ -47,7 +45,7 @@ def train(
     """Train a run, or go on with it.
 
     Args:
-        name: the run's name, among those of `registry.runs`.
+        name: the run's name, among those of `registry.runs`, or one of one's own.
         run: its configuration.
         run_dir: its folder.
         data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
@@ -72,14 +70,15 @@ def train(
 def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
     run = resolved(run, data_dir)
     family = family_of(run)
-    network = build(family, run, run.train.dtype)
+    network = family.network(run, run.train.dtype)
     data, validation = training_data(run, data_dir)
     fits = isinstance(data, Dataset) or family.streams
     require(fits, "data.memory", run.data.memory, f"more: a {family.title} needs its training images in memory")
     test = split(run, "test", data_dir)
     check_fits(run, test)
     family.check(run, network, data)
-    write_config(run_dir, name, run)
+    write_config(run_dir, name, run, family_reference(name, run))
+    keep_source(family, run_dir)
     pretrained = None
     if (first := family.pretrain(run)) is not None and not last_step(run_dir):
         result = train(name_of(first, name), first, run_dir / PRETRAINED, data_dir, allow_older)
@@ -104,19 +103,6 @@ def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{run_dir}: test accuracy {', '.join(parts)}" if parts else f"{run_dir}: trained"
 
 
-def build(family: Family[Any], run: Run[Any], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
-    """Build the network of a run and check by shape inference that it accepts the run's images."""
-    network, shape = family.build(run, dtype), run.data.image_shape
-    numbers = run.data.mean or run.data.std
-    wanted = f"none: a {family.title} takes images in [0, 1] as they are"
-    require(family.normalizes or not numbers, "data.mean, data.std", numbers, wanted)
-    try:
-        jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise ConfigError(f"the network does not fit {shape[0]}x{shape[1]} images: {error}") from error
-    return network
-
-
 def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
     """Return the JSON values that identify a run: its configuration, and what its names stand for."""
     values: dict[str, Any] = json.loads(json.dumps({"run": asdict(run), **family.fingerprint(run)}))
@@ -134,10 +120,7 @@ def trained(run_dir: str | Path, which: Which = "last", data_dir: str | Path | N
     run_dir = Path(run_dir)
     name, experiment, run = run_in(run_dir)
     family = family_of(run)
-    with naming(run_dir / "config.json"):
-        network = build(family, run)
-    same = fingerprint(family, run)
-    variables = load_variables(run_dir, network, run.data.image_shape, which, fingerprint=same)
+    network, variables = family.load(run, run_dir, which, fingerprint(family, run))
     return TrainedRun(run_dir, name, experiment, run, family, network, variables, _folder(data_dir))
 
 
@@ -190,7 +173,11 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
 
 
 def explain(
-    run_dir: str | Path, paths: Sequence[str | Path], out: str | Path, which: Which = "last", top: int = 3
+    run_dir: str | Path | TrainedRun[Any],
+    paths: Sequence[str | Path],
+    out: str | Path,
+    which: Which = "last",
+    top: int = 3,
 ) -> Iterator[str]:
     """Explain a trained run's predictions on image files.
 
@@ -199,7 +186,7 @@ def explain(
     their own, such as the orders of a series: <out>/<stem>-<reading>.png, and a key of the JSON file.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder, or the run.
         paths: image files of any size.
         out: folder to write to; nothing is written unless all images can be read.
         which: the last epoch, or the one that was best on the validation part.
@@ -215,7 +202,7 @@ def explain(
 
     sources, out = [Path(path) for path in paths], Path(out)
     check_folder(out)
-    run = trained(run_dir, which)
+    run = run_dir if isinstance(run_dir, TrainedRun) else trained(run_dir, which)
     net = run.explainable
     images, lines = read_images(sources, *run.run.data.image_shape, run.run.data.conversion)
     used: set[Path] = set()

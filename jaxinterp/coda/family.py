@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.checks import require
 from jaxinterp.coda.hybrid import Hybrid
-from jaxinterp.coda.network import CoDANet, alignment_penalty, s_coda
-from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.coda.network import CoDANet, alignment_penalty, l_coda, s_coda
 from jaxinterp.nn.baselines import ResNetTrunk
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, sigmoid_bce
 from jaxinterp.recipe.config import Count, Model, Natural, NonNegative, Run, small
-from jaxinterp.recipe.family import Family, TrainedRun
+from jaxinterp.recipe.family import Family
+from jaxinterp.recipe.presets import SCALES, Images, Scale, fitted
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,45 @@ class CoDAFamily(Family[CoDAModel]):
 
     title = "CoDA Net"
     Model = CoDAModel
+    scales = SCALES
     streams = True
 
     def smoke(self, run: Run[CoDAModel]) -> Run[CoDAModel]:
         """Shrink a run to seconds: see `small`, with a low rank."""
         return small(run).replace(model={"ranks": tuple(min(rank, 2) for rank in run.model.ranks)})
+
+    def preset(self, scale: Scale, images: Images) -> Run[CoDAModel]:
+        """Return a net of five layers, of seven, or with its recipe the paper's: S up to 64 pixels, L above."""
+        if scale == "paper":
+            large = images.side > 64
+            net, side = (l_coda, 240) if large else (s_coda, images.side)
+            fields = {name: getattr(net(), name) for name in ("ranks", "kernel_sizes", "strides", "temperature")}
+            model = CoDAModel(features=(*net().features[:-1], images.classes), **fields)
+            recipe = {"learning_rate": 1e-3 if large else 2.5e-4, "schedule": "warmup" if large else "staircase"}
+            augment: dict[str, Any] = {"rand_augment": (2, 10), "crop_padding": 0} if large else {}
+            batch, parts, epochs = (64, 16, 60) if large else (16, 2, 200)
+            run = fitted(model, images, side, steps=1, batch_size=batch, **recipe).replace(augment=augment)
+            return run.replace(train={"epochs": epochs, "grad_accum_steps": min(parts, run.train.batch_size)})
+        side = min(images.side, 64 if scale == "small" else 128)
+        first = max(1, round(side / (14 if scale == "small" else 32)))  # stride of the first layer
+        kernel = 3 if first <= 2 else first // 2 * 2 + 1
+        widths: tuple[int, ...]
+        ranks: tuple[int, ...]
+        strides: tuple[int, ...]
+        if scale == "medium":
+            widths, ranks, strides = (16, 16, 32, 32, 64, 64), (16, 16, 32, 32, 64, 64, 64), (first, 1, 2, 1, 2, 1, 1)
+        elif side <= 12:
+            widths, ranks, strides = (8, 16, 16), (8, 16, 16, 16), (1, 1, 2, 1)
+        else:
+            widths, ranks, strides = (8, 16, 16, 32), (8, 16, 16, 16, 16), (first, 1, 2, 1, 1)
+        kernels = (kernel, *(3,) * (len(widths) - 1), 1)
+        model = CoDAModel(
+            (*widths, images.classes), ranks, kernels, strides, temperature=200.0 if side <= 12 else 300.0
+        )
+        if scale == "medium":
+            return fitted(model, images, side, steps=8000, learning_rate=1e-3)
+        rate = 5e-3 if side <= 12 else 2e-3
+        return fitted(model, images, side, steps=2000, batch_size=16, learning_rate=rate)
 
     def build(self, run: Run[CoDAModel], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
         """Return the network of a run."""
@@ -105,7 +139,3 @@ class CoDAFamily(Family[CoDAModel]):
             return ClassificationLoss(network, sigmoid_bce)
         require(not run.model.trunk_depth, "regularizer", weight, "0 in a hybrid, which is not linear in the image")
         return RegularizedLoss(network, weight * run.model.temperature)
-
-    def explainable(self, trained: TrainedRun[CoDAModel]) -> Explainable:
-        """Explain a CoDA Net from its encoded image, a hybrid from its trunk's output."""
-        return explainable(trained.network, trained.variables)

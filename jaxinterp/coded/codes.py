@@ -11,8 +11,10 @@ networks (Avranas and Kountouris, arXiv 2202.05343, Sec. 3.2.1) a good code has
 """
 
 import ast
+import itertools
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
@@ -133,7 +135,8 @@ def load_code(name: str, file: Path | str | None = None) -> Code:
 
     Args:
         name: "cifar10-5-of-10" or "cifar10-3-of-10" (the paper's), "cifar100-8-of-20", "cifar100-4-of-20",
-            "imagenet-16-of-32" or "imagenet-8-of-32"; or "authors-" before such a name, with `file`.
+            "imagenet-16-of-32" or "imagenet-8-of-32"; or "authors-" before such a name, with `file`; or a name of
+            `code_for`, for any number of classes.
         file: `subNNs_codes.py` of github.com/avranasa/Coded-ResNeXt, which came without a license and is not
             contained here; it is read, never run.
 
@@ -144,6 +147,8 @@ def load_code(name: str, file: Path | str | None = None) -> Code:
 
     Source: arXiv 2202.05343, Table 3 (CIFAR-10). The others are ours: the authors' are not printed.
     """
+    if ":" in name:
+        return _code_of_size(name)
     if name.startswith(AUTHORS):
         return _authors_code(name.removeprefix(AUTHORS), file)
     require(file is None, "file", file, f"none with {name!r}, which is contained here")
@@ -153,6 +158,46 @@ def load_code(name: str, file: Path | str | None = None) -> Code:
 
 
 AUTHORS = "authors-"
+MOST_WORDS = 200_000  # among which a code is chosen
+
+
+def code_for(classes: int, weight: int, length: int) -> str:
+    """Name a code for any number of classes: the paper's for 10, else "<weight>-of-<length>:<classes>".
+
+    These words are chosen one after another: each as far as possible from those before, and of these the one whose
+    ones stand where the fewest are.
+
+    Example:
+        >>> code_for(10, 3, 10), load_code(code_for(3, 3, 10)).words
+        ('cifar10-3-of-10', ('1110000000', '0001110000', '0000001110'))
+    """
+    paper = f"cifar10-{weight}-of-{length}"
+    return paper if classes == 10 and paper in code_names() else f"{weight}-of-{length}:{classes}"
+
+
+@cache
+def _code_of_size(name: str) -> Code:
+    """Choose the words of a code that `code_for` names."""
+    found = re.fullmatch(r"(\d+)-of-(\d+):(\d+)", name)
+    require(found, "codes", name, "such a name as 3-of-10:4, weight, paths and classes")
+    assert found is not None
+    weight, length, classes = map(int, found.groups())
+    words = math.comb(length, weight)
+    fits = 0 < weight < length and 1 < classes <= words
+    require(fits, "codes", name, "fewer ones than paths, and at least two classes and as many words")
+    if words <= MOST_WORDS:
+        places = np.array(list(itertools.combinations(range(length), weight)))
+    else:
+        keys = np.random.PCG64(0).random_raw(MOST_WORDS // 8 * length).reshape(-1, length)
+        places = np.unique(np.sort(np.argsort(keys, axis=1)[:, :weight], axis=1), axis=0)
+    table = np.zeros((len(places), length), np.int64)
+    np.put_along_axis(table, places, 1, 1)
+    chosen, shared = [0], table @ table[0]  # ones that a word has in common with the nearest chosen one
+    while len(chosen) < classes:
+        uses = table @ table[chosen].sum(0)
+        chosen.append(int(np.lexsort((uses, shared))[0]))
+        shared = np.maximum(shared, table @ table[chosen[-1]])
+    return Code.of(table[chosen])
 
 
 def _authors_code(name: str, file: Path | str | None) -> Code:

@@ -15,19 +15,19 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require, require_one_of
+from jaxinterp.checks import require
 from jaxinterp.coded import report as coded_report
-from jaxinterp.coded.codes import code_names, load_code
+from jaxinterp.coded.codes import code_for, load_code
 from jaxinterp.coded.measures import measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.data import hold_out
 from jaxinterp.errors import DataError
-from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn
 from jaxinterp.recipe.config import Count, DataSet, Model, Natural, NonNegative, Positive, Run, Share, small
 from jaxinterp.recipe.data import split
 from jaxinterp.recipe.family import Family, Log, Reading, Report, TrainedRun
+from jaxinterp.recipe.presets import SCALES, Images, Scale, fitted
 
 MEAN = {
     "cifar10": (0.4914, 0.4822, 0.4465),
@@ -35,6 +35,10 @@ MEAN = {
     "imagenet2012": (0.485, 0.456, 0.406),
 }
 STD = {"cifar10": (0.2023, 0.1994, 0.2010), "cifar100": (0.2673, 0.2564, 0.2762), "imagenet2012": (0.229, 0.224, 0.225)}
+
+CIFAR = ((3, 3, 3), (256, 512, 1024), (11, 22, 44))  # blocks, channels, and channels of a path, of each stage
+MINI, TINY = ((1, 2, 2), (64, 128, 256), (4, 8, 12)), ((1, 1, 1), (32, 64, 128), (4, 4, 8))
+PATHS = ((10, 5, 3), (20, 8, 4), (32, 16, 8))  # paths, and how many of them serve a class, in the two last stages
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,6 @@ class CodedModel(Model):
         require(self.classifiers <= self.classes, "classifiers", self.classifiers, f"at most classes={self.classes}")
         require(self.foreign != "imagenet2012", "foreign", self.foreign, "a data set that fits in memory")
         for name in filter(None, self.codes):
-            require_one_of("codes", name, code_names())
             length = load_code(name).length
             require(length == self.paths, "paths", self.paths, f"{length} as in the code {name}")
 
@@ -139,6 +142,7 @@ class CodedFamily(Family[CodedModel]):
 
     title = "Coded ResNeXt"
     Model = CodedModel
+    scales = SCALES
     normalizes = True
     streams = True
 
@@ -157,6 +161,34 @@ class CodedFamily(Family[CodedModel]):
             },
             train={"dtype": "float32"},
         )
+
+    def preset(self, scale: Scale, images: Images) -> Run[CodedModel]:
+        """Return three stages of coded blocks; the paper's are those of CIFAR up to 64 pixels, of ImageNet above."""
+        classes, side = images.classes, min(images.side, {"small": 64, "medium": 128, "paper": 160}[scale])
+        paths, *weights = next(
+            sizes for sizes in PATHS if classes <= sizes[0] or (classes <= 100 and sizes[0] > 10) or sizes[0] > 20
+        )
+        codes = tuple(code_for(classes, weight, paths) for weight in weights)
+        fields: dict[str, Any] = {"classes": classes, "paths": paths, "classifiers": min(classes, 10)}
+        fields |= {"foreign": "", "mean": (), "std": (), "ghost": 0}
+        sgd: dict[str, Any] = {
+            "optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "decay_all": True,
+            "schedule": "cosine_by_epoch", "end_lr": 1e-5,
+        }  # fmt: skip
+        if scale == "paper":
+            large = side > 64
+            depths, features, widths = ((3, 4, 6, 3), (256, 512, 1024, 2048), (4, 8, 16, 32)) if large else CIFAR
+            stem, mu, every = ((7, 2), 1.0, ("", "", *codes)) if large else ((3, 1), 6.0, ("", *codes))
+            model = CodedModel(depths=depths, features=features, widths=widths, codes=every, stem=stem, mu=mu, **fields)
+            run = fitted(model, images, side, steps=1, batch_size=512, learning_rate=0.1, **sgd)
+            return run.replace(train={"epochs": 150 if large else 300, "dtype": "bfloat16"})
+        first = max(1, round(side / 16))  # stride of the first convolution
+        stem = (3 if first <= 2 else 2 * first - 1, first)
+        depths, features, widths = MINI if scale == "medium" else TINY
+        fields |= {"depths": depths, "features": features, "widths": widths, "stem": stem, "mu": 2.0}
+        model = CodedModel(codes=("", *codes), **fields)
+        steps, batch = (1000, 32) if scale == "small" else (8000, 128)
+        return fitted(model, images, side, steps=steps, batch_size=batch, learning_rate=0.05, **sgd)
 
     def build(self, run: Run[CodedModel], dtype: Literal["float32", "bfloat16"] = "float32") -> CodedResNeXt:
         """Return the network of a run."""
@@ -188,10 +220,6 @@ class CodedFamily(Family[CodedModel]):
     def fingerprint(self, run: Run[CodedModel]) -> Mapping[str, Any]:
         """Return the words of the codes: energies of a network trained with others mean nothing."""
         return {"words": {name: list(load_code(name).words) for name in run.model.codes if name}}
-
-    def explainable(self, trained: TrainedRun[CodedModel]) -> Explainable:
-        """Explain a network: affine in the image once the energies are held."""
-        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[CodedModel], log: Log) -> dict[str, Any]:
         """Measure decoding, single-class classifiers, early exit, removals and specificity."""

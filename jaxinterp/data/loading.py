@@ -50,15 +50,15 @@ def load(
 
     Of a known name as its authors made it: `digits` is embedded (scikit-learn's 1,797 8 x 8 digits, pixel values 0 to
     16, split 1,437 / 360, stratified), and so is the test split `mnist-2000`, 200 test images of each of MNIST's
-    classes (CC BY-SA 3.0, LeCun, Cortes, Burges). The others are looked for in `data_dir`: as tensorflow-datasets prepared them
-    (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose md5 sums are
-    checked. Nothing is downloaded: `download` does that.
+    classes (CC BY-SA 3.0, LeCun, Cortes, Burges). The others are looked for in `data_dir`: as tensorflow-datasets
+    prepared them (array_record), then as official raw files (idx, idx.gz, CIFAR binary batches or their tar.gz), whose
+    md5 sums are checked. Nothing is downloaded: `download` does that.
 
     Of one's own: folder:PATH, csv:FILE, npz:FILE or tfds:NAME[:VERSION], as `own_set` lists and `read_part` reads it.
 
     Args:
-        name: mnist, mnist-2000, fashion_mnist, cifar10, cifar100, digits, one's own, or what `own_set` or `own_arrays` returned;
-            imagenet2012 is streamed: see `jaxinterp.data.stream`.
+        name: mnist, mnist-2000, fashion_mnist, cifar10, cifar100, digits, one's own, or what `own_set` or `own_arrays`
+            returned; imagenet2012 is streamed: see `jaxinterp.data.stream`.
         split: "train" or "test"; of one's own also "val".
         data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
         conversion: of images of one's own: 64 x 64 RGB by default. The others keep size and channels.

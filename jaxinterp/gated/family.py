@@ -26,10 +26,10 @@ from jaxinterp.gated.npk_regression import NPKRegressor, evaluate
 from jaxinterp.gated.path_network import PathNetwork
 from jaxinterp.gated.report import filters, overlaps, regression
 from jaxinterp.nn.layers import ConvNet
-from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Natural, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class
+from jaxinterp.recipe.presets import SCALES, Images, Scale, fitted
 from jaxinterp.train import predict
 
 Regime = Literal["relu", "decoupled", "gates", "frozen", "copied", "learnt"]
@@ -134,6 +134,7 @@ class GatedFamily(Family[GatedModel]):
 
     title = "gated network"
     Model = GatedModel
+    scales = SCALES
     normalizes = True
 
     def smoke(self, run: Run[GatedModel]) -> Run[GatedModel]:
@@ -146,6 +147,22 @@ class GatedFamily(Family[GatedModel]):
             model={"width": 4, "depth": depth, "kernel_images": min(model.kernel_images, 24), "kernel_tests": 8},
             evaluate={"grid_sizes": shrunk.evaluate.grid_sizes if run.evaluate.grid_sizes else ()},
         )
+
+    def preset(self, scale: Scale, images: Images) -> Run[GatedModel]:
+        """Return a gated network: fully connected up to 12 pixels, else a ResNet; the paper's is DLGN's ResNet-110."""
+        side = min(images.side, {"small": 32, "medium": 64, "paper": 64}[scale])
+        if scale == "paper":
+            model = GatedModel("resnet", 16, 110, images.classes, weights="normal", sharpness=10.0, scale=1.0)
+            optim: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1, "schedule": "ramp"}
+            run = fitted(model, images, side, steps=1, batch_size=128, weight_decay=2e-4, **optim)
+            return run.replace(train={"epochs": 168})
+        if side <= 12:
+            model = GatedModel("fc", 128, 4, images.classes)
+            run = fitted(model, images, side, steps=3000 if scale == "small" else 12_000, learning_rate=1e-3)
+            return run.replace(evaluate={"grid_sizes": ()}, augment={"flip": False})
+        width, depth, steps = (8, 8, 1000) if scale == "small" else (16, 20, 8000)
+        model = GatedModel("resnet", width, depth, images.classes, weights="normal")
+        return fitted(model, images, side, steps=steps, batch_size=32, learning_rate=2e-3)
 
     def build(self, run: Run[GatedModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Classifier:
         """Return the network of a run."""
@@ -173,10 +190,6 @@ class GatedFamily(Family[GatedModel]):
             body = GatedNetwork(layers, model.gating, hard=hard, order=order, dtype=kind, **fields)
         mean, std = (MEAN, DEVIATION) if model.standardize else (None, None)
         return Classifier(body, mean=data.mean or mean, std=data.std or std)
-
-    def loss(self, run: Run[GatedModel], network: nn.Module) -> LossFn:
-        """Return the softmax cross-entropy."""
-        return ClassificationLoss(network, softmax_cross_entropy)
 
     def frozen_params(self, run: Run[GatedModel]) -> Callable[[str], bool] | None:
         """Freeze the parameters of fixed gates, or the values' where gates are trained alone."""

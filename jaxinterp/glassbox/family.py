@@ -17,15 +17,16 @@ from jaxinterp.data import Dataset
 from jaxinterp.data.images import rotate_randomly
 from jaxinterp.data.stream import Stream
 from jaxinterp.explain.decompose import decompose
-from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
 from jaxinterp.glassbox import report as glassbox_report
 from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
-from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
+from jaxinterp.nn.losses import softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Positive, Run, small
 from jaxinterp.recipe.data import require_plain_labels
 from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
+from jaxinterp.recipe.presets import SCALES, Images, Scale, fitted
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error
 from jaxinterp.symmetry.groups import Group, dihedral, rotations
 from jaxinterp.symmetry.invariants import Name
@@ -86,6 +87,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
 
     title = "glass box"
     Model = GlassBoxModel
+    scales = SCALES
 
     def smoke(self, run: Run[GlassBoxModel]) -> Run[GlassBoxModel]:
         """Shrink a run to seconds: see `small`, with few templates and the first classes."""
@@ -102,6 +104,28 @@ class GlassBoxFamily(Family[GlassBoxModel]):
             train={"val_fraction": 0.0},
             evaluate={"grid_sizes": ()},
         )
+
+    def preset(self, scale: Scale, images: Images) -> Run[GlassBoxModel]:
+        """Return orbits of templates on up to 28, 32 or 48 pixels; the largest is ours."""
+        side = min(images.side, {"small": 28, "medium": 32, "paper": 48}[scale])
+        sizes: dict[Scale, tuple[Literal["c16", "c24", "c32"], int, int, int]] = {
+            "small": ("c16", 128, 60, 200), "medium": ("c24", 384, 120, 1000), "paper": ("c32", 768, 200, 2500),
+        }  # fmt: skip
+        group, templates, components, per_class = sizes[scale]
+        most = max(images.classes, min(images.count // 2, images.classes * per_class))
+        model = GlassBoxModel(
+            classes=images.classes,
+            group=group,
+            templates=max(min(templates, most), images.classes),
+            components=min(components, most),
+            per_class=per_class,
+            kinds=("lda", "svm_rbf"),
+            baselines=("pixels",),
+        )
+        run = fitted(model, images, side, steps=1, batch_size=256)
+        plain = {"epochs": 1, "eval_every": 1, "checkpoint_every": 1, "val_fraction": 0.0}
+        still = {"flip": False, "crop_padding": 0}
+        return run.replace(train=plain, augment=still, evaluate={"grid_sizes": (), "removal_images": 40})
 
     def build(self, run: Run[GlassBoxModel], dtype: Literal["float32", "bfloat16"] = "float32") -> GlassBox:
         """Return the network of a run."""
@@ -122,10 +146,6 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         require_plain_labels(run, "a closed form minimizes no loss")
         _ = run.model.representation
 
-    def loss(self, run: Run[GlassBoxModel], network: nn.Module) -> LossFn:
-        """Return the cross-entropy, which is measured and not minimized."""
-        return ClassificationLoss(network, softmax_cross_entropy)
-
     def init_from(self, run: Run[GlassBoxModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return the closed form of the first images of each class: templates, standardization, PCA, discriminant."""
         return {**variables, **_classifier(run).fit(*first_of_classes(run, data)).network()[1]}
@@ -135,10 +155,6 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         assert isinstance(job.data, Dataset)
         arguments = job.run_dir, job.network, job.init_from, softmax_cross_entropy, job.data, job.test, job.run.train
         return fit_closed_form(*arguments, fingerprint=job.fingerprint, allow_older=job.allow_older)
-
-    def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
-        """Explain a fitted network."""
-        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""

@@ -2,15 +2,16 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator
 
-from jaxinterp.checks import Checked, require
+from jaxinterp.checks import Checked, require, require_key, typed
 from jaxinterp.data.own import KINDS, OnBad, is_own
 from jaxinterp.data.pictures import Background, Bits, Conversion, Fit, readable
 from jaxinterp.train.config import TrainConfig
@@ -45,10 +46,11 @@ class Model(Checked):
 
     CLASSES: ClassVar[str] = "model.classes"
 
-    @property
-    def classes(self) -> int:
-        """Number of outputs; a field or a property of every subclass."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # a property would be the default of a subclass's field
+
+        @property
+        def classes(self) -> int:
+            """Number of outputs; a field or a property of every subclass."""
 
 
 def _known(name: str) -> str:
@@ -290,6 +292,73 @@ class Run(Generic[M]):
         """Return every field by its key, such as "train.epochs"."""
         parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+
+    def sweep(self: AnyRun, **choices: Any) -> "Sweep[AnyRun]":
+        """Return one run for every combination of values.
+
+        Args:
+            **choices: field → values, a field being written part__name; `seed` is short for train__seed. A field that
+                is a tuple takes a sequence of tuples.
+
+        Returns:
+            The runs, the last field varying fastest; `jaxinterp.train(runs)` trains them all.
+
+        Raises:
+            ConfigError: an unknown field, no or equal values, or a value out of range.
+
+        Example:
+            >>> runs = Run(Model()).sweep(seed=(0, 1, 2), optim__learning_rate=(0.1, 0.01))
+            >>> len(runs), runs[1].optim.learning_rate, runs.changes[1]
+            (6, 0.01, {'train.seed': 0, 'optim.learning_rate': 0.01})
+        """
+        known = {"seed": "train.seed"} | {key.replace(".", "__"): key for key in self.fields()}
+        axes = dict[str, tuple[Any, ...]]()
+        for written, values in choices.items():
+            require_key(written, known, "__")
+            key = known[written]
+            several = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+            require(several, written, values, "the values to try, such as (0, 1, 2)")
+            part, name = key.split(".")
+            kind = type(getattr(self, part))
+            axes[key] = tuple(typed(kind, name, tuple(v) if isinstance(v, list) else v, written) for v in values)
+            different = all(value not in axes[key][:i] for i, value in enumerate(axes[key]))
+            require(different, written, axes[key], "different values")
+        require(axes, "choices", "none", "at least one field with its values, such as seed=(0, 1, 2)")
+        changes = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+        return Sweep(tuple(self.with_fields(change) for change in changes), changes)
+
+    def with_fields(self: AnyRun, values: Mapping[str, Any]) -> AnyRun:
+        """Return the run with fields, by their keys such as "train.epochs", replaced."""
+        parts = dict[str, dict[str, Any]]()
+        for key, value in values.items():
+            part, name = key.split(".")
+            parts.setdefault(part, {})[name] = value
+        return self.replace(**parts)
+
+
+@dataclass(frozen=True)
+class Sweep(Sequence[AnyRun]):
+    """Runs that differ in a few fields.
+
+    Attributes:
+        runs: the runs.
+        changes: of each run: key → value of the fields that differ among them.
+    """
+
+    runs: tuple[AnyRun, ...]
+    changes: tuple[Mapping[str, Any], ...]
+
+    def __len__(self) -> int:
+        """Return the number of runs."""
+        return len(self.runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a run, or several."""
+        return self.runs[index]
+
+    def __iter__(self) -> Iterator[AnyRun]:
+        """Iterate over the runs."""
+        return iter(self.runs)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ def measure(
         `removal` (method → curve) at `fractions`, `residuals`. And every method's maps of the first grid of the first
         size, to be drawn: those of the classes in its first column, (n, n·H, n·W).
 
-    Raises:
-        ConfigError: too few images are predicted right for one grid.
+    Sizes of grids for which too few images are predicted right are left out, and said so.
 
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2.
     """
@@ -57,8 +56,10 @@ def measure(
         size = f"{n}x{n}"
         try:
             grids = sample_grids(odds, labels, n=n, count=options.grids, key=jax.random.key(trained.run.train.seed))
-        except ValueError as error:
-            raise ConfigError(f"localization {size}: {error}") from error
+        except ConfigError as error:
+            log(f"localization {size}: {error}; left out")
+            continue
+        first = not results["localization"]
         results["grids"][size] = {
             "grids": len(grids.images),
             "eligible_images": grids.eligible,
@@ -69,7 +70,7 @@ def measure(
         for name, method in methods.items():
             start = time.perf_counter()
             record = partial(first_maps.setdefault, name)
-            played = partial(_recording, method, record, n) if n == options.grid_sizes[0] else method
+            played = partial(_recording, method, record, n) if first else method
             with _said_in_the_log():
                 scores = grid_pointing_game(net, played, images, grids=grids)
             median = scores.quartiles[1] if scores.eligible.any() else 0.0  # no map shows anything

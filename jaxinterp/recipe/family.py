@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
@@ -15,14 +16,18 @@ from matplotlib.figure import Figure
 from jaxinterp.data import Dataset
 from jaxinterp.data.class_names import CLASSES
 from jaxinterp.data.stream import Stream
-from jaxinterp.explain.explainable import Explainable
+from jaxinterp.errors import ConfigError
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.figures.html import Section
-from jaxinterp.nn.losses import LossFn
-from jaxinterp.recipe.config import Experiment, Model, Run
+from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
+from jaxinterp.recipe.config import Experiment, Model, Run, small
 from jaxinterp.recipe.data import augmentation, require_recorded, split, targeted
-from jaxinterp.train import FitResult, fit
+from jaxinterp.recipe.presets import Images, Scale
+from jaxinterp.recipe.run_folder import naming, read_classes
+from jaxinterp.train import FitResult, fit, load_variables
 from jaxinterp.train.config import check_batches
 from jaxinterp.train.optimizer import make_optimizer, make_schedule
+from jaxinterp.train.result import Which
 
 M = TypeVar("M", bound=Model)
 Log = Callable[[str], None]
@@ -62,6 +67,7 @@ class TrainedRun(Generic[M]):
         run: its configuration, perhaps with overrides.
         network: in float32.
         variables: of the checkpoint that was read.
+        names: of the first classes; as its folder has them if empty.
     """
 
     run_dir: Path
@@ -72,6 +78,7 @@ class TrainedRun(Generic[M]):
     network: Any
     variables: Any
     data_dir: Path | None = None
+    names: tuple[str, ...] = ()
 
     @cached_property
     def explainable(self) -> Explainable:
@@ -91,10 +98,12 @@ class TrainedRun(Generic[M]):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """A name for every output of the network: the data set's, then numbers."""
-        names = self.run.data.classes or CLASSES.get(self.run.data.name, ())
-        names = tuple(names[k] for k in self.run.data.class_subset) or names
-        return (*names, *map(str, range(len(names), self.run.model.classes)))
+        """A name for every output of the network: those of the data it was trained on, then numbers."""
+        names = self.names or read_classes(self.run_dir)
+        if not names:
+            names = self.run.data.classes or CLASSES.get(self.run.data.name, ())
+            names = tuple(names[k] for k in self.run.data.class_subset) or names
+        return (*names[: self.run.model.classes], *map(str, range(len(names), self.run.model.classes)))
 
     @property
     def parameters(self) -> int:
@@ -166,36 +175,93 @@ def steps_per_epoch(run: Run[Any], data: Dataset | Stream) -> int:
     return data.steps if isinstance(data, Stream) else len(data) // run.train.batch_size
 
 
+_FAMILIES = dict[type[Model], "Family[Any]"]()
+
+
+def families() -> Mapping[type[Model], "Family[Any]"]:
+    """Return every family that was defined so far, by the class of its runs' `model` part."""
+    return _FAMILIES
+
+
 class Family(Generic[M]):
-    """The protocol that a paper fulfills. Subclasses must define `build`, `smoke`, `loss` and `explainable`.
+    """The protocol that a paper fulfills. A subclass must define `Model` and `build`; everything else has a default.
+
+    A subclass is known from its definition on: a run finds its family by the class of its `model` part. A family of
+    one's own, as a tutorial: docs/own_family.md.
 
     Attributes:
-        title: name of the family, for people.
+        name: of the family in a run's file and folder; by default the class's name, without "Family".
+        title: name of the family, for people; by default `name`.
         Model: the class of a run's `model` part, by which a run finds its family.
         normalizes: whether its networks take `data.mean` and `data.std`.
         streams: whether it trains on images that are streamed.
+        scales: for which `preset` makes runs.
     """
 
+    name: ClassVar[str]
     title: ClassVar[str]
     Model: ClassVar[type[Model]]
     normalizes: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    scales: ClassVar[tuple[Scale, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Make the family known."""
+        own = vars(cls)
+        if "Model" in own:
+            cls.name = own.get("name", cls.__name__.removesuffix("Family").lower())
+            cls.title = own.get("title", cls.name)
+            _FAMILIES[cls.Model] = cls()
 
     def build(self, run: Run[M], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
-        """Return the network of a run, which takes images in [0, 1]; raise ConfigError for fields that do not fit."""
+        """Return the network of a run, which takes images in [0, 1]; raise ConfigError for fields that do not fit.
+
+        It is called as network(images, train=False), and returns logits (batch, classes).
+        """
         raise NotImplementedError
 
     def smoke(self, run: Run[M]) -> Run[M]:
-        """Shrink a run to seconds: see `recipe.config.small`."""
+        """Shrink a run to seconds; by default see `recipe.config.small`."""
+        return small(run)
+
+    def preset(self, scale: Scale, images: Images) -> Run[M]:
+        """Return the run of a scale, one of `scales`, whose sizes fit the images."""
         raise NotImplementedError
 
     def loss(self, run: Run[M], network: nn.Module) -> LossFn:
-        """Return the loss that training minimizes."""
-        raise NotImplementedError
+        """Return the loss that training minimizes; by default the softmax cross-entropy."""
+        return ClassificationLoss(network, softmax_cross_entropy)
 
     def explainable(self, trained: TrainedRun[M]) -> Explainable:
-        """Return a trained network seen from outside."""
-        raise NotImplementedError
+        """Return a trained network seen from outside; by default as it is."""
+        return explainable(trained.network, trained.variables)
+
+    def network(self, run: Run[M], dtype: Literal["float32", "bfloat16"] = "float32") -> nn.Module:
+        """Build the network of a run and check by shape inference that it accepts the run's images.
+
+        Raises:
+            ConfigError: it does not, or does not take `train`, or `data.mean` and `data.std` are given to a family
+                that does not normalize.
+        """
+        network, shape = self.build(run, dtype), run.data.image_shape
+        numbers = run.data.mean or run.data.std
+        wanted = f"none: a {self.title} takes images in [0, 1] as they are"
+        require(self.normalizes or not numbers, "data.mean, data.std", numbers, wanted)
+
+        def init(key: Any, image: Any) -> Any:
+            return network.init(key, image, train=False)
+
+        try:
+            jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ConfigError(f"the network does not fit {shape[0]}x{shape[1]} images: {error}") from error
+        return network
+
+    def load(self, run: Run[M], run_dir: Path, which: Which, fingerprint: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the network of a trained run, in float32, and its variables from a checkpoint in its folder."""
+        with naming(run_dir / "config.json"):
+            network = self.network(run)
+        return network, load_variables(run_dir, network, run.data.image_shape, which, fingerprint=fingerprint)
 
     def check(self, run: Run[M], network: nn.Module, data: Dataset | Stream) -> None:
         """Raise ConfigError for what could not be trained, before anything is written."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jaxinterp.checks import expected, field_adapters, require, require_one_of
+from jaxinterp.checks import expected, field_adapters, require, require_key
 from jaxinterp.errors import ConfigError
 from jaxinterp.recipe.config import AnyRun, Run
 
@@ -26,8 +26,7 @@ def override(run: AnyRun, assignments: Sequence[str]) -> AnyRun:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         require(equals, "KEY=VALUE", assignment, "an assignment such as train.epochs=4")
-        bare = [name for name in known if name.endswith(f".{key}")]
-        require_one_of("KEY", key, known, " or ".join(bare) or "a field of the run, such as train.epochs")
+        require_key(key, known)
         require(key not in given, key, f"{given.get(key)}, then {text}", "one value")
         given[key] = text
         entries = text.split(",") if text else []

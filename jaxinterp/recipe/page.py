@@ -79,7 +79,8 @@ def compose_page(report: Report) -> Page:
     """Compose the page of a run."""
     experiment, results, net = report.trained.experiment, report.results, report.explainable
     metrics, last = results["metrics"], report.history[-1] if report.history else {}
-    residual, epochs = small(metrics, "completeness_residual"), f"{last.get('epoch', '?')} epochs"
+    residual = small(metrics, "completeness_residual")
+    trained = results.get("unfinished") or (f"{last['epoch']} epochs" if last else "")
     tiles = {"test accuracy, last epoch": f"{metrics['test_accuracy']:.2%}"}
     for size in list(results["localization"])[:1]:
         key = f"localization_{size}_median"
@@ -93,7 +94,7 @@ def compose_page(report: Report) -> Page:
     return Page(
         title=report.trained.name,
         subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
-        f"seed {report.run.train.seed} · {results.get('unfinished') or epochs}",
+        f"seed {report.run.train.seed}" + (f" · {trained}" if trained else ""),
         exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the largest "
         f"relative residual measured is {residual}, which is float32 rounding. Accuracy, localization and removal are "
         "measurements on test images, and post-hoc maps are approximations.",
@@ -105,7 +106,7 @@ def compose_page(report: Report) -> Page:
             *report.trained.family.report(report),
             _removal(report),
             _completeness(report),
-            _training(report),
+            *([_training(report)] if report.history else []),
             _beside_the_paper(report),
             _provenance(report),
         ],

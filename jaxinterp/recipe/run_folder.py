@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,10 +18,12 @@ from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from jaxinterp.checks import expected, require, shown
 from jaxinterp.errors import ConfigError
-from jaxinterp.files import unsealed, write_json
+from jaxinterp.files import unsealed, write_json, write_text
+from jaxinterp.provenance import versions
 from jaxinterp.recipe.config import M, Run
 from jaxinterp.train.log import count_epochs
 
+CLASSES = "classes.json"  # file, within a run's folder, of the classes' names
 MAX_LINES = 2000  # of a log that are kept, more than a curve can show
 EPOCHS = "train.epochs"
 
@@ -62,8 +64,10 @@ SHAPES: dict[str, Any] = {
 }
 
 
-def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
+def write_config(run_dir: Path, name: str, run: Run[Any], family: str = "") -> None:
     """Write a run's name and configuration to `run_dir`/config.json; a run that is there may get more epochs.
+
+    Its family is written too, if the name does not tell it.
 
     Raises:
         ConfigError: the folder holds a run of another name or configuration; the line names what differs.
@@ -80,7 +84,8 @@ def write_config(run_dir: Path, name: str, run: Run[Any]) -> None:
         had, asked = (", ".join(f"{key}={shown(values[key])}" for key in differing) for values in (old, new))
         hint = "more epochs would go on" if differing == [EPOCHS] else hint
         require(longer, str(run_dir), f"a run with {asked}", f"{had}, which it holds; {hint}")
-    write_json(path, {"run": name, "config": dataclasses.asdict(run)})
+    own = {"family": family} if family else {}
+    write_json(path, {"run": name, **own, "config": dataclasses.asdict(run)})
 
 
 def unfinished_line(run_dir: Path, run: Run[Any]) -> str:
@@ -109,12 +114,39 @@ def validate_json(kind: Any, text: str) -> Any:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        require(False, ".".join(map(str, first["loc"])) or "content", first["input"], expected(error))
+        place, cause = ".".join(map(str, first["loc"])), first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):  # a field's own check
+            raise ConfigError(f"{place}.{cause}" if place else str(cause)) from error
+        require(False, place or "content", first["input"], expected(error))
 
 
 def read_name(run_dir: Path) -> str:
     """Return the name of the run that a folder holds."""
     return str(_read_content(run_dir)["run"])
+
+
+def read_family(run_dir: Path) -> str:
+    """Return the family of the run that a folder holds; empty if the run's name tells it."""
+    return str(_read_content(run_dir).get("family", ""))
+
+
+def write_classes(run_dir: Path, classes: Sequence[str]) -> None:
+    """Write the names of the classes that a run is trained on."""
+    write_text(run_dir / CLASSES, json.dumps(list(classes)) + "\n")
+
+
+def read_classes(run_dir: Path) -> tuple[str, ...]:
+    """Return what `write_classes` wrote; none if it has not."""
+    path = run_dir / CLASSES
+    with _naming(path, "jaxinterp train"):
+        return tuple(map(str, json.loads(path.read_text(encoding="utf-8")))) if path.exists() else ()
+
+
+def write_finished(run_dir: Path) -> None:
+    """Write what training leaves in a folder, for a network that was trained elsewhere."""
+    content = {"started": "trained elsewhere", "resumed": [], "versions": versions(), "summary": {}}
+    write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
+    write_text(run_dir / "metrics.jsonl", "")
 
 
 def _read_content(run_dir: Path) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.data.batches import padded_batches
-from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.series import energy, order_penalty, orders, propagate, truncated_accuracy
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import AnyRun, Count, Model, NonNegative, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Reading, Report, TrainedRun
+from jaxinterp.recipe.presets import SCALES, Images, Scale, fitted
 from jaxinterp.taylor import report as taylor_report
 from jaxinterp.taylor.network import (
     Expansion,
@@ -163,10 +163,39 @@ class TaylorFamily(Family[TaylorModel]):
 
     title = "TaylorNet"
     Model = TaylorModel
+    scales = SCALES
 
     def smoke(self, run: Run[TaylorModel]) -> Run[TaylorModel]:
         """Shrink a run to seconds: see `small`, with few features."""
         return shrunk(run)
+
+    def preset(self, scale: Scale, images: Images) -> Run[TaylorModel]:
+        """Return windows on windows, above 32 pixels of means of four; the largest, ours, is residual blocks."""
+        recipe: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 1e-3, "clip": 1.0, "schedule": "onecycle"}
+        color, measured = images.channels == 3, dict[str, Any](orders=8, order_images=1000)
+        if scale == "paper":
+            model = TaylorModel(
+                "residual", images.classes, (32, 64, 128, 160), depths=(2, 2, 2, 2), scale=0.25, **measured
+            )
+            run = fitted(model, images, min(images.side, 64), steps=1, batch_size=128, learning_rate=3e-3, **recipe)
+            return run.replace(train={"epochs": 100}, evaluate={"grid_sizes": ()})
+        side = images.side if images.side <= 32 else 64
+        size = next(s for s in (8, 16, 32) if s >= min(side, 32))
+        widths = (8, 16, 32, 48) if scale == "small" else (16, 32, 64, 96)
+        model = TaylorModel(
+            "levels",
+            images.classes,
+            widths[: size.bit_length() - 1],
+            size=size,
+            pool=max(1, side // 32),
+            quadratic=0.25 if color else 0.5,
+            scale=0.25 if color else 1.0,
+            order_images=1000,
+        )
+        run = fitted(
+            model, images, side, steps=2000 if scale == "small" else 8000, batch_size=32, learning_rate=3e-3, **recipe
+        )
+        return run.replace(evaluate={"grid_sizes": ()})
 
     def build(self, run: Run[TaylorModel], dtype: Literal["float32", "bfloat16"] = "float32") -> Expansion:
         """Return the network of a run."""
@@ -182,10 +211,6 @@ class TaylorFamily(Family[TaylorModel]):
     def init_from(self, run: Run[TaylorModel], network: nn.Module, variables: Any, pretrained: Any, data: Any) -> Any:
         """Return random parameters, expanded about the mean training image."""
         return centered(run.model, variables, data)
-
-    def explainable(self, trained: TrainedRun[TaylorModel]) -> Explainable:
-        """Explain a network in x − x0: affine once its path is held (integrated gradients, exactly)."""
-        return explainable(trained.network, trained.variables)
 
     def measure(self, trained: TrainedRun[TaylorModel], log: Log) -> dict[str, Any]:
         """Measure the accuracy of truncated series and the energy of each order."""

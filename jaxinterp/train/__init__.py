@@ -1,5 +1,13 @@
-"""Training: one pure step on any number of devices, checkpoints that survive a kill, logs without gaps."""
+"""Training: one pure step on any number of devices, checkpoints that survive a kill, logs without gaps.
 
+`jaxinterp.train(run)` trains a `jaxinterp.Run`, or all runs of `run.sweep(...)`; see `jaxinterp.train_runs`.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from jaxinterp.lazy import public
 from jaxinterp.nn.losses import ClassificationLoss, sigmoid_bce, softmax_cross_entropy
 from jaxinterp.train.checkpoint import Checkpoints, load_variables
 from jaxinterp.train.closed_form import fit_closed_form
@@ -36,3 +44,17 @@ __all__ = [
     "softmax_cross_entropy",
     "train_step",
 ]
+
+
+class _Training(ModuleType):
+    """The module, which can be called: `jaxinterp.train(run)`."""
+
+    def __call__(self, run: Any, run_dir: Any = None, **options: Any) -> Any:
+        """Train a run, or all runs of a sweep: see `jaxinterp.train_runs`."""
+        import jaxinterp
+
+        return jaxinterp.train_runs(run, run_dir, **options)
+
+
+__dir__ = public(__all__)
+sys.modules[__name__].__class__ = _Training

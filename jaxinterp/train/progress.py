@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SYNC_SECONDS = 0.5
 """Seconds between two waits for the devices; the steps in between are dispatched without waiting."""
+TIMED = 5
+"""Steps that are timed, after the first, before it is said how long training will take."""
 LINE_SECONDS = 30.0
 """Seconds between two lines within an epoch, without a terminal."""
 
@@ -25,6 +27,7 @@ class ProgressMeter:
         self._console = Console() if console is None else console
         self._trained, self._interval, self._pending = 0.0, 1, 0
         self._begun = self._written = time.perf_counter()
+        self._timed: list[tuple[int, float]] = []  # steps and seconds between the first waits
         self.seconds = 0.0
         """Seconds of training in this epoch."""
         self._bar = Progress(
@@ -82,6 +85,7 @@ class ProgressMeter:
         self._interval = max(1, min(2 * self._interval, round(SYNC_SECONDS / max(each, 1e-9))))
         self._bar.advance(self._task.id, done)
         step = int(self._task.completed)
+        self._estimate(done, elapsed, self._steps * self._epochs - step)
         epoch = f"epoch {min(step // self._steps + 1, self._epochs)}/{self._epochs}"
         means = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         rate = f"{self._batch * (self._task.speed or 0):.0f} images/s"
@@ -89,6 +93,19 @@ class ProgressMeter:
         if self._bar.disable and now - self._written > LINE_SECONDS:
             self._written = now
             self.log(f"{epoch}, step {step}: {means}  ({rate}, {self._left()})")
+
+    def _estimate(self, steps: int, seconds: float, left: int) -> None:
+        """Say once how long training will take, by the steps after the first, which allocates."""
+        if sum(count for count, _ in self._timed[1:]) >= TIMED:
+            return
+        self._timed.append((steps, seconds))
+        count, total = (sum(part) for part in zip(*self._timed[1:], strict=True)) if self._timed[1:] else (0, 0.0)
+        if count >= TIMED and left > 0:
+            each = total / count
+            self.log(
+                f"training will take about {in_words(each * left)}, estimated from {count} steps of {1e3 * each:.3g} "
+                "ms; compiling, evaluating and saving come on top"
+            )
 
     def _left(self) -> str:
         return f"{TimeRemainingColumn().render(self._task)} left"
@@ -100,3 +117,17 @@ class ProgressMeter:
         rate = f"{record['images_per_second']:.0f} images/s, {self._left()}"
         self.log(f"epoch {record['epoch']}/{self._epochs}  {means}  ({rate})")
         self._written = time.perf_counter()
+
+
+def in_words(seconds: float) -> str:
+    """Write a length of time in two units.
+
+    Example:
+        >>> in_words(7.3), in_words(130), in_words(7300)
+        ('7 s', '2 min 10 s', '2 h 1 min')
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -73,7 +73,7 @@ def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folde
 )
 def test_overrides_that_do_not_fit_are_named_by_their_field(change, field):
     with pytest.raises(ConfigError, match=field):
-        stages.build(FAMILY, override(DIGITS, change.split()))
+        FAMILY.network(override(DIGITS, change.split()))
 
 
 def test_a_6_taken_for_a_9_is_counted_apart():

@@ -52,8 +52,9 @@ def test_rate_remaining_time_and_seconds_of_training_without_a_terminal(clock):
         steps(meter, clock, 50, 0.1)
         assert meter.seconds == pytest.approx(10.0, abs=0.5)
         meter.epoch({"epoch": 1, "step": 100, "train_loss": 0.5, "val_accuracy": 0.75, "images_per_second": 80.0})
-    compiled, epoch = text.getvalue().splitlines()
+    compiled, estimate, epoch = text.getvalue().splitlines()
     assert compiled == "compiled the step in 3.0 s"
+    assert estimate.startswith("training will take about 19 s, estimated from 6 steps of 100 ms; compiling")
     assert epoch.startswith("epoch 1/2  train_loss 0.5000  val_accuracy 0.7500  (80 images/s, 0:00:1")
 
 
@@ -62,7 +63,8 @@ def test_long_epochs_write_a_line_now_and_then(clock):
     with ProgressMeter(1000, 1, batch_size=8, console=Console(file=text, width=200)) as meter:
         meter.start(0)
         steps(meter, clock, 100, 1.0)
-    first, *rest = text.getvalue().splitlines()
+    estimate, first, *rest = text.getvalue().splitlines()
+    assert estimate.startswith("training will take about 16 min 34 s")
     assert first == "epoch 1/1, step 31: loss 0.2500  (8 images/s, 0:16:09 left)"
     assert len(rest) == 2
 

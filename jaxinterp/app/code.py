@@ -1,0 +1,76 @@
+"""Objects of the user's own code, by `module:name` or `file.py:name`."""
+
+import importlib
+import importlib.util
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxinterp.checks import require, require_one_of
+from jaxinterp.errors import ConfigError
+
+FILE = "_jaxinterp_file_"  # beginning of the name of a module that was read from a file
+
+
+def load(option: str, reference: str) -> Any:
+    """Return what `module:name` or `file.py:name` names.
+
+    Args:
+        option: what the reference was given as, for errors.
+        reference: a module is looked for in the working folder first, as `python -m` does.
+
+    Raises:
+        ConfigError: no such module, file or name, or it does not import.
+
+    Example:
+        >>> load("--net", "math:hypot")(3, 4)
+        5.0
+    """
+    place, colon, name = reference.rpartition(":")
+    require(colon and place and name, option, reference, "module:name or file.py:name")
+    module = load_module(option, place)
+    public = [f"{place}:{one}" for one in vars(module) if not one.startswith("_") or one == name]
+    require_one_of(option, reference, public, f"a name that {place} defines")
+    return getattr(module, name)
+
+
+def load_module(option: str, place: str) -> ModuleType:
+    """Import a module by its name, or read a file once per version of it; errors as of `load`."""
+    path = Path(place)
+    is_file = path.suffix == ".py"
+    require(not is_file or path.is_file(), option, place, "a file that exists")
+    for folder in [str(Path().resolve()), *([str(path.parent.resolve())] if is_file else [])]:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    try:
+        return _read(path) if is_file else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # whatever the code raises
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{option}: got {place}, which does not import: {fault}") from error
+
+
+def _read(path: Path) -> ModuleType:
+    """Run a file as a module of a name of its own."""
+    version = zlib.crc32(f"{path.resolve()} {path.stat().st_mtime_ns}".encode())
+    name = f"{FILE}{path.stem}_{version:08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def own_file(kind: type) -> Path | None:
+    """Return the file of a class that was read by `load`, or that a script defines; None of an importable module."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    alone = kind.__module__ == "__main__" or kind.__module__.startswith(FILE)
+    return Path(file) if alone and file and "<locals>" not in kind.__qualname__ else None

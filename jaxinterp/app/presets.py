@@ -1,0 +1,74 @@
+"""Presets: runs of a family whose sizes fit the images that are there."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxinterp.app.registry import BUILT_IN
+from jaxinterp.checks import require, require_one_of
+from jaxinterp.data import load
+from jaxinterp.recipe.config import Run
+from jaxinterp.recipe.presets import Images
+
+PRESETS = tuple(f"{name}/{scale}" for name, family in BUILT_IN.items() for scale in family.scales)
+IMAGENET = Images("imagenet2012", 256, 3, 1000, 1_281_167)
+
+
+class Preset(NamedTuple):
+    """A preset, fitted: its name, such as coda/small, the run, and a line about it."""
+
+    name: str
+    run: Run[Any]
+    line: str
+
+
+def is_preset(name: str) -> bool:
+    """Whether a name is that of a preset, or of a family, of whose presets one is chosen.
+
+    Example:
+        >>> is_preset("coda/small"), is_preset("coda"), is_preset("coda/mnist")
+        (True, True, False)
+    """
+    return name in PRESETS or name in {one.split("/")[0] for one in PRESETS}
+
+
+def look(name: str, data_dir: Path | None = None) -> Images:
+    """Return what a preset looks at of a data set's training images.
+
+    Raises:
+        DataError: the data are missing or damaged.
+    """
+    if name == IMAGENET.name:
+        return IMAGENET
+    train = load(name, "train", data_dir)
+    _, height, width, channels = train.images.shape
+    return Images(name, min(height, width), 1 if channels == 1 else 3, len(train.classes), len(train), train.classes)
+
+
+def preset(name: str, data: str, data_dir: Path | None = None) -> Preset:
+    """Return a preset whose sizes fit a data set.
+
+    Args:
+        name: such as coda/small; of a family alone, small on a processor and medium on an accelerator.
+        data: the data set, as `Data.name`.
+        data_dir: the data folder.
+
+    Raises:
+        ConfigError: no such preset.
+        DataError: the data are missing or damaged.
+
+    Example:
+        >>> preset("coda", "digits").line
+        'coda/small: 1437 images of 8x8x1 in 10 classes -> 8x8, 23 epochs of batches of 16'
+    """
+    images = look(data, data_dir)
+    family, _, scale = name.partition("/")
+    chosen = f"{family}/{scale or ('small' if jax.default_backend() == 'cpu' else 'medium')}"
+    require_one_of("RUN", chosen, PRESETS)
+    require(images.classes > 1, "--data", f"{images.classes} class in {data}", "at least two to tell apart")
+    run = BUILT_IN[family].preset(next(one for one in BUILT_IN[family].scales if chosen.endswith(one)), images)
+    seen = f"{images.count} images of {images.side}x{images.side}x{images.channels} in {images.classes} classes"
+    side, train = run.data.image_shape[0], run.train
+    line = f"{chosen}: {seen} -> {side}x{side}, {train.epochs} epochs of batches of {train.batch_size}"
+    return Preset(chosen, run, line)

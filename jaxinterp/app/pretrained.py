@@ -1,0 +1,93 @@
+"""Images explained without a run: by a pretrained network that fits them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxinterp.app.registry import run_in
+from jaxinterp.checks import require_one_of
+from jaxinterp.data.images import read_images
+from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.recipe.family import TrainedRun
+
+GRAY = 0.02  # largest difference of the channels of an image without color
+LARGER = 8  # times a network's side that an image may have: a drawing of a digit, but no photograph
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network of the package.
+
+    Attributes:
+        shape: (H, W, C) of its images.
+        about: what they show, in words.
+        load: () ↦ the network as a trained run.
+    """
+
+    shape: tuple[int, int, int]
+    about: str
+    load: Callable[[], TrainedRun[Any]]
+
+
+def pretrained() -> Mapping[str, Pretrained]:
+    """Return the pretrained networks of the package by name, the first one to be taken first."""
+    return {}
+
+
+def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> TrainedRun[Any]:
+    """Return the pretrained network that fits images, or the one of a name.
+
+    Args:
+        paths: image files.
+        runs: folder of the user's runs, which an error names where their images are of the kind.
+        name: a pretrained network's; the first that fits if empty.
+
+    Raises:
+        DataError: a file is missing or is not an image.
+        ConfigError: none fits; the line says why, and which runs could explain the images.
+    """
+    known = pretrained()
+    if name:
+        require_one_of("--net", name, known, "module:function, file.py:function, or a pretrained network")
+        return known[name].load()
+    sides, gray = _kind(paths)
+    for network in known.values():
+        height, width, channels = network.shape
+        if gray == (channels == 1) and max(sides) <= LARGER * max(height, width):
+            return network.load()
+    size = "x".join(map(str, sides))
+    could = list(_fitting(runs, gray))
+    read = ", ".join(f"{one} reads {net.about} of {net.shape[0]}x{net.shape[1]}" for one, net in known.items())
+    hints = [
+        *([f"a run, as in `jaxinterp explain {could[0]} {paths[0]}` (or {', '.join(could[1:])})"] if could[1:] else []),
+        *([f"a run, as in `jaxinterp explain {could[0]} {paths[0]}`"] if len(could) == 1 else []),
+        *(["a network trained on such images, by `jaxinterp train coda --data ...`"] if not could else []),
+        "one of your own by --net",
+    ]
+    got = f"a {'gray' if gray else 'color'} image of {size}, which no pretrained network takes"
+    raise ConfigError(f"{paths[0]}: got {got} ({read or 'there is none'}), expected {' or '.join(hints)}")
+
+
+def _kind(paths: Sequence[Path]) -> tuple[tuple[int, int], bool]:
+    """Return the size of the first image, and whether no image has color."""
+    colors, _ = read_images(list(paths), 32, 32, 3)
+    with Image.open(paths[0]) as image:
+        size = image.size
+    return size, bool(np.ptp(colors, axis=-1).max() <= GRAY)
+
+
+def _fitting(runs: Path, gray: bool) -> list[str]:
+    """Return the folders of trained runs on images with, or without, color."""
+    found = []
+    for file in sorted(runs.glob("*/config.json")):
+        try:
+            channels = run_in(file.parent)[2].data.channels
+        except JaxInterpError:
+            continue
+        if (channels == 1) == gray and any((file.parent / "checkpoints").glob("[0-9]*")):
+            found.append(str(file.parent))
+    return found
