@@ -17,6 +17,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp import __version__
+from jaxinterp.app.cache import keep_programs
 from jaxinterp.app.console import errors_in_one_line, open_console, show, show_table, table_of
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.errors import ConfigError
@@ -508,7 +509,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"jaxinterp {__version__}")
         return
     with errors_in_one_line():
-        parse(Command, words, "jaxinterp")(open_console())
+        command, console = parse(Command, words, "jaxinterp"), open_console()
+        keep_programs(console)
+        command(console)
 
 
 def run_experiment(file: str, arguments: Sequence[str] | None = None) -> None:

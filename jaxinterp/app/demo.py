@@ -1,86 +1,157 @@
-"""The demo: a network of each family trained on the digits, all on one page."""
+"""The demo: pretrained networks explain digits, then a network of each family is trained; all on one page."""
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float, Int
 from rich.console import Console
 
 from jaxinterp.app import stages
-from jaxinterp.app.console import errors_in_one_line, show, show_table, table_of
-from jaxinterp.app.overview import HEADER, compose, summarize_run
-from jaxinterp.app.publish import gather, metrics_table
+from jaxinterp.app.console import show, show_table, table_of, warned_in_one_line
+from jaxinterp.app.overview import HEADER, Row, compose, summarize
 from jaxinterp.app.registry import experiment_of, family_of
+from jaxinterp.app.weights import inputs, load, load_trained
+from jaxinterp.data import load as load_images
 from jaxinterp.errors import JaxInterpError
-from jaxinterp.figures.html import write
-from jaxinterp.files import check_folder
+from jaxinterp.explain.audit import audit
+from jaxinterp.figures.html import Section, Table, write
+from jaxinterp.files import check_folder, write_bytes
 from jaxinterp.recipe.overrides import override
+from jaxinterp.recipe.page import first_of_each_class
 
 QUICK_COMPILER = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-# Quicker than the runs as they are.
-RUNS = {
-    "coda/digits": (
-        "train.epochs=30", "evaluate.grid_sizes=3", "evaluate.grids=12", "evaluate.removal_images=120",
-        "evaluate.occlusion=5",
-    ),
-    "gated/digits-dlgn": (),
-    "coded/digits": (
-        "train.epochs=8", "model.classifiers=3", "evaluate.occlusion=", "model.path_images=120",
-        "evaluate.removal_images=40",
-    ),
-    "taylor/digits": ("train.epochs=20", "evaluate.occlusion=", "evaluate.removal_images=40"),
-    "glassbox/digits": (
-        "model.kinds=lda,svm_rbf", "model.baselines=pixels", "evaluate.occlusion=", "evaluate.removal_images=40",
-    ),
-}  # fmt: skip
-FIRST = ("coda/digits", "glassbox/digits")  # trained here; the others beside them, in a process of their own
+# Quicker than the runs as they are: fewer epochs, and a checkpoint at the end only.
+ONCE = ("train.val_fraction=0", "train.eval_every=1000", "train.checkpoint_every=1000")
+RUNS: Mapping[str, tuple[str, ...]] = {
+    "coda/digits": ("train.epochs=20",),
+    "gated/digits-dlgn": ("train.epochs=20",),
+    "glassbox/digits": ("model.kinds=lda", "model.baselines=pixels"),
+    "coded/digits": ("train.epochs=8", "model.classifiers=3"),
+    "taylor/digits": ("train.epochs=15",),
+}
+HERE = ("gated/digits-dlgn", "coda/digits")  # trained in this process, the others beside it
+PACKAGED = ("gated-mnist", "coda-mnist", "coded-mnist", "taylor-mnist", "glassbox-mnist")  # what compiles soonest first
+BESIDE = ("integrated_gradients", "occlusion", "lrp_epsilon_plus")  # methods beside the exact maps
+AUDITED, AUDITS = "gated-mnist", ("gradient", "input_x_gradient", "smooth_grad", *BESIDE)
+IMAGES = 3  # that are explained
+AUDIT_IMAGES = 32
+
+
+class Overview:
+    """The page of the demo, written anew with every network that is added.
+
+    Attributes:
+        run_dir: its folder.
+        console: for a line about each network.
+    """
+
+    def __init__(self, run_dir: Path, console: Console) -> None:
+        self.run_dir, self.console = run_dir, console
+        self.sections, self.rows = list[Section](), list[Row]()
+
+    def add(self, section: Section, row: Row) -> None:
+        """Add a network: its picture as a file, the page, and a line."""
+        self.sections.append(section)
+        self.rows.append(row)
+        image = self.run_dir / f"{row[0].replace('/', '-')}.png"
+        write_bytes(image, section.pictures[0].png)
+        self.write()
+        show(self.console, f"{row[0]}: test accuracy {row[1]}, residual {row[3]}, {row[6]} ms an image -> {image}")
+
+    def write(self) -> None:
+        """Write the page."""
+        write(compose(self.sections, self.rows), self.run_dir / "report.html")
 
 
 def demo(run_dir: Path, smoke: bool, console: Console) -> None:
-    """Train, evaluate and report a network of each family; write one page about all, and print its table."""
+    """Explain digits by the package's networks, audit methods on one, train five networks; write one page of all."""
     os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)  # compiling takes most of the time, costly passes most of that
     check_folder(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    output = run_dir / "further.txt"
-    others = [name for name in RUNS if name not in FIRST]
+    overview = Overview(run_dir, console)
+    others = [name for name in RUNS if name not in HERE]
     # The compiler keeps one core busy: two processes use two cores.
-    arguments = (others, run_dir, smoke, output)
-    process = get_context("spawn").Process(target=train_in_subprocess, args=arguments, daemon=True)
-    process.start()
-    for name in FIRST:
-        complete(name, run_dir, smoke, console)
-    process.join()
-    show(console, output.read_text(encoding="utf-8"))
-    if process.exitcode:
-        raise JaxInterpError(f"the networks of {output} were not finished: status {process.exitcode}")
-    sections, rows = zip(*(summarize_run(folder(run_dir, name)) for name in RUNS), strict=True)
-    write(compose(sections, rows), run_dir / "report.html")
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        beside = {name: pool.submit(train_apart, name, run_dir, smoke) for name in others}
+        for name in PACKAGED[: 1 if smoke else None]:
+            overview.add(*explain_packaged(name))
+            add_finished(beside, overview)
+        audit_packaged(overview)
+        for name in HERE:
+            show(console, f"training {name}; beside it {', '.join(beside) or 'none'}, see {further(run_dir)}")
+            overview.add(*train(name, run_dir, smoke))
+            add_finished(beside, overview)
+        for name in list(beside):
+            overview.add(*beside.pop(name).result())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    show_table(console, table_of(HEADER, overview.rows))
     show(console, f"report: {run_dir / 'report.html'}")
-    show_table(console, table_of(HEADER, rows))
+    show(console, f"more of a network: jaxinterp evaluate {run_dir / 'coda'}; jaxinterp report {run_dir / 'coda'}")
 
 
-def folder(run_dir: Path, name: str) -> Path:
-    """Return the folder of a family's run."""
-    return run_dir / name.split("/")[0]
+def further(run_dir: Path) -> Path:
+    """Return the file of what is said by the process beside."""
+    return run_dir / "further.txt"
 
 
-def complete(name: str, run_dir: Path, smoke: bool, console: Console) -> None:
-    """Train, evaluate and report a run."""
-    run, run_dir = experiment_of(name).run, folder(run_dir, name)
-    run = family_of(run).smoke(run) if smoke else override(run, RUNS[name])
+def add_finished(beside: dict[str, "Future[tuple[Section, Row]]"], overview: Overview) -> None:
+    """Add the networks that are trained beside, and take them off the list."""
+    for name in [name for name, future in beside.items() if future.done()]:
+        overview.add(*beside.pop(name).result())
+
+
+def explain_packaged(name: str) -> tuple[Section, Row]:
+    """Explain digits by a network of the package, exactly and by post-hoc methods."""
+    found, card = load_trained(name), load(name).card
+    assert card is not None
+    images, labels = test_images(name)
+    chosen = first_of_each_class(labels, IMAGES)
+    accuracy = card.test_accuracy if card.test_accuracy is not None else card.packaged_accuracy
+    assert accuracy is not None
+    text = (
+        f"{card.summary}. Trained on {card.data}; maps of the likeliest class, and the cosine of others to the exact."
+    )
+    return summarize(found, images[chosen], labels[chosen], accuracy, text, BESIDE)
+
+
+def test_images(name: str) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    """Return the packaged test images of a network's data set, in [0, 1], and their labels."""
+    data = load_images({"mnist": "mnist-2000"}.get(inputs()[name][0], inputs()[name][0]), "test")
+    return data.images.astype(np.float32) / np.float32(data.maximum), data.labels
+
+
+def audit_packaged(overview: Overview) -> None:
+    """Measure post-hoc methods against the truth on a network of the package."""
+    images, labels = test_images(AUDITED)
+    found = audit(load(AUDITED), images[:AUDIT_IMAGES], labels[:AUDIT_IMAGES], methods=AUDITS)
+    show_table(overview.console, table_of(found.table().header, found.table().rows))
+    title = f"Which explanation to believe: methods against the truth of {AUDITED}"
+    overview.sections.append(Section(title, [f"{found.caption}."], tables=[found.table()]))
+    overview.write()
+
+
+def train(name: str, run_dir: Path, smoke: bool) -> tuple[Section, Row]:
+    """Train a run, and explain some test images."""
+    run, run_dir = experiment_of(name).run, run_dir / name.split("/")[0]
+    run = family_of(run).smoke(run) if smoke else override(run, (*RUNS[name], *ONCE))
     result = stages.train(name, run, run_dir)
     if result.interrupted:
         raise JaxInterpError(f"interrupted by {result.interrupted}; the same command goes on")
-    show(console, stages.outcome(run_dir, result.summary))
-    stages.evaluate(run_dir)
-    show_table(console, metrics_table(gather([run_dir])))
-    show(console, f"report: {stages.report(run_dir)}")
+    found = stages.trained(run_dir)
+    images, labels = found.test_data
+    chosen, seconds = first_of_each_class(labels, IMAGES), sum(record["seconds"] for record in result.history)
+    text = f"Trained just now on {run.data.name}, {len(result.history)} epochs in {seconds:.0f} s: {run_dir}."
+    return summarize(found, images[chosen], labels[chosen], result.summary["last"]["test_accuracy"], text)
 
 
-def train_in_subprocess(names: Sequence[str], run_dir: Path, smoke: bool, output: Path) -> None:
-    """Train runs one after another in a child process, logging to a file."""
-    with output.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), errors_in_one_line():
-        for name in names:
-            complete(name, run_dir, smoke, Console(file=file, width=100))
+def train_apart(name: str, run_dir: Path, smoke: bool) -> tuple[Section, Row]:
+    """Train a run in a process of its own, which says what it does in a file."""
+    with further(run_dir).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), warned_in_one_line():
+        return train(name, run_dir, smoke)

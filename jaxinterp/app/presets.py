@@ -4,15 +4,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxinterp.app.registry import BUILT_IN
 from jaxinterp.checks import require, require_one_of
-from jaxinterp.data import load
+from jaxinterp.data import is_own, load, own_set
+from jaxinterp.data.pictures import quiet, readable, size_of
+from jaxinterp.errors import DataError
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.presets import Images
 
 PRESETS = tuple(f"{name}/{scale}" for name, family in BUILT_IN.items() for scale in family.scales)
 IMAGENET = Images("imagenet2012", 256, 3, 1000, 1_281_167)
+SAMPLE = 50  # images of one's own whose sizes are looked at
 
 
 class Preset(NamedTuple):
@@ -41,9 +45,24 @@ def look(name: str, data_dir: Path | None = None) -> Images:
     """
     if name == IMAGENET.name:
         return IMAGENET
+    if is_own(name):
+        return _look_at_own(name, data_dir)
     train = load(name, "train", data_dir)
     _, height, width, channels = train.images.shape
     return Images(name, min(height, width), 1 if channels == 1 else 3, len(train.classes), len(train), train.classes)
+
+
+def _look_at_own(name: str, data_dir: Path | None) -> Images:
+    """Look at images of one's own: the median of their shorter sides, and color if any has color."""
+    own = own_set(name, data_dir, on_bad="skip")  # what is bad is said, or refused, when they are read
+    examples = own.part("train")
+    some = examples.index[:: max(1, len(examples) // SAMPLE)].tolist()
+    with quiet():
+        seen = [size for place in some if (size := size_of(examples.fetch(place)[0])) is not None]
+    if not seen:
+        raise DataError(f"{readable(name)}: got no image that can be read, expected at least one")
+    sides, channels = zip(*seen, strict=True)
+    return Images(name, int(np.median(sides)), max(channels), len(own.classes), len(examples), own.classes)
 
 
 def preset(name: str, data: str, data_dir: Path | None = None) -> Preset:
@@ -60,7 +79,7 @@ def preset(name: str, data: str, data_dir: Path | None = None) -> Preset:
 
     Example:
         >>> preset("coda", "digits").line
-        'coda/small: 1437 images of 8x8x1 in 10 classes -> 8x8, 23 epochs of batches of 16'
+        'coda/small: 1437 images of 8x8x1 in 10 classes -> 8x8, 25 epochs of batches of 16'
     """
     images = look(data, data_dir)
     family, _, scale = name.partition("/")

@@ -1,7 +1,6 @@
 """Images explained without a run: by a pretrained network that fits them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxinterp.app.registry import run_in
+from jaxinterp.app.weights import inputs, load_trained
 from jaxinterp.checks import require_one_of
 from jaxinterp.data.images import read_images
 from jaxinterp.errors import ConfigError, JaxInterpError
@@ -16,26 +16,6 @@ from jaxinterp.recipe.family import TrainedRun
 
 GRAY = 0.02  # largest difference of the channels of an image without color
 LARGER = 8  # times a network's side that an image may have: a drawing of a digit, but no photograph
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A network of the package.
-
-    Attributes:
-        shape: (H, W, C) of its images.
-        about: what they show, in words.
-        load: () ↦ the network as a trained run.
-    """
-
-    shape: tuple[int, int, int]
-    about: str
-    load: Callable[[], TrainedRun[Any]]
-
-
-def pretrained() -> Mapping[str, Pretrained]:
-    """Return the pretrained networks of the package by name, the first one to be taken first."""
-    return {}
 
 
 def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> TrainedRun[Any]:
@@ -50,18 +30,17 @@ def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> 
         DataError: a file is missing or is not an image.
         ConfigError: none fits; the line says why, and which runs could explain the images.
     """
-    known = pretrained()
+    known = inputs()
     if name:
         require_one_of("--net", name, known, "module:function, file.py:function, or a pretrained network")
-        return known[name].load()
+        return load_trained(name)
     sides, gray = _kind(paths)
-    for network in known.values():
-        height, width, channels = network.shape
+    for network, (_, (height, width, channels)) in known.items():
         if gray == (channels == 1) and max(sides) <= LARGER * max(height, width):
-            return network.load()
+            return load_trained(network)
     size = "x".join(map(str, sides))
     could = list(_fitting(runs, gray))
-    read = ", ".join(f"{one} reads {net.about} of {net.shape[0]}x{net.shape[1]}" for one, net in known.items())
+    read = ", ".join(f"{one} reads {data} of {shape[0]}x{shape[1]}" for one, (data, shape) in known.items())
     hints = [
         *([f"a run, as in `jaxinterp explain {could[0]} {paths[0]}` (or {', '.join(could[1:])})"] if could[1:] else []),
         *([f"a run, as in `jaxinterp explain {could[0]} {paths[0]}`"] if len(could) == 1 else []),

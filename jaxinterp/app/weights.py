@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxinterp.app.registry import FAMILIES
+from jaxinterp.app.network import NetFamily
+from jaxinterp.app.registry import BUILT_IN
 from jaxinterp.checks import require, require_one_of, shown
 from jaxinterp.data.embedded import LICENCES
 from jaxinterp.data.images import read_images
@@ -50,6 +51,7 @@ FORMAT = "jaxinterp.network/1"
 FOLDER = Path(__file__).parents[1] / "pretrained"
 INDEX = "index.json"  # of a folder of networks: name → file, its checksum, its card
 PACKAGED = {"digits": "digits", "mnist": "mnist-2000"}  # data sets → those in the package with test images of them
+EXPORTED = {family.Model.__name__: family for family in BUILT_IN.values() if not isinstance(family, NetFamily)}
 MOST = 1 << 16  # the largest whole number of a network's configuration, unless an array has a longer axis
 Dtype = Literal["float32", "float16", "bfloat16"]
 Picture: TypeAlias = "str | PathLike[str] | Image.Image | np.ndarray"
@@ -163,7 +165,7 @@ class Pretrained(Explainable):
 
     def _read(self, image: Any) -> Float[np.ndarray, "n h w c"]:
         if isinstance(image, str | PathLike):
-            return read_images([Path(image)], *self.image_shape)[0]
+            return self._read_files([Path(image)])
         if hasattr(image, "convert"):
             return self._read_pictures([image])
         array = _unit_range(image)
@@ -181,7 +183,12 @@ class Pretrained(Explainable):
             for path, one in zip(paths, pictures, strict=True):
                 kept = path.suffix == ".tiff" or one.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
                 (one if kept else one.convert("RGB")).save(path, exif=one.getexif())
-            return read_images(paths, *self.image_shape)[0]
+            return self._read_files(paths)
+
+    def _read_files(self, paths: Sequence[Path]) -> Float[np.ndarray, "n h w c"]:
+        """Read image files as the run that trained the network does."""
+        conversion = None if self.run is None else self.run.data.conversion
+        return read_images(paths, *self.image_shape, conversion)[0]
 
 
 jax.tree_util.register_dataclass(
@@ -241,6 +248,7 @@ def export(
     require_one_of("dtype", dtype, get_args(Dtype))
     check_folder(path.parent)
     found = trained(run_dir, which)
+    require(type(found.run.model).__name__ in EXPORTED, "RUN_DIR", f"{found.family.title}", "a family of jaxinterp")
     summary = read_json(run_dir / "run.json", f"jaxinterp train {found.name}").get("summary", {})
     return write_network(found, path, which, dtype, summary.get(which, {}).get("test_accuracy"))
 
@@ -298,7 +306,8 @@ def write_network(
     write_text(path.with_suffix(".md"), page)
     if (index := _index(path.parent)) is not None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        index[path.stem] = {"file": path.name, "sha256": digest, "card": f"{path.stem}.md", "summary": card.summary}
+        entry = {"file": path.name, "sha256": digest, "card": f"{path.stem}.md", "summary": card.summary}
+        index[path.stem] = {**entry, "data": run.data.name, "shape": "x".join(map(str, shape))}
         write_text(path.parent / INDEX, json.dumps(dict(sorted(index.items())), indent=2) + "\n")
     return card
 
@@ -326,21 +335,27 @@ def load(source: str | PathLike[str]) -> Pretrained:
         ConfigError: there is no network of this name.
         CheckpointError: the file is missing, damaged, foreign, or claims more than it holds; in one line.
     """
-    path = Path(source)
-    if path.suffix in SUFFIXES or path.exists():
-        return _load(path, path.name)
-    index = _index(FOLDER) or {}
-    require_one_of("NAME", str(source), index, f"a file, or one of {', '.join(index) or 'no networks in the package'}")
-    entry = index[str(source)]
-    path = FOLDER / entry["file"]
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-        raise CheckpointError(f"{path}: got a missing or altered file, expected the package's; install jaxinterp anew")
-    return _load(path, str(source))
+    found, card, name = _load(source)
+    net = found.explainable
+    whole = {field.name: getattr(net, field.name) for field in dataclasses.fields(Explainable)}
+    shape = found.run.data.image_shape
+    return Pretrained(**whole, name=name, classes=found.classes, image_shape=shape, card=card, run=found.run)
+
+
+def load_trained(source: str | PathLike[str]) -> TrainedRun[Any]:
+    """Load what `load` loads as a trained run, which has no folder."""
+    return _load(source)[0]
 
 
 def pretrained() -> dict[str, str]:
     """Return the names of the networks in the package, each with a line about it."""
     return {name: entry["summary"] for name, entry in (_index(FOLDER) or {}).items()}
+
+
+def inputs() -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return of each network in the package the data set that it was trained on, and the shape of one image."""
+    index = _index(FOLDER) or {}
+    return {name: (entry["data"], tuple(map(int, entry["shape"].split("x")))) for name, entry in index.items()}
 
 
 def _index(folder: Path) -> dict[str, dict[str, str]] | None:
@@ -352,13 +367,25 @@ def _index(folder: Path) -> dict[str, dict[str, str]] | None:
     return found
 
 
-def _load(path: Path, name: str) -> Pretrained:
+def _load(source: str | PathLike[str]) -> tuple[TrainedRun[Any], Card, str]:
+    """Return the network of a file, or of a name of the package, with its card and its name."""
+    path = Path(source)
+    if path.suffix in SUFFIXES or path.exists():
+        return *_read(path, path.name), path.name
+    index, name = _index(FOLDER) or {}, str(source)
+    require_one_of("NAME", name, index, f"a file, or one of {', '.join(index) or 'no networks in the package'}")
+    path = FOLDER / index[name]["file"]
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != index[name]["sha256"]:
+        raise CheckpointError(f"{path}: got a missing or altered file, expected the package's; install jaxinterp anew")
+    return *_read(path, name), name
+
+
+def _read(path: Path, name: str) -> tuple[TrainedRun[Any], Card]:
     arrays, texts = read_weights(path, "a network that jaxinterp exported")
     try:
         require(texts.get("format") == FORMAT, "format", texts.get("format"), FORMAT)
-        family = next((one for one in FAMILIES if one.Model.__name__ == texts["model"]), None)
-        require(family is not None, "model", texts["model"], ", ".join(one.Model.__name__ for one in FAMILIES))
-        assert family is not None
+        require(texts["model"] in EXPORTED, "model", texts["model"], ", ".join(EXPORTED))
+        family = EXPORTED[texts["model"]]
         card = validate_json(Card, texts["card"])
         require(card.checksum == checksum(arrays), "checksum", "another one", f"{card.checksum} of the arrays")
         config = json.loads(texts["config"])
@@ -371,11 +398,11 @@ def _load(path: Path, name: str) -> Pretrained:
         network = family.build(run)
         variables = variables_of(network, shape, arrays)
         experiment: Experiment[Any] = Experiment(run, "exported")
-        net = family.explainable(TrainedRun(path, texts["run"], experiment, run, family, network, variables))
+        found = TrainedRun(Path(), name, experiment, run, family, network, variables, names=classes)
+        _ = found.explainable
     except DAMAGE as error:
         raise CheckpointError(f"{path}: not a network that jaxinterp exported ({one_line(error)})") from None
-    whole = {field.name: getattr(net, field.name) for field in dataclasses.fields(Explainable)}
-    return Pretrained(**whole, name=name, classes=classes, image_shape=shape, card=card, run=run)
+    return found, card
 
 
 def _require_bounded(value: Any, most: int) -> None:

@@ -209,6 +209,23 @@ def largest_deep_value(content: bytes) -> float:
         return -1.0
 
 
+def size_of(source: bytes | Shaped[np.ndarray, "..."]) -> tuple[int, Literal[1, 3]] | None:
+    """Return a picture's shorter side in pixels and its channels, by the head of its file; None of what is none.
+
+    >>> size_of(np.zeros((48, 64, 3), np.uint8))
+    (48, 3)
+    """
+    from PIL import Image
+
+    if not isinstance(source, bytes):
+        return min(source.shape[:2]), 1 if source.ndim == 2 or source.shape[2] == 1 else 3
+    try:
+        with Image.open(io.BytesIO(source), formats=FORMATS) as file:
+            return min(file.size), 1 if file.mode in ("1", "L", "LA") or _deep(file.mode) else 3
+    except Exception:  # named when the image is read
+        return None
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Pillow's warnings of odd metadata and large images off; not for several threads at once."""
