@@ -43,7 +43,7 @@ def main() -> None:
         cache = Path(folder) / "cache"
         first, whole = measure(Path(folder) / "cold", cache)
         warm, second = measure(Path(folder) / "warm", cache)
-        again, end = measure(Path(folder) / "cold", cache)
+        _, end = measure(Path(folder) / "cold", cache)
     ratios = {"first_picture_seconds": first, "demo_seconds": whole, "second_demo_seconds": second}
     times = {"first_picture_warm_seconds": warm, "again_seconds": end}
     record("first_minute", {}, ratios, name="first-minute", setting=times)

@@ -1,13 +1,14 @@
 """The command `jaxinterp`: demo, train, explain, evaluate, audit, export, compare, list, show, report, data."""
 
 import contextlib
+import difflib
 import io
 import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,7 @@ from jaxinterp.files import check_folder, write_text
 from jaxinterp.recipe.overrides import in_one_line, override
 
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
+MAX_SEEDS = 1000  # of one range
 FOLDER_OPTIONS = ("--run-dir", "--data-dir", "--out", "--results")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
 RunDir = Annotated[Positional[Path | None], arg(metavar="RUN_DIR")]
@@ -100,7 +102,7 @@ class Train:
     report: bool = False
     """Evaluate and report after training, as presets do."""
     seeds: Annotated[str, arg(metavar="INT,INT,...")] = ""
-    """Train once with each of these seeds, each in a folder of its own."""
+    """Train once with each of these seeds, such as 0,1,2 or 0-4, each in a folder of its own."""
     smoke: bool = False
     """Every stage, small: 64 embedded digits at the run's size, one epoch, low ranks; needs no other data."""
     allow_older: bool = False
@@ -155,12 +157,13 @@ class Train:
 
     def _seeds(self) -> list[int]:
         """Return the numbers of --seeds."""
-        if not self.seeds:
-            return []
-        texts = self.seeds.split(",")
-        natural = all(text.isdecimal() and int(text) < 2**32 for text in texts)
-        require(natural, "--seeds", self.seeds, "integers in [0, 2**32), separated by commas")
-        seeds = [int(text) for text in texts]
+        wanted = "integers in [0, 2**32), separated by commas, or the first and the last, such as 0-4"
+        seeds = list[int]()
+        for text in self.seeds.split(",") if self.seeds else ():
+            ends = text.split("-")
+            natural = len(ends) < 3 and all(end.isdecimal() and int(end) < 2**32 for end in ends)
+            require(natural and int(ends[0]) <= int(ends[-1]) < int(ends[0]) + MAX_SEEDS, "--seeds", self.seeds, wanted)
+            seeds += range(int(ends[0]), int(ends[-1]) + 1)
         require(len(set(seeds)) == len(seeds), "--seeds", self.seeds, "different seeds")
         fixed = [text for text in self.overrides if text.startswith("train.seed=")]
         require(not fixed, "--seeds", f"{self.seeds} beside {' '.join(fixed)}", "one of the two")
@@ -466,10 +469,21 @@ def assignments(words: Sequence[str]) -> list[str]:
     Example:
         >>> assignments(["train", "coda/mnist", "--train.epochs", "4", "--model.ranks", "4", "8", "--smoke"])
         ['train', 'coda/mnist', '--smoke', 'train.epochs=4', 'model.ranks=4,8']
+
+    Options of no such name are taken for fields too, whose error gives the whole name:
+
+        >>> assignments(["train", "coda/mnist", "--epochs", "4"])
+        ['train', 'coda/mnist', 'epochs=4']
     """
+    options = [field.name.replace("_", "-") for field in fields(Train)]
     others, written, growing = list[str](), list[str](), False
     for word in words:
         field = re.fullmatch(r"(--)?(\w+(?:\.\w+)+)(=.*)?", word)
+        bare = re.fullmatch(r"(--)([a-z][\w-]+)(=.*)?", word)
+        if bare is not None and not difflib.get_close_matches(
+            bare[2].replace("_", "-"), ["help", *options], cutoff=0.7
+        ):
+            field = bare
         first = growing and written[-1].endswith("=")
         if growing and "=" not in word and re.match(r"-\d|[^-]", word) and (first or "/" not in word):
             written[-1] += word if first else f",{word}"
@@ -482,6 +496,23 @@ def assignments(words: Sequence[str]) -> list[str]:
     return others + written
 
 
+def join_seeds(words: Sequence[str]) -> list[str]:
+    """Join the numbers that follow --seeds.
+
+    Example:
+        >>> join_seeds(["--seeds", "0", "1", "2", "--smoke"]), join_seeds(["--seeds", "0-2"])
+        (['--seeds', '0,1,2', '--smoke'], ['--seeds', '0-2'])
+    """
+    joined = list[str]()
+    for word in words:
+        more = len(joined) > 1 and joined[-2] == "--seeds" and word.isdecimal() and re.fullmatch(r"[\d,-]+", joined[-1])
+        if more:
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = __doc__) -> Any:
     """Return the command that the words ask for; leave after help, which begins with the description."""
     for word in words:
@@ -491,7 +522,8 @@ def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = 
     given = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--[\w-]+(=|$)", word)]
     for option, count in Counter(given).items():
         require(count == 1, option, f"it {count} times", "it once")
-    arguments = assignments(words) if kind is Train or words[:1] == ["train"] else list(words)
+    training = kind is Train or words[:1] == ["train"]
+    arguments = assignments(join_seeds(words)) if training else list(words)
     box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(box):

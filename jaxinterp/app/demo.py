@@ -19,7 +19,7 @@ from jaxinterp.app.weights import inputs, load, load_trained
 from jaxinterp.data import load as load_images
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import audit
-from jaxinterp.figures.html import Section, Table, write
+from jaxinterp.figures.html import Section, write
 from jaxinterp.files import check_folder, write_bytes
 from jaxinterp.recipe.overrides import override
 from jaxinterp.recipe.page import first_of_each_class

@@ -90,6 +90,11 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits augment.flip=None", "augment.flip: got None, expected True or False"),
         ("train coda/digits model.temperature=9 --smoke --run-dir x train.epochs=0", "train.epochs"),
         ("train coda/digits --seeds 1,,2", "--seeds: got 1,,2, expected integers"),
+        ("train coda/digits --epochs 4", "KEY: got epochs, expected train.epochs"),
+        ("train coda/digits flip=true", "KEY: got flip, expected augment.flip"),
+        ("train coda/digits --seedz 4", "perhaps you meant --seeds"),
+        ("train coda/digits --seeds 4-2", "--seeds: got 4-2"),
+        ("train coda/digits --seeds 0-a", "--seeds: got 0-a, expected integers in [0, 2**32)"),
         ("train coda/digits --seeds 0,a", "--seeds: got 0,a, expected integers in [0, 2**32), separated by commas"),
         ("train coda/digits --seeds 4294967296", "--seeds: got 4294967296"),
         ("train coda/digits --seeds 0,1 train.seed=3", "--seeds: got 0,1 beside train.seed=3, expected one of the two"),
@@ -418,7 +423,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(
 @pytest.mark.slow
 def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs" / "d"
-    assert run(f"train coda/digits --smoke --seeds 3,4 --run-dir {folder}", capsys)[0] == 0
+    assert run(f"train coda/digits --smoke --seeds 3 4 --run-dir {folder}", capsys)[0] == 0
     configs = [json.loads((tmp_path / "runs" / f"d-seed-{seed}" / "config.json").read_text()) for seed in (3, 4)]
     assert [config["config"]["train"]["seed"] for config in configs] == [3, 4]
     assert not folder.exists()

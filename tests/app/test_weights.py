@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import jaxinterp
-from jaxinterp.app import stages, weights
+from jaxinterp.app import weights
 from jaxinterp.app.registry import family_of, runs
 from jaxinterp.errors import CheckpointError, ConfigError, DataError
 from jaxinterp.nn.weights import checksum, read_weights, write_weights
@@ -29,7 +29,7 @@ def trained(name):
     experiment = runs()[name]
     family = family_of(experiment.run)
     run = family.smoke(experiment.run)
-    network = stages.build(family, run)
+    network = family.network(run)
     variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *run.data.image_shape)))
     return TrainedRun(Path("none"), name, experiment, run, family, network, variables)
 
