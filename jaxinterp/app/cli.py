@@ -39,7 +39,7 @@ class Own:
     """A network of your own in place of a trained run."""
 
     net: Net = ""
-    """A function of yours that returns a network, module:function or file.py:function; see docs/own_network.md."""
+    """A function of yours that returns a network, module:function or file.py:function; see docs/own_runs.md."""
     data: Annotated[str, arg(metavar="NAME")] = ""
     """The data set that it is measured on, such as digits."""
     image_size: int | None = None
