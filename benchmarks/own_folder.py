@@ -3,10 +3,10 @@
     python -m benchmarks.own_folder
     python -m benchmarks.own_folder --families coda gated
 
-The folder has 3 classes of 60 pictures, of sizes from 200 to 640 pixels and of mixed formats: JPEG in RGB, gray and CMYK,
-some turned by EXIF, PNG with 8 bits, 16 bits, palettes and transparency, GIF, BMP, TIFF and WebP. They are drawn by this
-program: one, two or three bright disks on a colored, noisy ground, so that there is something to learn. Every command
-runs in a process of its own with an empty cache of compiled programs.
+The folder has 3 classes of 60 pictures, of sizes from 200 to 640 pixels and of mixed formats: JPEG in RGB, gray and
+CMYK, some turned by EXIF, PNG with 8 bits, 16 bits, palettes and transparency, GIF, BMP, TIFF and WebP. They are drawn
+by this program: one, two or three bright disks on a colored, noisy ground, so that there is something to learn. Every
+command runs in a process of its own; the first one of a family has an empty cache of compiled programs.
 """
 
 import os

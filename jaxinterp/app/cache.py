@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import pooch
@@ -11,9 +12,9 @@ from jaxinterp.app.console import show
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SETTINGS = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.1,
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
+    "JAX_COMPILATION_CACHE_MAX_SIZE": 2**30,
 }
 
 
@@ -23,7 +24,8 @@ def keep_programs(console: Console) -> None:
     A folder that the user has set, by $JAX_COMPILATION_CACHE_DIR or in JAX's configuration, stays; where the user's
     cache folder cannot be written to, nothing is kept.
     """
-    if FOLDER in os.environ or jax.config.jax_compilation_cache_dir:
+    config: Any = jax.config
+    if FOLDER in os.environ or config.jax_compilation_cache_dir:
         return
     folder = Path(pooch.os_cache("jaxinterp")) / "compiled"
     try:
@@ -37,5 +39,5 @@ def keep_programs(console: Console) -> None:
         show(console, f"compiled programs are kept in {folder}; $JAX_COMPILATION_CACHE_DIR names another folder")
     for name, value in {FOLDER: str(folder), **SETTINGS}.items():
         if name not in os.environ:
-            os.environ[name] = value
-            jax.config.update(name.lower(), type(getattr(jax.config, name.lower()) or "")(value))
+            os.environ[name] = str(value)
+            config.update(name.lower(), value)

@@ -29,7 +29,8 @@ PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_med
 MAX_SEEDS = 1000  # of one range
 FOLDER_OPTIONS = ("--run-dir", "--data-dir", "--out", "--results")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
-RunDir = Annotated[Positional[Path | None], arg(metavar="RUN_DIR")]
+RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
+MaybeRunDir = Annotated[Positional[Path | None], arg(metavar="RUN_DIR")]
 Net = Annotated[str, arg(metavar="MODULE:FUNCTION")]
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
@@ -277,7 +278,7 @@ class Evaluate:
 class Audit:
     """Measure post-hoc methods against a trained run's exact decomposition, and metrics against how it ranks them."""
 
-    run_dir: RunDir = None
+    run_dir: MaybeRunDir = None
     """Folder of a trained run; audit.json and audit.html are written into it."""
     own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
     out: Annotated[Path | None, arg(metavar="DIR")] = None
@@ -412,7 +413,7 @@ class Show:
 class Report:
     """Write report.html, one self-contained page about a trained run; evaluate the run first if it was not."""
 
-    run_dir: RunDir = None
+    run_dir: MaybeRunDir = None
     """Folder of a trained run."""
     own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
     out: Annotated[Path | None, arg(metavar="DIR")] = None

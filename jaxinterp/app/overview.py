@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.methods import catalogue
@@ -54,6 +55,7 @@ def summarize(
         jax.block_until_ready(decompose(net, images, targets).contributions)
         times.append(time.perf_counter() - start)
     maps = np.asarray(parts.maps(size))
+    figure: Figure
     if methods:
         titles = [[f"{found.classes[k]}: exact"] for k in targets[:, 0]]
         columns = [maps]

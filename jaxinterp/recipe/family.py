@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
+from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.data.class_names import CLASSES
 from jaxinterp.data.stream import Stream

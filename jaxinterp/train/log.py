@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -44,23 +45,31 @@ class _Board:
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         """Open a new file; what earlier ones hold from `purge_step` on is hidden."""
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._scalar, self._writer = Event, scalar, EventsWriter(str(folder / "events"))
-        if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(step=purge_step, wall_time=time.time(), session_log=start))
-        self._writer.flush()
+        self._event, self._scalar = Event, scalar
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter(str(folder / name))
+        try:
+            self._write(file_version="brain.Event:2")
+            if purge_step is not None:
+                self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            self._writer.flush()
+        except OSError:
+            self.close()
+            raise
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write the numbers of an epoch."""
         for name, value in record.items():
             if name not in ("step", "epoch"):
-                summary = self._scalar(name, value)
-                self._writer.write_event(self._event(step=record["step"], wall_time=time.time(), summary=summary))
+                self._write(step=record["step"], summary=self._scalar(name, value))
         self._writer.flush()
 
     def close(self) -> None:

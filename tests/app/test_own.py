@@ -376,13 +376,14 @@ def test_images_without_a_run_are_explained_by_a_pretrained_network_that_fits(
     gray = np.arange(784, dtype=np.uint16).reshape(28, 28).astype(np.uint8)
     Image.fromarray(gray).save("gray.png")
     Image.fromarray(np.stack([gray, gray.T, gray], -1)).save("color.png")
+    monkeypatch.setattr(pretrained, "inputs", dict)
     status, err = said("explain color.png", capsys)
     assert status == 2
     assert "color.png: got a color image of 28x28, which no pretrained network takes" in err
     assert "jaxinterp train coda" in err
     trained = replace(jaxinterp.trained(folder / "linear"), name="linear-digits")
-    index = {"linear-digits": pretrained.Pretrained((8, 8, 1), "digits", lambda: trained)}
-    monkeypatch.setattr(pretrained, "pretrained", lambda: index)
+    monkeypatch.setattr(pretrained, "inputs", lambda: {"linear-digits": ("digits", (8, 8, 1))})
+    monkeypatch.setattr(pretrained, "load_trained", lambda name: trained)
     status, out = said("explain gray.png", capsys)
     assert status == 0
     assert "explained by linear-digits" in out

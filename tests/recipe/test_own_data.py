@@ -12,6 +12,7 @@ from jaxinterp.app import stages
 from jaxinterp.app.registry import experiment_of, family_of
 from jaxinterp.data import Dataset, Stream
 from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.files import unsealed
 from jaxinterp.nn.losses import ClassificationLoss, sigmoid_bce
 from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe.config import Data, Model, Run
@@ -145,7 +146,7 @@ def test_a_run_on_a_folder_is_trained_evaluated_and_explained(
     assert "cut to its center: " in said
     assert "CMYK as L: " in said
     assert set(result.history[-1]) >= {"train_loss", "val_loss", "val_accuracy"}
-    recorded = json.loads((tmp_path / "run" / "data.json").read_text())
+    recorded = unsealed(json.loads((tmp_path / "run" / "data.json").read_text()))
     assert set(recorded) == {"train[rest]", "test"}
     trained = stages.trained(tmp_path / "run")
     assert trained.classes[:4] == ("cat", "dog", "fox", "3")
@@ -174,4 +175,4 @@ def test_a_streamed_run_trains_in_the_same_way(photos: Path, tmp_path: Path) -> 
     run = family_of(run).smoke(run).replace(data=data)
     result = stages.train("coda/mnist", run, tmp_path / "run")
     assert "val_accuracy" in result.history[-1]
-    assert set(json.loads((tmp_path / "run" / "data.json").read_text())) == {"train", "test"}
+    assert set(unsealed(json.loads((tmp_path / "run" / "data.json").read_text()))) == {"train", "test"}
