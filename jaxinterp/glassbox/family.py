@@ -17,11 +17,11 @@ from jaxinterp.data import Dataset
 from jaxinterp.data.images import rotate_randomly
 from jaxinterp.data.stream import Stream
 from jaxinterp.explain.decompose import decompose
-from jaxinterp.explain.explainable import Explainable
+from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
 from jaxinterp.glassbox import report as glassbox_report
-from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
+from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation, with_orbit
 from jaxinterp.nn.losses import softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Positive, Run, small
 from jaxinterp.recipe.data import require_plain_labels
@@ -155,6 +155,10 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         assert isinstance(job.data, Dataset)
         arguments = job.run_dir, job.network, job.init_from, softmax_cross_entropy, job.data, job.test, job.run.train
         return fit_closed_form(*arguments, fingerprint=job.fingerprint, allow_older=job.allow_older)
+
+    def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
+        """Explain a fitted network, the orbits of whose templates are made once."""
+        return explainable(trained.network, with_orbit(trained.network, trained.variables))
 
     def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""

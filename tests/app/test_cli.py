@@ -326,10 +326,10 @@ def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
 
     del info["summary"]
     write_json(longer / "run.json", info)
-    status, out, err = run(f"evaluate {longer}", capsys)
+    with pytest.warns(UserWarning, match="unfinished, trained for 2 of 2 epochs"):
+        status, out, _ = run(f"evaluate {longer}", capsys)
     assert status == 0
     assert "unfinished, trained for 2 of 2 epochs" in out
-    assert "unfinished" in err
 
 
 def test_show_prints_the_keys_of_a_name_and_of_a_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
