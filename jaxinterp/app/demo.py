@@ -35,7 +35,7 @@ RUNS: Mapping[str, tuple[str, ...]] = {
     "taylor/digits": ("train.epochs=15",),
 }
 HERE = ("gated/digits-dlgn", "coda/digits")  # trained in this process, the others beside it
-PACKAGED = ("gated-mnist", "coda-mnist", "coded-mnist", "taylor-mnist", "glassbox-mnist")  # what compiles soonest first
+PACKAGED = ("gated-mnist", "glassbox-mnist", "coda-mnist", "taylor-mnist", "coded-mnist")  # what compiles soonest first
 BESIDE = ("integrated_gradients", "occlusion", "lrp_epsilon_plus")  # methods beside the exact maps
 AUDITED, AUDITS = "gated-mnist", ("gradient", "input_x_gradient", "smooth_grad", *BESIDE)
 IMAGES = 3  # that are explained

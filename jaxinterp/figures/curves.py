@@ -195,7 +195,8 @@ def method_style(name: str) -> tuple[str, str]:
         >>> method_style("occlusion_9"), method_style("occlusion_3")[0]
         (('Occlusion 9', '#1a1a1a'), 'Occlusion 3')
     """
-    other = name.replace("_", " ").capitalize(), OTHERS[sum(map(ord, name)) % len(OTHERS)]
+    words = " ".join({"lrp": "LRP"}.get(word, word) for word in name.split("_"))
+    other = words[:1].upper() + words[1:], OTHERS[sum(map(ord, name)) % len(OTHERS)]
     return METHODS.get(name, other)
 
 

@@ -431,20 +431,29 @@ def test_seeds_have_folders_of_their_own(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:group. C16 leaves the grid:UserWarning")
-def test_the_demo_makes_a_report_of_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, said, _ = run(f"demo --smoke --run-dir {tmp_path / 'demo'}", capsys)
+def test_the_demo_explains_by_a_packaged_network_and_trains_every_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "demo"
+    status, said, _ = run(f"demo --smoke --run-dir {folder}", capsys)
     assert status == 0
-    for folder in ("demo", *(f"demo/{name}" for name in ("coda", "gated", "coded", "taylor", "glassbox"))):
-        assert (tmp_path / folder / "report.html").stat().st_size > 10_000
-        assert f"{folder}/report.html" in said.replace("\n", "")
-    families = ("CoDA Net", "gated network", "Coded ResNeXt", "TaylorNet", "glass box")
-    assert [line.split("  ")[0] for line in said.splitlines()[-5:]] == list(families)
+    assert (folder / "report.html").stat().st_size > 50_000
+    trained = ("gated/digits-dlgn", "coda/digits", "glassbox/digits", "coded/digits", "taylor/digits")
+    table = [line.split() for line in said.splitlines() if line.endswith(tuple("0123456789"))]
+    rows = {row[0]: row for row in table if len(row) == 7}
+    assert set(rows) == {"gated-mnist", *trained}
+    assert rows["gated-mnist"][1] == "97.52%"
+    for name, row in rows.items():
+        assert float(row[3]) < 1e-4
+        assert (folder / f"{name.replace('/', '-')}.png").stat().st_size > 5_000
+    assert "ranks methods as the truth" in said
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:group. C16 leaves the grid:UserWarning")
 def test_what_fails_beside_the_demo_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "gated").write_text("in the way")
+    (tmp_path / "glassbox").write_text("in the way")
     status, _, err = run(f"demo --smoke --run-dir {tmp_path}", capsys)
     assert status == 2
-    assert "were not finished: status 1" in err
+    assert "glassbox: expected a folder" in err
+    assert err.count("\n") == 1
