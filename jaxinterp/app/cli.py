@@ -131,6 +131,7 @@ class Train:
         from jaxinterp.app.registry import family_of
         from jaxinterp.app.run_file import stem
         from jaxinterp.app.training import run_of
+        from jaxinterp.data import is_own
 
         if self.coordinator is not None or self.processes is not None or self.process_id is not None:
             from jaxinterp.train import initialize
@@ -141,7 +142,8 @@ class Train:
             fitted = preset(name, words, self.data_dir)
             show(console, fitted.line)
             name, run = fitted.name, fitted.run
-            label = f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', words.rstrip('/').split('/')[-1])}"
+            place = (words.partition(":")[2] if is_own(words) else words).rstrip("/").split("/")[-1]
+            label = f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', place)}"
         else:
             run, label = run_of(name, words, self.data_dir), name
         run = override(family_of(run).smoke(run) if self.smoke else run, self.overrides)
