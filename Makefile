@@ -6,7 +6,7 @@ CONSTRAINTS := requirements/constraints-$(VERSION).txt
 
 .PHONY: demo test slow check bench lock readme clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.package
 	$(VENV)/bin/jaxinterp demo
 
 test: $(VENV)/.installed
@@ -37,8 +37,12 @@ lock: $(VENV)/.installed
 	    --output-file requirements/constraints-py$$(echo $$v | tr -d .).txt; \
 	done
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.package: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --no-compile -c $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.package
 	$(VENV)/bin/pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
