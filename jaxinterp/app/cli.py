@@ -26,6 +26,7 @@ from jaxinterp.files import check_folder, write_text
 from jaxinterp.recipe.overrides import in_one_line, override
 
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
+FAMILIES = ("coda", "gated", "coded", "taylor", "glassbox")  # that have presets
 MAX_SEEDS = 1000  # of one range
 FOLDER_OPTIONS = ("--run-dir", "--data-dir", "--out", "--results")
 DataDir = Annotated[Path | None, arg(metavar="DIR")]
@@ -40,7 +41,8 @@ class Own:
     """A network of your own in place of a trained run."""
 
     net: Net = ""
-    """A function of yours that returns a network, module:function or file.py:function; see docs/own_runs.md."""
+    """A function of yours that returns a network, module:function or file.py:function, see docs/own_runs.md; or an
+    exported network, by its file or by its name in the package."""
     data: Annotated[str, arg(metavar="NAME")] = ""
     """The data set that it is measured on, such as digits."""
     image_size: int | None = None
@@ -54,19 +56,23 @@ class Own:
         from jaxinterp.app.presets import look
 
         if not self.net:
-            for name in ("data", "image_size", "channels"):
-                given = getattr(self, name)
-                require(not given, f"--{name.replace('_', '-')}", given, "it with --net only; a run has its own")
+            self.require_unused(out)
             require(run_dir is not None, "RUN_DIR", "nothing", "the folder of a trained run, or --net module:function")
             assert run_dir is not None
             return run_dir
         require(run_dir is None, "RUN_DIR", run_dir, "nothing beside --net")
         require(self.data, "--data", "nothing", "a data set to measure the network on, such as digits")
-        net, images = OwnNet(self.net), look(self.data, data_dir)
+        net, images = OwnNet(self.net), look(self.data, data_dir, "test")
         folder = out or Path("runs") / net.stem
         check_folder(folder)
         write_run(net, replace(images, channels=self.channels or images.channels), self.image_size, folder, data_dir)
         return folder
+
+    def require_unused(self, out: Path | None = None) -> None:
+        """Raise for options that go with --net where there is none."""
+        given = {"data": self.data, "image-size": self.image_size, "channels": self.channels, "out": out}
+        for name, value in given.items():
+            require(not value, f"--{name}", value, "no such option without --net: a run has its own")
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,8 @@ class Explain:
         in_run = not self.own.net and not first.is_file() and first.suffix.lower() not in IMAGES
         images = rest if in_run else list(self.paths)
         require(images, "IMAGE", "nothing", f"image files after {first}")
+        if not self.own.net:
+            self.own.require_unused()
         out = self.out or (first if in_run else Path()) / "explanations"
         check_folder(out)
         trained = stages.trained(first, self.checkpoint) if in_run else self._elsewhere(images, console)
@@ -230,7 +238,7 @@ class Explain:
         net, side, channels = OwnNet(own.net), own.image_size, own.channels
         names: tuple[str, ...] = ()
         if own.data:
-            seen = look(own.data, self.data_dir)
+            seen = look(own.data, self.data_dir, "test")
             side, channels, names = side or seen.side, channels or seen.channels, seen.names
         read_images(images, 1, 1, 3)  # which names a file that is none
         require(side, "--image-size", "nothing", "the side of the network's images in pixels; or --data")
@@ -262,6 +270,8 @@ class Evaluate:
         run_dirs: tuple[Path, ...] = self.run_dirs
         if self.own.net or not run_dirs:
             run_dirs = (self.own.folder(None, self.data_dir, self.out),)
+        else:
+            self.own.require_unused(self.out)
         name, (first, *_), _ = one_run(run_dirs)  # before anything is measured
         file = None if self.results is None else results_file(self.results, name, first)
         if self.results is not None:
@@ -399,15 +409,21 @@ class Show:
     """Show the keys of a run: values, types and meanings."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Name of a run, or a run's folder."""
+    """A named run, a run's folder, a file of your own, or with --data a preset, as for train."""
+    data: Annotated[str, arg(metavar="NAME")] = ""
+    """Images whose sizes a preset fits, such as digits."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
 
     def __call__(self, console: Console) -> None:
         """Print a table of the keys."""
         from jaxinterp.app.keys import HEADER, key_rows
-        from jaxinterp.app.registry import experiment_of, run_in
+        from jaxinterp.app.registry import run_in
+        from jaxinterp.app.training import run_of
 
         folder = Path(self.run)
-        run = run_in(folder)[2] if (folder / "config.json").exists() else experiment_of(self.run).run
+        inside = (folder / "config.json").exists() and not self.data
+        run = run_in(folder)[2] if inside else run_of(self.run, self.data, self.data_dir)
         show_table(console, table_of(HEADER, key_rows(run)))
 
 
@@ -488,10 +504,11 @@ def assignments(words: Sequence[str]) -> list[str]:
         ):
             field = bare
         first = growing and written[-1].endswith("=")
-        if growing and "=" not in word and re.match(r"-\d|[^-]", word) and (first or "/" not in word):
+        ends = "/" in word or word in FAMILIES or word.endswith((".toml", ".py")) or ".py:" in word  # names a run
+        if growing and "=" not in word and re.match(r"-\d|[^-]", word) and (first or not ends):
             written[-1] += word if first else f",{word}"
         elif field is not None and any(field.group(1, 3)):
-            growing = field[3] is None  # --part.field VALUE ...; the names of runs have a slash and end it
+            growing = field[3] is None  # --part.field VALUE ...; the name of a run ends it
             written.append(field[2] + (field[3] or "="))
         else:
             growing = False
@@ -545,7 +562,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with errors_in_one_line():
         command, console = parse(Command, words, "jaxinterp"), open_console()
-        keep_programs(console)
+        keep_programs(Console(stderr=True, soft_wrap=True))
         command(console)
 
 

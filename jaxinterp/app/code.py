@@ -41,14 +41,16 @@ def load_module(option: str, place: str) -> ModuleType:
     path = Path(place)
     is_file = path.suffix == ".py"
     require(not is_file or path.is_file(), option, place, "a file that exists")
-    for folder in [str(Path().resolve()), *([str(path.parent.resolve())] if is_file else [])]:
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    folders = [str(Path().resolve()), *([str(path.parent.resolve())] if is_file else [])]
+    new = [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    sys.path[:0] = new
     try:
         return _read(path) if is_file else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # whatever the code raises
         fault = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{option}: got {place}, which does not import: {fault}") from error
+        raise ConfigError(f"{option}: got {place}, expected code that imports: {fault}") from error
+    finally:  # what is imported later finds them last: a json.py there hides nobody's
+        sys.path[:] = [*(folder for folder in sys.path if folder not in new), *new]
 
 
 def _read(path: Path) -> ModuleType:

@@ -109,8 +109,7 @@ def add_finished(beside: dict[str, "Future[tuple[Section, Row]]"], overview: Ove
 
 def explain_packaged(name: str) -> tuple[Section, Row]:
     """Explain digits by a network of the package, exactly and by post-hoc methods."""
-    found, card = load_trained(name), load(name).card
-    assert card is not None
+    found, card = load_trained(name)
     images, labels = test_images(name)
     chosen = first_of_each_class(labels, IMAGES)
     accuracy = card.test_accuracy if card.test_accuracy is not None else card.packaged_accuracy

@@ -13,8 +13,9 @@ from jaxinterp.app import code
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.nn.weights import SUFFIXES
 from jaxinterp.recipe.config import Count, Data, Experiment, Model, Run
-from jaxinterp.recipe.data import check_fits, split
+from jaxinterp.recipe.data import check_fits, record, resolved, split
 from jaxinterp.recipe.family import Family, TrainedRun
 from jaxinterp.recipe.presets import Images, fitted
 from jaxinterp.recipe.run_folder import write_classes, write_config, write_finished
@@ -68,11 +69,14 @@ class NetFamily(Family[NetModel]):
 class OwnNet:
     """What a function of the user's own makes: an `Explainable`, or what `explainable` takes; perhaps class names.
 
+    Or an exported network, by its file or by its name in the package.
+
     The function returns a network, a pair (module, variables), or one of them and the names of the classes:
     (network, names), (module, variables, names).
 
     Attributes:
-        reference: the function, `module:name` or `file.py:name`.
+        reference: the function, `module:name` or `file.py:name`; or a file that `jaxinterp export` wrote, or a name
+            that `jaxinterp.pretrained()` lists.
     """
 
     reference: str
@@ -80,6 +84,11 @@ class OwnNet:
     @cached_property
     def _made(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
         """The arguments of `explainable`, and names."""
+        if not self.is_code:
+            from jaxinterp.app.weights import load  # which knows this family
+
+            exported = load(self.reference)
+            return (exported,), exported.classes
         function = code.load("--net", self.reference)
         require(callable(function), "--net", f"{self.reference}, a {type(function).__name__}", "a function")
         try:
@@ -111,14 +120,23 @@ class OwnNet:
         return self._made[1]
 
     @property
+    def is_code(self) -> bool:
+        """Whether the reference is a function, and not an exported network's file or name."""
+        return ":" in self.reference and not self.reference.endswith(SUFFIXES)
+
+    @property
     def stem(self) -> str:
         """The reference as the name of a folder."""
+        if not self.is_code:
+            return Path(self.reference).stem
         place, _, name = self.reference.rpartition(":")
         return f"{Path(place).stem if place.endswith('.py') else place}-{name}"
 
     @property
     def absolute(self) -> str:
         """The reference from any folder."""
+        if not self.is_code:
+            return str(Path(self.reference).resolve()) if self.reference.endswith(SUFFIXES) else self.reference
         place, _, name = self.reference.rpartition(":")
         return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else self.reference
 
@@ -144,7 +162,7 @@ class OwnNet:
         """
         count = self.outputs(shape)
         data = Data(image_size=shape[0], channels=1 if shape[2] == 1 else 3)
-        known = self.names or tuple(names)
+        known = self.names or tuple(names) or tuple(map(str, range(count)))  # not those of some data set
         run, family = Run(NetModel(self.absolute, count), data), NetFamily()
         parts = Outside(self.net), {"params": self.net.variables}
         return TrainedRun(Path(), self.reference, Experiment(run, ""), run, family, *parts, names=known)
@@ -175,9 +193,11 @@ def write_run(net: OwnNet, images: Images, image_size: int | None, run_dir: Path
         net.outputs((2 * side, 2 * side, images.channels))
     except ConfigError:  # no grids of images for a network of one size
         run = run.replace(evaluate={"grid_sizes": ()})
-    run = run.replace(train={"val_fraction": 0.0}, augment={"crop_padding": 0})
+    run = resolved(run.replace(train={"val_fraction": 0.0}, augment={"crop_padding": 0}), data_dir)
     test = split(run, "test", data_dir)
     check_fits(run, test)
     write_config(run_dir, net.reference, run, NetFamily.name)
     write_classes(run_dir, net.names or test.classes)
+    for line in record(run, run_dir, data_dir, test):
+        print(line)
     write_finished(run_dir)

@@ -1,7 +1,7 @@
 """Presets: runs of a family whose sizes fit the images that are there."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -37,8 +37,8 @@ def is_preset(name: str) -> bool:
     return name in PRESETS or name in {one.split("/")[0] for one in PRESETS}
 
 
-def look(name: str, data_dir: Path | None = None) -> Images:
-    """Return what a preset looks at of a data set's training images.
+def look(name: str, data_dir: Path | None = None, part: Literal["train", "test"] = "train") -> Images:
+    """Return what a preset looks at of a data set's training images, or of those that only measure.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -47,9 +47,9 @@ def look(name: str, data_dir: Path | None = None) -> Images:
         return IMAGENET
     if is_own(name):
         return _look_at_own(name, data_dir)
-    train = load(name, "train", data_dir)
-    _, height, width, channels = train.images.shape
-    return Images(name, min(height, width), 1 if channels == 1 else 3, len(train.classes), len(train), train.classes)
+    seen = load(name, part, data_dir)
+    _, height, width, channels = seen.images.shape
+    return Images(name, min(height, width), 1 if channels == 1 else 3, len(seen.classes), len(seen), seen.classes)
 
 
 def _look_at_own(name: str, data_dir: Path | None) -> Images:

@@ -1,5 +1,6 @@
 """Images explained without a run: by a pretrained network that fits them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxinterp.app.registry import run_in
 from jaxinterp.app.weights import inputs, load_trained
-from jaxinterp.checks import require_one_of
 from jaxinterp.data.images import read_images
-from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.errors import ConfigError
 from jaxinterp.recipe.family import TrainedRun
 
 GRAY = 0.02  # largest difference of the channels of an image without color
@@ -24,7 +23,7 @@ def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> 
     Args:
         paths: image files.
         runs: folder of the user's runs, which an error names where their images are of the kind.
-        name: a pretrained network's; the first that fits if empty.
+        name: of a pretrained network, or an exported one's file; the first pretrained one that fits if empty.
 
     Raises:
         DataError: a file is missing or is not an image.
@@ -32,12 +31,11 @@ def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> 
     """
     known = inputs()
     if name:
-        require_one_of("--net", name, known, "module:function, file.py:function, or a pretrained network")
-        return load_trained(name)
+        return load_trained(name)[0]
     sides, gray = _kind(paths)
     for network, (_, (height, width, channels)) in known.items():
         if gray == (channels == 1) and max(sides) <= LARGER * max(height, width):
-            return load_trained(network)
+            return load_trained(network)[0]
     size = "x".join(map(str, sides))
     could = list(_fitting(runs, gray))
     read = ", ".join(f"{one} reads {data} of {shape[0]}x{shape[1]}" for one, (data, shape) in known.items())
@@ -63,9 +61,9 @@ def _fitting(runs: Path, gray: bool) -> list[str]:
     """Return the folders of trained runs on images with, or without, color."""
     found = []
     for file in sorted(runs.glob("*/config.json")):
-        try:
-            channels = run_in(file.parent)[2].data.channels
-        except JaxInterpError:
+        try:  # without the run's family, which may be code
+            channels = json.loads(file.read_text(encoding="utf-8"))["config"]["data"]["channels"]
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if (channels == 1) == gray and any((file.parent / "checkpoints").glob("[0-9]*")):
             found.append(str(file.parent))

@@ -8,24 +8,25 @@ from typing import Any
 
 from rich.table import Table
 
-from jaxinterp.app.registry import run_in, runs
+from jaxinterp.app.registry import run_in, runs, training
 from jaxinterp.app.results import Results, read_results, summarize
 from jaxinterp.checks import require, shown
 from jaxinterp.explain.audit import Audit
 from jaxinterp.provenance import machine
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.run_folder import read_json, read_name
+from jaxinterp.recipe.run_folder import read_json, unfinished_line
 
 MAX_NAME = 100  # characters of overrides in the name of a file
 
 
 def require_finished(run_dirs: Sequence[Path]) -> None:
     """Raise unless all runs have finished, with the same package versions."""
-    commands = [f"jaxinterp train {read_name(run_dir)}" for run_dir in run_dirs]
+    trained = [run_in(run_dir) for run_dir in run_dirs]
+    commands = [training(name, run) for name, _, run in trained]
     infos = [read_json(run_dir / "run.json", command) for run_dir, command in zip(run_dirs, commands, strict=True)]
-    for run_dir, info, command in zip(run_dirs, infos, commands, strict=True):
+    for run_dir, (_, _, run), info, command in zip(run_dirs, trained, infos, commands, strict=True):
         wanted = f"a finished one; resume it by `{command}`"
-        require("summary" in info, str(run_dir), "a run that has not ended", wanted)
+        require(not unfinished_line(run_dir, run), str(run_dir), "a run that has not ended", wanted)
         same = info.get("versions") == infos[0].get("versions")
         require(same, str(run_dir), "other versions", f"those that {run_dirs[0]} was trained with")
 
@@ -46,7 +47,7 @@ def one_run(run_dirs: Sequence[Path]) -> tuple[str, list[Run[Any]], list[dict[st
         configurations.append(run)
     seeds = [run.train.seed for run in configurations]
     require(len(set(seeds)) == len(seeds), "seeds", tuple(seeds), "different ones")
-    made_by = f"jaxinterp train {name}"
+    made_by = training(name, first)
     return name, configurations, [read_json(d / "run.json", made_by, "resumed", "versions") for d in run_dirs]
 
 
@@ -61,8 +62,10 @@ def results_file(folder: Path, name: str, run: Run[Any], prefix: str = "") -> Pa
     """Return the file of a run's results, `<run>.json`; with overrides they stand in the name, as far as they fit.
 
     Raises:
-        ConfigError: results of overrides would take the place of a headline.
+        ConfigError: results of overrides would take the place of a headline, or the run is not a named one, by which
+            others could redo it.
     """
+    require(name in runs(), "--results", f"a run that is called {name}", "a named run, see `jaxinterp list`")
     stem, changed = prefix + name.replace("/", "_"), "-".join(overrides(name, run))
     if changed:
         safe = re.sub(r"[^\w.,=+-]", "_", changed)

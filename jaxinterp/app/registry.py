@@ -128,6 +128,15 @@ def name_of(run: Run[Any], default: str) -> str:
     return next(same, default)
 
 
+def training(name: str, run: Run[Any]) -> str:
+    """Return the command that trains a run, as an error names it."""
+    if name in runs() or name.endswith((".toml", ".py")) or ".py:" in name:
+        return f"jaxinterp train {name}"
+    if name.split("/")[0] in BUILT_IN:
+        return f"jaxinterp train {name} --data {run.data.name}"
+    return "jaxinterp.train(run)"
+
+
 def run_in(run_dir: Path) -> tuple[str, Experiment[Any], Run[Any]]:
     """Return the name of the run that a folder holds, the named run, and the folder's configuration.
 
@@ -139,6 +148,9 @@ def run_in(run_dir: Path) -> tuple[str, Experiment[Any], Run[Any]]:
     name, family = read_name(run_dir), read_family(run_dir)
     if family:
         with naming(run_dir / "config.json"):
+            place = family.partition(":")[0]
+            inside = place == SOURCE or all(part.isidentifier() for part in place.split("."))
+            require(inside, "family", family, f"a module, or {SOURCE} in the folder")
             kind = family_named(family, run_dir).Model
         run = read_config(run_dir, kind)
         return name, Experiment(run, "a run of one's own", headline=False), run

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp.app.registry import family_of, family_reference, keep_source, name_of, run_in
+from jaxinterp.app.registry import family_of, family_reference, keep_source, name_of, run_in, training
 from jaxinterp.checks import require, warn
 from jaxinterp.data import Dataset
 from jaxinterp.errors import JaxInterpError
@@ -104,9 +104,15 @@ def outcome(run_dir: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
-    """Return the JSON values that identify a run: its configuration, and what its names stand for."""
-    values: dict[str, Any] = json.loads(json.dumps({"run": asdict(run), **family.fingerprint(run)}))
-    del values["run"]["train"]["epochs"]  # a run may go on
+    """Return the JSON values that identify a run: its fields but defaults, and what its names stand for.
+
+    Without defaults, so that a field that a later version adds changes nothing of a run that does not use it; and
+    without the number of epochs, as a run may go on.
+    """
+    parts = {part.name: getattr(run, part.name) for part in fields(run)}
+    defaults = {f"{name}.{one.name}": one.default for name, part in parts.items() for one in fields(part)}
+    own = {key: value for key, value in run.fields().items() if key != "train.epochs" and value != defaults[key]}
+    values: dict[str, Any] = json.loads(json.dumps({"run": own, **family.fingerprint(run)}))
     return values
 
 
@@ -161,7 +167,7 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     further = last.family.measure(last, log)
     results["metrics"] |= further.pop("metrics", {})
     results |= further
-    summary = read_json(run_dir / "run.json", f"jaxinterp train {last.name}").get("summary", {})
+    summary = read_json(run_dir / "run.json", training(last.name, last.run)).get("summary", {})
     if "highest" in summary:
         results["metrics"]["test_accuracy_highest"] = summary["highest"]["test_accuracy"]
     results["step"] = step
@@ -289,7 +295,7 @@ def report(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = p
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
     measured, sources = run_dir / "evaluation.json", run_dir / "data.json"
-    by_training, by_evaluation = f"jaxinterp train {run.name}", f"jaxinterp evaluate {run_dir}"
+    by_training, by_evaluation = training(run.name, run.run), f"jaxinterp evaluate {run_dir}"
     parts = ("metrics", "localization", "grids", "removal", "residuals")
     history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)
     results = read_json(measured, by_evaluation, *parts) if measured.exists() else {}

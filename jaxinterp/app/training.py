@@ -201,6 +201,8 @@ class SweepTable(Sequence[Mapping[str, Value]]):
             means: dict[str, Value] = {**dict(zip(settings, setting, strict=True)), "seeds": len(members)}
             for name in (name for name in self.columns if name not in (*self.keys, "folder")):
                 numbers = [float(member[name]) for member in members if name in member]
+                if not numbers:
+                    continue
                 means[name] = float(np.mean(numbers))
                 if len(numbers) > 1:
                     means[f"{name} ±"] = float(np.std(numbers, ddof=1))

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.app.network import NetFamily
-from jaxinterp.app.registry import BUILT_IN
+from jaxinterp.app.registry import BUILT_IN, training
 from jaxinterp.checks import require, require_one_of, shown
 from jaxinterp.data.embedded import LICENCES
 from jaxinterp.data.images import read_images
@@ -249,7 +249,7 @@ def export(
     check_folder(path.parent)
     found = trained(run_dir, which)
     require(type(found.run.model).__name__ in EXPORTED, "RUN_DIR", f"{found.family.title}", "a family of jaxinterp")
-    summary = read_json(run_dir / "run.json", f"jaxinterp train {found.name}").get("summary", {})
+    summary = read_json(run_dir / "run.json", training(found.name, found.run)).get("summary", {})
     return write_network(found, path, which, dtype, summary.get(which, {}).get("test_accuracy"))
 
 
@@ -261,7 +261,7 @@ def write_network(
     test_accuracy: float | None = None,
 ) -> Card:
     """Write a trained network, its card and its entry in the folder's index: see `export`."""
-    run, shape = found.run, found.run.data.image_shape
+    run, shape = _without_place(found.run), found.run.data.image_shape
     with np.errstate(over="ignore"):  # found as infinite
         arrays = {name: array.astype(jnp.dtype(dtype)) for name, array in flat(found.variables).items()}
     wrong = fault(arrays, {name: array.shape for name, array in arrays.items()})
@@ -287,6 +287,8 @@ def write_network(
         checksum=checksum(arrays),
         made_by=f"jaxinterp {versions().get('jaxinterp', '')}, commit {commit()}",
     )
+    config = dataclasses.asdict(run)
+    _require_bounded(json.loads(json.dumps(config)), arrays)
     name = path.stem if _index(path.parent) is not None else path.name
     page = card.markdown(name, shape)
     height, width, channels = shape
@@ -294,7 +296,7 @@ def write_network(
         "format": FORMAT,
         "model": type(run.model).__name__,
         "run": found.name,
-        "config": json.dumps(dataclasses.asdict(run)),
+        "config": json.dumps(config),
         "classes": json.dumps(found.classes),
         "input": json.dumps(
             {"height": height, "width": width, "channels": channels, "scale": "[0, 1]", "layout": "NHWC"}
@@ -342,9 +344,9 @@ def load(source: str | PathLike[str]) -> Pretrained:
     return Pretrained(**whole, name=name, classes=found.classes, image_shape=shape, card=card, run=found.run)
 
 
-def load_trained(source: str | PathLike[str]) -> TrainedRun[Any]:
-    """Load what `load` loads as a trained run, which has no folder."""
-    return _load(source)[0]
+def load_trained(source: str | PathLike[str]) -> tuple[TrainedRun[Any], Card]:
+    """Load what `load` loads as a trained run, which has no folder, and its card."""
+    return _load(source)[:2]
 
 
 def pretrained() -> dict[str, str]:
@@ -369,10 +371,9 @@ def _index(folder: Path) -> dict[str, dict[str, str]] | None:
 
 def _load(source: str | PathLike[str]) -> tuple[TrainedRun[Any], Card, str]:
     """Return the network of a file, or of a name of the package, with its card and its name."""
-    path = Path(source)
-    if path.suffix in SUFFIXES or path.exists():
+    path, index, name = Path(source), _index(FOLDER) or {}, str(source)
+    if name not in index and (path.suffix in SUFFIXES or path.is_file()):
         return *_read(path, path.name), path.name
-    index, name = _index(FOLDER) or {}, str(source)
     require_one_of("NAME", name, index, f"a file, or one of {', '.join(index) or 'no networks in the package'}")
     path = FOLDER / index[name]["file"]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != index[name]["sha256"]:
@@ -389,7 +390,7 @@ def _read(path: Path, name: str) -> tuple[TrainedRun[Any], Card]:
         card = validate_json(Card, texts["card"])
         require(card.checksum == checksum(arrays), "checksum", "another one", f"{card.checksum} of the arrays")
         config = json.loads(texts["config"])
-        _require_bounded(config, max([MOST, *(n for array in arrays.values() for n in array.shape)]))
+        _require_bounded(config, arrays)
         run: Run[Any] = validate_json(Run[family.Model], texts["config"])  # type: ignore[name-defined]
         classes, shape = tuple(json.loads(texts["classes"])), run.data.image_shape
         wanted = f"{run.model.classes} names"
@@ -405,16 +406,21 @@ def _read(path: Path, name: str) -> tuple[TrainedRun[Any], Card]:
     return found, card
 
 
-def _require_bounded(value: Any, most: int) -> None:
-    """Raise for a whole number beyond `most` in parts of a configuration that sizes are made of."""
-    for part in ("model", "data"):
-        numbers = list(value[part].values())
-        while numbers:
-            one = numbers.pop()
-            numbers += one if isinstance(one, list) else []
-            require(
-                not isinstance(one, int) or one <= most, part, f"the number {one}", f"at most {most}, as the arrays are"
-            )
+def _require_bounded(config: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise for a whole number of the model, or a side of its images, beyond `MOST` and beyond the arrays' axes."""
+    most = max([MOST, *(n for array in arrays.values() for n in array.shape)])
+    for part, values in (("model", list(config["model"].values())), ("data", [config["data"]["image_size"]])):
+        while values:
+            one = values.pop()
+            values += one if isinstance(one, list) else []
+            wanted = f"at most {most}, as the arrays are"
+            require(not isinstance(one, int) or one <= most, part, f"the number {one}", wanted)
+
+
+def _without_place(run: Run[Any]) -> Run[Any]:
+    """Return a run without the folder that its images lie in, which is nobody's concern."""
+    kind, _, place = run.data.name.partition(":")
+    return run.replace(data={"name": f"{kind}:{Path(place).name}"}) if kind in ("folder", "csv", "npz") else run
 
 
 def from_torch(source: Any, network: Any = None, **fields: Any) -> Explainable:

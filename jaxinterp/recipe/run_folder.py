@@ -61,6 +61,7 @@ SHAPES: dict[str, Any] = {
     "evaluation.json": Evaluation,
     "data.json": dict[str, dict[str, str]],
     "metrics.jsonl": dict[str, float],
+    CLASSES: dict[str, list[str]],
 }
 
 
@@ -91,7 +92,7 @@ def write_config(run_dir: Path, name: str, run: Run[Any], family: str = "") -> N
 def unfinished_line(run_dir: Path, run: Run[Any]) -> str:
     """Say how far a run is that has not ended; nothing of one that has."""
     info = read_json(run_dir / "run.json", "jaxinterp train") if (run_dir / "run.json").exists() else {}
-    if "summary" in info:
+    if "summary" in info and info["summary"].get("last", {}).get("epoch", run.train.epochs) >= run.train.epochs:
         return ""
     epochs = count_epochs(run_dir)
     return f"unfinished, trained for {epochs:,} of {run.train.epochs:,} epochs; the command that trains it goes on"
@@ -132,20 +133,19 @@ def read_family(run_dir: Path) -> str:
 
 def write_classes(run_dir: Path, classes: Sequence[str]) -> None:
     """Write the names of the classes that a run is trained on."""
-    write_text(run_dir / CLASSES, json.dumps(list(classes)) + "\n")
+    write_json(run_dir / CLASSES, {"classes": list(classes)})
 
 
 def read_classes(run_dir: Path) -> tuple[str, ...]:
     """Return what `write_classes` wrote; none if it has not."""
     path = run_dir / CLASSES
-    with _naming(path, "jaxinterp train"):
-        return tuple(map(str, json.loads(path.read_text(encoding="utf-8")))) if path.exists() else ()
+    return tuple(read_json(path, "jaxinterp train", "classes")["classes"]) if path.exists() else ()
 
 
 def write_finished(run_dir: Path) -> None:
     """Write what training leaves in a folder, for a network that was trained elsewhere."""
     content = {"started": "trained elsewhere", "resumed": [], "versions": versions(), "summary": {}}
-    write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
+    write_json(run_dir / "run.json", content)
     write_text(run_dir / "metrics.jsonl", "")
 
 

@@ -90,6 +90,7 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train coda/digits augment.flip=None", "augment.flip: got None, expected True or False"),
         ("train coda/digits model.temperature=9 --smoke --run-dir x train.epochs=0", "train.epochs"),
         ("train coda/digits --seeds 1,,2", "--seeds: got 1,,2, expected integers"),
+        ("train --train.epochs 4 coda", "--data: got nothing"),
         ("train coda/digits --epochs 4", "KEY: got epochs, expected train.epochs"),
         ("train coda/digits flip=true", "KEY: got flip, expected augment.flip"),
         ("train coda/digits --seedz 4", "perhaps you meant --seeds"),

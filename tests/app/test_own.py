@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from jaxinterp.app.registry import BUILT_IN, family_of, run_in
 from jaxinterp.app.run_file import read_run
 from jaxinterp.app.training import SweepTable, name_for, run_of
 from jaxinterp.errors import ConfigError
+from jaxinterp.files import unsealed, write_json
 from jaxinterp.recipe import Data, Evaluate, Images, Run, TrainConfig
+from jaxinterp.recipe.run_folder import read_classes, write_classes
 
 FAMILY = """
 from dataclasses import dataclass
@@ -142,8 +145,8 @@ def test_a_mistake_in_a_toml_file_is_one_line_with_the_file(text: str, says: str
         ("{}/linear.py:NUMBER", "linear.py:NUMBER, a int, expected a Run"),
         ("{}/linear.py", "linear.py:FAST or"),
         ("{}/empty.py", "to define a run"),
-        ("{}/broken.py:FAST", "which does not import: ModuleNotFoundError"),
-        ("no_such_module:RUN", "got no_such_module, which does not import"),
+        ("{}/broken.py:FAST", "expected code that imports: ModuleNotFoundError"),
+        ("no_such_module:RUN", "got no_such_module, expected code that imports"),
         ("{}/linear.py:FAST --data digits", "--data: got digits"),
         ("{}/linear.py:FAST model.widht=3", "model.width"),
         ("coda --data digts", "digits"),
@@ -331,6 +334,50 @@ def test_a_pair_of_a_function_and_its_parameters_is_a_network(folder: Path) -> N
     net = OwnNet(f"{folder}/net.py:pair")
     assert net.outputs((8, 8, 1)) == 3
     assert net.trained((8, 8, 1), ("a", "b")).classes == ("a", "b", "2")
+    assert net.trained((8, 8, 1)).classes == ("0", "1", "2")
+
+
+def test_a_network_without_names_has_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "linear")  # another run's names lie here
+    net = OwnNet(f"{folder}/net.py:layers")
+    unnamed = replace(net)
+    object.__setattr__(unnamed, "_made", (net._made[0], ()))
+    assert unnamed.trained((8, 8, 1)).classes == tuple("0123456789")
+
+
+def test_an_exported_network_is_measured_as_its_run_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = OwnNet("gated-mnist")
+    assert (net.stem, net.absolute, net.outputs((28, 28, 1))) == ("gated-mnist", "gated-mnist", 10)
+    monkeypatch.chdir(tmp_path)
+    status, out = said("audit --net gated-mnist --data mnist-2000 --images 4 --methods gradient", capsys)
+    assert status == 0
+    assert "gradient" in out
+    run = run_in(tmp_path / "runs" / "gated-mnist")[2]
+    assert (run.data.name, run.model.classes) == ("mnist-2000", 10)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save("x.png")
+    status, out = said("explain --net gated-mnist x.png", capsys)
+    assert (status, "explained by gated-mnist" in out) == (0, True)
+
+
+@pytest.mark.parametrize("reference", ["{}/other.py:LinearFamily", "../linear.py:LinearFamily", "a/b:LinearFamily"])
+def test_a_run_folder_names_no_code_outside_of_it(reference: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "linear", tmp_path / "run")
+    (tmp_path / "other.py").write_text("raise SystemExit(7)")
+    content = unsealed(json.loads((tmp_path / "run" / "config.json").read_text()))
+    write_json(tmp_path / "run" / "config.json", {**content, "family": reference.format(tmp_path)})
+    with pytest.raises(ConfigError, match=r"config\.json: family: got .*family\.py in the folder"):
+        run_in(tmp_path / "run")
+
+
+def test_names_of_classes_are_sealed(folder: Path, tmp_path: Path) -> None:
+    write_classes(tmp_path, ["cat", "dog"])
+    assert read_classes(tmp_path) == ("cat", "dog")
+    for wrong in ('{"classes": ["a", "b"], "seal": 1}', '{"classes": "ab"}', '["a"]'):
+        (tmp_path / "classes.json").write_text(wrong)
+        with pytest.raises(ConfigError, match=r"classes\.json"):
+            read_classes(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -340,12 +387,17 @@ def test_a_pair_of_a_function_and_its_parameters_is_a_network(folder: Path) -> N
         ("evaluate --net {}/net.py:failing --data digits", "which fails: ZeroDivisionError"),
         ("evaluate --net {}/net.py:number --data digits", "net.py:number, a int, expected a function"),
         ("evaluate --net {}/net.py:layer --data digits", "net.py:layers"),
-        ("evaluate --net {}/broken.py:layers --data digits", "does not import"),
+        ("evaluate --net {}/broken.py:layers --data digits", "expected code that imports: ModuleNotFoundError"),
         ("evaluate --net {}/net.py:layers", "--data: got nothing"),
         ("evaluate --net {}/net.py:layers --data digits --image-size 9", "which does not take 9x9x1 images"),
         ("evaluate --net {}/net.py:pair --data digits", "at least 10, the classes of digits"),
         ("report --net {}/net.py:layers --data digits runs/x", "RUN_DIR: got runs/x"),
         ("report --data digits runs/x", "--data: got digits"),
+        ("evaluate --data digits runs/x", "--data: got digits"),
+        ("audit --out pages runs/x", "--out: got pages"),
+        ("explain runs/x y.png --image-size 8", "--image-size: got 8"),
+        ("evaluate --net none.safetensors --data digits", "none.safetensors"),
+        ("evaluate --net coda-mnits --data digits", "coda-mnist"),
         ("report", "RUN_DIR: got nothing"),
         ("explain --net {}/net.py:layers x.png", "x.png"),
         ("explain", "IMAGE: got nothing"),
@@ -383,7 +435,7 @@ def test_images_without_a_run_are_explained_by_a_pretrained_network_that_fits(
     assert "jaxinterp train coda" in err
     trained = replace(jaxinterp.trained(folder / "linear"), name="linear-digits")
     monkeypatch.setattr(pretrained, "inputs", lambda: {"linear-digits": ("digits", (8, 8, 1))})
-    monkeypatch.setattr(pretrained, "load_trained", lambda name: trained)
+    monkeypatch.setattr(pretrained, "load_trained", lambda name: (trained, None))
     status, out = said("explain gray.png", capsys)
     assert status == 0
     assert "explained by linear-digits" in out

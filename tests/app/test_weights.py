@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_every_family_comes_back(name, tmp_path, monkeypatch):
     for file in ("net.npz", "net.safetensors"):
         card = weights.write_network(found, tmp_path / file)
         net = jaxinterp.load(tmp_path / file)
-        jax.tree.map(np.testing.assert_array_equal, net.variables, found.variables)
+        jax.tree.map(np.testing.assert_array_equal, net.variables["params"], found.variables["params"])
         assert (net.run, net.classes, net.image_shape) == (found.run, found.classes, found.run.data.image_shape)
         assert (net.card, card.packaged_accuracy, net.layer) == (card, 0.25, found.explainable.layer)
     np.testing.assert_allclose(net.logits(x), found.explainable.logits(x), atol=1e-6)
@@ -191,6 +192,27 @@ def test_a_folder_with_an_index_takes_networks_by_name(path, tmp_path, monkeypat
         jaxinterp.load("coda-small")
 
 
+def test_a_name_of_the_package_is_no_folder_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coda-mnist").mkdir()  # as training makes it
+    assert jaxinterp.load("coda-mnist").card.run == "coda/mnist"
+
+
+def test_what_is_exported_can_be_loaded_and_says_no_place(tmp_path):
+    found = trained("coda/digits")
+    data = {
+        "name": f"folder:{tmp_path}/photos",
+        "split_seed": 20240131,
+        "max_images": 10**6,
+        "classes": tuple("0123456789"),
+    }
+    run = found.run.replace(data=data)
+    card = weights.write_network(replace(found, run=run), tmp_path / "net.npz")
+    assert card.data == "folder:photos"
+    assert str(tmp_path) not in (tmp_path / "net.md").read_text()
+    assert jaxinterp.load(tmp_path / "net.npz").run.data.split_seed == 20240131
+
+
 def test_networks_in_the_package_are_those_of_the_index_and_small():
     index = json.loads((weights.FOLDER / weights.INDEX).read_text())
     files = {path.name for path in weights.FOLDER.iterdir()} - {weights.INDEX, "__pycache__"}
@@ -201,5 +223,5 @@ def test_networks_in_the_package_are_those_of_the_index_and_small():
 @pytest.mark.parametrize("name", jaxinterp.pretrained())
 def test_a_network_of_the_package_is_what_its_card_says(name):
     net = jaxinterp.load(name)
-    found = weights.accuracy(net.run, weights.family_of(net.run).build(net.run), net.variables)
+    found = weights.accuracy(net.run, family_of(net.run).build(net.run), net.variables)
     assert found == pytest.approx(net.card.packaged_accuracy, abs=0.002)
