@@ -21,7 +21,7 @@ from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.metrics.separability import separability
 from jaxinterp.figures.html import Section
 from jaxinterp.glassbox import report as glassbox_report
-from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation
+from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation, with_orbit
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Count, Model, Positive, Run, small
 from jaxinterp.recipe.family import Family, Job, Log, Reading, Report, TrainedRun
@@ -135,8 +135,8 @@ class GlassBoxFamily(Family[GlassBoxModel]):
         return fit_closed_form(*arguments, fingerprint=job.fingerprint, allow_older=job.allow_older)
 
     def explainable(self, trained: TrainedRun[GlassBoxModel]) -> Explainable:
-        """Explain a fitted network."""
-        return explainable(trained.network, trained.variables)
+        """Explain a fitted network, the orbits of whose templates are made once."""
+        return explainable(trained.network, with_orbit(trained.network, trained.variables))
 
     def measure(self, trained: TrainedRun[GlassBoxModel], log: Log) -> dict[str, Any]:
         """Measure classifiers on the representation and its baselines, upright and rotated; and the group's law."""

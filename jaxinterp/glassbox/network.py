@@ -19,6 +19,7 @@ text could not: the design is ours.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -55,6 +56,9 @@ def _window(group: Group, height: int, width: int) -> Float[np.ndarray, "h w"]:
     return (y**2 + x**2 <= (min(height, width) / 2) ** 2).astype(float)
 
 
+KERNEL = "orbit", "kernel"  # collection and name of a matrix that is kept
+
+
 class Orbit(Layer):
     """E(x)[g, k] = ⟨x, g⁻¹ t_k⟩, the responses of an image to the orbits of templates.
 
@@ -71,8 +75,9 @@ class Orbit(Layer):
         """Return the responses, (N, |G|, K), of images (N, H, W, C): one matrix product."""
         shape = (self.templates, *x.shape[1:])
         templates = self.param("templates", nn.initializers.uniform(1.0), shape, self.param_dtype)
+        kept = self.get_variable(*KERNEL)  # see `with_orbit`
         x = self.widen(x)
-        return respond(orbit_kernel(self.group, templates).astype(x.dtype), x)
+        return respond((orbit_kernel(self.group, templates) if kept is None else kept).astype(x.dtype), x)
 
 
 def respond(kernel: Float[Array, "d g k"], x: Float[Array, "n h w c"]) -> Float[Array, "n g k"]:
@@ -179,6 +184,17 @@ class GlassBox(Layer):
         """Return the network as it is explained: from the image, or from every (template, group element)."""
         fields: Any = {"bias": black_logits, "constant": "a constant of the class"}
         return explainable(self, variables, keywords={}, levels=("representation/orbit",), **fields)
+
+
+def with_orbit(network: GlassBox, variables: Any) -> dict[str, Any]:
+    """Return a network's variables with the matrix of its templates' orbits, which is then not made in every call.
+
+    Nothing flows back from it to the templates: it is for a network that is not trained any more.
+    """
+    templates = variables["params"]["representation"]["orbit"]["templates"]
+    kernel = jax.jit(orbit_kernel, static_argnums=0)(network.group, templates)
+    collection, name = KERNEL
+    return {**variables, collection: {"representation": {"orbit": {name: kernel}}}}
 
 
 def black_logits(variables: Any) -> Float[Array, " classes"]:

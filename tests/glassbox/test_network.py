@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation, choose_templates, orbit_kernel
+from jaxinterp.explain.decompose import decompose
+from jaxinterp.explain.explainable import explainable
+from jaxinterp.glassbox.network import (
+    GlassBox,
+    Orbit,
+    OrbitRepresentation,
+    choose_templates,
+    orbit_kernel,
+    with_orbit,
+)
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error
 from jaxinterp.symmetry.groups import dihedral, rotations, scales, transform
 
@@ -82,6 +91,18 @@ def test_the_whole_network_trains_by_descent_too():
 
     grads = jax.jit(jax.grad(loss))(variables["params"])
     assert float(jnp.abs(grads["representation"]["orbit"]["templates"]).max()) > 0
+
+
+def test_orbits_that_are_kept_leave_logits_and_contributions_as_they_are():
+    network = GlassBox(rotations(8), 4, ("sorted",), components=3, classes=2)
+    variables = jax.jit(network.init)(jax.random.key(0), X)
+    kept = with_orbit(network, variables)
+    assert kept["params"] is variables["params"]
+    ours, free = (decompose(explainable(network, held), X) for held in (kept, variables))
+    np.testing.assert_allclose(ours.logits, free.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours.contributions, free.contributions, rtol=1e-4, atol=1e-6)
+    made = [str(jax.make_jaxpr(network.apply)(held, X)).count("gather") for held in (kept, variables)]
+    assert made[0] < made[1]  # templates are not turned again
 
 
 @pytest.mark.parametrize(
