@@ -75,7 +75,7 @@ class Orbit(Layer):
         """Return the responses, (N, |G|, K), of images (N, H, W, C): one matrix product."""
         shape = (self.templates, *x.shape[1:])
         templates = self.param("templates", nn.initializers.uniform(1.0), shape, self.param_dtype)
-        kept = self.get_variable(*KERNEL)  # see `with_orbit`
+        kept: Array | None = self.get_variable(*KERNEL)  # see `with_orbit`
         x = self.widen(x)
         return respond((orbit_kernel(self.group, templates) if kept is None else kept).astype(x.dtype), x)
 
