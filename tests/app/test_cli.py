@@ -302,7 +302,7 @@ def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[0] == first
     info = unsealed(json.loads((longer / "run.json").read_text()))
-    assert (info["epochs"], info["resumed"][0]["epochs"], info["summary"]["last"]["epoch"]) == (1, 2, 2)
+    assert (info["epochs"], info["resumed"][-1]["epochs"], info["summary"]["last"]["epoch"]) == (1, 2, 2)
     status, _, err = run(f"train coda/digits --smoke --run-dir {longer}", capsys)
     assert status == 2
     assert "train.epochs=2" in err

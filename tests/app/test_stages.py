@@ -109,8 +109,8 @@ def test_an_unfinished_run_is_not_published(
     require_finished(seeds)
     run_dir = tmp_path / "run"
     shutil.copytree(seeds[1], run_dir)
-    info = json.loads((run_dir / "run.json").read_text()) | change
-    (run_dir / "run.json").write_text(json.dumps({key: value for key, value in info.items() if value is not None}))
+    info = unsealed(json.loads((run_dir / "run.json").read_text())) | change
+    write_json(run_dir / "run.json", {key: value for key, value in info.items() if value is not None})
     with pytest.raises(ConfigError, match=says):
         require_finished([seeds[0], run_dir])
 
@@ -126,8 +126,8 @@ def test_a_folder_may_be_a_text(seeds: list[Path]) -> None:
 def test_a_report_measures_again_what_was_trained_on(seeds: list[Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(seeds[0], run_dir)
-    results = json.loads((run_dir / "evaluation.json").read_text())
-    (run_dir / "evaluation.json").write_text(json.dumps({**results, "step": 1, "metrics": {}}))
+    results = unsealed(json.loads((run_dir / "evaluation.json").read_text()))
+    write_json(run_dir / "evaluation.json", {**results, "step": 1, "metrics": {}})
     stages.report(run_dir)
     again = json.loads((run_dir / "evaluation.json").read_text())
     assert (again["step"], again["metrics"].keys()) == (results["step"], results["metrics"].keys())
