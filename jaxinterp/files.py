@@ -67,14 +67,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(sealed(content), indent=2) + "\n")
 
 
-def printable(name: str | Path) -> str:
-    r"""Return a file's name as text that can be printed and encoded: bytes that are not UTF-8 as escapes.
+def printable(name: object) -> str:
+    r"""Return a path or a name as text that can be printed and encoded: bytes that are not UTF-8 as escapes.
 
     Example:
         >>> printable("caf\udce9.png")
         'caf\\xe9.png'
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

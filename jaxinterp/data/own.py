@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Int, Int32, Shaped
 
 from jaxinterp.checks import require
-from jaxinterp.data.pictures import Bits, readable
+from jaxinterp.data.pictures import Bits
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 
 KINDS = {"folder": "PATH", "csv": "FILE", "npz": "FILE", "tfds": "NAME[:VERSION]"}
 PARTS = ("train", "val", "test")
@@ -86,12 +87,12 @@ class OwnSet:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(examples):,} {part}" for part, examples in self.parts.items())
-        return f"OwnSet({readable(self.name)}: {len(self.classes)} classes; {sizes})"
+        return f"OwnSet({printable(self.name)}: {len(self.classes)} classes; {sizes})"
 
     def part(self, name: str) -> Examples:
         """Return a part; DataError if the set has none of this name."""
         if name not in self.parts:
-            raise DataError(f"{readable(self.name)}: got the parts {', '.join(self.parts)}, expected one named {name}")
+            raise DataError(f"{printable(self.name)}: got the parts {', '.join(self.parts)}, expected one named {name}")
         return self.parts[name]
 
     def select(self, classes: Sequence[int]) -> "OwnSet":
@@ -145,7 +146,7 @@ def split_set(own: OwnSet, fraction: float, seed: int, mixed: bool = False) -> O
     parts = dict(own.parts)
     if not (mixed and {"test", "val"} & set(parts)):
         parts = {part: ordered(part, examples) for part, examples in parts.items()}
-    split, notes, shown = "as it was found", list(own.notes), readable(own.name)
+    split, notes, shown = "as it was found", list(own.notes), printable(own.name)
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         split = "the validation part is the test part"
@@ -177,7 +178,7 @@ def split_set(own: OwnSet, fraction: float, seed: int, mixed: bool = False) -> O
 def some(names: Sequence[str], most: int = _NAMED) -> str:
     """List the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(readable(name) for name in names[:most]) + more
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
 class BadFiles:

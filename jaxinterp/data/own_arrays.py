@@ -13,8 +13,9 @@ from jaxtyping import Shaped
 
 from jaxinterp.checks import require, require_labels
 from jaxinterp.data.own import PARTS, Examples, OwnSet, some, split_set
-from jaxinterp.data.pictures import assumed_bits, read_file, readable
+from jaxinterp.data.pictures import assumed_bits, read_file
 from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.files import printable
 
 
 def own_arrays(
@@ -83,7 +84,7 @@ def own_arrays(
     parts = {part: Examples(at, lambda i: f"row {i}", fetch, every.__getitem__) for part, at in places.items()}
     deep = [float(pixels.max()) for pixels in pieces if pixels.dtype == np.uint16]
     bits = assumed_bits(max(deep)) if deep else 0
-    provenance = {"source": "arrays of one's own", "path": readable(name)}
+    provenance = {"source": "arrays of one's own", "path": printable(name)}
     return split_set(OwnSet(name, names, parts, "", (), provenance, bits=bits), test_fraction, seed)
 
 
@@ -103,7 +104,7 @@ _LAYOUTS = (  # names of the arrays of a part: ours, with a part in front, and K
 
 def npz_set(name: str, path: Path, classes: Sequence[str], fraction: float, seed: int) -> OwnSet:
     """Read the arrays of an .npz file."""
-    shown = readable(path)
+    shown = printable(path)
     try:
         with np.load(io.BytesIO(content := read_file(path))) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):

@@ -233,12 +233,3 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\..*")
         warnings.filterwarnings("ignore", message=".*could be decompression bomb", category=Warning)
         yield
-
-
-def readable(name: object) -> str:
-    r"""Return a path or a name as text that can be printed and written: bytes that are not UTF-8 as \\xff.
-
-    >>> readable("caf\udce9")
-    'caf\\xe9'
-    """
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

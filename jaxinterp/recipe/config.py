@@ -13,7 +13,8 @@ from pydantic import AfterValidator
 
 from jaxinterp.checks import Checked, require, require_key, typed
 from jaxinterp.data.own import KINDS, OnBad, is_own
-from jaxinterp.data.pictures import Background, Bits, Conversion, Fit, readable
+from jaxinterp.data.pictures import Background, Bits, Conversion, Fit
+from jaxinterp.files import printable
 from jaxinterp.train.config import TrainConfig
 
 DataSet = Literal["digits", "mnist-2000", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
@@ -58,7 +59,7 @@ def _known(name: str) -> str:
     from pydantic_core import PydanticCustomError
 
     known = get_args(DataSet)
-    if readable(name) != name:
+    if printable(name) != name:
         raise PydanticCustomError("data_set", "a name or a path in UTF-8")
     if name not in known and not is_own(name):
         places = ", ".join([*known, *(f"{kind}:{place}" for kind, place in KINDS.items())])

@@ -32,10 +32,9 @@ from jaxinterp.data.images import resize, rotate_dataset, select_classes, take
 from jaxinterp.data.loading import set_bits
 from jaxinterp.data.own import hold_out_examples
 from jaxinterp.data.own_files import find, write_split
-from jaxinterp.data.pictures import readable
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import DataError
-from jaxinterp.files import unsealed, write_json
+from jaxinterp.files import printable, unsealed, write_json
 from jaxinterp.nn.losses import LossFn
 from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe import config
@@ -83,7 +82,7 @@ def resolved(run: AnyRun, data_dir: Path | None) -> AnyRun:
     if data.own:
         own, (kind, _, place) = _listed(run, data_dir), data.name.partition(":")
         found = str(find(place, data_dir))
-        name = data.name if kind == "tfds" or readable(found) != found else f"{kind}:{found}"
+        name = data.name if kind == "tfds" or printable(found) != found else f"{kind}:{found}"
         run = run.replace(data={"name": name, "classes": own.classes, "bits": set_bits(own, data.conversion).bits})
     if not (data.normalize or data.balanced):
         return run
@@ -212,12 +211,12 @@ def record(run: Run[Any], run_dir: Path, data_dir: Path | None, *parts: Dataset 
     own = _listed(run, data_dir)
     if own.root is not None:
         write_split(own, run_dir / SPLIT)
-    yield from (f"{readable(own.name)}: {note}" for note in own.notes)
+    yield from (f"{printable(own.name)}: {note}" for note in own.notes)
     for name, words in sources.items():
         told = [words[key] for key in ("conversions", "left out") if key in words]
-        yield from (f"{readable(own.name)} ({name}): {text}" for text in told)
+        yield from (f"{printable(own.name)} ({name}): {text}" for text in told)
     if "val" in own.parts and not run.train.val_fraction:
-        yield f"{readable(own.name)}: validation images are not used, train.val_fraction is 0"
+        yield f"{printable(own.name)}: validation images are not used, train.val_fraction is 0"
 
 
 def require_recorded(run_dir: Path, images: Dataset) -> Dataset:
@@ -232,7 +231,7 @@ def require_recorded(run_dir: Path, images: Dataset) -> Dataset:
     was, now = recorded.get(images.split), images.provenance["sha256"]
     if was not in (None, now):
         where = f"{run_dir / SPLIT} lists the run's files"
-        raise DataError(f"{readable(images.name)} ({images.split}): the images changed since training; {where}")
+        raise DataError(f"{printable(images.name)} ({images.split}): the images changed since training; {where}")
     return images
 
 
@@ -246,6 +245,8 @@ def check_fits(run: Run[Any], data: Dataset) -> None:
     side, padding = min(data.images.shape[1:3]), run.augment.crop_padding
     require(padding < side, "augment.crop_padding", padding, f"less than {side}, the image's side")
     outputs, classes = run.model.classes, len(data.classes)
-    require(classes <= outputs, run.model.CLASSES, outputs, f"at least {classes}, the classes of {readable(data.name)}")
+    require(
+        classes <= outputs, run.model.CLASSES, outputs, f"at least {classes}, the classes of {printable(data.name)}"
+    )
     weights = run.data.class_weights
     require(len(weights) in (0, classes), "data.class_weights", weights, f"{classes} numbers, one for each class")

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from jaxinterp.data.images import read_images
-from jaxinterp.data.pictures import FORMATS, Conversion, convert, read_file, readable
+from jaxinterp.data.pictures import FORMATS, Conversion, convert, read_file
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 
 RED = Image.new("RGB", (4, 4), (255, 0, 0))
 SIDES = np.zeros((2, 4, 3), np.uint8)  # left half white, right half black
@@ -172,4 +173,4 @@ def test_lines_name_files_whatever_their_names(tmp_path):
         file.write(encoded(Image.fromarray(SIDES)))
     _, (line,) = read_images([type(tmp_path)(os.fsdecode(odd))], 2, 2, 3)
     assert line == f"{tmp_path}/caf\\xe9[red].png: 4x2 RGB -> 2x2 RGB (cut to its center)"
-    assert readable("café") == "café"
+    assert printable("café") == "café"
