@@ -62,7 +62,7 @@ def _look_at_own(name: str, data_dir: Path | None) -> Images:
         seen = [size for place in some if (size := size_of(examples.fetch(place)[0])) is not None]
     if not seen:
         raise DataError(f"{printable(name)}: got no image that can be read, expected at least one")
-    sides, channels = zip(*seen, strict=True)
+    sides, channels = zip(*((min(height, width), of) for height, width, of in seen), strict=True)
     return Images(name, int(np.median(sides)), max(channels), len(own.classes), len(examples), own.classes)
 
 
