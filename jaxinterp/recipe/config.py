@@ -125,8 +125,9 @@ class Data(Checked):
         for name in ("mean", "std"):
             count = len(getattr(self, name))
             require(count in (0, self.channels), name, getattr(self, name), f"{self.channels} numbers, or none")
-        given = self.mean or self.std
-        require(not (self.normalize and given), "normalize", True, "False where mean or std is given")
+        got = f"{'mean' if self.mean else 'std'} alone"
+        require(bool(self.mean) == bool(self.std), "mean, std", got, "both, or none")
+        require(not (self.normalize and self.mean), "normalize", True, "False where mean and std are given")
         require(not (self.balanced and self.class_weights), "balanced", True, "False where class_weights are given")
 
     @property
