@@ -147,7 +147,10 @@ def _prepared(name: str, place: str, folder: Path, classes: Sequence[str], fract
             pieces = (index[i : i + 4096].tolist() for i in range(0, len(index), 4096))
             return np.array([int(record[label]) for piece in pieces for record in prepared.fetch(piece)], np.int32)
 
-        return Examples(np.arange(sum(prepared.lengths)), lambda place: f"{part} record {place}", fetch, labels_at)
+        sizes = " ".join(str(shard.stat().st_size) for shard in prepared.shards)
+        mark = hashlib.sha256(sizes.encode()).hexdigest()
+        places, name = np.arange(sum(prepared.lengths)), f"{part} record"
+        return Examples(places, lambda place: f"{name} {place}", fetch, lambda place: mark, labels_at)
 
     used = {PART_NAMES[split]: split for split in reversed(opened) if split in PART_NAMES}
     others = [split for split in opened if split not in used.values()]
@@ -201,7 +204,7 @@ def read_part(
         try:
             content, label = examples.fetch(place)
             if label < 0:
-                raise DataError(f"label {label}: not labelled")
+                raise DataError(f"got the label {label}, expected one from 0 on")
             digest = hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).digest()
             return convert(content, conversion.size, conversion.size, conversion), label, digest
         except DataError as error:
@@ -258,6 +261,9 @@ def stream_part(
         seed: of the order.
         shard: (index, count): which of how many hosts this is.
         log: gets a line for every file that is passed over, once.
+
+    Returns:
+        The stream; its `provenance` has a sum of the names, labels and sizes of the files ("listing").
     """
     examples, (index, hosts) = own.part(part), shard
     count, size = len(examples), conversion.size
@@ -271,10 +277,10 @@ def stream_part(
             try:
                 content, label = examples.fetch(place)
                 if label < 0:
-                    raise DataError(f"label {label}: not labelled")
+                    raise DataError(f"got the label {label}, expected one from 0 on")
                 picture = convert(content, size, size, conversion)
             except DataError as error:
-                line = f"{printable(own.name)}: {printable(examples.name(place))} ({error})"
+                line = f"{printable(own.name)}: {printable(examples.name(place))}: {error}"
                 if on_bad == "raise":
                     raise DataError(line) from error
                 if line not in said:
@@ -291,5 +297,5 @@ def stream_part(
         )
 
     shape = (size, size, conversion.channels)
-    provenance = {**own.provenance, "split": own.split}
+    provenance = {**own.provenance, "split": own.split, "listing": examples.sha256}
     return Stream(own.name, count // batch_size, shape, batches, provenance=provenance)

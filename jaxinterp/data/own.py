@@ -40,12 +40,14 @@ class Examples:
         index: their places in the listing, (N,).
         name: place -> a name for people, unique in the set.
         fetch: place -> (encoded file or pixels, label).
+        mark: place -> what tells, without reading, that the example is another one: its label, and its size or sum.
         labels_at: places -> labels, without reading pictures where that is possible.
     """
 
     index: Int[np.ndarray, " n"]
     name: Callable[[int], str]
     fetch: Callable[[int], tuple[bytes | Shaped[np.ndarray, "..."], int]]
+    mark: Callable[[int], str]
     labels_at: Callable[[Int[np.ndarray, " n"]], Int32[np.ndarray, " n"]]
 
     def __len__(self) -> int:
@@ -55,6 +57,14 @@ class Examples:
     def labels(self) -> Int32[np.ndarray, " n"]:
         """Labels, (N,); of a set prepared by tensorflow-datasets every record is read for them."""
         return self.labels_at(self.index)
+
+    @property
+    def sha256(self) -> str:
+        """A sum of the names and marks, in their order."""
+        total = hashlib.sha256()
+        for place in self.index.tolist():
+            total.update(f"{self.name(place)}\0{self.mark(place)}\0".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
 
     def take(self, chosen: Shaped[np.ndarray, " m"] | slice) -> "Examples":
         """Return some of the examples, by a mask, places or a slice."""
@@ -152,7 +162,7 @@ def split_set(own: OwnSet, fraction: float, seed: int, mixed: bool = False) -> O
         split = "the validation part is the test part"
     elif "test" not in parts:
         labels = parts["train"].labels
-        counts = np.bincount(labels, minlength=len(own.classes))
+        counts = np.bincount(labels[labels >= 0], minlength=len(own.classes))
         single = [own.classes[k] for k in np.flatnonzero(counts == 1)]
         if single:
             raise DataError(f"{shown}: got 1 image of {some(single)}, expected at least 2, to train and to test")
@@ -193,7 +203,7 @@ class BadFiles:
             return []
         line = f"{len(bad)} of {total}: {some([f'{name} ({why})' for name, why in bad])}"
         if self.on_bad == "raise":
-            raise DataError(f"{shown}: cannot use {line}; on_bad=skip leaves them out")
+            raise DataError(f"{shown}: got {line}, expected images that can be used; on_bad=skip leaves these out")
         return [f"left out {line}"]
 
 

@@ -39,6 +39,7 @@ class _Row(NamedTuple):
     path: Path
     label: str
     part: str  # "" where the set has no parts
+    size: int
 
 
 class Found(NamedTuple):
@@ -53,7 +54,8 @@ class Found(NamedTuple):
 def list_folder(root: Path) -> Found:
     """List the files of a folder of classes, or of parts above classes."""
     if not root.is_dir():
-        raise DataError(f"{printable(root)}: {'not a folder' if root.exists() else 'no such folder'}")
+        got = "something else" if root.exists() else "no such folder"
+        raise DataError(f"{printable(root)}: got {got}, expected a folder of images for each class")
     folders, strays = _entries(root)
     parts = {folder: PART_NAMES.get(folder.name.casefold(), "") for folder in folders}
     training = [folder for folder, part in parts.items() if part == "train"]
@@ -76,10 +78,10 @@ def list_folder(root: Path) -> Found:
                 name = file.relative_to(root).as_posix()
                 if file.suffix.lower() not in known:
                     bad.append((name, "no image by its name"))
-                elif not file.stat().st_size:
-                    bad.append((name, "empty"))
+                elif size := _size(file):
+                    rows.append(_Row(file, folder.name, parts[top] if above else "", size))
                 else:
-                    rows.append(_Row(file, folder.name, parts[top] if above else ""))
+                    bad.append((name, "empty" if size == 0 else "no such file"))
             if len(rows) == count:
                 empty.append(folder.relative_to(root).as_posix())
     if not rows and not bad and not empty:
@@ -94,7 +96,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         entries = sorted((path for path in folder.iterdir() if not _ignored(path.name)), key=lambda path: path.name)
     except OSError as error:
-        raise DataError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{printable(folder)}: got {error.strerror}, expected a folder that can be read") from error
     folders = [path for path in entries if path.is_dir()]
     return folders, [path for path in entries if path not in set(folders)]
 
@@ -103,6 +105,14 @@ def _walk(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _ignored(name)]
         yield from (Path(place, name) for name in files if not _ignored(name))
+
+
+def _size(file: Path) -> int | None:
+    """Return the bytes of a file; None where there is none, as behind a link to a file that was moved."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError):  # too long, or with a null character
+        return None
 
 
 def _ignored(name: str) -> bool:
@@ -143,16 +153,13 @@ def list_table(path: Path) -> Found:
             if file in seen:
                 raise DataError(f"{line}: got {shown} a second time, after line {seen[file]}, expected it once")
             seen[file] = reader.line_num
-            try:
-                why = "no such file" if not file.is_file() else "empty" if not file.stat().st_size else ""
-            except (OSError, ValueError):
-                why = "no such file"
-            if why:
-                bad.append((place, why))
+            if size := _size(file):
+                rows.append(_Row(file, label, PART_NAMES[part.casefold()] if "split" in columns else "", size))
             else:
-                rows.append(_Row(file, label, PART_NAMES[part.casefold()] if "split" in columns else ""))
+                bad.append((place, "empty" if size == 0 else "no such file"))
     except csv.Error as error:
-        raise DataError(f"{printable(path)}: line {reader.line_num + 1} is not one of a CSV file ({error})") from error
+        line = f"{printable(path)}, line {reader.line_num + 1}"
+        raise DataError(f"{line}: got {error}, expected a line of a CSV file") from error
     if not rows and not bad:
         raise DataError(f"{printable(path)}: got no row, expected a path and a label in each")
     return Found(rows, bad, [], [])
@@ -166,6 +173,8 @@ def listed_files(
     bad = [*found.bad, *((folder, "a class without images") for folder in found.empty)]
     refuse_or_note = BadFiles(on_bad)
     notes = [*found.notes, *refuse_or_note(shown, bad, len(rows) + len(found.bad))]
+    if not rows:
+        raise DataError(f"{shown}: got no image that can be used, expected at least one")
     present = sorted({row.label for row in rows}, key=_natural)
     names = checked_classes(shown, [printable(label) for label in present], classes)
     training = {printable(row.label) for row in rows if row.part in ("", "train")}
@@ -181,7 +190,10 @@ def listed_files(
     def fetch(place: int) -> tuple[bytes, int]:
         return read_file(rows[place].path), int(labels[place])
 
-    everything = Examples(np.arange(len(rows)), relative.__getitem__, fetch, labels.__getitem__)
+    def mark(place: int) -> str:
+        return f"{labels[place]} {rows[place].size}"
+
+    everything = Examples(np.arange(len(rows)), relative.__getitem__, fetch, mark, labels.__getitem__)
     parts = np.array([row.part for row in rows])
     given = {part: everything.take(np.flatnonzero(parts == part)) for part in PARTS if (parts == part).any()}
     given = given or {"train": everything}
