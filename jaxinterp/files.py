@@ -88,6 +88,6 @@ def check_folder(path: Path) -> None:
     """Raise ConfigError, before the work, if a folder could not be made or written to; nothing is made."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise ConfigError(f"{path}: expected a folder, {existing} is a file")
+        raise ConfigError(f"{path}: got the file {existing}, expected a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{path}: {existing} may not be written to")
+        raise ConfigError(f"{path}: got {existing}, which may not be written to, expected a folder that may")

@@ -48,7 +48,7 @@ def load_module(option: str, place: str) -> ModuleType:
         return _read(path) if is_file else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # whatever the code raises
         fault = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{option}: got {place}, which does not import: {fault}") from error
+        raise ConfigError(f"{option}: got {place}, which does not import ({fault}), expected code that does") from error
 
 
 def _read(path: Path) -> ModuleType:
