@@ -35,7 +35,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> sealed({"step": 4})
-        {'step': 4, 'seal': 2379486494}
+        {'step': 4, 'seal': 1206936952}
         >>> unsealed(sealed({"step": 4}))
         {'step': 4}
     """

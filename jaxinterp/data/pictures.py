@@ -192,7 +192,7 @@ def _levels(pixels: Shaped[np.ndarray, "..."], bits: int) -> tuple[UInt8[np.ndar
 def assumed_bits(largest: float) -> Bits:
     """Return the fewest of 8, 12 and 16 bits that hold a value; 16 if none does.
 
-    >>> [assumed_bits(value) for value in (255, 256, 4095, 4096)]
+    >>> [assumed_bits(value) for value in (255.0, 256.0, 4095.0, 4096.0)]
     [8, 12, 12, 16]
     """
     return next((bits for bits in _ASSUMED if largest < 2**bits), _ASSUMED[-1])
