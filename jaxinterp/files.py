@@ -35,7 +35,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> sealed({"step": 4})
-        {'step': 4, 'seal': 2379486494}
+        {'step': 4, 'seal': 1206936952}
         >>> unsealed(sealed({"step": 4}))
         {'step': 4}
     """
@@ -67,14 +67,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(sealed(content), indent=2) + "\n")
 
 
-def printable(name: str | Path) -> str:
-    r"""Return a file's name as text that can be printed and encoded: bytes that are not UTF-8 as escapes.
+def printable(name: object) -> str:
+    r"""Return a path or a name as text that can be printed and encoded: bytes that are not UTF-8 as escapes.
 
     Example:
         >>> printable("caf\udce9.png")
         'caf\\xe9.png'
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -88,6 +88,6 @@ def check_folder(path: Path) -> None:
     """Raise ConfigError, before the work, if a folder could not be made or written to; nothing is made."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise ConfigError(f"{path}: expected a folder, {existing} is a file")
+        raise ConfigError(f"{path}: got the file {existing}, expected a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{path}: {existing} may not be written to")
+        raise ConfigError(f"{path}: got {existing}, which may not be written to, expected a folder that may")

@@ -48,7 +48,7 @@ def load_module(option: str, place: str) -> ModuleType:
         return _read(path) if is_file else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # whatever the code raises
         fault = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{option}: got {place}, expected code that imports: {fault}") from error
+        raise ConfigError(f"{option}: got {place}, which does not import ({fault}), expected code that does") from error
     finally:  # what is imported later finds them last: a json.py there hides nobody's
         sys.path[:] = [*(folder for folder in sys.path if folder not in new), *new]
 

@@ -9,8 +9,9 @@ import numpy as np
 from jaxinterp.app.registry import BUILT_IN
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.data import is_own, load, own_set
-from jaxinterp.data.pictures import quiet, readable, size_of
+from jaxinterp.data.pictures import quiet, size_of
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.presets import Images
 
@@ -60,8 +61,8 @@ def _look_at_own(name: str, data_dir: Path | None) -> Images:
     with quiet():
         seen = [size for place in some if (size := size_of(examples.fetch(place)[0])) is not None]
     if not seen:
-        raise DataError(f"{readable(name)}: got no image that can be read, expected at least one")
-    sides, channels = zip(*seen, strict=True)
+        raise DataError(f"{printable(name)}: got no image that can be read, expected at least one")
+    sides, channels = zip(*((min(height, width), of) for height, width, of in seen), strict=True)
     return Images(name, int(np.median(sides)), max(channels), len(own.classes), len(examples), own.classes)
 
 

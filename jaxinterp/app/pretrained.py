@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxinterp.app.weights import inputs, load_trained
 from jaxinterp.data.images import read_images
+from jaxinterp.data.pictures import quiet, read_file, size_of
 from jaxinterp.errors import ConfigError
+from jaxinterp.files import printable
 from jaxinterp.recipe.family import TrainedRun
 
 GRAY = 0.02  # largest difference of the channels of an image without color
@@ -32,7 +33,7 @@ def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> 
     known = inputs()
     if name:
         return load_trained(name)[0]
-    sides, gray = _kind(paths)
+    path, sides, gray = _kind(paths)
     for network, (_, (height, width, channels)) in known.items():
         if gray == (channels == 1) and max(sides) <= LARGER * max(height, width):
             return load_trained(network)[0]
@@ -46,15 +47,21 @@ def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> 
         "one of your own by --net",
     ]
     got = f"a {'gray' if gray else 'color'} image of {size}, which no pretrained network takes"
-    raise ConfigError(f"{paths[0]}: got {got} ({read or 'there is none'}), expected {' or '.join(hints)}")
+    raise ConfigError(f"{printable(path)}: got {got} ({read or 'there is none'}), expected {' or '.join(hints)}")
 
 
-def _kind(paths: Sequence[Path]) -> tuple[tuple[int, int], bool]:
-    """Return the size of the first image, and whether no image has color."""
-    colors, _ = read_images(list(paths), 32, 32, 3)
-    with Image.open(paths[0]) as image:
-        size = image.size
-    return size, bool(np.ptp(colors, axis=-1).max() <= GRAY)
+def _kind(paths: Sequence[Path]) -> tuple[Path, tuple[int, int], bool]:
+    """Return the image that is hardest to take, the largest of those in color, its width and height, and if it is gray.
+
+    So if it is gray, all are.
+    """
+    images, _ = read_images(list(paths), 32, 32, 3)
+    colored = dict(zip(paths, np.ptp(images, axis=-1).max((1, 2)) > GRAY, strict=True))
+    with quiet():
+        shapes = {path: shape for path in paths if (shape := size_of(read_file(path)))}
+    path = max(shapes, key=lambda one: (colored[one], max(shapes[one][:2])))
+    height, width, _ = shapes[path]
+    return path, (width, height), not colored[path]
 
 
 def _fitting(runs: Path, gray: bool) -> list[str]:

@@ -71,7 +71,7 @@ def _toml(path: Path, data_dir: Path | None) -> Run[Any]:
     except FileNotFoundError:
         raise ConfigError(f"RUN: got {path}, expected a file that exists") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a TOML file ({error})") from None
+        raise ConfigError(f"{path}: got {' '.join(str(error).split())}, expected a TOML file") from None
     with naming(path):
         base, family = content.pop("base", ""), content.pop("family", "")
         one = bool(base) != bool(family)

@@ -68,8 +68,10 @@ def train(
 
 
 def _train(name: str, run: Run[Any], run_dir: Path, data_dir: Path | None, allow_older: bool) -> FitResult:
-    run = resolved(run, data_dir)
     family = family_of(run)
+    wanted = f"False: a {family.title} takes images in [0, 1] as they are"
+    require(family.normalizes or not run.data.normalize, "data.normalize", True, wanted)
+    run = resolved(run, data_dir)
     network = family.network(run, run.train.dtype)
     data, validation = training_data(run, data_dir)
     fits = isinstance(data, Dataset) or family.streams

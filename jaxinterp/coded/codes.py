@@ -159,6 +159,7 @@ def load_code(name: str, file: Path | str | None = None) -> Code:
 
 AUTHORS = "authors-"
 MOST_WORDS = 200_000  # among which a code is chosen
+MOST_PATHS, MOST_CLASSES = 64, 4096  # of a code that is chosen: its name may come from a file that anyone made
 
 
 def code_for(classes: int, weight: int, length: int) -> str:
@@ -178,10 +179,12 @@ def code_for(classes: int, weight: int, length: int) -> str:
 @cache
 def _code_of_size(name: str) -> Code:
     """Choose the words of a code that `code_for` names."""
-    found = re.fullmatch(r"(\d+)-of-(\d+):(\d+)", name)
+    found = re.fullmatch(r"(\d{1,9})-of-(\d{1,9}):(\d{1,9})", name)
     require(found, "codes", name, "such a name as 3-of-10:4, weight, paths and classes")
     assert found is not None
     weight, length, classes = map(int, found.groups())
+    small = length <= MOST_PATHS and classes <= MOST_CLASSES
+    require(small, "codes", name, f"at most {MOST_PATHS} paths and {MOST_CLASSES} classes")
     words = math.comb(length, weight)
     fits = 0 < weight < length and 1 < classes <= words
     require(fits, "codes", name, "fewer ones than paths, and at least two classes and as many words")
@@ -192,11 +195,17 @@ def _code_of_size(name: str) -> Code:
         places = np.unique(np.sort(np.argsort(keys, axis=1)[:, :weight], axis=1), axis=0)
     table = np.zeros((len(places), length), np.int64)
     np.put_along_axis(table, places, 1, 1)
-    chosen, shared = [0], table @ table[0]  # ones that a word has in common with the nearest chosen one
+    columns, chosen = np.ascontiguousarray(table.T.astype(np.uint8)), [0]
+
+    def common() -> Int[np.ndarray, " words"]:
+        """Return how many ones every word has in common with the one chosen last."""
+        return columns[table[chosen[-1]] > 0].sum(0, dtype=np.int64)
+
+    shared = uses = common()  # with the nearest chosen word, and with all of them
     while len(chosen) < classes:
-        uses = table @ table[chosen].sum(0)
-        chosen.append(int(np.lexsort((uses, shared))[0]))
-        shared = np.maximum(shared, table @ table[chosen[-1]])
+        chosen.append(int(np.argmin(shared * (length * classes) + uses)))
+        ones = common()
+        shared, uses = np.maximum(shared, ones), uses + ones
     return Code.of(table[chosen])
 
 

@@ -15,9 +15,9 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.checks import require
+from jaxinterp.checks import require, require_one_of
 from jaxinterp.coded import report as coded_report
-from jaxinterp.coded.codes import code_for, load_code
+from jaxinterp.coded.codes import code_for, code_names, load_code
 from jaxinterp.coded.measures import measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.data import hold_out
@@ -96,6 +96,8 @@ class CodedModel(Model):
         require(self.classifiers <= self.classes, "classifiers", self.classifiers, f"at most classes={self.classes}")
         require(self.foreign != "imagenet2012", "foreign", self.foreign, "a data set that fits in memory")
         for name in filter(None, self.codes):
+            if ":" not in name:
+                require_one_of("codes", name, code_names())
             length = load_code(name).length
             require(length == self.paths, "paths", self.paths, f"{length} as in the code {name}")
 
@@ -262,7 +264,8 @@ def foreign_images(trained: TrainedRun[CodedModel], log: Log) -> Float[np.ndarra
     run, name = trained.run, trained.run.model.foreign
     if not name:
         return None
-    other = run.replace(data={"name": name, "image_size": run.data.image_shape[0], "class_subset": ()})
+    own: dict[str, Any] = {"class_subset": (), "classes": (), "bits": 0, "distilled": ""}  # of the run's images alone
+    other = run.replace(data={"name": name, "image_size": run.data.image_shape[0], **own})
     try:
         return to_unit_floats(split(other, "test", trained.data_dir))
     except DataError as error:

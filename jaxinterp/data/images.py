@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxinterp.checks import require
 from jaxinterp.data.datasets import Dataset
-from jaxinterp.data.pictures import Conversion, convert, quiet, read_file, readable
+from jaxinterp.data.pictures import Conversion, convert, quiet, read_file
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 
 ROTATION_BATCH = 5000  # images that are rotated at once
 
@@ -93,11 +94,11 @@ def read_images(
             with quiet():
                 picture = convert(read_file(path), width, height, conversion)
         except DataError as error:
-            raise DataError(f"{readable(path)}: {error}") from error
+            raise DataError(f"{printable(path)}: {error}") from error
         images.append(picture.pixels)
         mode = {1: "L", 3: "RGB"}[channels]
         done = [note for note in picture.notes if note != f"{picture.original.split()[1]} as {mode}"]
-        line = f"{readable(path)}: {picture.original} -> {width}x{height} {mode}"
+        line = f"{printable(path)}: {picture.original} -> {width}x{height} {mode}"
         lines.append(f"{line} ({', '.join(done)})" if done else line)
     return np.stack(images).astype(np.float32) / np.float32(255), lines
 

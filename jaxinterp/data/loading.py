@@ -27,10 +27,11 @@ from jaxinterp.data.own import (
 )
 from jaxinterp.data.own_arrays import npz_set
 from jaxinterp.data.own_files import find, list_folder, list_table, listed_files
-from jaxinterp.data.pictures import Conversion, Picture, assumed_bits, convert, largest_deep_value, quiet, readable
+from jaxinterp.data.pictures import Conversion, Picture, assumed_bits, convert, largest_deep_value, quiet
 from jaxinterp.data.stream import Stream, host_batches
 from jaxinterp.data.tfds import Prepared, data_folder, open_named
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 
 SAMPLE = 100  # images whose largest value tells the bits of deep gray images
 
@@ -135,7 +136,7 @@ def _prepared(name: str, place: str, folder: Path, classes: Sequence[str], fract
     dataset, _, version = place.partition(":")
     opened, names, (image, label) = open_named(dataset, version, folder)
     if classes and tuple(classes) != names:
-        raise DataError(f"{readable(name)}: got the classes {some(names, 10)}, expected {some(classes, 10)}")
+        raise DataError(f"{printable(name)}: got the classes {some(names, 10)}, expected {some(classes, 10)}")
 
     def examples(part: str, prepared: Prepared) -> Examples:
         def fetch(place: int) -> tuple[bytes, int]:
@@ -146,12 +147,15 @@ def _prepared(name: str, place: str, folder: Path, classes: Sequence[str], fract
             pieces = (index[i : i + 4096].tolist() for i in range(0, len(index), 4096))
             return np.array([int(record[label]) for piece in pieces for record in prepared.fetch(piece)], np.int32)
 
-        return Examples(np.arange(sum(prepared.lengths)), lambda place: f"{part} record {place}", fetch, labels_at)
+        sizes = " ".join(str(shard.stat().st_size) for shard in prepared.shards)
+        mark = hashlib.sha256(sizes.encode()).hexdigest()
+        places, name = np.arange(sum(prepared.lengths)), f"{part} record"
+        return Examples(places, lambda place: f"{name} {place}", fetch, lambda place: mark, labels_at)
 
     used = {PART_NAMES[split]: split for split in reversed(opened) if split in PART_NAMES}
     others = [split for split in opened if split not in used.values()]
     if "train" not in used and "test" not in used and "val" not in used:
-        raise DataError(f"{readable(name)}: got the splits {some(others)}, expected train, validation or test")
+        raise DataError(f"{printable(name)}: got the splits {some(others)}, expected train, validation or test")
     notes = [f"left out, splits that are no train, validation or test: {some(others)}"] if others else []
     parts = {part: examples(split, opened[split]) for part, split in used.items()}
     provenance = next(iter(opened.values())).provenance
@@ -193,14 +197,14 @@ def read_part(
         uint8 images; `provenance` says how they were converted ("conversions"), what was left out ("left out"), how the
         set was split ("split"), and has a sum of names, labels and contents ("sha256").
     """
-    examples, shown = own.part(part).take(slice(limit)), readable(own.name)
+    examples, shown = own.part(part).take(slice(limit)), printable(own.name)
     conversion = set_bits(own, conversion)
 
     def read(place: int) -> tuple[Picture | str, int, bytes]:
         try:
             content, label = examples.fetch(place)
             if label < 0:
-                raise DataError(f"label {label}: not labelled")
+                raise DataError(f"got the label {label}, expected one from 0 on")
             digest = hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).digest()
             return convert(content, conversion.size, conversion.size, conversion), label, digest
         except DataError as error:
@@ -257,11 +261,14 @@ def stream_part(
         seed: of the order.
         shard: (index, count): which of how many hosts this is.
         log: gets a line for every file that is passed over, once.
+
+    Returns:
+        The stream; its `provenance` has a sum of the names, labels and sizes of the files ("listing").
     """
     examples, (index, hosts) = own.part(part), shard
     count, size = len(examples), conversion.size
     require(batch_size % hosts == 0, "batch_size", batch_size, f"a multiple of {hosts} hosts")
-    require(1 <= batch_size <= count, "batch_size", batch_size, f"at most {count}, the images of {readable(own.name)}")
+    require(1 <= batch_size <= count, "batch_size", batch_size, f"at most {count}, the images of {printable(own.name)}")
     conversion, said = set_bits(own, conversion), set[str]()
 
     def example(number: Any) -> dict[str, np.ndarray]:
@@ -270,10 +277,10 @@ def stream_part(
             try:
                 content, label = examples.fetch(place)
                 if label < 0:
-                    raise DataError(f"label {label}: not labelled")
+                    raise DataError(f"got the label {label}, expected one from 0 on")
                 picture = convert(content, size, size, conversion)
             except DataError as error:
-                line = f"{readable(own.name)}: {readable(examples.name(place))} ({error})"
+                line = f"{printable(own.name)}: {printable(examples.name(place))}: {error}"
                 if on_bad == "raise":
                     raise DataError(line) from error
                 if line not in said:
@@ -282,7 +289,7 @@ def stream_part(
             else:
                 numbers = {"label": np.asarray(label, np.int32), "index": np.asarray(number, np.int32)}
                 return {"image": picture.pixels, **numbers}
-        raise DataError(f"{readable(own.name)} ({part}): got no image that can be read, expected at least one")
+        raise DataError(f"{printable(own.name)} ({part}): got no image that can be read, expected at least one")
 
     def batches(epoch: int) -> Iterator[dict[str, np.ndarray]]:
         return host_batches(
@@ -290,5 +297,5 @@ def stream_part(
         )
 
     shape = (size, size, conversion.channels)
-    provenance = {**own.provenance, "split": own.split}
+    provenance = {**own.provenance, "split": own.split, "listing": examples.sha256}
     return Stream(own.name, count // batch_size, shape, batches, provenance=provenance)

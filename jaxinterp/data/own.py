@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Int, Int32, Shaped
 
 from jaxinterp.checks import require
-from jaxinterp.data.pictures import Bits, readable
+from jaxinterp.data.pictures import Bits
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 
 KINDS = {"folder": "PATH", "csv": "FILE", "npz": "FILE", "tfds": "NAME[:VERSION]"}
 PARTS = ("train", "val", "test")
@@ -39,12 +40,14 @@ class Examples:
         index: their places in the listing, (N,).
         name: place -> a name for people, unique in the set.
         fetch: place -> (encoded file or pixels, label).
+        mark: place -> what tells, without reading, that the example is another one: its label, and its size or sum.
         labels_at: places -> labels, without reading pictures where that is possible.
     """
 
     index: Int[np.ndarray, " n"]
     name: Callable[[int], str]
     fetch: Callable[[int], tuple[bytes | Shaped[np.ndarray, "..."], int]]
+    mark: Callable[[int], str]
     labels_at: Callable[[Int[np.ndarray, " n"]], Int32[np.ndarray, " n"]]
 
     def __len__(self) -> int:
@@ -54,6 +57,14 @@ class Examples:
     def labels(self) -> Int32[np.ndarray, " n"]:
         """Labels, (N,); of a set prepared by tensorflow-datasets every record is read for them."""
         return self.labels_at(self.index)
+
+    @property
+    def sha256(self) -> str:
+        """A sum of the names and marks, in their order."""
+        total = hashlib.sha256()
+        for place in self.index.tolist():
+            total.update(f"{self.name(place)}\0{self.mark(place)}\0".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
 
     def take(self, chosen: Shaped[np.ndarray, " m"] | slice) -> "Examples":
         """Return some of the examples, by a mask, places or a slice."""
@@ -86,12 +97,12 @@ class OwnSet:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(examples):,} {part}" for part, examples in self.parts.items())
-        return f"OwnSet({readable(self.name)}: {len(self.classes)} classes; {sizes})"
+        return f"OwnSet({printable(self.name)}: {len(self.classes)} classes; {sizes})"
 
     def part(self, name: str) -> Examples:
         """Return a part; DataError if the set has none of this name."""
         if name not in self.parts:
-            raise DataError(f"{readable(self.name)}: got the parts {', '.join(self.parts)}, expected one named {name}")
+            raise DataError(f"{printable(self.name)}: got the parts {', '.join(self.parts)}, expected one named {name}")
         return self.parts[name]
 
     def select(self, classes: Sequence[int]) -> "OwnSet":
@@ -145,13 +156,13 @@ def split_set(own: OwnSet, fraction: float, seed: int, mixed: bool = False) -> O
     parts = dict(own.parts)
     if not (mixed and {"test", "val"} & set(parts)):
         parts = {part: ordered(part, examples) for part, examples in parts.items()}
-    split, notes, shown = "as it was found", list(own.notes), readable(own.name)
+    split, notes, shown = "as it was found", list(own.notes), printable(own.name)
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
         split = "the validation part is the test part"
     elif "test" not in parts:
         labels = parts["train"].labels
-        counts = np.bincount(labels, minlength=len(own.classes))
+        counts = np.bincount(labels[labels >= 0], minlength=len(own.classes))
         single = [own.classes[k] for k in np.flatnonzero(counts == 1)]
         if single:
             raise DataError(f"{shown}: got 1 image of {some(single)}, expected at least 2, to train and to test")
@@ -177,7 +188,7 @@ def split_set(own: OwnSet, fraction: float, seed: int, mixed: bool = False) -> O
 def some(names: Sequence[str], most: int = _NAMED) -> str:
     """List the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(readable(name) for name in names[:most]) + more
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
 class BadFiles:
@@ -192,7 +203,7 @@ class BadFiles:
             return []
         line = f"{len(bad)} of {total}: {some([f'{name} ({why})' for name, why in bad])}"
         if self.on_bad == "raise":
-            raise DataError(f"{shown}: cannot use {line}; on_bad=skip leaves them out")
+            raise DataError(f"{shown}: got {line}, expected images that can be used; on_bad=skip leaves these out")
         return [f"left out {line}"]
 
 

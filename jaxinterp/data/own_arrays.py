@@ -1,8 +1,8 @@
 """Image sets of one's own that are arrays, from Python or an .npz file."""
 
-import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from jaxtyping import Shaped
 
 from jaxinterp.checks import require, require_labels
 from jaxinterp.data.own import PARTS, Examples, OwnSet, some, split_set
-from jaxinterp.data.pictures import assumed_bits, read_file, readable
+from jaxinterp.data.pictures import assumed_bits, read_file
 from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.files import printable
 
 
 def own_arrays(
@@ -79,11 +80,15 @@ def own_arrays(
         piece = int(np.searchsorted(starts, place, side="right")) - 1
         return pieces[piece][place - starts[piece]], int(every[place])
 
+    def mark(place: int) -> str:
+        pixels, label = fetch(place)
+        return f"{label} {zlib.crc32(np.ascontiguousarray(pixels))}"
+
     places = {part: np.arange(a, b) for part, a, b in zip(arrays, starts[:-1], starts[1:], strict=True)}
-    parts = {part: Examples(at, lambda i: f"row {i}", fetch, every.__getitem__) for part, at in places.items()}
+    parts = {part: Examples(at, lambda i: f"row {i}", fetch, mark, every.__getitem__) for part, at in places.items()}
     deep = [float(pixels.max()) for pixels in pieces if pixels.dtype == np.uint16]
     bits = assumed_bits(max(deep)) if deep else 0
-    provenance = {"source": "arrays of one's own", "path": readable(name)}
+    provenance = {"source": "arrays of one's own", "path": printable(name)}
     return split_set(OwnSet(name, names, parts, "", (), provenance, bits=bits), test_fraction, seed)
 
 
@@ -103,11 +108,11 @@ _LAYOUTS = (  # names of the arrays of a part: ours, with a part in front, and K
 
 def npz_set(name: str, path: Path, classes: Sequence[str], fraction: float, seed: int) -> OwnSet:
     """Read the arrays of an .npz file."""
-    shown = readable(path)
+    shown = printable(path)
     try:
-        with np.load(io.BytesIO(content := read_file(path))) as file:
+        with np.load(io.BytesIO(read_file(path))) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError("not an .npz file")
+                raise DataError("got one array, expected an .npz file")
             layout = next((layout for layout in _LAYOUTS if set(layout["train"]) <= set(file)), None)
             if layout is None:
                 wanted = "images and labels, or train_images, train_labels, test_images, test_labels"
@@ -119,5 +124,5 @@ def npz_set(name: str, path: Path, classes: Sequence[str], fraction: float, seed
     except (DataError, ConfigError) as error:
         raise DataError(f"{shown}: {error}") from error
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{shown}: not an .npz file that can be read ({' '.join(str(error).split())})") from error
-    return replace(own, provenance={"source": "npz", "path": shown, "sha256": hashlib.sha256(content).hexdigest()})
+        raise DataError(f"{shown}: got {' '.join(str(error).split())}, expected an .npz file") from error
+    return replace(own, provenance={"source": "npz", "path": shown})

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxinterp.data.own import PART_NAMES, PARTS, BadFiles, Examples, OnBad, OwnSet, checked_classes, some, split_set
-from jaxinterp.data.pictures import FORMATS, read_file, readable
+from jaxinterp.data.pictures import FORMATS, read_file
 from jaxinterp.errors import DataError
-from jaxinterp.files import write_bytes
+from jaxinterp.files import printable, write_bytes
 
 _COLUMNS = ("path", "label", "split")
 _IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # left by operating systems, as are names with a leading dot
@@ -39,6 +39,7 @@ class _Row(NamedTuple):
     path: Path
     label: str
     part: str  # "" where the set has no parts
+    size: int
 
 
 class Found(NamedTuple):
@@ -53,19 +54,20 @@ class Found(NamedTuple):
 def list_folder(root: Path) -> Found:
     """List the files of a folder of classes, or of parts above classes."""
     if not root.is_dir():
-        raise DataError(f"{readable(root)}: {'not a folder' if root.exists() else 'no such folder'}")
+        got = "something else" if root.exists() else "no such folder"
+        raise DataError(f"{printable(root)}: got {got}, expected a folder of images for each class")
     folders, strays = _entries(root)
     parts = {folder: PART_NAMES.get(folder.name.casefold(), "") for folder in folders}
     training = [folder for folder, part in parts.items() if part == "train"]
     above = bool(training) and (all(parts.values()) or len(set(parts.values()) - {""}) > 1)
     if above and not all(parts.values()):
-        others = ", ".join(readable(folder.name) for folder, part in parts.items() if not part)
+        others = ", ".join(printable(folder.name) for folder, part in parts.items() if not part)
         raise DataError(
-            f"{readable(root)}: got the folder {others} beside {training[0].name}, expected train, val, test"
+            f"{printable(root)}: got the folder {others} beside {training[0].name}, expected train, val, test"
         )
     twice = [part for part, count in Counter(parts.values()).items() if above and count > 1]
     if twice:
-        raise DataError(f"{readable(root)}: got two folders of the part {twice[0]}, expected one")
+        raise DataError(f"{printable(root)}: got two folders of the part {twice[0]}, expected one")
     known, rows, bad, empty = _extensions(), list[_Row](), list[tuple[str, str]](), list[str]()
     for top in folders if above else [root]:
         classes, beside = _entries(top)
@@ -76,15 +78,15 @@ def list_folder(root: Path) -> Found:
                 name = file.relative_to(root).as_posix()
                 if file.suffix.lower() not in known:
                     bad.append((name, "no image by its name"))
-                elif not file.stat().st_size:
-                    bad.append((name, "empty"))
+                elif size := _size(file):
+                    rows.append(_Row(file, folder.name, parts[top] if above else "", size))
                 else:
-                    rows.append(_Row(file, folder.name, parts[top] if above else ""))
+                    bad.append((name, "empty" if size == 0 else "no such file"))
             if len(rows) == count:
                 empty.append(folder.relative_to(root).as_posix())
     if not rows and not bad and not empty:
         many = f"{len(strays)} files and no folder" if strays else "nothing"
-        raise DataError(f"{readable(root)}: got {many}, expected a folder of images for each class")
+        raise DataError(f"{printable(root)}: got {many}, expected a folder of images for each class")
     notes = [f"left out, beside the classes' folders: {some([path.name for path in strays])}"] if strays else []
     return Found(rows, bad, notes, empty)
 
@@ -94,7 +96,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         entries = sorted((path for path in folder.iterdir() if not _ignored(path.name)), key=lambda path: path.name)
     except OSError as error:
-        raise DataError(f"{readable(folder)}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{printable(folder)}: got {error.strerror}, expected a folder that can be read") from error
     folders = [path for path in entries if path.is_dir()]
     return folders, [path for path in entries if path not in set(folders)]
 
@@ -103,6 +105,14 @@ def _walk(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _ignored(name)]
         yield from (Path(place, name) for name in files if not _ignored(name))
+
+
+def _size(file: Path) -> int | None:
+    """Return the bytes of a file; None where there is none, as behind a link to a file that was moved."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError):  # too long, or with a null character
+        return None
 
 
 def _ignored(name: str) -> bool:
@@ -122,7 +132,7 @@ def list_table(path: Path) -> Found:
     try:
         text = read_file(path).decode("utf-8-sig", "surrogateescape")
     except DataError as error:
-        raise DataError(f"{readable(path)}: {error}") from error
+        raise DataError(f"{printable(path)}: {error}") from error
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -130,31 +140,28 @@ def list_table(path: Path) -> Found:
     try:
         columns = {str(name).strip().casefold(): name for name in reader.fieldnames or ()}
         if not {"path", "label"} <= set(columns):
-            got = readable(", ".join(map(str, columns)) or "none")
-            raise DataError(f"{readable(path)}: got the columns {got}, expected path, label and perhaps split")
+            got = printable(", ".join(map(str, columns)) or "none")
+            raise DataError(f"{printable(path)}: got the columns {got}, expected path, label and perhaps split")
         for record in reader:
             place, label, part = (str(record.get(columns.get(key, ""), "") or "").strip() for key in _COLUMNS)
-            line, shown = f"{readable(path)}, line {reader.line_num}", readable(place)
+            line, shown = f"{printable(path)}, line {reader.line_num}", printable(place)
             if not place or not label:
                 raise DataError(f"{line}: got no {'label' if place else 'path'}, expected a path and its label")
             if "split" in columns and part.casefold() not in PART_NAMES:
-                raise DataError(f"{line}: got the split {readable(part) or 'nothing'}, expected train, val or test")
+                raise DataError(f"{line}: got the split {printable(part) or 'nothing'}, expected train, val or test")
             file = Path(os.path.normpath(path.parent / place))
             if file in seen:
                 raise DataError(f"{line}: got {shown} a second time, after line {seen[file]}, expected it once")
             seen[file] = reader.line_num
-            try:
-                why = "no such file" if not file.is_file() else "empty" if not file.stat().st_size else ""
-            except (OSError, ValueError):
-                why = "no such file"
-            if why:
-                bad.append((place, why))
+            if size := _size(file):
+                rows.append(_Row(file, label, PART_NAMES[part.casefold()] if "split" in columns else "", size))
             else:
-                rows.append(_Row(file, label, PART_NAMES[part.casefold()] if "split" in columns else ""))
+                bad.append((place, "empty" if size == 0 else "no such file"))
     except csv.Error as error:
-        raise DataError(f"{readable(path)}: line {reader.line_num + 1} is not one of a CSV file ({error})") from error
+        line = f"{printable(path)}, line {reader.line_num + 1}"
+        raise DataError(f"{line}: got {error}, expected a line of a CSV file") from error
     if not rows and not bad:
-        raise DataError(f"{readable(path)}: got no row, expected a path and a label in each")
+        raise DataError(f"{printable(path)}: got no row, expected a path and a label in each")
     return Found(rows, bad, [], [])
 
 
@@ -162,18 +169,20 @@ def listed_files(
     name: str, root: Path, found: Found, classes: Sequence[str], on_bad: OnBad, fraction: float, seed: int
 ) -> OwnSet:
     """Make a set of listed files: check its classes, number them, and split it."""
-    shown, rows = readable(root), found.rows
+    shown, rows = printable(root), found.rows
     bad = [*found.bad, *((folder, "a class without images") for folder in found.empty)]
     refuse_or_note = BadFiles(on_bad)
     notes = [*found.notes, *refuse_or_note(shown, bad, len(rows) + len(found.bad))]
+    if not rows:
+        raise DataError(f"{shown}: got no image that can be used, expected at least one")
     present = sorted({row.label for row in rows}, key=_natural)
-    names = checked_classes(shown, [readable(label) for label in present], classes)
-    training = {readable(row.label) for row in rows if row.part in ("", "train")}
-    strange = sorted({readable(row.label) for row in rows} - training)
+    names = checked_classes(shown, [printable(label) for label in present], classes)
+    training = {printable(row.label) for row in rows if row.part in ("", "train")}
+    strange = sorted({printable(row.label) for row in rows} - training)
     if strange:
         raise DataError(f"{shown}: got images of {some(strange)} to test and none to train, expected both")
     numbers = {name: number for number, name in enumerate(names)}
-    labels = np.array([numbers[readable(row.label)] for row in rows], np.int32)
+    labels = np.array([numbers[printable(row.label)] for row in rows], np.int32)
 
     top = Path(os.path.commonpath([row.path.parent for row in rows]))
     relative = [row.path.relative_to(top).as_posix() for row in rows]
@@ -181,7 +190,10 @@ def listed_files(
     def fetch(place: int) -> tuple[bytes, int]:
         return read_file(rows[place].path), int(labels[place])
 
-    everything = Examples(np.arange(len(rows)), relative.__getitem__, fetch, labels.__getitem__)
+    def mark(place: int) -> str:
+        return f"{labels[place]} {rows[place].size}"
+
+    everything = Examples(np.arange(len(rows)), relative.__getitem__, fetch, mark, labels.__getitem__)
     parts = np.array([row.part for row in rows])
     given = {part: everything.take(np.flatnonzero(parts == part)) for part in PARTS if (parts == part).any()}
     given = given or {"train": everything}

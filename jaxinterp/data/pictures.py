@@ -64,15 +64,15 @@ class Picture(NamedTuple):
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of at most 1 GiB; DataError says, without the path, why that cannot be."""
+    """Read a file of at most 1 GiB; DataError says what was got and expected, without the path."""
     try:
         if not path.is_file():
-            raise DataError("no such file" if not path.exists() else "not a file")
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError("larger than 1 GiB")
+            raise DataError(f"got {'something else' if path.exists() else 'no such file'}, expected a file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise DataError(f"got {size / 2**30:.1f} GiB, expected a file of at most 1 GiB")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise DataError(f"got {getattr(error, 'strerror', None) or error}, expected a file that can be read") from error
 
 
 def convert(source: bytes | Shaped[np.ndarray, "..."], width: int, height: int, conversion: Conversion) -> Picture:
@@ -89,21 +89,22 @@ def convert(source: bytes | Shaped[np.ndarray, "..."], width: int, height: int, 
         conversion: the rest; its `size` is not used.
 
     Raises:
-        DataError: not a picture, damaged, too large, or of values without a known scale; the message has no name.
+        DataError: not a picture, damaged, too large, or of values without a known scale; the message, what was got and
+            expected, has no name.
     """
     from PIL import UnidentifiedImageError
 
     if isinstance(source, bytes) and not source:
-        raise DataError("empty")
+        raise DataError("got an empty file, expected an image")
     try:
         return _converted(source, width, height, conversion)
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"not an image that can be read (none of {', '.join(FORMATS)})") from None
+        raise DataError(f"got another kind of file, expected an image of {', '.join(FORMATS)}") from None
     except Exception as error:  # of damaged files Pillow's decoders raise anything
         message = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"not an image that can be read ({message})") from error
+        raise DataError(f"got {message}, expected an image that can be read") from error
 
 
 def _converted(source: bytes | Shaped[np.ndarray, "..."], width: int, height: int, conversion: Conversion) -> Picture:
@@ -191,7 +192,7 @@ def _levels(pixels: Shaped[np.ndarray, "..."], bits: int) -> tuple[UInt8[np.ndar
 def assumed_bits(largest: float) -> Bits:
     """Return the fewest of 8, 12 and 16 bits that hold a value; 16 if none does.
 
-    >>> [assumed_bits(value) for value in (255, 256, 4095, 4096)]
+    >>> [assumed_bits(value) for value in (255.0, 256.0, 4095.0, 4096.0)]
     [8, 12, 12, 16]
     """
     return next((bits for bits in _ASSUMED if largest < 2**bits), _ASSUMED[-1])
@@ -209,19 +210,19 @@ def largest_deep_value(content: bytes) -> float:
         return -1.0
 
 
-def size_of(source: bytes | Shaped[np.ndarray, "..."]) -> tuple[int, Literal[1, 3]] | None:
-    """Return a picture's shorter side in pixels and its channels, by the head of its file; None of what is none.
+def size_of(source: bytes | Shaped[np.ndarray, "..."]) -> tuple[int, int, Literal[1, 3]] | None:
+    """Return a picture's height and width in pixels and its channels, by the head of its file; None of what is none.
 
-    >>> size_of(np.zeros((48, 64, 3), np.uint8))
-    (48, 3)
+    >>> size_of(np.zeros((48, 64, 4), np.uint8))
+    (48, 64, 3)
     """
     from PIL import Image
 
     if not isinstance(source, bytes):
-        return min(source.shape[:2]), 1 if source.ndim == 2 or source.shape[2] == 1 else 3
+        return source.shape[0], source.shape[1], 1 if source.ndim == 2 or source.shape[2] == 1 else 3
     try:
         with Image.open(io.BytesIO(source), formats=FORMATS) as file:
-            return min(file.size), 1 if file.mode in ("1", "L", "LA") or _deep(file.mode) else 3
+            return file.height, file.width, 1 if file.mode in ("1", "L", "LA") or _deep(file.mode) else 3
     except Exception:  # named when the image is read
         return None
 
@@ -233,12 +234,3 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\..*")
         warnings.filterwarnings("ignore", message=".*could be decompression bomb", category=Warning)
         yield
-
-
-def readable(name: object) -> str:
-    r"""Return a path or a name as text that can be printed and written: bytes that are not UTF-8 as \\xff.
-
-    >>> readable("caf\udce9")
-    'caf\\xe9'
-    """
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

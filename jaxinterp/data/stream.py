@@ -26,7 +26,7 @@ class Stream:
         image_shape: (H, W, C).
         batches: `epoch -> iterator` as `stream` gives, a function of the epoch alone, of this process's share.
         maximum: a float image is `image / maximum`.
-        provenance: where it came from.
+        provenance: where it came from; with a sum "listing", training goes on with the same listing only.
     """
 
     name: str

@@ -82,8 +82,9 @@ def open_named(name: str, version: str, data_dir: Path) -> tuple[dict[str, Prepa
     if not chosen:
         configs = sorted({f"tfds:{name}/{path.parent.parent.name}" for path in place.glob("*/*/dataset_info.json")})
         found = [f"tfds:{name}:{folder.name}" for folder in versions] or configs
-        there = f"; there is {', '.join(found)}" if found else ""
-        raise DataError(f"{place / version if version else place}: not prepared{there}; prepare it by: {command}")
+        got = f"{', '.join(found)} alone" if found else "nothing"
+        where = place / version if version else place
+        raise DataError(f"{where}: got {got}, expected a prepared data set; prepare it by: {command}")
     builder = _builder(chosen[0])
     features = dict(builder.info.features or {})
     images = [key for key, kind in features.items() if type(kind) is tfds.features.Image]

@@ -13,7 +13,8 @@ from pydantic import AfterValidator
 
 from jaxinterp.checks import Checked, require, require_key, typed
 from jaxinterp.data.own import KINDS, OnBad, is_own
-from jaxinterp.data.pictures import Background, Bits, Conversion, Fit, readable
+from jaxinterp.data.pictures import Background, Bits, Conversion, Fit
+from jaxinterp.files import printable
 from jaxinterp.train.config import TrainConfig
 
 DataSet = Literal["digits", "mnist-2000", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
@@ -58,7 +59,7 @@ def _known(name: str) -> str:
     from pydantic_core import PydanticCustomError
 
     known = get_args(DataSet)
-    if readable(name) != name:
+    if printable(name) != name:
         raise PydanticCustomError("data_set", "a name or a path in UTF-8")
     if name not in known and not is_own(name):
         places = ", ".join([*known, *(f"{kind}:{place}" for kind, place in KINDS.items())])
@@ -124,8 +125,9 @@ class Data(Checked):
         for name in ("mean", "std"):
             count = len(getattr(self, name))
             require(count in (0, self.channels), name, getattr(self, name), f"{self.channels} numbers, or none")
-        given = self.mean or self.std
-        require(not (self.normalize and given), "normalize", True, "False where mean or std is given")
+        got = f"{'mean' if self.mean else 'std'} alone"
+        require(bool(self.mean) == bool(self.std), "mean, std", got, "both, or none")
+        require(not (self.normalize and self.mean), "normalize", True, "False where mean and std are given")
         require(not (self.balanced and self.class_weights), "balanced", True, "False where class_weights are given")
 
     @property

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -32,16 +32,16 @@ from jaxinterp.data.images import resize, rotate_dataset, select_classes, take
 from jaxinterp.data.loading import set_bits
 from jaxinterp.data.own import hold_out_examples
 from jaxinterp.data.own_files import find, write_split
-from jaxinterp.data.pictures import readable
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import DataError
-from jaxinterp.files import unsealed, write_json
+from jaxinterp.files import printable, unsealed, write_json
 from jaxinterp.nn.losses import LossFn
 from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe import config
 from jaxinterp.recipe.config import AnyRun, Run
 
 SAMPLE = 10_000  # training images of a streamed data set that are looked at
+AnyPart = TypeVar("AnyPart", bound=Dataset | Stream)
 RECORD, SPLIT = "data.json", "split.csv"  # files of a run's folder: where its images came from, and its own files
 
 
@@ -83,7 +83,7 @@ def resolved(run: AnyRun, data_dir: Path | None) -> AnyRun:
     if data.own:
         own, (kind, _, place) = _listed(run, data_dir), data.name.partition(":")
         found = str(find(place, data_dir))
-        name = data.name if kind == "tfds" or readable(found) != found else f"{kind}:{found}"
+        name = data.name if kind == "tfds" or printable(found) != found else f"{kind}:{found}"
         run = run.replace(data={"name": name, "classes": own.classes, "bits": set_bits(own, data.conversion).bits})
     if not (data.normalize or data.balanced):
         return run
@@ -94,8 +94,8 @@ def resolved(run: AnyRun, data_dir: Path | None) -> AnyRun:
         run = run.replace(data={"normalize": False, "mean": mean, "std": std})
     if data.balanced:
         labels = _selected(run, data_dir).part("train").labels if data.own else train.labels
-        counts = np.bincount(labels, minlength=len(train.classes))
-        weights = len(labels) / (len(counts) * np.maximum(counts, 1))
+        counts = np.bincount(labels[labels >= 0], minlength=len(train.classes))
+        weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
         run = run.replace(data={"balanced": False, "class_weights": tuple(np.round(weights, 6).tolist())})
     return run
 
@@ -204,35 +204,43 @@ def record(run: Run[Any], run_dir: Path, data_dir: Path | None, *parts: Dataset 
 
     data.json has the provenance of each part; split.csv, of one's own files, their labels and parts. The name
     csv:RUN_DIR/split.csv is the same data set, whatever else comes into the folder.
+
+    Raises:
+        DataError: a checkpoint is there, of other images.
     """
     sources = {"train" if isinstance(part, Stream) else part.split: dict(part.provenance) for part in parts}
+    if any((run_dir / "checkpoints").glob("[0-9]*")):  # of other images nothing is recorded, or trained on
+        for part in parts:
+            require_recorded(run_dir, part)
     write_json(run_dir / RECORD, sources)
     if not run.data.own:
         return
     own = _listed(run, data_dir)
     if own.root is not None:
         write_split(own, run_dir / SPLIT)
-    yield from (f"{readable(own.name)}: {note}" for note in own.notes)
+    yield from (f"{printable(own.name)}: {note}" for note in own.notes)
     for name, words in sources.items():
         told = [words[key] for key in ("conversions", "left out") if key in words]
-        yield from (f"{readable(own.name)} ({name}): {text}" for text in told)
+        yield from (f"{printable(own.name)} ({name}): {text}" for text in told)
     if "val" in own.parts and not run.train.val_fraction:
-        yield f"{readable(own.name)}: validation images are not used, train.val_fraction is 0"
+        yield f"{printable(own.name)}: validation images are not used, train.val_fraction is 0"
 
 
-def require_recorded(run_dir: Path, images: Dataset) -> Dataset:
+def require_recorded(run_dir: Path, images: AnyPart) -> AnyPart:
     """Return a run's own images; DataError if they are others than those it was trained and tested on."""
-    if "sha256" not in images.provenance or not (run_dir / RECORD).exists():
+    part = "train" if isinstance(images, Stream) else images.split.partition("[")[0]
+    sums = {key: images.provenance[key] for key in ("sha256", "listing") if key in images.provenance}
+    if not sums or not (run_dir / RECORD).exists():
         return images
     try:
         parts = unsealed(json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
-        recorded = {name.partition("[")[0]: words.get("sha256") for name, words in parts.items()}
+        recorded: dict[str, str] = next((words for name, words in parts.items() if name.partition("[")[0] == part), {})
+        changed = any(recorded.get(key, now) != now for key, now in sums.items())
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{run_dir / RECORD}: damaged ({error})") from error
-    was, now = recorded.get(images.split), images.provenance["sha256"]
-    if was not in (None, now):
-        where = f"{run_dir / SPLIT} lists the run's files"
-        raise DataError(f"{readable(images.name)} ({images.split}): the images changed since training; {where}")
+        raise DataError(f"{run_dir / RECORD}: got a damaged file ({error}), expected what training wrote") from error
+    if changed:
+        wanted = f"those of the run, whose files {run_dir / SPLIT} lists"
+        raise DataError(f"{printable(images.name)} ({part}): got images that changed since training, expected {wanted}")
     return images
 
 
@@ -246,6 +254,8 @@ def check_fits(run: Run[Any], data: Dataset) -> None:
     side, padding = min(data.images.shape[1:3]), run.augment.crop_padding
     require(padding < side, "augment.crop_padding", padding, f"less than {side}, the image's side")
     outputs, classes = run.model.classes, len(data.classes)
-    require(classes <= outputs, run.model.CLASSES, outputs, f"at least {classes}, the classes of {readable(data.name)}")
+    require(
+        classes <= outputs, run.model.CLASSES, outputs, f"at least {classes}, the classes of {printable(data.name)}"
+    )
     weights = run.data.class_weights
     require(len(weights) in (0, classes), "data.class_weights", weights, f"{classes} numbers, one for each class")

@@ -156,9 +156,9 @@ def _read_content(run_dir: Path) -> dict[str, Any]:
         content = unsealed(json.loads(path.read_text(encoding="utf-8")))
         content["run"]
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{run_dir} is not a run folder: it has no config.json") from None
+        raise ConfigError(f"{run_dir}: got no config.json, expected a run folder") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a run's configuration ({error})") from None
+        raise ConfigError(f"{path}: got a damaged file ({error}), expected a run's configuration") from None
     return content
 
 
@@ -226,4 +226,5 @@ def _naming(path: Path, made_by: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, TypeError, RuntimeError, BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path} is missing or damaged ({error}); it is made by `{made_by}`") from error
+        wanted = f"what `{made_by}` writes"
+        raise ConfigError(f"{path}: got a missing or damaged file ({error}), expected {wanted}") from error

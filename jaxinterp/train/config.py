@@ -80,6 +80,8 @@ def describe(train: Dataset | Stream, model: nn.Module, config: TrainConfig) -> 
     if isinstance(train, Dataset):
         data |= {"shape": list(train.images.shape), "maximum": train.maximum}
         data["crc32"] = [zlib.crc32(np.ascontiguousarray(array)) for array in (train.images, train.labels)]
+    elif "listing" in train.provenance:
+        data["listing"] = train.provenance["listing"]
     same = ("batch_size", "seed", "grad_accum_steps", "val_fraction")
     return {
         "model": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),

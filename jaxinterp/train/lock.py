@@ -95,7 +95,8 @@ def _acquire(path: Path, run_dir: Path, log: Callable[[str], None]) -> int:
             if free is False or (holder and _alive(holder, path, certain=bool(free), log=log)):
                 since = f" since {holder['started']}" if holder else ""
                 by = f"process {holder['process']} on {holder['host']}" if holder else "another process"
-                raise ConfigError(f"{run_dir}: {by} trains in this folder{since}; wait for its end, or stop it")
+                wanted = "no other process; wait for its end, or stop it"
+                raise ConfigError(f"{run_dir}: got {by}, which trains in this folder{since}, expected {wanted}")
             if not os.path.samestat(os.fstat(file), os.stat(path)):
                 raise FileNotFoundError  # it ended and removed its file between the two calls
         except FileNotFoundError:

@@ -107,7 +107,7 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train", "RUN"),
         ("trian coda/digits", "train"),
         ("train coda/digits --smok", "perhaps you meant --smoke\n"),
-        ("evaluate nowhere/file", "is not a run folder"),
+        ("evaluate nowhere/file", "got no config.json, expected a run folder"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
         ("report nowhere", "nowhere"),
@@ -143,7 +143,7 @@ def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(
     file.write_text("mine")
     status, _, err = run(arguments.format(file=file), capsys)
     assert status == 2
-    assert f"expected a folder, {file} is a file" in err
+    assert f"got the file {file}, expected a folder" in err
     assert err.count("\n") == 1
     assert file.read_text() == "mine"
 
@@ -153,7 +153,10 @@ def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
     status, _, err = run(f"train coda/mnist --run-dir {tmp_path}/run --data-dir nowhere", capsys)
-    assert (status, err) == (2, f"jaxinterp: {tmp_path}/run: {tmp_path} may not be written to\n")
+    assert (status, err) == (
+        2,
+        f"jaxinterp: {tmp_path}/run: got {tmp_path}, which may not be written to, expected a folder that may\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -344,8 +347,8 @@ def test_show_prints_the_keys_of_a_name_and_of_a_folder(run_dir: Path, capsys: p
 @pytest.mark.parametrize(
     ("command", "name", "old", "new", "says"),
     [
-        ("report", "metrics.jsonl", "}\n", "", "is missing or damaged"),
-        ("report", "run.json", "{", "", "is missing or damaged"),
+        ("report", "metrics.jsonl", "}\n", "", "got a missing or damaged file"),
+        ("report", "run.json", "{", "", "got a missing or damaged file"),
         ("report", "evaluation.json", '"metrics": {}, ', "", "(it has no metrics)"),
         ("report", "config.json", "200.0", '"hot"', "edited or damaged"),
         ("show", "config.json", '"epochs": 1', '"epochs": 3', "edited or damaged"),
@@ -456,5 +459,5 @@ def test_what_fails_beside_the_demo_is_said(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "glassbox").write_text("in the way")
     status, _, err = run(f"demo --smoke --run-dir {tmp_path}", capsys)
     assert status == 2
-    assert "glassbox: expected a folder" in err
+    assert "glassbox, expected a folder" in err
     assert err.count("\n") == 1

@@ -123,7 +123,7 @@ def test_a_toml_file_is_typed_as_the_run_is(tmp_path: Path) -> None:
         ('family = "coder"', "family: got coder, expected coded"),
         ('family = "gated"\nbase = "coda/mnist"', "base, family: got both"),
         ("train.epochs = 3", "base, family: got neither"),
-        ("train.epochs = ", "not a TOML file"),
+        ("train.epochs = ", "expected a TOML file"),
         ('family = "gated"\ntrain = 3', "KEY: got train"),
     ],
 )
@@ -145,8 +145,8 @@ def test_a_mistake_in_a_toml_file_is_one_line_with_the_file(text: str, says: str
         ("{}/linear.py:NUMBER", "linear.py:NUMBER, a int, expected a Run"),
         ("{}/linear.py", "linear.py:FAST or"),
         ("{}/empty.py", "to define a run"),
-        ("{}/broken.py:FAST", "expected code that imports: ModuleNotFoundError"),
-        ("no_such_module:RUN", "got no_such_module, expected code that imports"),
+        ("{}/broken.py:FAST", "which does not import (ModuleNotFoundError"),
+        ("no_such_module:RUN", "got no_such_module, which does not import"),
         ("{}/linear.py:FAST --data digits", "--data: got digits"),
         ("{}/linear.py:FAST model.widht=3", "model.width"),
         ("coda --data digts", "digits"),
@@ -387,7 +387,7 @@ def test_names_of_classes_are_sealed(folder: Path, tmp_path: Path) -> None:
         ("evaluate --net {}/net.py:failing --data digits", "which fails: ZeroDivisionError"),
         ("evaluate --net {}/net.py:number --data digits", "net.py:number, a int, expected a function"),
         ("evaluate --net {}/net.py:layer --data digits", "net.py:layers"),
-        ("evaluate --net {}/broken.py:layers --data digits", "expected code that imports: ModuleNotFoundError"),
+        ("evaluate --net {}/broken.py:layers --data digits", "which does not import (ModuleNotFoundError"),
         ("evaluate --net {}/net.py:layers", "--data: got nothing"),
         ("evaluate --net {}/net.py:layers --data digits --image-size 9", "which does not take 9x9x1 images"),
         ("evaluate --net {}/net.py:pair --data digits", "at least 10, the classes of digits"),
@@ -433,6 +433,8 @@ def test_images_without_a_run_are_explained_by_a_pretrained_network_that_fits(
     assert status == 2
     assert "color.png: got a color image of 28x28, which no pretrained network takes" in err
     assert "jaxinterp train coda" in err
+    status, err = said("explain gray.png color.png", capsys)
+    assert (status, "color.png: got a color image of 28x28" in err) == (2, True)
     trained = replace(jaxinterp.trained(folder / "linear"), name="linear-digits")
     monkeypatch.setattr(pretrained, "inputs", lambda: {"linear-digits": ("digits", (8, 8, 1))})
     monkeypatch.setattr(pretrained, "load_trained", lambda name: (trained, None))
@@ -442,7 +444,9 @@ def test_images_without_a_run_are_explained_by_a_pretrained_network_that_fits(
     assert (tmp_path / "explanations" / "gray.json").exists()
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(folder / "linear")
-    Image.fromarray(np.tile(gray, (8, 8))).save("large.png")
+    Image.fromarray(np.tile(gray, (8, 9))).save("large.png")
+    status, err = said("explain gray.png large.png", capsys)
+    assert (status, "large.png: got a gray image of 252x224" in err) == (2, True)
     status, err = said("explain large.png", capsys)
     assert status == 2
     assert "jaxinterp explain runs/mine large.png" in err

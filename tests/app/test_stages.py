@@ -119,7 +119,7 @@ def test_a_folder_may_be_a_text(seeds: list[Path]) -> None:
     trained = stages.trained(str(seeds[0]), data_dir="nowhere")
     assert trained.run_dir == seeds[0]
     assert trained.data_dir == Path("nowhere")
-    with pytest.raises(ConfigError, match="nowhere is not a run folder"):
+    with pytest.raises(ConfigError, match=r"nowhere: got no config\.json, expected a run folder"):
         stages.trained("nowhere")
 
 

@@ -122,17 +122,20 @@ def test_load_torch_refuses_what_is_no_checkpoint(tmp_path):
         load_torch(path)
     torch.save({"0.weight": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match="expected a PyTorch checkpoint of tensors"):
         load_torch(path)
     torch.save({"weights": Path("code/that/would/run")}, path)
-    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match="expected a PyTorch checkpoint of tensors"):
         load_torch(path)
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match="expected a dict of tensors"):
         load_torch(path)
 
 
-def test_load_torch_without_torch_names_the_extra(monkeypatch, tmp_path):
+def test_load_torch_without_torch_names_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match=r"pip install 'jaxinterp\[bench\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.pkl: got a PyTorch checkpoint, expected torch to read it \(pip install torch\), or safetensors",
+    ):
         load_torch(tmp_path / "model.pkl")

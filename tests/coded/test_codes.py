@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.coded.codes import Code, largest_code, largest_distance, load_code
+from jaxinterp.errors import ConfigError
 
 FROZEN = {
     "cifar10-5-of-10": (10, 10, 5, 4, 0),
@@ -70,6 +71,25 @@ def test_bounds_are_those_of_small_codes_known_by_heart():
 def test_a_bad_table_raises_with_its_rows(words, claims, says):
     with pytest.raises(ValueError, match=f"^words: got {says}"):
         Code(words, **claims)
+
+
+@pytest.mark.parametrize(
+    "name", ["9-of-65:4", "3-of-64:4097", "1-of-200000:9", f"{10**8}-of-{10**9 - 1}:9", f"{'9' * 5000}-of-9:9"]
+)
+def test_codes_of_sizes_that_would_take_all_memory_are_refused(name):
+    with pytest.raises(ConfigError, match=r"^codes:"):
+        load_code(name)
+
+
+def test_words_are_chosen_as_far_apart_as_possible_and_then_where_ones_are_few():
+    """The choice, word by word, by brute force."""
+    for name in ("2-of-5:7", "3-of-7:12"):
+        code = load_code(name)
+        every = [np.array(word) for word in itertools.product((1, 0), repeat=code.length) if sum(word) == code.weight]
+        chosen = [every[0]]
+        while len(chosen) < code.classes:
+            chosen.append(min(every, key=lambda one: (max(one @ w for w in chosen), sum(one @ w for w in chosen))))
+        assert code.words == Code.of(np.array(chosen)).words
 
 
 def test_codes_of_tables():

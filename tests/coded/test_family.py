@@ -72,7 +72,13 @@ def test_foreign_images_have_the_runs_size_or_are_left_out(tmp_path: Path) -> No
     lines: list[str] = []
     experiment = runs()["coded/mnist"]
     for name in ("digits", "fashion_mnist"):
-        run = experiment.run.replace(model={"foreign": name})
+        own = {
+            "name": "folder:photos",
+            "image_size": 28,
+            "classes": ("cat", "dog"),
+            "bits": 12,
+        }
+        run = experiment.run.replace(model={"foreign": name}, data=own)
         trained = TrainedRun(tmp_path, "coded/mnist", experiment, run, family_of(run), None, None, tmp_path)
         images = foreign_images(trained, lines.append)
         if name == "digits":
@@ -144,6 +150,7 @@ def test_an_explained_image_has_its_paths_beside_their_code(folder: Path, tmp_pa
     [
         ("features", {"depths": (1, 1)}),
         ("codes: got cifar", {"codes": ("", "", "cifar")}),
+        ("codes: got 1-of-9", {"codes": ("", "", "1-of-99999:9")}),
         ("paths", {"paths": 12}),
         ("classifiers", {"classifiers": 11}),
         ("code", {"classes": 11}),

@@ -68,7 +68,10 @@ def test_images_are_converted_and_scaled(tmp_path):
     np.testing.assert_allclose(images, np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 0.2)]))
     assert lines[0].endswith("clear.png: 6x4 RGBA -> 8x8 RGB (transparent parts over black, cut to its center)")
     (tmp_path / "words.png").write_text("no image")
-    for wrong, message in (("no.png", "no such file"), ("words.png", "not an image that can be read")):
+    for wrong, message in (
+        ("no.png", "got no such file"),
+        ("words.png", "got another kind of file, expected an image"),
+    ):
         with pytest.raises(DataError, match=f"{wrong}: {message}"):
             read_images([tmp_path / wrong], 8, 8, 3)
     with pytest.raises(ConfigError, match="paths"):

@@ -109,9 +109,7 @@ def test_bad_files_are_named_and_counted_or_left_out(photos):
     (photos / "cat" / "notes.txt").write_text("words")
     (photos / "cat" / "empty.png").touch()
     (photos / "owl").mkdir()
-    message = (
-        r"photos: cannot use 3 of 38: cat/empty\.png \(empty\), cat/notes\.txt \(no image by its name\), owl \(a cla"
-    )
+    message = r"photos: got 3 of 38: cat/empty\.png \(empty\), cat/notes\.txt \(no image by its name\), owl \(a cla"
     with pytest.raises(DataError, match=message):
         own_set(f"folder:{photos}")
     own = own_set(f"folder:{photos}", on_bad="skip")
@@ -120,7 +118,7 @@ def test_bad_files_are_named_and_counted_or_left_out(photos):
         (photos / "dog" / f"{i}.png").write_bytes(b"words")
     own = own_set(f"folder:{photos}", on_bad="skip")
     with pytest.raises(
-        DataError, match=r"photos: cannot use \d of \d+: dog/\d\.png \(not an image .* and \d more; on_bad"
+        DataError, match=r"photos: got \d of \d+: dog/\d\.png \(got another kind .* and \d more, expected .*; on_bad"
     ):
         read_part(own, "train", GRAY)
     data = read_part(own, "train", GRAY, on_bad="skip")
@@ -130,11 +128,25 @@ def test_bad_files_are_named_and_counted_or_left_out(photos):
         own_set(f"folder:{photos}", on_bad="keep")
 
 
+def test_links_to_nothing_are_bad_files_and_a_set_of_bad_files_alone_is_one_line(photos):
+    (photos / "cat" / "gone.png").symlink_to(photos / "nowhere.png")
+    with pytest.raises(DataError, match=r"photos: got 1 of 37: cat/gone\.png \(no such file\), expected"):
+        own_set(f"folder:{photos}")
+    own = own_set(f"folder:{photos}", on_bad="skip")
+    assert own.notes[0] == "left out 1 of 37: cat/gone.png (no such file)"
+    assert sum(map(len, own.parts.values())) == 36
+    for file in photos.glob("*/*.*"):
+        file.unlink()
+        file.touch()
+    with pytest.raises(DataError, match="photos: got no image that can be used, expected at least one"):
+        own_set(f"folder:{photos}", classes=("cat", "dog", "fox"), on_bad="skip")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "photos: no such folder"),
-        (["photos"], "photos: not a folder"),
+        ([], "photos: got no such folder, expected a folder of images for each class"),
+        (["photos"], "photos: got something else, expected a folder"),
         (["photos/a.png"], "photos: got 1 files and no folder, expected a folder of images for each class"),
         (["photos/cat/a.png"], "photos: got the class cat alone, expected two classes"),
         (["photos/cat/a.png", "photos/dog/a.png"], "photos: got 1 image of cat, dog, expected at least 2"),
@@ -193,7 +205,7 @@ def test_a_table_lists_paths_labels_and_parts(photos, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "list.csv: no such file"),
+        (None, "list.csv: got no such file, expected a file"),
         ("", "list.csv: got the columns none, expected path, label and perhaps split"),
         ("file,class\na,b\n", "list.csv: got the columns file, class, expected path, label"),
         ("path,label\n", "list.csv: got no row"),
@@ -201,8 +213,8 @@ def test_a_table_lists_paths_labels_and_parts(photos, tmp_path):
         ("path,label\n,cat\n", "list.csv, line 2: got no path"),
         ("path,label,split\na.png,cat,tune\n", "list.csv, line 2: got the split tune, expected train, val or test"),
         ("path,label\na.png,cat\na.png,dog\n", "list.csv, line 3: got a.png a second time, after line 2"),
-        ("path,label\na.png,cat\nb.png,dog\n", "list.csv: cannot use 2 of 2: a.png (no such file), b.png (no such"),
-        ('path,label\n"a.png,cat\n', "list.csv: line 2 is not one of a CSV file"),
+        ("path,label\na.png,cat\nb.png,dog\n", "list.csv: got 2 of 2: a.png (no such file), b.png (no such file), e"),
+        ('path,label\n"a.png,cat\n', "list.csv, line 2: got unexpected end of data, expected a line of a CSV file"),
     ],
 )
 def test_tables_with_faults_are_one_line(tmp_path, text, message):
@@ -299,11 +311,11 @@ def test_arrays_of_other_kinds_are_refused(tmp_path, images, labels, message):
 def test_npz_files_that_are_none_are_one_line(tmp_path):
     path = tmp_path / "set.npz"
     for write, message in [
-        (lambda: None, "no such file"),
-        (lambda: path.write_bytes(b"words"), "not an .npz file that can be read"),
-        (lambda: path.write_bytes(b"PK\3\4" + bytes(40)), "not an .npz file that can be read"),
+        (lambda: None, "got no such file, expected a file"),
+        (lambda: path.write_bytes(b"words"), "got .*, expected an .npz file"),
+        (lambda: path.write_bytes(b"PK\3\4" + bytes(40)), "got .*, expected an .npz file"),
         (lambda: np.savez(path, a=np.zeros(2)), "got the arrays a, expected images and labels"),
-        (lambda: np.savez(path, images=np.array([None]), labels=np.zeros(1)), "not an .npz file that can be read"),
+        (lambda: np.savez(path, images=np.array([None]), labels=np.zeros(1)), "got .*, expected an .npz file"),
     ]:
         write()
         with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: {message}") as error:
@@ -358,13 +370,39 @@ def test_a_stream_names_a_bad_picture_or_passes_over_it(photos):
     own, said = own_set(f"folder:{photos}"), []
     bad = names(own, "train")[4]
     (photos / bad).write_bytes(b"words")
-    with pytest.raises(DataError, match=rf"photos: {bad} \(not an image"):
+    with pytest.raises(DataError, match=rf"photos: {bad}: got another kind of file, expected an image of"):
         list(stream_part(own, "train", GRAY, batch_size=6, seed=3).batches(0))
     lenient = stream_part(own, "train", GRAY, batch_size=6, seed=3, on_bad="skip", log=said.append)
     for epoch in (0, 1):
         assert sum(len(batch["label"]) for batch in lenient.batches(epoch)) == 30
     assert len(said) == 1
     assert bad in said[0]
+
+
+def test_the_sum_of_a_listing_is_of_names_labels_and_sizes(photos, tmp_path):
+    def listing(name, part="train"):
+        return stream_part(own_set(name), part, GRAY, batch_size=2, seed=0).provenance["listing"]
+
+    table = [f"photos/{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(0, 12, 2)]
+    path = tmp_path / "list.csv"
+    sums = []
+    for rows in (table, table[::-1], table[:-1], [table[0].replace(",cat", ",dog"), *table[1:]]):
+        path.write_text("\n".join(["path,label,split", *(f"{row},train" for row in rows), "photos/fox/0.png,cat,test"]))
+        sums.append(listing(f"csv:{path}"))
+    assert sums[0] == sums[1]  # the order is that of the hashed names
+    assert len(set(sums)) == 3
+    was = listing(f"folder:{photos}")
+    assert listing(f"folder:{photos.rename(photos.with_name('moved'))}") == was
+    first = names(own_set(f"folder:{tmp_path}/moved"), "train")[0]
+    paint(tmp_path / "moved" / first, size=(40, 40))
+    assert listing(f"folder:{tmp_path}/moved") != was
+    images, arrays = np.zeros((20, 8, 8), np.uint8), []
+    for value in (0, 0, 7):
+        images[3] = value
+        np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) % 2)
+        parts = own_set(f"npz:{tmp_path}/set.npz").parts
+        arrays.append(tuple(part.sha256 for part in parts.values()))
+    assert arrays[0] == arrays[1] != arrays[2]
 
 
 def test_examples_are_held_out_by_class(photos):
@@ -384,10 +422,23 @@ def test_any_prepared_set_is_read(tmp_path, write_prepared):
     assert (data.images[:, 0, 0, 0] // 10 % 3 == data.labels).all()
     assert data.provenance["version"] == "1.0.0"
     for name, message in [
-        ("tfds:flowers:2.0.0", r"flowers/2\.0\.0: not prepared; there is tfds:flowers:1\.0\.0; prepare it by: pip"),
-        ("tfds:trees", "trees: not prepared; prepare it by: pip install"),
+        (
+            "tfds:flowers:2.0.0",
+            r"flowers/2\.0\.0: got tfds:flowers:1\.0\.0 alone, expected a prepared data set; prepare it by: pip",
+        ),
+        ("tfds:trees", "trees: got nothing, expected a prepared data set; prepare it by: pip install"),
     ]:
         with pytest.raises(DataError, match=message):
             own_set(name, tmp_path)
     with pytest.raises(DataError, match="got the classes 0, 1, 2, expected a, b"):
         own_set("tfds:flowers", tmp_path, classes=("a", "b"))
+
+
+def test_records_without_a_label_are_no_class(tmp_path, write_prepared):
+    images = [np.full((6, 9, 3), 10 * i, np.uint8) for i in range(12)]
+    write_prepared(tmp_path, "flowers", "train", images, [-1, -1, *(i % 3 for i in range(10))], version="1.0.0")
+    own = own_set("tfds:flowers", tmp_path)
+    assert sorted(own.part("test").labels.tolist()) == [0, 1, 2]
+    with pytest.raises(DataError, match=r"got 2 of 9: train record \d \(got the label -1, expected one from 0 on\)"):
+        read_part(own, "train", GRAY)
+    assert np.bincount(read_part(own, "train", GRAY, on_bad="skip").labels).tolist() == [3, 2, 2]

@@ -2,14 +2,17 @@
 
 import io
 import os
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxinterp.data.images import read_images
-from jaxinterp.data.pictures import FORMATS, Conversion, convert, read_file, readable
+from jaxinterp.data.pictures import FORMATS, Conversion, convert, read_file, size_of
 from jaxinterp.errors import DataError
+from jaxinterp.files import printable
 
 RED = Image.new("RGB", (4, 4), (255, 0, 0))
 SIDES = np.zeros((2, 4, 3), np.uint8)  # left half white, right half black
@@ -130,14 +133,14 @@ def test_what_is_no_picture_is_said_in_one_line():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(noise))
     for content, message in [
-        (b"", "^empty$"),
-        (b"no image", "^not an image that can be read .none of AVIF"),
-        (encoded(RED, "TGA"), "^not an image that can be read .none of AVIF"),
-        (whole[:900], "^not an image that can be read .*truncated"),
-        (encoded(Image.fromarray(noise), "JPEG")[:900], "^not an image that can be read"),
-        (whole[:200] + bytes(100) + whole[300:], "^not an image that can be read"),
-        (encoded(RED, "AVIF")[:-20], "^not an image that can be read"),
-        (b"BLP2" + bytes(60), "^not an image that can be read .none of AVIF"),
+        (b"", "^got an empty file, expected an image$"),
+        (b"no image", "^got another kind of file, expected an image of AVIF"),
+        (encoded(RED, "TGA"), "^got another kind of file, expected an image of AVIF"),
+        (whole[:900], "^got .*truncated.*, expected an image that can be read$"),
+        (encoded(Image.fromarray(noise), "JPEG")[:900], "^got .*, expected an image that can be read$"),
+        (whole[:200] + bytes(100) + whole[300:], "^got .*, expected an image that can be read$"),
+        (encoded(RED, "AVIF")[:-20], "^got .*, expected an image"),
+        (b"BLP2" + bytes(60), "^got another kind of file, expected an image of AVIF"),
     ]:
         with pytest.raises(DataError, match=message) as error:
             converted(content)
@@ -150,20 +153,39 @@ def test_no_program_runs_and_no_bomb_explodes(tmp_path, monkeypatch):
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "x.png").write_bytes(encoded(RED, "EPS"))
-    with pytest.raises(DataError, match=r"x\.png: not an image that can be read"):
+    with pytest.raises(DataError, match=r"x\.png: got another kind of file, expected an image of"):
         read_images([tmp_path / "x.png"], 8, 8, 3)
     assert not ran.exists()
     bomb = encoded(Image.new("1", (1, 1)))
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     (tmp_path / "bomb.png").write_bytes(bomb)
-    with pytest.raises(DataError, match=r"bomb\.png: not an image that can be read .*decompression bomb"):
+    with pytest.raises(DataError, match=r"bomb\.png: got .*decompression bomb.*, expected an image that can be read"):
         read_images([tmp_path / "bomb.png"], 8, 8, 3)
 
 
 def test_files_that_cannot_be_read_are_said(tmp_path):
-    for path, message in [(tmp_path / "no.png", "^no such file$"), (tmp_path, "^not a file$")]:
+    for path, message in [
+        (tmp_path / "no.png", "^got no such file, expected a file$"),
+        (tmp_path, "^got something else"),
+    ]:
         with pytest.raises(DataError, match=message):
             read_file(path)
+
+
+def test_every_format_that_is_read_is_one_of_the_oldest_pillow_that_is_allowed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (least,) = [line.removeprefix("pillow>=") for line in project["dependencies"] if line.startswith("pillow")]
+    assert tuple(map(int, least.split("."))) >= (11, 3)  # which has AVIF: Pillow fails on a format it does not know
+    Image.init()
+    assert set(FORMATS) <= set(Image.OPEN)
+
+
+def test_sizes_are_told_by_the_head_of_a_file():
+    for mode, channels in (("L", 1), ("LA", 1), ("I;16", 1), ("RGB", 3), ("P", 3)):
+        whole = encoded(Image.new(mode, (30, 20)))
+        assert size_of(whole) == size_of(whole[:-20]) == (20, 30, channels)
+    assert size_of(b"words") is size_of(encoded(RED, "TGA")) is None
+    assert [size_of(np.zeros(shape, np.uint8)) for shape in ((4, 6), (4, 6, 1))] == [(4, 6, 1)] * 2
 
 
 def test_lines_name_files_whatever_their_names(tmp_path):
@@ -172,4 +194,4 @@ def test_lines_name_files_whatever_their_names(tmp_path):
         file.write(encoded(Image.fromarray(SIDES)))
     _, (line,) = read_images([type(tmp_path)(os.fsdecode(odd))], 2, 2, 3)
     assert line == f"{tmp_path}/caf\\xe9[red].png: 4x2 RGB -> 2x2 RGB (cut to its center)"
-    assert readable("café") == "café"
+    assert printable("café") == "café"

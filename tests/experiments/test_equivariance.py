@@ -74,4 +74,4 @@ def test_no_folder_raises(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         equivariance.main([str(tmp_path)])
     assert end.value.code == 2
-    assert "is not a run folder" in capsys.readouterr().err
+    assert "expected a run folder" in capsys.readouterr().err

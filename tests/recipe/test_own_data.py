@@ -1,5 +1,6 @@
 """Runs on one's own images: what is filled in, recorded and refused, and one trained to the end."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe.config import Data, Model, Run
 from jaxinterp.recipe.data import resolved, split, targeted, training_data
 from jaxinterp.recipe.overrides import override
+from jaxinterp.train.config import describe
 
 LEVELS = {"cat": 40, "dog": 120, "fox": 220}
 
@@ -80,7 +82,9 @@ def test_fields_that_do_not_fit_are_refused() -> None:
         ({"name": "mnist", "classes": ("a", "b")}, "classes"),
         ({"mean": (0.5,)}, "mean"),
         ({"std": (0.5, 0.5, 0.0)}, "std"),
-        ({"normalize": True, "mean": (0.5, 0.5, 0.5)}, "normalize"),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean, std"),
+        ({"channels": 1, "std": (0.5,)}, "mean, std"),
+        ({"normalize": True, "channels": 1, "mean": (0.5,), "std": (0.5,)}, "normalize"),
         ({"balanced": True, "class_weights": (1.0, 2.0)}, "balanced"),
         ({"test_fraction": 1.0}, "test_fraction"),
     ]:
@@ -101,9 +105,14 @@ def test_a_loss_is_wrapped_only_where_a_run_asks_for_it() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("coda/mnist", {"data": {"mean": (0.5,)}}, r"^data\.mean, data\.std:"),
+        ("coda/mnist", {"data": {"mean": (0.5,), "std": (0.5,)}}, r"^data\.mean, data\.std:"),
+        (  # before any image is read
+            "coda/mnist",
+            {"data": {"name": "npz:nothing", "normalize": True}},
+            r"^data\.normalize: got True, expected False: a CoDA Net takes",
+        ),
         ("coda/mnist", {"data": {"class_weights": (1.0, 2.0)}}, r"^data\.class_weights:"),
-        ("coda/mnist", {"data": {"name": "npz:nothing"}}, "nothing: no such file"),
+        ("coda/mnist", {"data": {"name": "npz:nothing"}}, "nothing: got no such file"),
         ("glassbox/mnist-3-8", {"augment": {"label_smoothing": 0.1}}, r"^augment\.label_smoothing:"),
     ],
 )
@@ -162,7 +171,7 @@ def test_a_run_on_a_folder_is_trained_evaluated_and_explained(
     try:
         for number in range(40):
             extra.save(photos / "cat" / f"added{number}.png")
-        with pytest.raises(DataError, match=r"\(test\): the images changed since training; .*split\.csv lists"):
+        with pytest.raises(DataError, match=r"\(test\): got images that changed since training, .*split\.csv lists"):
             _ = moved.test_data
     finally:
         for added in (photos / "cat").glob("added*"):
@@ -176,3 +185,18 @@ def test_a_streamed_run_trains_in_the_same_way(photos: Path, tmp_path: Path) -> 
     result = stages.train("coda/mnist", run, tmp_path / "run")
     assert "val_accuracy" in result.history[-1]
     assert set(unsealed(json.loads((tmp_path / "run" / "data.json").read_text()))) == {"train", "test"}
+    written = [(tmp_path / "run" / name).read_bytes() for name in ("data.json", "split.csv")]
+    with (tmp_path / "run" / "split.csv").open(encoding="utf-8", newline="") as file:
+        *_, place = (row["path"] for row in csv.DictReader(file) if row["split"] == "train")  # the first are held out
+    network = family_of(run).network(run)
+    was = describe(training_data(run, None)[0], network, run.train)["data"]
+    before = Path(place).read_bytes()
+    Path(place).write_bytes(before + b"\0")
+    try:
+        with pytest.raises(DataError, match=r"\(train\): got images that changed since training, .*split\.csv lists"):
+            stages.train("coda/mnist", run, tmp_path / "run")
+        now = describe(training_data(run, None)[0], network, run.train)["data"]  # what training compares by itself
+        assert now["listing"] != was["listing"]
+    finally:
+        Path(place).write_bytes(before)
+    assert [(tmp_path / "run" / name).read_bytes() for name in ("data.json", "split.csv")] == written

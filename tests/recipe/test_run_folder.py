@@ -56,7 +56,7 @@ def test_a_long_log_is_thinned_and_keeps_its_last_line(tmp_path: Path) -> None:
     assert read_lines(path, "x") == records[:7]
     for damage in ("{", "[]\n", "\n"):
         path.write_text("".join(json.dumps(record) + "\n" for record in records[:7]) + damage)
-        with pytest.raises(ConfigError, match=r"metrics\.jsonl .*`x`"):
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl: got .*, expected what `x` writes"):
             read_lines(path, "x")
 
 
@@ -66,5 +66,5 @@ def test_damaged_arrays_are_named_with_the_command_that_makes_them(tmp_path: Pat
     write_arrays(path, {"a": np.arange(100.0)})
     np.testing.assert_array_equal(read_arrays(path, "x")["a"], np.arange(100.0))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ConfigError, match=r"maps\.npz .*`x`"):
+    with pytest.raises(ConfigError, match=r"maps\.npz: got .*, expected what `x` writes"):
         read_arrays(path, "x")

@@ -33,7 +33,9 @@ def test_one_thread_holds_it_and_enters_again_and_nothing_is_left(tmp_path):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-    assert errors[0].startswith(f"{folder}: process {os.getpid()} on {lock.socket.gethostname()} trains in this folder")
+    assert errors[0].startswith(
+        f"{folder}: got process {os.getpid()} on {lock.socket.gethostname()}, which trains in this folder"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -50,7 +52,10 @@ sys.stdin.read()
     command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=parent, text=True)
     assert process.stdout.readline() == "held\n", module
-    with pytest.raises(ConfigError, match=f"process {process.pid} on .* trains in this folder since 18:02"):
+    with pytest.raises(
+        ConfigError,
+        match=f"got process {process.pid} on .*, which trains in this folder since 18:02, expected no other process",
+    ):
         only_trainer(tmp_path).__enter__()
     process.kill()
     process.communicate()
@@ -74,7 +79,7 @@ def test_without_locks_of_the_file_system_the_process_is_asked(tmp_path, monkeyp
 def test_a_trainer_on_another_machine_is_seen_by_its_touching_the_file(tmp_path, monkeypatch):
     written(tmp_path, host="elsewhere")
     monkeypatch.setattr(lock.time, "sleep", lambda _: os.utime(tmp_path / LOCK, (0, 0)))
-    with pytest.raises(ConfigError, match="on elsewhere trains"):
+    with pytest.raises(ConfigError, match="on elsewhere, which trains"):
         only_trainer(tmp_path, lambda line: None).__enter__()
     monkeypatch.setattr(lock.time, "sleep", lambda _: None)
     said = []

@@ -47,7 +47,7 @@ def superpixels(field: str, name: Superpixels, count: int) -> Callable[[np.ndarr
     try:
         from skimage import segmentation
     except ModuleNotFoundError as error:
-        hint = 'scikit-image: pip install "jaxinterp[superpixels]"'
+        hint = "it to be installed: pip install scikit-image"
         raise ConfigError(f"{field}: got {name} without scikit-image, expected {hint}") from error
     if name == "slic":
         return partial(segmentation.slic, n_segments=count, start_label=0, channel_axis=-1)

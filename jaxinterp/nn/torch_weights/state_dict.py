@@ -226,17 +226,18 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
-        wanted = "a PyTorch checkpoint needs torch: pip install 'jaxinterp[bench]', or save it as safetensors"
-        raise ConfigError(wanted) from None
+        wanted = "torch to read it (pip install torch), or safetensors"
+        raise ConfigError(f"{path}: got a PyTorch checkpoint, expected {wanted}") from None
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: got no such file, expected a checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged or foreign file: RuntimeError, EOFError, UnpicklingError, …
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint of tensors ({one_line(error)})") from None
+        raise CheckpointError(f"{path}: got {one_line(error)}, expected a PyTorch checkpoint of tensors") from None
     held = content if isinstance(content, dict) else {}
     state_dict = next((held[key] for key in WRAPPERS if isinstance(held.get(key), dict)), held)
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         wrappers = ", ".join(map(repr, WRAPPERS))
-        raise CheckpointError(f"{path}: expected a dict of tensors, or one under {wrappers}")
+        got = f"a {type(content).__name__} of other things"
+        raise CheckpointError(f"{path}: got {got}, expected a dict of tensors, or one under {wrappers}")
     return dict(state_dict)
