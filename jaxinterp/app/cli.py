@@ -33,7 +33,6 @@ DataDir = Annotated[Path | None, arg(metavar="DIR")]
 RunDir = Annotated[Positional[Path], arg(metavar="RUN_DIR")]
 MaybeRunDir = Annotated[Positional[Path | None], arg(metavar="RUN_DIR")]
 Net = Annotated[str, arg(metavar="MODULE:FUNCTION")]
-IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
 
 @dataclass(frozen=True)
@@ -209,10 +208,11 @@ class Explain:
     def __call__(self, console: Console) -> None:
         """Explain every image; nothing is written unless all can be read."""
         from jaxinterp.app import stages
+        from jaxinterp.data.own_files import extensions
 
         require(self.paths, "IMAGE", "nothing", "the folder of a trained run, then image files; or image files alone")
         first, *rest = self.paths
-        in_run = not self.own.net and not first.is_file() and first.suffix.lower() not in IMAGES
+        in_run = not self.own.net and not first.is_file() and first.suffix.lower() not in extensions()
         images = rest if in_run else list(self.paths)
         require(images, "IMAGE", "nothing", f"image files after {first}")
         if not self.own.net:

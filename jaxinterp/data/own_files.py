@@ -68,7 +68,7 @@ def list_folder(root: Path) -> Found:
     twice = [part for part, count in Counter(parts.values()).items() if above and count > 1]
     if twice:
         raise DataError(f"{printable(root)}: got two folders of the part {twice[0]}, expected one")
-    known, rows, bad, empty = _extensions(), list[_Row](), list[tuple[str, str]](), list[str]()
+    known, rows, bad, empty = extensions(), list[_Row](), list[tuple[str, str]](), list[str]()
     for top in folders if above else [root]:
         classes, beside = _entries(top)
         strays = strays + beside if above else strays
@@ -120,11 +120,11 @@ def _ignored(name: str) -> bool:
 
 
 @functools.cache
-def _extensions() -> frozenset[str]:
+def extensions() -> frozenset[str]:
     """Return the extensions of files that are read."""
     from PIL import Image
 
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
+    return frozenset(end for end, kind in Image.registeredextensions().items() if kind in (*FORMATS, "MPO"))
 
 
 def list_table(path: Path) -> Found:
