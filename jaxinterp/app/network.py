@@ -85,9 +85,7 @@ class OwnNet:
     def _made(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
         """The arguments of `explainable`, and names."""
         if not self.is_code:
-            from jaxinterp.app.weights import load  # which knows this family
-
-            exported = load(self.reference)
+            exported = code.load("--net", "jaxinterp.app.weights:load")(self.reference)  # which knows this family
             return (exported,), exported.classes
         function = code.load("--net", self.reference)
         require(callable(function), "--net", f"{self.reference}, a {type(function).__name__}", "a function")

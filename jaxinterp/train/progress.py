@@ -123,7 +123,7 @@ def in_words(seconds: float) -> str:
     """Write a length of time in two units.
 
     Example:
-        >>> in_words(7.3), in_words(130), in_words(7300)
+        >>> in_words(7.3), in_words(130.0), in_words(7300.0)
         ('7 s', '2 min 10 s', '2 h 1 min')
     """
     whole = max(1, round(seconds))

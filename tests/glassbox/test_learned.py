@@ -47,10 +47,12 @@ def test_a_trained_network_is_evaluated_reported_and_shown_beside_others(tmp_pat
     assert metrics["completeness_residual"] < 1e-4
     assert "rotated_accuracy" not in metrics  # its test images are rotated already
     assert "glassbox/digits-p4" in stages.report(tmp_path).read_text()
-    (section, row), trained = overview.summarize_run(tmp_path), stages.trained(tmp_path)
-    images, labels = trained.test_data
-    right = np.asarray(trained.explainable.logits(images)).argmax(1) == labels
-    assert row[:2] == ("learned network", f"{right.mean():.2%}")
+    trained = stages.trained(tmp_path)
+    images, labels = (part[:2] for part in trained.test_data)
+    section, row = overview.summarize(trained, images, labels, 0.5, "a line")
+    assert section.title == "learned network: glassbox/digits-p4"
+    assert row[:2] == ("glassbox/digits-p4", "50.00%")
+    assert float(row[3]) < 1e-5
     assert row[2] == f"{4 * 9 + 4 + 4 + 4 * 4 * 36 * 10:,}"  # filters and a norm
     page = overview.compose([section, section], [row, row])
     assert page.sections[-1].tables[0].rows == [row, row]

@@ -168,5 +168,5 @@ def test_safetensors_are_read_without_torch(tmp_path, monkeypatch):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"cut\.safetensors: expected a state dict"):
         read_state_dict(tmp_path / "cut.safetensors")
-    with pytest.raises(ConfigError, match=r"jaxinterp\[bench\]"):
+    with pytest.raises(ConfigError, match=r"net\.pth: got a PyTorch checkpoint, expected torch"):
         read_state_dict(tmp_path / "net.pth")
