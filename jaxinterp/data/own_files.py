@@ -124,7 +124,7 @@ def extensions() -> frozenset[str]:
     """Return the extensions of files that are read."""
     from PIL import Image
 
-    return frozenset(end for end, kind in Image.registeredextensions().items() if kind in (*FORMATS, "MPO"))
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
 
 
 def list_table(path: Path) -> Found:
