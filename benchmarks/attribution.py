@@ -1,7 +1,6 @@
 """Speed of attributions beside Captum, Zennit and a plain loop of RISE, with the same weights, images and threads.
 
     python -m benchmarks.attribution                      # ResNet-20 and VGG-11 of width 16, 16 images of 32×32
-    python -m benchmarks.attribution --large              # also memory: RISE, 8,000 masks on an image of 224 pixels
     python -m benchmarks.attribution --networks vgg11     # one of them; printed, not written
 
 A row is one method on one network, for one class or all ten; PyTorch's tools loop over classes, and run in the faster
@@ -31,7 +30,7 @@ import zennit.canonizers
 import zennit.composites
 from torch import nn
 
-from benchmarks.measuring import alternate, peak, record, relative, timed
+from benchmarks.measuring import alternate, record, relative, timed
 from benchmarks.networks import CLASSES, NETWORKS, examples, network, variables
 from benchmarks.torch_networks import in_torch
 from jaxinterp import attribute
@@ -39,7 +38,6 @@ from jaxinterp import attribute
 TOLERANCE = 1e-2  # relative, in float32: the ReLUs of two frameworks may round either way at 0
 DRAWN = ("smooth_grad", "rise")
 WINDOW, STRIDE, STEPS, MASKS, CELLS, KEPT = 8, 4, 32, 1000, 7, 0.5
-LARGE, BUDGET = 224, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,6 @@ class Options:
     """Images explained in a call."""
     rounds: int = 7
     """Calls of each side that are timed."""
-    large: bool = False
-    """Measure the memory of RISE with 8,000 masks on one image of 224×224, of a ResNet-20: some minutes."""
 
 
 class Side(NamedTuple):
@@ -196,25 +192,10 @@ def _ours(function: Callable[..., Any], net: Any, x: np.ndarray, rows: np.ndarra
     return jax.block_until_ready(function(net, x, rows, **keywords).contributions)
 
 
-def large_rise() -> float:
-    """Peak bytes of RISE with 8,000 masks on an image of 224×224, beyond what the process held, over its budget."""
-    net = network("resnet20", variables("resnet20"))
-    x = np.random.default_rng(0).random((1, LARGE, LARGE, 3), np.float32)
-
-    def run(masks: int) -> Any:
-        return jax.block_until_ready(attribute.rise(net, x, masks=masks, max_bytes=BUDGET).contributions)
-
-    run(8)  # compiles the same programs
-    found, seconds = peak(lambda: timed(partial(run, 8000)))
-    print(f"rise, 8,000 masks, {LARGE} pixels: {seconds:.0f} s", flush=True)
-    return found / BUDGET
-
-
 def main(options: Options) -> None:
     """Measure, print and write the results."""
     warnings.filterwarnings("ignore", module="captum|zennit|torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    large = {"rise_224_over_budget": large_rise()} if options.large else {}
     measured: dict[str, dict[str, Any]] = {field: {} for field in ("seconds", "relative_difference", "notes")}
     for name in options.networks:
         for field, found in zip(measured, rows_of(name, options), strict=True):
@@ -232,7 +213,7 @@ def main(options: Options) -> None:
     ratios = {
         "geometric_mean_vs_torch": statistics.geometric_mean(ten),
         "least_vs_torch": min(medians.values()),
-    } | large
+    }
     if set(options.networks) != set(Options.networks) or options.methods:
         print(ratios, medians, measured["relative_difference"], sep="\n")
     else:
