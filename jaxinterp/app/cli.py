@@ -76,10 +76,10 @@ class Own:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a network of each family on the digits, explain and measure them, and show them on one page."""
+    """Explain digits by trained networks of each family, then train one of each; all on one page."""
 
     run_dir: Path = Path("runs/demo")
-    """Folder of report.html, and of a folder for every family."""
+    """Folder of report.html, of a picture for each network, and of a folder for every family that is trained."""
     smoke: bool = False
     """Every stage in seconds, on a fraction of the images."""
 
