@@ -136,22 +136,25 @@ class Train:
         from jaxinterp.app.registry import family_of
         from jaxinterp.app.run_file import stem
         from jaxinterp.app.training import run_of
-        from jaxinterp.data import is_own
+        from jaxinterp.data import NAMES, is_own
 
         if self.coordinator is not None or self.processes is not None or self.process_id is not None:
             from jaxinterp.train import initialize
 
             initialize(self.coordinator, self.processes, self.process_id)
-        name, words = self.run, self.data
+        name, words, fitted = self.run, self.data, None
         if is_preset(name) and words:
+            bare = not is_own(words) and words not in NAMES and Path(words).is_dir()
+            require(not bare, "--data", words, f"folder:{words}")
             fitted = preset(name, words, self.data_dir)
-            show(console, fitted.line)
             name, run = fitted.name, fitted.run
             place = (words.partition(":")[2] if is_own(words) else words).rstrip("/").split("/")[-1]
             label = f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', place)}"
         else:
             run, label = run_of(name, words, self.data_dir), name
         run = override(family_of(run).smoke(run) if self.smoke else run, self.overrides)
+        if fitted is not None:
+            show(console, fitted._replace(run=run).line)
         folder = self.run_dir or Path("runs") / f"{stem(label)}{'-smoke' if self.smoke else ''}"
         folders = {folder.parent / f"{folder.name}-seed-{seed}": run.with_seed(seed) for seed in self._seeds()}
         folders = folders or {folder: run}
@@ -296,7 +299,7 @@ class Audit:
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """With --net: folder to write to; default runs/<module>-<function>."""
     methods: Annotated[str, arg(metavar="NAME,NAME,...")] = ""
-    """Methods, by the names of `jaxinterp.attribute`; all that the network allows if empty."""
+    """Methods, by the names that an audit prints, such as gradient,lrp_epsilon; all that fit the network if empty."""
     images: int = 64
     """Use the first test images up to this number."""
     json: bool = False

@@ -31,7 +31,8 @@ def load(option: str, reference: str) -> Any:
     place, colon, name = reference.rpartition(":")
     require(colon and place and name, option, reference, "module:name or file.py:name")
     module = load_module(option, place)
-    public = [f"{place}:{one}" for one in vars(module) if not one.startswith("_") or one == name]
+    own = {one for one, value in vars(module).items() if not one.startswith("_") and not isinstance(value, ModuleType)}
+    public = [f"{place}:{one}" for one in [*sorted(own), *({name} & vars(module).keys() - own)]]
     require_one_of(option, reference, public, f"a name that {place} defines")
     return getattr(module, name)
 

@@ -85,6 +85,7 @@ class OwnNet:
     def _made(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
         """The arguments of `explainable`, and names."""
         if not self.is_code:
+            require(not self.reference.endswith(".py"), "--net", self.reference, f"{self.reference}:FUNCTION")
             exported = code.load("--net", "jaxinterp.app.weights:load")(self.reference)  # which knows this family
             return (exported,), exported.classes
         function = code.load("--net", self.reference)
@@ -144,9 +145,9 @@ class OwnNet:
         Raises:
             ConfigError: the network does not take them.
         """
-        size = "x".join(map(str, shape))
+        size, net = "x".join(map(str, shape)), self.net
         try:
-            return int(self.net.logits(jnp.zeros((1, *shape))).shape[1])
+            return int(net.logits(jnp.zeros((1, *shape))).shape[1])
         except (ConfigError, TypeError, ValueError) as error:
             fault = " ".join(str(error).split())
             raise ConfigError(f"--net: got {self.reference}, which does not take {size} images: {fault}") from error

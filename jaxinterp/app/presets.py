@@ -21,11 +21,18 @@ SAMPLE = 50  # images of one's own whose sizes are looked at
 
 
 class Preset(NamedTuple):
-    """A preset, fitted: its name, such as coda/small, the run, and a line about it."""
+    """A preset, fitted: its name, such as coda/small, the run, and the images that it fits."""
 
     name: str
     run: Run[Any]
-    line: str
+    images: Images
+
+    @property
+    def line(self) -> str:
+        """What was seen, and what is made of it."""
+        images, side, train = self.images, self.run.data.image_shape[0], self.run.train
+        seen = f"{images.count} images of {images.side}x{images.side}x{images.channels} in {images.classes} classes"
+        return f"{self.name}: {seen} -> {side}x{side}, {train.epochs} epochs of batches of {train.batch_size}"
 
 
 def is_preset(name: str) -> bool:
@@ -88,7 +95,4 @@ def preset(name: str, data: str, data_dir: Path | None = None) -> Preset:
     require_one_of("RUN", chosen, PRESETS)
     require(images.classes > 1, "--data", f"{images.classes} class in {data}", "at least two to tell apart")
     run = BUILT_IN[family].preset(next(one for one in BUILT_IN[family].scales if chosen.endswith(one)), images)
-    seen = f"{images.count} images of {images.side}x{images.side}x{images.channels} in {images.classes} classes"
-    side, train = run.data.image_shape[0], run.train
-    line = f"{chosen}: {seen} -> {side}x{side}, {train.epochs} epochs of batches of {train.batch_size}"
-    return Preset(chosen, run, line)
+    return Preset(chosen, run, images)

@@ -1,6 +1,7 @@
 """Images explained without a run: by a pretrained network that fits them."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ def choose(paths: Sequence[Path], runs: Path = Path("runs"), name: str = "") -> 
         if gray == (channels == 1) and max(sides) <= LARGER * max(height, width):
             return load_trained(network)[0]
     size = "x".join(map(str, sides))
-    could = list(_fitting(runs, gray))
+    could, quoted = list(_fitting(runs, gray)), shlex.quote(str(paths[0]))
     read = ", ".join(f"{one} reads {data} of {shape[0]}x{shape[1]}" for one, (data, shape) in known.items())
     hints = [
-        *([f"a run, as in `jaxinterp explain {could[0]} {paths[0]}` (or {', '.join(could[1:])})"] if could[1:] else []),
-        *([f"a run, as in `jaxinterp explain {could[0]} {paths[0]}`"] if len(could) == 1 else []),
+        *([f"a run, as in `jaxinterp explain {could[0]} {quoted}` (or {', '.join(could[1:])})"] if could[1:] else []),
+        *([f"a run, as in `jaxinterp explain {could[0]} {quoted}`"] if len(could) == 1 else []),
         *(["a network trained on such images, by `jaxinterp train coda --data ...`"] if not could else []),
         "one of your own by --net",
     ]

@@ -203,7 +203,8 @@ class BadFiles:
             return []
         line = f"{len(bad)} of {total}: {some([f'{name} ({why})' for name, why in bad])}"
         if self.on_bad == "raise":
-            raise DataError(f"{shown}: got {line}, expected images that can be used; on_bad=skip leaves these out")
+            hint = "data.on_bad=skip of a run leaves these out"
+            raise DataError(f"{shown}: got {line}, expected images that can be used; {hint}")
         return [f"left out {line}"]
 
 

@@ -76,8 +76,8 @@ class TrainedRun(Generic[M]):
     experiment: Experiment[M]
     run: Run[M]
     family: "Family[M]"
-    network: Any
-    variables: Any
+    network: Any = field(repr=False)
+    variables: Any = field(repr=False)
     data_dir: Path | None = None
     names: tuple[str, ...] = ()
 

@@ -397,6 +397,8 @@ def test_names_of_classes_are_sealed(folder: Path, tmp_path: Path) -> None:
         ("audit --out pages runs/x", "--out: got pages"),
         ("explain runs/x y.png --image-size 8", "--image-size: got 8"),
         ("evaluate --net none.safetensors --data digits", "none.safetensors"),
+        ("evaluate --net {}/net.py --data digits", "net.py:FUNCTION"),
+        ("train coda --data {}", "expected folder:"),
         ("evaluate --net coda-mnits --data digits", "coda-mnist"),
         ("report", "RUN_DIR: got nothing"),
         ("explain --net {}/net.py:layers x.png", "x.png"),
