@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp import __version__
 from jaxinterp.app.cache import keep_programs
+from jaxinterp.app.code import names_file
 from jaxinterp.app.console import errors_in_one_line, open_console, show, show_table, table_of
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.errors import ConfigError
@@ -507,7 +508,7 @@ def assignments(words: Sequence[str]) -> list[str]:
         ):
             field = bare
         first = growing and written[-1].endswith("=")
-        ends = "/" in word or word in FAMILIES or word.endswith((".toml", ".py")) or ".py:" in word  # names a run
+        ends = "/" in word or word in FAMILIES or names_file(word)  # names a run
         if growing and "=" not in word and re.match(r"-\d|[^-]", word) and (first or not ends):
             written[-1] += word if first else f",{word}"
         elif field is not None and any(field.group(1, 3)):

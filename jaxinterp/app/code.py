@@ -14,6 +14,16 @@ from jaxinterp.errors import ConfigError
 FILE = "_jaxinterp_file_"  # beginning of the name of a module that was read from a file
 
 
+def names_file(text: str) -> bool:
+    """Whether a text is a file of runs, or a name in one, whatever else has a colon.
+
+    Example:
+        >>> names_file("my_run.toml"), names_file("my_run.py:FAST"), names_file("gated on folder:photos")
+        (True, True, False)
+    """
+    return text.endswith((".toml", ".py")) or ".py:" in text
+
+
 def load(option: str, reference: str) -> Any:
     """Return what `module:name` or `file.py:name` names.
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jaxinterp.app import stages
 from jaxinterp.app.console import show, show_table, table_of, warned_in_one_line
 from jaxinterp.app.overview import HEADER, Row, compose, summarize
 from jaxinterp.app.registry import experiment_of, family_of
-from jaxinterp.app.weights import inputs, load, load_trained
+from jaxinterp.app.weights import load_trained
 from jaxinterp.data import load as load_images
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import audit
@@ -110,7 +111,7 @@ def add_finished(beside: dict[str, "Future[tuple[Section, Row]]"], overview: Ove
 def explain_packaged(name: str) -> tuple[Section, Row]:
     """Explain digits by a network of the package, exactly and by post-hoc methods."""
     found, card = load_trained(name)
-    images, labels = test_images(name)
+    images, labels = test_images(card.packaged)
     chosen = first_of_each_class(labels, IMAGES)
     accuracy = card.test_accuracy if card.test_accuracy is not None else card.packaged_accuracy
     assert accuracy is not None
@@ -120,19 +121,22 @@ def explain_packaged(name: str) -> tuple[Section, Row]:
     return summarize(found, images[chosen], labels[chosen], accuracy, text, BESIDE)
 
 
-def test_images(name: str) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-    """Return the packaged test images of a network's data set, in [0, 1], and their labels."""
-    data = load_images({"mnist": "mnist-2000"}.get(inputs()[name][0], inputs()[name][0]), "test")
+@cache
+def test_images(packaged: str) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    """Return the test images of a packaged data set, in [0, 1], and their labels."""
+    data = load_images(packaged, "test")
     return data.images.astype(np.float32) / np.float32(data.maximum), data.labels
 
 
 def audit_packaged(overview: Overview) -> None:
     """Measure post-hoc methods against the truth on a network of the package."""
-    images, labels = test_images(AUDITED)
-    found = audit(load(AUDITED), images[:AUDIT_IMAGES], labels[:AUDIT_IMAGES], methods=AUDITS)
-    show_table(overview.console, table_of(found.table().header, found.table().rows))
+    trained, card = load_trained(AUDITED)
+    images, labels = (part[:AUDIT_IMAGES] for part in test_images(card.packaged))
+    found = audit(trained.explainable, images, labels, methods=AUDITS)
+    table = found.table()
+    show_table(overview.console, table_of(table.header, table.rows))
     title = f"Which explanation to believe: methods against the truth of {AUDITED}"
-    overview.sections.append(Section(title, [f"{found.caption}."], tables=[found.table()]))
+    overview.sections.append(Section(title, [f"{found.caption}."], tables=[table]))
     overview.write()
 
 

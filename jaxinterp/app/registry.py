@@ -130,7 +130,7 @@ def name_of(run: Run[Any], default: str) -> str:
 
 def training(name: str, run: Run[Any]) -> str:
     """Return the command that trains a run, as an error names it."""
-    if name in runs() or name.endswith((".toml", ".py")) or ".py:" in name:
+    if name in runs() or code.names_file(name):
         return f"jaxinterp train {name}"
     if name.split("/")[0] in BUILT_IN:
         return f"jaxinterp train {name} --data {run.data.name}"
