@@ -125,7 +125,7 @@ def explain_packaged(name: str) -> tuple[Section, Row]:
 def test_images(packaged: str) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
     """Return the test images of a packaged data set, in [0, 1], and their labels."""
     data = load_images(packaged, "test")
-    return data.images.astype(np.float32) / np.float32(data.maximum), data.labels
+    return data.floats(), data.labels
 
 
 def audit_packaged(overview: Overview) -> None:

@@ -319,7 +319,7 @@ def accuracy(run: Run[Any], network: Any, variables: Any) -> float:
     from jaxinterp.train import predict
 
     test = split(run.replace(data={"name": PACKAGED[run.data.name], "max_images": None}), "test", None)
-    images = test.images.astype(np.float32) / np.float32(test.maximum)
+    images = test.floats()
     logits = predict(network.apply, variables, images, run.train.eval_batch)
     return float((logits.argmax(-1) == test.labels).mean())
 

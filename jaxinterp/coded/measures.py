@@ -115,7 +115,7 @@ def measure_paths(
 
 def to_unit_floats(data: Dataset) -> Images:
     """Return the images of a data set as float32 in [0, 1]."""
-    return data.images.astype(np.float32) / np.float32(data.maximum)
+    return data.floats()
 
 
 def _measure_classifiers(

@@ -67,6 +67,16 @@ class Dataset:
             low, high = float(images.min()), float(images.max())
             require(low >= 0 and high <= maximum, "images", f"{low:g}..{high:g}", f"values in [0, {maximum}]")
 
+    def floats(self, chosen: Any = slice(None)) -> Float[np.ndarray, "n h w c"]:
+        """Return the images, or those at some places, as float32 in [0, 1].
+
+        Example:
+            >>> images = np.full((2, 1, 1, 1), 51, np.uint8)
+            >>> Dataset("dots", "test", images, np.array([0, 1], np.int32), ("a", "b")).floats(slice(1)).ravel()
+            array([0.2], dtype=float32)
+        """
+        return self.images[chosen].astype(np.float32) / np.float32(self.maximum)
+
     def __len__(self) -> int:
         return len(self.labels)
 

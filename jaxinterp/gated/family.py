@@ -242,7 +242,7 @@ class GatedFamily(Family[GatedModel]):
             return {}
         train = trained.train_data
         require(count <= len(train), "model.kernel_images", count, f"at most {len(train)}, the training images here")
-        known = train.images[:count].astype(np.float32) / np.float32(train.maximum)
+        known = train.floats(slice(count))
         images, labels = (part[: model.kernel_tests] for part in trained.test_data)
         logits = predict(trained.network.apply, trained.variables, images, batch)
         regressor = NPKRegressor(

@@ -241,7 +241,7 @@ def first_of_classes(
     """Return the first images of each class, in [0, 1], and their labels."""
     places = [np.flatnonzero(data.labels == k)[: run.model.per_class] for k in range(run.model.classes)]
     chosen = np.sort(np.concatenate(places))
-    return data.images[chosen].astype(np.float32) / np.float32(data.maximum), data.labels[chosen]
+    return data.floats(chosen), data.labels[chosen]
 
 
 def black_residual(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> float:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxinterp.checks import require
@@ -101,7 +100,7 @@ class LearnedFamily(Family[LearnedModel]):
         if not run.model.filled:
             return variables
         assert isinstance(network, GroupCNN)
-        images = jnp.asarray(data.images[:512].astype(np.float32) / np.float32(data.maximum))
+        images = jnp.asarray(data.floats(slice(512)))
         return fit_stack(network, variables, images, jax.random.key(run.train.seed))
 
     def explainable(self, trained: TrainedRun[LearnedModel]) -> Explainable:

@@ -95,7 +95,7 @@ class TrainedRun(Generic[M]):
     def test_data(self) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """Test images, float32 in [0, 1], and their labels."""
         test = require_recorded(self.run_dir, split(self.run, "test", self.data_dir))
-        return test.images.astype(np.float32) / np.float32(test.maximum), test.labels
+        return test.floats(), test.labels
 
     @property
     def classes(self) -> tuple[str, ...]:

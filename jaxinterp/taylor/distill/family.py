@@ -125,7 +125,7 @@ class DistillFamily(Family[DistillModel]):
         network, run, variables, train = trained.network, trained.run, trained.variables, trained.train_data
         seed, folder, (images, labels) = run.train.seed, trained.run_dir / distill_report.FOLDER, trained.test_data
         embed = partial(predict, partial(network.apply, method="embed"), variables)
-        known = train.images.astype(np.float32) / np.float32(train.maximum)
+        known = train.floats()
         provenance = {**train.provenance, "run": trained.run_dir.name, "commit": commit() or "unknown"}
         levels = distill(network, variables, known, train.labels, run.model.levels, seed=seed, provenance=provenance)
         write_bytes(folder / "sheet.png", picture(contact_sheet(levels, train.classes), "", "").png)
