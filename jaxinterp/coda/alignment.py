@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.nn.patches import patches
+from jaxinterp.nn.platform import by_platform
 
 Rescale = Literal["squash", "l2"]
 Generator = tuple[Float[Array, "r j d"], Float[Array, "j d"]]  # A and b
@@ -56,7 +57,7 @@ def contract(h: Float[Array, "m k"], u: Float[Array, "m k j"]) -> Float[Array, "
     On a CPU a batched product is faster to evaluate, but the backward pass of the sum is several times cheaper
     than that of the product. An accelerator sums, so that norms are not rounded to TF32 or bfloat16.
     """
-    return jnp.einsum("mk,mkj->mj", h, u) if jax.default_backend() == "cpu" else (h[:, :, None] * u).sum(1)
+    return by_platform(partial(jnp.einsum, "mk,mkj->mj"), lambda h, u: (h[:, :, None] * u).sum(1), h, u)
 
 
 @contract.defjvp
@@ -94,12 +95,17 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
     """Compute the terms of ||v_j||², A_jᵀ A_j (r, r, J), A_jᵀ b_j (r, J) and ||b_j||² (1, J), in float32 or wider."""
     wide, precision = widened(A.dtype), lax.Precision.HIGHEST
     product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    if jax.default_backend() == "cpu" and A.size * A.dtype.itemsize > GRAM_BATCH_BYTES:
-        # Unit by unit: the batched product copies A twice, which takes three times as long where A leaves the cache.
+
+    def at_once(A: Array) -> Array:
+        return product("kjd,ljd->klj", A, A)
+
+    def unit_by_unit(A: Array) -> Array:
+        """The batched product copies A twice, which takes three times as long where A leaves the cache."""
         units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
-        square = jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
-    else:
-        square = product("kjd,ljd->klj", A, A)
+        return jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
+
+    large = A.size * A.dtype.itemsize > GRAM_BATCH_BYTES
+    square = by_platform(unit_by_unit, at_once, A) if large else at_once(A)
     return square, product("kjd,jd->kj", A, b), (b.astype(wide) ** 2).sum(-1)[None]
 
 
@@ -149,12 +155,14 @@ def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array,
     """
     rows = arrays[0].shape[0]
     chunks = math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
-    if chunks == 1 or jax.default_backend() != "cpu":
-        return function(*arrays)
     size = math.ceil(rows / chunks)
-    padded = (jnp.pad(a, ((0, chunks * size - rows), (0, 0))).reshape(chunks, size, -1) for a in arrays)
-    out = lax.map(lambda chunk: jax.checkpoint(function)(*chunk), tuple(padded))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:rows], out)
+
+    def chunked(*arrays: Array) -> Any:
+        padded = (jnp.pad(a, ((0, chunks * size - rows), (0, 0))).reshape(chunks, size, -1) for a in arrays)
+        out = lax.map(lambda chunk: jax.checkpoint(function)(*chunk), tuple(padded))
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:rows], out)
+
+    return function(*arrays) if chunks == 1 else by_platform(chunked, function, *arrays)
 
 
 class DynamicAlignmentConv(nn.Module):

@@ -19,7 +19,6 @@ At each input the block is affine once ρ is held (`frozen=True`); ReLUs hold th
 import math
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -29,6 +28,7 @@ from jaxtyping import Array, Float
 from jaxinterp.checks import require
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer
+from jaxinterp.nn.platform import by_platform
 
 MAX_DENSE_MULTIPLY_ADDS = 1 << 29  # up to here one dense convolution beats one per group, for it compiles faster
 
@@ -50,14 +50,20 @@ def grouped_conv(
         padding=((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    if jax.default_backend() != "cpu" or groups == 1:
-        return convolve(x, kernel, feature_group_count=groups)
-    if x.size // strides**2 * 9 * channels <= MAX_DENSE_MULTIPLY_ADDS:
+    if groups == 1:
+        return convolve(x, kernel)
+
+    def dense(x: Array, kernel: Array) -> Array:
         diagonal = jnp.eye(groups, dtype=kernel.dtype)[None, None, :, None, :, None]
-        dense = diagonal * kernel.reshape(3, 3, 1, d, groups, -1)
-        return convolve(x, dense.reshape(3, 3, channels, -1))
-    parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
-    return jnp.concatenate([convolve(part, taps) for part, taps in parts], axis=3)
+        filled = diagonal * kernel.reshape(3, 3, 1, d, groups, -1)
+        return convolve(x, filled.reshape(3, 3, channels, -1))
+
+    def group_by_group(x: Array, kernel: Array) -> Array:
+        parts = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
+        return jnp.concatenate([convolve(part, taps) for part, taps in parts], axis=3)
+
+    few = x.size // strides**2 * 9 * channels <= MAX_DENSE_MULTIPLY_ADDS
+    return by_platform(dense if few else group_by_group, partial(convolve, feature_group_count=groups), x, kernel)
 
 
 def path_energies(

@@ -27,6 +27,7 @@ from jaxtyping import Array
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.convolution import as_product, is_small
 from jaxinterp.explain.tracing import bind_again, unjitted
+from jaxinterp.nn.platform import target, target_of
 
 INPUT = "input"
 """Name of what the network reads after any encoding; every network has it as a layer. A layer "input" is "./input"."""
@@ -181,6 +182,8 @@ def trace(
 ) -> Model:
     """Trace (variables, *arrays) ↦ output, and tie its constants and variables to the program.
 
+    What reads a program reads one way of computing it: that of `target`, or of the platform that holds the arrays.
+
     Args:
         function: hashable; equal functions are traced once for the same shapes.
         variables: any pytree of arrays.
@@ -192,14 +195,16 @@ def trace(
         *arrays ↦ output.
     """
     leaves, structure = jax.tree.flatten((variables, arrays))
-    settings = bool(jax.config.read("jax_enable_x64")), jax.sharding.get_abstract_mesh()
+    kind = target_of((variables, arrays))
+    settings = bool(jax.config.read("jax_enable_x64")), jax.sharding.get_abstract_mesh(), kind
     key = (function, structure, tuple(map(jax.typeof, leaves)), settings)
     with _lock:
         found = _by_function.get(key) if keep else None
         if found is not None:
             _by_function.move_to_end(key)
     if found is None:
-        found = _traced(function, variables, arrays, named)
+        with target(kind):
+            found = _traced(function, variables, arrays, named)
         if keep and not any(isinstance(constant, jax.core.Tracer) for constant in found[1]):
             _remember(_by_function, key, found)
     program, constants = found

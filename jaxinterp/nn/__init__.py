@@ -2,6 +2,17 @@
 
 from jaxinterp.lazy import modules
 
-__all__ = ["baselines", "batchnorm", "layers", "losses", "patches", "pooling", "targets", "torch_weights", "weights"]
+__all__ = [
+    "baselines",
+    "batchnorm",
+    "layers",
+    "losses",
+    "patches",
+    "platform",
+    "pooling",
+    "targets",
+    "torch_weights",
+    "weights",
+]
 
 __getattr__, __dir__ = modules(__name__, __all__)

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxinterp.nn.platform import Target, by_platform
+
 Pairs = Callable[[Any, Any], Float[Array, "rows columns"]]
 
-BLOCK_BYTES = {"cpu": 16 << 20}  # of the largest array of a block of pairs, by backend
-ACCELERATOR_BLOCK_BYTES = 1 << 30
+BLOCK_BYTES: dict[Target, int] = {"cpu": 16 << 20, "accelerator": 1 << 30}
+"""Bytes of the largest array of a block of pairs."""
 PANELS = 8  # of a symmetric matrix
 
 
@@ -22,8 +24,16 @@ def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int) -> Float[A
 
     One pair takes `bytes_each` bytes in the largest array.
     """
+
+    def blocks(kind: Target) -> Callable[[Any, Any], Array]:
+        return partial(_in_blocks, pairs, max(1, BLOCK_BYTES[kind] // bytes_each))
+
+    return by_platform(blocks("cpu"), blocks("accelerator"), left, right)
+
+
+def _in_blocks(pairs: Pairs, block: int, left: Any, right: Any) -> Array:
+    """Evaluate blocks of at most so many pairs one after another."""
     n, m = (len(jax.tree.leaves(side)[0]) for side in (left, right))
-    block = max(1, BLOCK_BYTES.get(jax.default_backend(), ACCELERATOR_BLOCK_BYTES) // bytes_each)
     columns = min(m, block)
     rows = min(n, max(1, block // columns))
 

@@ -24,7 +24,7 @@ NPK is Q with all variances one, no biases, and sums in place of averages.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -40,6 +40,7 @@ from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.gated import architecture as arch
 from jaxinterp.gated.architecture import Architecture, Gates, ValueInput, fan_ins, gate_shapes, iter_layers
 from jaxinterp.gated.kernels.pairwise import rectangular, symmetric
+from jaxinterp.nn.platform import by_platform
 
 Kernel = Literal["npk", "ntk", "nngp"]
 Normalize = Literal["none", "width", "unit_diag"]
@@ -122,9 +123,9 @@ class PathKernel:
             x2 = jnp.asarray(x2)
             self._check(x2, gates2)
             require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, *{x.shape[1:]})")
-            other = x2, _countable(gates2, x.dtype)
+            other = x2, tuple(gates2)
         static = replace(self, norms=())  # hashable
-        return _compute(static, self.norms, (x, _countable(gates, x.dtype)), other)
+        return _compute(static, self.norms, (x, tuple(gates)), other)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
@@ -168,8 +169,8 @@ class _State(NamedTuple):
 
 
 def _apart(a: Array) -> Array:
-    """Keep XLA from padding inside the sums, which makes their loops slow on CPU."""
-    return lax.optimization_barrier(a) if jax.default_backend() == "cpu" else a
+    """Keep XLA from fusing what makes an array into the loops that read it, which is slow on CPU."""
+    return by_platform(lax.optimization_barrier, lambda a: a, a)
 
 
 class _Recursion:
@@ -299,16 +300,26 @@ class _Recursion:
         return self.each(windows, state)
 
 
-def _countable(gates: Gates, kind: Any) -> tuple[Array, ...]:
-    """Convert gates to the inputs' type, integers on accelerators to int8, before XLA can fuse it into products."""
-    counted = kind if jax.default_backend() == "cpu" else jnp.int8
-    return tuple(jnp.asarray(gate, kind if jnp.issubdtype(gate.dtype, jnp.floating) else counted) for gate in gates)
-
-
 @partial(jax.jit, static_argnums=0)
 def _compute(kernel: PathKernel, norms: Any, side: Any, other: Any) -> Array:
     """Compute the kernel of (inputs, gates) with others, or with themselves if these are None."""
-    x = side[0]
+    counted = side[0].dtype, jnp.int8  # which the matrix units of accelerators multiply exactly, and faster
+    return by_platform(*(partial(_evaluate, kernel, kind) for kind in counted), norms, side, other)
+
+
+def _countable(sides: Sequence[tuple[Array, Gates]], counted: Any) -> Iterator[tuple[Array, Gates]]:
+    """Convert gates before XLA fuses it into products: booleans and int8 to `counted`, others to the input's type."""
+    columns = list(zip(*(gates for _, gates in sides), strict=True))
+    small = [all(gate.dtype in (bool, jnp.int8) for gate in column) for column in columns]
+    for x, gates in sides:
+        kinds = (counted if one else x.dtype for one in small)
+        yield x, tuple(_apart(gate.astype(kind)) for gate, kind in zip(gates, kinds, strict=True))
+
+
+def _evaluate(kernel: PathKernel, counted: Any, norms: Any, side: Any, other: Any) -> Array:
+    """Compute the kernel, hard gates multiplied as `counted`."""
+    side, *others = _countable([side] if other is None else [side, other], counted)
+    other, x = (others[0] if others else None), side[0]
     recursion = partial(_Recursion, kernel, norms, x.shape[1:])
 
     def pairs(block: Any, other: Any) -> Array:

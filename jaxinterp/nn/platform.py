@@ -1,0 +1,75 @@
+"""Code that is fast on one kind of platform, chosen by what a program is compiled for.
+
+A program may be compiled for another machine than the one that traces it, so that `jax.default_backend()` cannot tell.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
+
+import jax
+from jax import lax
+
+from jaxinterp.checks import require_one_of
+
+Target = Literal["cpu", "accelerator"]
+R = TypeVar("R")
+
+_target = jax.make_user_context(None)  # part of the key by which JAX caches traces and compiled programs
+
+
+@contextmanager
+def target(kind: Target) -> Iterator[None]:
+    """Trace for one kind of platform alone, within this context.
+
+    Args:
+        kind: "cpu", or "accelerator" for every other platform.
+
+    Raises:
+        ConfigError: `kind` is neither.
+
+    Example:
+        >>> with target("accelerator"):
+        ...     by_platform(lambda x: x + 1, lambda x: x - 1, 2)
+        1
+    """
+    require_one_of("target", kind, get_args(Target))
+    with _target(kind):
+        yield
+
+
+def target_of(arrays: Any) -> Target:
+    """Return the target that is set, or else the kind of platform that holds a pytree's first known array.
+
+    Where all are traced it is the kind of JAX's default platform.
+    """
+    known = (a for a in jax.tree.leaves(arrays) if isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer))
+    held = next((next(iter(array.devices())).platform for array in known), None)
+    found: Target = "cpu" if (held or jax.default_backend()) == "cpu" else "accelerator"
+    return _target.value or found
+
+
+def by_platform(cpu: Callable[..., R], accelerator: Callable[..., R], *args: Any) -> R:
+    """Run one of two functions that compute the same: the one for the platform that the program is compiled for.
+
+    Under `jit` both are traced, and only one is compiled; without it, JAX's default device decides.
+
+    Args:
+        cpu: (*args) ↦ a pytree of arrays.
+        accelerator: the same for GPUs and TPUs, with equal shapes and types.
+        *args: pytrees of arrays.
+
+    Example:
+        >>> by_platform(lambda x: x + x, lambda x: 2 * x, jax.numpy.ones(2)).tolist()
+        [2.0, 2.0]
+    """
+    branches: dict[Target, Callable[..., R]] = {"cpu": cpu, "accelerator": accelerator}
+    if _target.value is not None:
+        return branches[_target.value](*args)
+
+    def within(kind: Target, *args: Any) -> R:  # what a branch calls takes the same side
+        with _target(kind):
+            return branches[kind](*args)
+
+    return lax.platform_dependent(*args, cpu=partial(within, "cpu"), default=partial(within, "accelerator"))
