@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 from jaxtyping import config
 
 from jaxinterp.coda import alignment
 from jaxinterp.coda.alignment import DynamicAlignmentConv, coefficients, contract, gram, quadratic_form
+from jaxinterp.nn.platform import target
 
 KEYS = jax.random.split(jax.random.key(0), 5)
 
@@ -80,6 +82,33 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, rescale):
     assert chunked == [3] * 3  # 189 positions in three chunks of 63, at most 64
     monkeypatch.undo()
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), parts, whole)
+
+
+def test_cpu_accelerator_and_the_devices_of_a_mesh_agree(monkeypatch):
+    """With what is large on a CPU made small: chunks, and Gram matrices unit by unit."""
+    monkeypatch.setattr(alignment, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(alignment, "GRAM_BATCH_BYTES", 0)
+    layer = DynamicAlignmentConv(3, 2)
+    x, u = (jax.random.uniform(key, (8, 9, 8, 2)) for key in KEYS[:2])
+    variables = jax.jit(layer.init)(KEYS[2], x)
+
+    def total(v, x, u):
+        outs = layer.apply(v, x), layer.apply(v, x, frozen=True), layer.apply(v, x, through=u)
+        return sum((y * jnp.cos(y)).sum() for y in jax.tree.leaves(outs))
+
+    def each(v, x, u):
+        value, (dv, dx) = jax.value_and_grad(total, (0, 1))(v, x, u)
+        return jax.lax.psum(value, "data"), (dv, dx)
+
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    shard = partial(jax.shard_map, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(whole, (whole, rows)))
+    with target("cpu"):
+        want = jax.jit(jax.value_and_grad(total, (0, 1)))(variables, x, u)
+    close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+    with target("accelerator"):
+        jax.tree.map(close, jax.jit(jax.value_and_grad(total, (0, 1)))(variables, x, u), want)
+    jax.tree.map(close, jax.jit(shard(each))(variables, x, u), want)
 
 
 @pytest.mark.parametrize("rescale", ["squash", "l2"])

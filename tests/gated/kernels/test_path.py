@@ -26,6 +26,7 @@ from jaxinterp.gated.architecture import (
 from jaxinterp.gated.kernels import pairwise
 from jaxinterp.gated.kernels.path import Norm, PathKernel
 from jaxinterp.gated.network import Network
+from jaxinterp.nn.platform import target
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 
@@ -247,6 +248,43 @@ def test_normalizations_and_blocks(layers, monkeypatch):
     close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12 * float(counts.max()))
     close(PathKernel(layers)(x, gates), counts)
     close(PathKernel(layers)(x, gates, x[:3], tuple(g[:3] for g in gates)), counts[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("layers", "options"),
+    [
+        (fc(6, 2), {"normalize": "unit_diag"}),
+        (c4gap(3, depth=1), {}),
+        ((Dense(4), BatchNorm(), Gate(), Dense(1)), {"get": "ntk", "norms": (Norm(np.arange(4.0), np.ones(4)),)}),
+    ],
+    ids=["fc", "c4gap", "norm"],
+)
+def test_cpu_and_accelerator_agree(layers, options, monkeypatch):
+    shape = (4, 4, 2) if isinstance(layers[0], Conv) else (3,)
+    x = jax.random.normal(KEYS[0], (5, *shape), jnp.float64)
+    gates = hard(layers, shape, 5, KEYS[1])
+    kernel = PathKernel(layers, **options)
+    monkeypatch.setitem(pairwise.BLOCK_BYTES, "accelerator", 3 * 4**4 * 8)
+
+    def found(x, gates):
+        return kernel(x, gates), kernel(x, gates, x[:3], tuple(gate[:3] for gate in gates))
+
+    slopes = jax.jit(jax.grad(lambda x, gates: sum(jnp.sqrt(1 + k * k).sum() for k in found(x, gates))))
+    want = found(x, gates), slopes(x, gates)
+    for kind in ("cpu", "accelerator"):
+        with target(kind):
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), (found(x, gates), slopes(x, gates)), want)
+
+
+def test_accelerators_count_small_integers_only_as_such():
+    layers, x = fc(3, 1), jnp.ones((2, 3))
+    wide = np.array([[200, 3, 0], [300, 1, 2]])
+    with target("accelerator"):
+        found = PathKernel(layers)(x, (wide,))
+        np.testing.assert_array_equal(found, 3 * wide @ wide.T)
+        np.testing.assert_array_equal(PathKernel(layers)(x, (wide,), x, (wide > 1,)), 3 * wide @ (wide > 1).T)
+        text = str(jax.make_jaxpr(PathKernel(layers))(x, (wide > 1,)))
+    assert "preferred_element_type=int32" in text
 
 
 def test_hard_gates_of_every_type_count_the_same():
