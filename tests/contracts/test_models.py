@@ -28,6 +28,7 @@ from jaxinterp.gated.network import GatedNetwork
 from jaxinterp.glassbox.gcnn import GroupCNN
 from jaxinterp.glassbox.network import GlassBox
 from jaxinterp.nn.baselines import VGG, CifarResNet, ResNetTrunk
+from jaxinterp.nn.platform import target
 from jaxinterp.symmetry.groups import dihedral, rotations
 from jaxinterp.taylor import PolynomialResNet, TaylorNet, overlapping
 from jaxinterp.testing import check_explainable
@@ -132,6 +133,8 @@ ROWS = {
     "equinox": Row(equinox_net, (6, 6, 3), "mlp/layers/0", None),
     "keras": Row(keras_net, (6, 6, 3), "conv", None),
 }
+FAMILIES = ("coda", "dgn", "coded", "taylor", "glassbox", "gcnn")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LINEN = [name for name in ROWS if name not in ("nnx", "equinox", "keras")]
 
 
@@ -401,6 +404,45 @@ def test_half_precision_images_are_read_in_the_parameters_precision(name):
     net = built(name)
     logits = jax.eval_shape(net.model.apply, net.net.variables, net.images.astype(jnp.float16))
     assert logits.dtype == jnp.float32
+
+
+def exported(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """A function as it comes back from a file for every platform, none of which but the CPU is here."""
+    return jax.export.deserialize(
+        jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize()
+    ).call
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_exported_for_every_platform(name):
+    net = built(name)
+    arguments = net.net.variables, net.images
+    again = exported(net.model.apply, *arguments)(*arguments)
+    np.testing.assert_allclose(again, free(name)(*arguments)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decompositions_are_exported_for_every_platform(name):
+    net, images = built(name).net, built(name).images
+
+    def parts(images: jax.Array) -> tuple[jax.Array, ...]:
+        part = decompose(net, images, layer=INPUT, check=False)
+        return part.logits, part.contributions, part.bias
+
+    want = explained(name)[0]
+    for found, known in zip(exported(parts, images)(images), (want.logits, want.contributions, want.bias), strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-5)
+    with target("accelerator"):
+        assert jax.export.export(jax.jit(parts), platforms=PLATFORMS[1:])(images).platforms == PLATFORMS[1:]
+
+
+@pytest.mark.parametrize("name", ["coda", "coda-l2", "coded"])
+def test_the_side_of_accelerators_computes_the_same(name):
+    net, images = built(name).net, built(name).images
+    want = free(name)(net.variables, images), explained(name)[0].contributions
+    with target("accelerator"):
+        found = free(name)(net.variables, images), decompose(net, images, layer=INPUT).contributions
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, want)
 
 
 @each_model
