@@ -53,7 +53,8 @@ def target_of(arrays: Any) -> Target:
 def by_platform(cpu: Callable[..., R], accelerator: Callable[..., R], *args: Any) -> R:
     """Run one of two functions that compute the same: the one for the platform that the program is compiled for.
 
-    Under `jit` both are traced, and only one is compiled; without it, JAX's default device decides.
+    Under `jit` both are traced, and only one is compiled; without it, JAX's default device decides. A derivative is
+    best taken within `jit`: outside of it, what a jitted function keeps for the backward pass has zeros for the other.
 
     Args:
         cpu: (*args) ↦ a pytree of arrays.
