@@ -313,7 +313,7 @@ def _countable(sides: Sequence[tuple[Array, Gates]], counted: Any) -> Iterator[t
     small = [all(gate.dtype in (bool, jnp.int8) for gate in column) for column in columns]
     for x, gates in sides:
         kinds = (counted if one else x.dtype for one in small)
-        yield x, tuple(_apart(gate.astype(kind)) for gate, kind in zip(gates, kinds, strict=True))
+        yield x, tuple(_apart(jnp.asarray(gate, kind)) for gate, kind in zip(gates, kinds, strict=True))
 
 
 def _evaluate(kernel: PathKernel, counted: Any, norms: Any, side: Any, other: Any) -> Array:
