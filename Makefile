@@ -4,7 +4,7 @@ VENV ?= .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS := requirements/constraints-$(VERSION).txt
 
-.PHONY: demo test slow check bench lock readme clean
+.PHONY: demo test slow check bench accelerator lock readme clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/jaxinterp demo
@@ -25,6 +25,10 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.coda
 	$(VENV)/bin/python -m benchmarks.agreement
 	$(VENV)/bin/python -m benchmarks.attribution
+
+# Of a checkout alone: PYTHON is one that has JAX for this machine's GPU or TPU; ARGS such as "--data-dir DIR".
+accelerator:
+	PYTHONPATH=. $(PYTHON) -m benchmarks.accelerator $(ARGS)
 
 readme: $(VENV)/.installed
 	$(VENV)/bin/python experiments/update_readme.py README.md experiments/results/README.md

@@ -10,7 +10,6 @@ of logits and masks, which gives all classes at once; so it is timed once for bo
 they are timed, but for the methods that draw noise or masks of their own.
 """
 
-import os
 import statistics
 import warnings
 from collections.abc import Callable
@@ -30,7 +29,7 @@ import zennit.canonizers
 import zennit.composites
 from torch import nn
 
-from benchmarks.measuring import alternate, record, relative, timed
+from benchmarks.measuring import alternate, record, relative, timed, torch_device, wait
 from benchmarks.networks import CLASSES, NETWORKS, examples, network, variables
 from benchmarks.torch_networks import in_torch
 from jaxinterp import attribute
@@ -52,6 +51,8 @@ class Options:
     """Images explained in a call."""
     rounds: int = 7
     """Calls of each side that are timed."""
+    write: bool = False
+    """Write the results of some networks or methods too."""
 
 
 class Side(NamedTuple):
@@ -68,7 +69,7 @@ Method = Callable[[Side, torch.Tensor, int], torch.Tensor]
 
 def lrp(side: Side, x: torch.Tensor, target: int) -> torch.Tensor:
     """Zennit's EpsilonPlus, which is registered already."""
-    chosen = torch.eye(CLASSES)[target]
+    chosen = torch.eye(CLASSES, device=x.device)[target]
     return zennit.attribution.Gradient(side.net, attr_output=lambda out: out * chosen)(x.clone().requires_grad_())[1]
 
 
@@ -136,12 +137,24 @@ def stacked(theirs: Method, side: Side, x: torch.Tensor, classes: int) -> torch.
         return torch.stack([theirs(side, x, k) for k in range(classes)], 1).permute(0, 1, 3, 4, 2)
 
 
+def waited(device: torch.device, run: Callable[..., Any], *args: Any, **keywords: Any) -> Callable[[], Any]:
+    """A job of PyTorch that ends when its device has done it."""
+
+    def job() -> Any:
+        found = run(*args, **keywords)
+        wait(device)
+        return found
+
+    return job
+
+
 def fastest(net: nn.Module, x: torch.Tensor) -> tuple[torch.memory_format, int]:
     """Memory format, and images in a batch, with which integrated gradients take the least time."""
     seconds = {}
     for kind, batch in product((torch.contiguous_format, torch.channels_last), (64, 512)):
         run = captum.IntegratedGradients(net.to(memory_format=kind)).attribute
-        job = partial(run, x.contiguous(memory_format=kind), target=0, n_steps=STEPS, internal_batch_size=batch)
+        arguments = {"target": 0, "n_steps": STEPS, "internal_batch_size": batch}
+        job = waited(x.device, run, x.contiguous(memory_format=kind), **arguments)
         seconds[kind, batch] = min(timed(job) for _ in range(3))
     return min(seconds, key=lambda choice: seconds[choice])
 
@@ -149,14 +162,15 @@ def fastest(net: nn.Module, x: torch.Tensor) -> tuple[torch.memory_format, int]:
 def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, float], dict[str, str]]:
     """Seconds of both sides of every row of a network, differences, and what there was to say of a row."""
     values, images = variables(name), examples(name, options.images).astype(np.float32)
-    net, module = network(name, values), in_torch(name, values)
+    device = torch_device()
+    net, module = network(name, values), in_torch(name, values).to(device)
     layer = NETWORKS[name][2]
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
     kind, batch = fastest(module, x)
     module, x = module.to(memory_format=kind), x.contiguous(memory_format=kind)
     composite = zennit.composites.EpsilonPlus(canonizers=[zennit.canonizers.SequentialMergeBatchNorm()])
     side = Side(module, module.get_submodule(layer.replace("/", ".")), batch, composite)
-    masks = rise_masks(images.shape[1])
+    masks = rise_masks(images.shape[1]).to(device)
     seconds: dict[str, Any] = {}
     differences: dict[str, float] = {}
     notes = {name: f"PyTorch runs {kind}, {batch} images in a batch, and 100 for RISE"}
@@ -173,12 +187,12 @@ def rows_of(name: str, options: Options) -> tuple[dict[str, Any], dict[str, floa
             rows = np.tile(np.arange(classes), (len(images), 1))
             jobs[f"{classes}/ours"] = partial(_ours, function, net, images, rows, given)
             if theirs is not None:
-                jobs[f"{classes}/torch"] = partial(stacked, theirs, side, x, classes)
+                jobs[f"{classes}/torch"] = waited(device, stacked, theirs, side, x, classes)
                 if row not in DRAWN:
                     pair = [jobs[f"{classes}/{which}"]() for which in ("ours", "torch")]
                     differences[f"{name}/{row}/{classes}"] = relative(*pair)
         if theirs is None:
-            jobs[f"{CLASSES}/torch"] = partial(rise, module, masks, x)
+            jobs[f"{CLASSES}/torch"] = waited(device, rise, module, masks, x)
         times = alternate(jobs, options.rounds)
         if theirs is None:
             times["1/torch"] = times[f"{CLASSES}/torch"]
@@ -195,7 +209,6 @@ def _ours(function: Callable[..., Any], net: Any, x: np.ndarray, rows: np.ndarra
 def main(options: Options) -> None:
     """Measure, print and write the results."""
     warnings.filterwarnings("ignore", module="captum|zennit|torch")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     measured: dict[str, dict[str, Any]] = {field: {} for field in ("seconds", "relative_difference", "notes")}
     for name in options.networks:
         for field, found in zip(measured, rows_of(name, options), strict=True):
@@ -214,7 +227,7 @@ def main(options: Options) -> None:
         "geometric_mean_vs_torch": statistics.geometric_mean(ten),
         "least_vs_torch": min(medians.values()),
     }
-    if set(options.networks) != set(Options.networks) or options.methods:
+    if not options.write and (set(options.networks) != set(Options.networks) or options.methods):
         print(ratios, medians, measured["relative_difference"], sep="\n")
     else:
         record(

@@ -1,7 +1,7 @@
 """CoDA S net against its explicit-weights formulation in PyTorch: time, memory and all-class explanations.
 
     python -m benchmarks.coda                       # float32 on this machine's CPU, both with the same threads
-    python -m benchmarks.coda --dtype bfloat16      # where both have a GPU, it is used
+    python -m benchmarks.coda --dtype bfloat16      # where JAX runs on a GPU, PyTorch must have it too
 
 Same parameters and images; logits, loss, gradients and maps are compared before anything is timed. The two
 alternate within one process and medians are quoted; `first_call` is compilation or warm-up. A train step is the loss
@@ -14,7 +14,6 @@ Memory is the growth of the resident set (GPU: the allocator's peak) during a tr
 the compiled program, each side in a process of its own.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +29,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import tyro
 
-from benchmarks.measuring import alternate, growth, record, relative, timed
+from benchmarks.measuring import alternate, compiled, growth, record, relative, timed, torch_device, wait
 from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose, explainable
 from jaxinterp.coda.network import encode, s_coda
@@ -48,14 +47,16 @@ class Options:
     batch: int = 16
     rounds: int = 7
     dtype: Literal["float32", "bfloat16"] = "float32"
+    rank: int = 32  # of the S net: this in its first two layers, twice as much in the others
     compiled: bool = True  # state the ratio to torch.compile beside the eager one
+    memory: bool = True  # measure the memory of a step too
     machine: str = ""  # in the results, and their file's name; default: GPU, processor, cores, memory
     probe: Literal["", "jax", "torch"] = ""  # internal: measure one side's memory and print it
 
 
 def ours(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, Any], np.ndarray, np.ndarray]:
     """Our three jobs, the variables, the images and the labels."""
-    model = s_coda(SCALE, logit_bias=0.0, dtype=jnp.dtype(options.dtype))
+    model = s_coda(SCALE, rank=options.rank, logit_bias=0.0, dtype=jnp.dtype(options.dtype))
     rng = np.random.default_rng(0)
     images = rng.random((options.batch, 32, 32, 3), np.float32)
     labels = rng.integers(0, 10, options.batch)
@@ -75,9 +76,9 @@ def ours(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]
     return {k: lambda job=job: jax.block_until_ready(job()) for k, job in jobs.items()}, variables, images, labels
 
 
-def layers() -> list[tuple[int, int, int, int]]:
+def layers(rank: int) -> list[tuple[int, int, int, int]]:
     """(features, rank, kernel, stride) of the S net's layers."""
-    spec = s_coda()
+    spec = s_coda(rank=rank)
     return list(zip(spec.features, spec.ranks, spec.kernel_sizes, spec.strides, strict=True))
 
 
@@ -85,7 +86,7 @@ def products(options: Options) -> dict[str, Callable[[], Any]]:
     """The matrix products of patches with A, in blocks of 512 positions whose results are thrown away."""
     cpu = jax.default_backend() == "cpu"
     pairs, size, channels = [], 32, 6
-    for features, rank, kernel, stride in layers():
+    for features, rank, kernel, stride in layers(options.rank):
         size, d = size // stride, channels * kernel**2
         rows = options.batch * size**2
         blocks = jnp.ones((-(-rows // 512), min(rows, 512), d) if cpu else (1, rows, d), options.dtype)
@@ -101,35 +102,30 @@ def products(options: Options) -> dict[str, Callable[[], Any]]:
 
 
 def theirs(
-    options: Options, variables: Any, images: np.ndarray, labels: np.ndarray, channels_last: bool, compiled: bool
+    options: Options, variables: Any, images: np.ndarray, labels: np.ndarray, channels_last: bool, faster: bool = False
 ) -> dict[str, Callable[[], Any]]:
     """The same jobs in PyTorch; an explanation is one forward and one backward pass for every class."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = ExplicitCoDA(layers(), SCALE, 0.0)
+    device = torch_device()
+    net = ExplicitCoDA(layers(options.rank), SCALE, 0.0)
     net.load(to_torch(variables["params"]))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(device=device, dtype=getattr(torch, options.dtype), memory_format=memory_format)
     x = torch.from_numpy(np.asarray(encode(images)).transpose(0, 3, 1, 2).copy())
     x = x.to(device=device, dtype=getattr(torch, options.dtype), memory_format=memory_format)
     one_hot = F.one_hot(torch.from_numpy(labels), 10).to(device, torch.float32)
-    run = torch.compile(net) if compiled else net
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+    run = torch.compile(net) if faster else net
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
             out = run(x)
-        wait()
+        wait(device)
         return out
 
     def train_step() -> tuple[torch.Tensor, list[torch.Tensor]]:
         net.zero_grad(set_to_none=True)
         loss = F.binary_cross_entropy_with_logits(run(x).float(), one_hot)
         loss.backward()
-        wait()
+        wait(device)
         return loss, [part.grad for part in net.parts if part.grad is not None]
 
     def explain(shared: bool) -> torch.Tensor:
@@ -140,7 +136,7 @@ def theirs(
             out = net(e) if logits is None else logits
             maps.append(torch.autograd.grad(out[:, k].sum(), e, retain_graph=shared and k < 9)[0] * e.detach())
         net.frozen = False
-        wait()
+        wait(device)
         return torch.stack(maps, 1)
 
     return {
@@ -153,10 +149,10 @@ def theirs(
 
 def probe(options: Options) -> int:
     """Peak bytes that a training step takes over parameters, images and the compiled program, on one side."""
+    gpu = torch_device().type == "cuda"
     jobs, variables, images, labels = ours(options)
-    gpu = torch.cuda.is_available() if options.probe == "torch" else jax.default_backend() == "gpu"
     if options.probe == "torch":
-        jobs = theirs(options, variables, images, labels, channels_last=False, compiled=False)
+        jobs = theirs(options, variables, images, labels, channels_last=False)
     job = jobs["train_step"]
     if gpu and options.probe == "torch":
         job()
@@ -172,12 +168,11 @@ def main(options: Options) -> None:
     if options.probe:
         print(probe(options))
         return
-    if options.dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")  # PyTorch's default on a GPU is no TF32
+    torch_device()
     jobs, variables, images, labels = ours(options)
     first = {f"ours/{name}": timed(job) for name, job in jobs.items()}
     formats = {
-        f: theirs(options, variables, images, labels, channels_last=f == "channels_last", compiled=False)
+        f: theirs(options, variables, images, labels, channels_last=f == "channels_last")
         for f in ("contiguous", "channels_last")
     }
     their_maps = formats["contiguous"]["explain_all_classes"]().permute(0, 1, 3, 4, 2)
@@ -212,27 +207,41 @@ def main(options: Options) -> None:
     }
     shared = seconds[f"torch/shared_forward/{name}"]["median"]
     ratios[f"{name}_vs_torch_shared_forward"] = shared / seconds[f"ours/{name}"]["median"]
+    notes = {}
     if options.compiled:
         for name in ("forward", "train_step"):
             channels_last = best[name] == "channels_last"
-            fast = theirs(options, variables, images, labels, channels_last=channels_last, compiled=True)
-            pair = {f"ours/{name}/again": jobs[name], f"torch.compile/{name}": fast[name]}
+            fast, fault = compiled(lambda: theirs(options, variables, images, labels, channels_last, True)[name])  # noqa: B023
+            if fast is None:
+                notes[f"torch.compile/{name}"] = fault
+                continue
+            pair = {f"ours/{name}/again": jobs[name], f"torch.compile/{name}": fast}
             seconds |= alternate(pair, options.rounds)
             ratios[f"{name}_vs_torch_compile"] = (
                 seconds[f"torch.compile/{name}"]["median"] / seconds[f"ours/{name}/again"]["median"]
             )
     for name, spent in first.items():
         seconds[name]["first_call"] = spent
-    call = [sys.executable, "-m", "benchmarks.coda", "--batch", str(options.batch), "--dtype", options.dtype, "--probe"]
-    memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
-    ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
+    memory = {}
+    if options.memory:
+        sizes = [part for name in ("batch", "rank", "dtype") for part in (f"--{name}", str(getattr(options, name)))]
+        call = [sys.executable, "-m", "benchmarks.coda", *sizes, "--probe"]
+        memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
+        ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
     record(
         "coda",
         seconds,
         ratios,
         where=options.machine,
         suffix="" if options.dtype == "float32" else f"-{options.dtype}",
-        setting={"net": "S", "batch": options.batch, "dtype": options.dtype, "torch_memory_format": best},
+        setting={
+            "net": "S",
+            "batch": options.batch,
+            "rank": options.rank,
+            "dtype": options.dtype,
+            "torch_memory_format": best,
+        },
+        notes=notes,
         relative_difference=difference,
         peak_bytes=memory,
     )

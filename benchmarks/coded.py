@@ -11,7 +11,6 @@ beside the whole network's. All alternate in one process; medians. Memory is the
 (GPU: the allocator's peak) during a block's step, each side in a process of its own.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from benchmarks.measuring import alternate, growth, record, relative
+from benchmarks.measuring import alternate, compiled, growth, record, relative, torch_device, wait
 from benchmarks.torch_coded import Block, ResNeXt
 from jaxinterp.coded.block import CodedBlock, grouped_conv
 from jaxinterp.coded.network import CodedResNeXt, coded_cifar10, coding_loss
@@ -54,6 +53,8 @@ class Options:
     paths: int = 10
     width: int = 22
     network: bool = True  # measure the whole network too
+    memory: bool = True  # measure the memory of a block's step too
+    compiled: bool = False  # state the ratios to torch.compile too
     probe: Literal["", "ours", "literal"] = ""  # internal: measure one side's memory and print it
 
 
@@ -92,7 +93,7 @@ def objective(y: Array, energies: Array, target: Array) -> Array:
 
 
 Jobs = dict[str, Callable[[], Any]]
-Make = Callable[[bool], Callable[[], Any]]
+Make = Callable[..., Callable[[], Any]]  # (channels last, whether compiled)
 
 
 def blocks(options: Options) -> tuple[Jobs, Make]:
@@ -114,21 +115,23 @@ def blocks(options: Options) -> tuple[Jobs, Make]:
     step = jax.jit(jax.value_and_grad(ours, (0, 1)))
     slow = jax.jit(jax.value_and_grad(theirs, (0, 1)), static_argnums=2)
 
-    def in_torch(channels_last: bool) -> Callable[[], Any]:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        net = Block(params, 1, True).train().to(memory_format=layout)
-        images, aim = (torch.from_numpy(np.array(a).transpose(0, 3, 1, 2)).contiguous() for a in (x, target))
+    def in_torch(channels_last: bool, faster: bool = False) -> Callable[[], Any]:
+        layout, device = torch.channels_last if channels_last else torch.contiguous_format, torch_device()
+        net = Block(params, 1, True).train().to(device=device, memory_format=layout)
+        answer = torch.compile(net) if faster else net
+        images, aim = (torch.from_numpy(np.array(a).transpose(0, 3, 1, 2)).contiguous().to(device) for a in (x, target))
         images = images.to(memory_format=layout).requires_grad_()
-        words = torch.zeros(options.batch, options.paths)
+        words = torch.zeros(options.batch, options.paths, device=device)
         words[:, ::2] = 1
 
         def run() -> Any:
             net.zero_grad(set_to_none=True)
             images.grad = None
-            y, energies = net(images)
+            y, energies = answer(images)
             shares = words.sum(1, keepdim=True) * energies / energies.sum(1, keepdim=True)
             loss = (y * aim).mean() + ((shares - words) ** 4).mean()
             loss.backward()
+            wait(device)
             return loss, net.inner.weight.grad, images.grad
 
         return run
@@ -149,8 +152,8 @@ def block_differences(jobs: Jobs, baseline: Callable[[], Any]) -> dict[str, floa
     pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(literal_gradients), strict=True)
     return {
         "torch/loss": relative(value, loss),
-        "torch/kernel_gradient": distance(np.asarray(gradients["inner_kernel"]).transpose(3, 2, 0, 1), inner.numpy()),
-        "torch/input_gradient": distance(np.asarray(to_input).transpose(0, 3, 1, 2), images.numpy()),
+        "torch/kernel_gradient": distance(np.asarray(gradients["inner_kernel"]).transpose(3, 2, 0, 1), inner.cpu()),
+        "torch/input_gradient": distance(np.asarray(to_input).transpose(0, 3, 1, 2), images.cpu()),
         "literal/loss": abs(float(value) / float(other) - 1),
         "literal/gradients": float(np.max([distance(a, b) for a, b in pairs])),
     }
@@ -212,16 +215,18 @@ def network_steps(options: Options) -> tuple[Jobs, Make]:
     coded, _ = job(coded_cifar10(drop=0.1))
     plain, params = job(coded_cifar10(coded=False))
 
-    def in_torch(channels_last: bool) -> Callable[[], Any]:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        net = ResNeXt(coded_cifar10(coded=False), params).train().to(memory_format=layout)
-        x = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous().to(memory_format=layout)
-        y = torch.from_numpy(np.array(labels)).long()
+    def in_torch(channels_last: bool, faster: bool = False) -> Callable[[], Any]:
+        layout, device = torch.channels_last if channels_last else torch.contiguous_format, torch_device()
+        net = ResNeXt(coded_cifar10(coded=False), params).train().to(device=device, memory_format=layout)
+        answer = torch.compile(net) if faster else net
+        x = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous().to(device, memory_format=layout)
+        y = torch.from_numpy(np.array(labels)).long().to(device)
 
         def run() -> Any:
             net.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(net(x), y)
+            loss = F.cross_entropy(answer(x), y)
             loss.backward()
+            wait(device)
             deepest = next(iter(net.blocks))
             assert isinstance(deepest, Block)
             return loss, net.head.grad, deepest.inner.weight.grad
@@ -253,6 +258,17 @@ def fastest(make: Make) -> tuple[str, Callable[[], Any]]:
     return best, made[best]
 
 
+def fast(options: Options, make: Make, layout: str, name: str, notes: dict[str, str]) -> Jobs:
+    """PyTorch's compiled job, if it is asked for and can be had; else a note says why not."""
+    if not options.compiled:
+        return {}
+    job, fault = compiled(lambda: make(layout == "channels_last", True))
+    if job is None:
+        notes[f"{name}/torch.compile"] = fault
+        return {}
+    return {"torch.compile": job}
+
+
 def probe(options: Options) -> int:
     """Peak bytes that a block's step takes over its parameters, images and program, on one side."""
     return growth(blocks(options)[0][options.probe], jax.default_backend() == "gpu")
@@ -263,13 +279,14 @@ def main(options: Options) -> None:
     if options.probe:
         print(probe(options))
         return
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch_device()
     jobs, make = blocks(options)
     layout, baseline = fastest(make)
     difference = block_differences(jobs, baseline)
-    layouts, ratios = {"block": layout}, {}
+    layouts, ratios, notes = {"block": layout}, dict[str, float](), dict[str, str]()
     require_equal(difference)
-    seconds = {f"block/{k}": v for k, v in alternate({**jobs, "torch": baseline}, options.rounds).items()}
+    sides = {**jobs, "torch": baseline, **fast(options, make, layout, "block", notes)}
+    seconds = {f"block/{k}": v for k, v in alternate(sides, options.rounds).items()}
     if options.network:
         steps, make = network_steps(options)
         layouts["network"], baseline = fastest(make)
@@ -278,15 +295,20 @@ def main(options: Options) -> None:
         difference["network/loss"] = relative(value, loss)
         difference["network/head_gradient"] = relative(gradients["classifier"]["kernel"], head)
         first = np.asarray(gradients["block_1"]["inner_kernel"]).transpose(3, 2, 0, 1)
-        difference["network/first_block_gradient"] = distance(first, inner.detach().numpy())
+        difference["network/first_block_gradient"] = distance(first, inner.detach().cpu())
         require_equal(difference)
-        seconds |= {f"network/{k}": v for k, v in alternate({**steps, "torch": baseline}, options.rounds).items()}
+        sides = {**steps, "torch": baseline, **fast(options, make, layouts["network"], "network", notes)}
+        seconds |= {f"network/{k}": v for k, v in alternate(sides, options.rounds).items()}
         cut, kept = forwards(options)
         seconds |= {f"forward/{k}": v for k, v in alternate(cut, 3 * options.rounds).items()}
     median = {name: value["median"] for name, value in seconds.items()}
     ratios["block_vs_literal_jax"] = median["block/literal"] / median["block/ours"]
     ratios["block_vs_literal_jax_same_convolution"] = median["block/literal_split"] / median["block/ours"]
     ratios["block_vs_literal_torch"] = median["block/torch"] / median["block/ours"]
+    if "block/torch.compile" in median:
+        ratios["block_vs_literal_torch_compile"] = median["block/torch.compile"] / median["block/ours"]
+    if "network/torch.compile" in median:
+        ratios["step_vs_torch_compile_baseline"] = median["network/torch.compile"] / median["network/coded"]
     if options.network:
         ratios["step_vs_baseline"] = median["network/coded"] / median["network/baseline"]
         ratios["step_vs_torch_baseline"] = median["network/torch"] / median["network/coded"]
@@ -294,9 +316,13 @@ def main(options: Options) -> None:
         ratios["slice_vs_multiply_adds"] = ratios["slice_vs_whole"] / kept
     sizes = ("batch", "side", "features", "paths", "width")
     flags = [part for name in sizes for part in (f"--{name}", str(getattr(options, name)))]
-    call = [sys.executable, "-m", "benchmarks.coded", *flags, "--probe"]
-    memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("ours", "literal")}
-    ratios["memory_vs_literal"] = memory["ours"] / memory["literal"]
+    memory = {}
+    if options.memory:
+        call = [sys.executable, "-m", "benchmarks.coded", *flags, "--probe"]
+        memory = {
+            side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("ours", "literal")
+        }
+        ratios["memory_vs_literal"] = memory["ours"] / memory["literal"]
     record(
         "coded",
         seconds,
@@ -304,6 +330,7 @@ def main(options: Options) -> None:
         setting={**{name: getattr(options, name) for name in sizes}, "torch_memory_format": layouts},
         relative_difference=difference,
         peak_bytes=memory,
+        notes=notes,
     )
 
 

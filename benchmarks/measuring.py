@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", Path(__file__).parent / "results"))
 
 
 def slug(machine: str) -> str:
@@ -35,6 +35,40 @@ def relative(ours: Any, theirs: "torch.Tensor") -> float:
     """Largest difference over the largest entry."""
     want = theirs.detach().float().cpu().numpy()
     return float(np.abs(np.asarray(ours).astype(np.float32).reshape(want.shape) - want).max() / np.abs(want).max())
+
+
+def torch_device() -> "torch.device":
+    """Put PyTorch on JAX's device, both with float32 products that are not rounded to less, and all of its threads.
+
+    Otherwise JAX multiplies float32 as TF32 on a GPU, and PyTorch does in its convolutions.
+    """
+    import torch
+
+    gpu = jax.default_backend() == "gpu"
+    if gpu and not torch.cuda.is_available():
+        raise SystemExit("PyTorch: got no GPU, expected the one that JAX runs on")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def wait(device: "torch.device") -> None:
+    """Wait until PyTorch's device has done what it was told."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def compiled(make: Callable[[], Callable[[], Any]]) -> tuple[Callable[[], Any] | None, str]:
+    """Return a job that PyTorch compiles, once called; or None, and why it could not be compiled in a line."""
+    try:
+        job = make()
+        job()
+    except RuntimeError as error:  # no C++ compiler, no Triton, an operation that it does not know
+        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]
+    return job, ""
 
 
 def timed(job: Callable[[], Any]) -> float:

@@ -9,6 +9,7 @@ shapes and type. PyTorch writes the same kernel with its own products, in place.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import optax
 import torch
 import tyro
 
-from benchmarks.measuring import alternate, record, relative
+from benchmarks.measuring import alternate, compiled, record, relative, torch_device, wait
 from jaxinterp.gated.architecture import c4gap, fc, gate_shapes
 from jaxinterp.gated.kernels.path import PathKernel
 from jaxinterp.gated.network import GatedNetwork, Network
@@ -35,6 +36,8 @@ class Options:
     rounds: int = 3
     batch: int = 32  # of the training steps
     channels: int = 64  # of the convolutions
+    conv_channels: int = 128  # of those of the conv + GAP kernel
+    compiled: bool = False  # state the ratio to torch.compile too
 
 
 def hard_gates(layers: Any, shape: tuple[int, ...], n: int) -> tuple[jax.Array, ...]:
@@ -46,24 +49,26 @@ def hard_gates(layers: Any, shape: tuple[int, ...], n: int) -> tuple[jax.Array, 
     )
 
 
-def fully_connected(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """Jobs of the fully connected kernel, and how far the two sides differ."""
+def fully_connected(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, float], dict[str, str]]:
+    """Jobs of the fully connected kernel, how far the two sides differ, and what there was to say."""
     layers = fc(options.width, options.hidden)
     x = jax.random.normal(jax.random.key(0), (options.n, options.inputs))
     gates = hard_gates(layers, (options.inputs,), options.n)
     kernel = PathKernel(layers, normalize="width")
     factors = [x, *(gate.astype(jnp.float32) for gate in gates)]
     product = jax.jit(lambda a, b: jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST))
-    tensors = [torch.from_numpy(np.array(factor)) for factor in factors]
-    if torch.cuda.is_available():
-        tensors = [tensor.cuda() for tensor in tensors]
+    device = torch_device()
+    tensors = [torch.from_numpy(np.array(factor)).to(device) for factor in factors]
 
-    def in_torch() -> torch.Tensor:
+    def product_of(tensors: list[torch.Tensor]) -> torch.Tensor:
         k = tensors[0] @ tensors[0].T
         for gate in tensors[1:]:
             k *= (gate @ gate.T) / gate.shape[1]
-        if k.is_cuda:
-            torch.cuda.synchronize()
+        return k
+
+    def in_torch(run: Callable[..., torch.Tensor] = product_of) -> torch.Tensor:
+        k = run(tensors)
+        wait(device)
         return k
 
     jobs = {
@@ -72,12 +77,19 @@ def fully_connected(options: Options) -> tuple[dict[str, Callable[[], Any]], dic
         "products": lambda: [jax.block_until_ready(product(factor, factor)) for factor in factors],
         "torch": in_torch,
     }
-    return jobs, {"kernel": relative(jobs["rectangular"](), in_torch())}
+    notes = {}
+    if options.compiled:
+        fast, fault = compiled(lambda: partial(in_torch, torch.compile(product_of)))
+        if fast is None:
+            notes["torch.compile"] = fault
+        else:
+            jobs["torch.compile"] = fast
+    return jobs, {"kernel": relative(jobs["rectangular"](), in_torch())}, notes
 
 
-def convolutional() -> tuple[Callable[[], Any], int]:
-    """The kernel of a conv + GAP net at 32×32×128, and how many pairs and layers it has."""
-    layers, pairs = c4gap(128), 4
+def convolutional(channels: int) -> tuple[Callable[[], Any], int]:
+    """The kernel of a conv + GAP net at 32×32, and how many pairs and layers it has."""
+    layers, pairs = c4gap(channels), 4
     x = jax.random.normal(jax.random.key(0), (pairs, 32, 32, 3))
     gates = hard_gates(layers, (32, 32, 3), pairs)
     kernel = PathKernel(layers, normalize="width")
@@ -109,11 +121,12 @@ def steps(options: Options) -> dict[str, Callable[[], Any]]:
 
 def main(options: Options) -> None:
     """Measure, print and write the results."""
-    jobs, difference = fully_connected(options)
+    torch_device()
+    jobs, difference, notes = fully_connected(options)
     if not difference["kernel"] <= 1e-5:
         raise SystemExit(f"the kernels differ by {difference['kernel']:.1e} of the largest entry, expected <= 1e-05")
     seconds = alternate(jobs, options.rounds) | alternate(steps(options), options.rounds)
-    convolution, layers = convolutional()
+    convolution, layers = convolutional(options.conv_channels)
     seconds |= alternate({"convolutional": convolution}, options.rounds)
     median = {name: times["median"] for name, times in seconds.items()}
     entries = options.n**2 * (options.inputs + options.width * options.hidden)
@@ -124,12 +137,15 @@ def main(options: Options) -> None:
         "dgn_step_vs_relu": median["dgn_step"] / median["relu_step"],
         "dlgn_step_vs_relu": median["dlgn_step"] / median["relu_step"],
     }
+    if "torch.compile" in median:
+        ratios["npk_vs_torch_compile"] = median["torch.compile"] / median["rectangular"]
     record(
         "npk",
         seconds,
         ratios,
         setting=vars(options),
         relative_difference=difference,
+        notes=notes,
         gflops={name: 2e-9 * entries / median[name] for name in ("rectangular", "products", "torch")},
         convolutional_microseconds_per_pair_and_layer=1e6 * median["convolutional"] / layers,
     )

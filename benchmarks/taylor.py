@@ -7,10 +7,8 @@
 orders, losses and gradients are compared before anything is timed. All alternate in one process; medians.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 import tyro
 
 from benchmarks import torch_taylor
-from benchmarks.measuring import alternate, record, relative
+from benchmarks.measuring import alternate, compiled, record, relative, torch_device, wait
 from jaxinterp import explainable, orders
 from jaxinterp.taylor import TaylorNet, overlapping, with_expansion_point
 
@@ -37,11 +35,12 @@ class Options:
     step: int = 128  # images of a training step
     rounds: int = 15
     low: int = 4  # orders that PyTorch reads too
+    compiled: bool = False  # state the ratio of the step to torch.compile too
 
 
 def main(options: Options) -> None:
     """Measure, check against PyTorch, print and write the results."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = torch_device()
     model = TaylorNet(levels=overlapping(), size=32)
     images = jax.random.uniform(jax.random.key(0), (options.step, 28, 28, 1))
     labels = jnp.arange(options.step) % 10
@@ -65,18 +64,20 @@ def main(options: Options) -> None:
         "step": lambda: jax.block_until_ready(step(variables["params"], images)),
     }
 
-    other = torch_taylor.Net(model, variables)
-    theirs = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous()
-    target = torch.from_numpy(np.array(labels)).long()
+    other = torch_taylor.Net(model, variables).to(device)
+    theirs = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).contiguous().to(device)
+    target = torch.from_numpy(np.array(labels)).long().to(device)
 
-    def torch_step(layout: torch.memory_format) -> Callable[[], Any]:
-        twin = torch_taylor.Net(model, variables).to(memory_format=layout)
+    def torch_step(layout: torch.memory_format, faster: bool = False) -> Callable[[], Any]:
+        twin = torch_taylor.Net(model, variables).to(device=device, memory_format=layout)
+        answer = torch.compile(twin) if faster else twin
         inputs = theirs.to(memory_format=layout)
 
         def run() -> Any:
             twin.zero_grad(set_to_none=True)
-            value = F.cross_entropy(twin(inputs), target)
+            value = F.cross_entropy(answer(inputs), target)
             value.backward()
+            wait(device)
             return value, twin.head.weight.grad, twin.outs[0].weight.grad  # type: ignore[union-attr]
 
         return run
@@ -85,8 +86,20 @@ def main(options: Options) -> None:
     baselines = {name: torch_step(layout) for name, layout in layouts.items()}
     timings = alternate(baselines, 3)
     layout = min(timings, key=lambda name: timings[name]["median"])
-    jobs["torch_orders_low"] = partial(torch_taylor.orders, other, theirs[: options.batch], options.low)
-    jobs["torch_step"] = baselines[layout]
+
+    def torch_orders() -> torch.Tensor:
+        found = torch_taylor.orders(other, theirs[: options.batch], options.low)
+        wait(device)
+        return found
+
+    jobs |= {"torch_orders_low": torch_orders, "torch_step": baselines[layout]}
+    notes = {}
+    if options.compiled:
+        fast, fault = compiled(lambda: torch_step(layouts[layout], True))
+        if fast is None:
+            notes["torch.compile"] = fault
+        else:
+            jobs["torch_compile_step"] = fast
 
     value, head, first = baselines[layout]()
     ours, gradients = jobs["step"]()
@@ -109,8 +122,10 @@ def main(options: Options) -> None:
         "low_orders_vs_torch": median["torch_orders_low"] / median["orders_low"],
         "step_vs_torch": median["torch_step"] / median["step"],
     }
+    if "torch_compile_step" in median:
+        ratios["step_vs_torch_compile"] = median["torch_compile_step"] / median["step"]
     setting = {**vars(options), "degree": model.degree, "torch_memory_format": layout}
-    record("taylor", seconds, ratios, setting=setting, relative_difference=difference)
+    record("taylor", seconds, ratios, setting=setting, relative_difference=difference, notes=notes)
 
 
 if __name__ == "__main__":

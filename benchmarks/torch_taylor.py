@@ -77,5 +77,5 @@ def orders(net: Net, x: torch.Tensor, max_order: int) -> torch.Tensor:
     for _ in range(max_order):
         function = differentiated(function)
     with torch.no_grad():
-        derivatives = function(torch.zeros(()))
+        derivatives = function(torch.zeros((), device=x.device))
     return torch.stack([value / factorial(m) for m, value in enumerate(derivatives)])

@@ -14,6 +14,7 @@ from jaxinterp.nn.platform import by_platform, target, target_of
 
 X = jnp.asarray(np.random.default_rng(0).uniform(size=(8, 3)), jnp.float32)
 SIDES = {"cpu": 2.0, "accelerator": 3.0}
+HERE = target_of(())
 
 
 def f(x):
@@ -29,7 +30,7 @@ def power(side, x):
 def side(request):
     """The side that runs: that of this machine, or one that is set."""
     if request.param is None:
-        yield "cpu"
+        yield HERE
         return
     with target(request.param):
         yield request.param
@@ -75,8 +76,8 @@ def test_another_platform_takes_the_other_side():
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("cosine" in text) is (platform != "cpu")
         assert ("sine" in text.replace("cosine", "")) is (platform == "cpu")
-    both = jax.export.export(jax.jit(f), platforms=("cuda", "cpu"))(X)
-    np.testing.assert_allclose(both.call(X), X**2, rtol=1e-6)
+    every = jax.export.export(jax.jit(f), platforms=("cuda", "cpu", "tpu"))(X)
+    np.testing.assert_allclose(every.call(X), power(HERE, X), rtol=1e-6)
 
 
 def test_what_is_compiled_holds_nothing_of_the_other_side():
@@ -84,11 +85,11 @@ def test_what_is_compiled_holds_nothing_of_the_other_side():
         return jnp.sin(jnp.tile(x, (64, 1)) * jnp.arange(512.0)[:, None]).reshape(64, *x.shape).sum(0)
 
     def either(x):
-        return by_platform(jnp.cos, wide, x)
+        return by_platform(jnp.cos, wide, x) if HERE == "cpu" else by_platform(wide, jnp.cos, x)
 
     slope = jax.jit(jax.grad(partial(total, either)))
     free = slope.lower(X).compile()
-    with target("cpu"):
+    with target(HERE):
         known = slope.lower(X).compile()
     assert "conditional" not in free.as_text()
     assert free.memory_analysis().temp_size_in_bytes == known.memory_analysis().temp_size_in_bytes
@@ -103,7 +104,7 @@ def test_what_is_within_a_side_takes_the_same():
 
 
 def test_the_target_is_set_or_that_of_known_arrays():
-    assert target_of((np.ones(2), X)) == "cpu"
+    assert target_of((np.ones(2), X)) == HERE
     with target("accelerator"):
         assert target_of(X) == "accelerator"
         with target("cpu"):

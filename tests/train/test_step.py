@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -63,6 +64,7 @@ class Weights(nn.Module):
         return self.param("w", nn.initializers.zeros, (3,)) * jnp.ones(3)
 
 
+@pytest.mark.simulated
 def test_keys_differ_by_step_micro_batch_and_pmapped_device():
     mesh = device_mesh(jax.devices()[:4])
     state = copied(init_state(Weights(), draw_loss, TX, KEY, BATCHES[0]), mesh)
