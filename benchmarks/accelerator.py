@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import RESULTS, provenance, slug
+from benchmarks.measuring import RESULTS, slug
 from jaxinterp.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 100),
+    Part("tests", 90),
     Part("train-coda", 75),
     Part("localization", 25),
     Part("train-gated", 60),
@@ -52,11 +52,11 @@ PARTS = (
     Part("npk-dense", 15),
     Part("npk-conv", 40),
     Part("torch-coda", 65),
-    Part("torch-coda-bfloat16", 50),
-    Part("torch-coded", 45),
+    Part("torch-coda-bfloat16", 45),
+    Part("torch-coded", 40),
     Part("torch-taylor", 30),
     Part("torch-npk", 15),
-    Part("torch-attribution", 45),
+    Part("torch-attribution", 40),
 )
 DRY_SECONDS = 5.0
 """Of every part, in a dry run."""

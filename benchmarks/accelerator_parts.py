@@ -389,7 +389,7 @@ def kernel(setting: Setting, conv: bool) -> dict[str, Any]:
 # PyTorch
 
 
-def against_torch(setting: Setting, benchmark: str, small: Sequence[str], full: Sequence[str] = ()) -> dict[str, Any]:
+def against_torch(benchmark: str, full: str, small: str, setting: Setting) -> dict[str, Any]:
     """Run one of the benchmarks against PyTorch, both on this device, and return its record."""
     needed = ("torch", "captum", "zennit") if benchmark == "attribution" else ("torch",)
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
@@ -402,46 +402,35 @@ def against_torch(setting: Setting, benchmark: str, small: Sequence[str], full: 
         if not torch.cuda.is_available():
             raise LeftOut("PyTorch sees no GPU")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *(small if setting.dry else full)]
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *(small if setting.dry else full).split()]
         env = {"BENCHMARK_RESULTS": folder, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         succeed(command, setting.folder / f"torch-{benchmark}.benchmark.log", env)
         (file,) = Path(folder).glob("*.json")
         return {"benchmark": json.loads(file.read_text(encoding="utf-8"))}
 
 
-CODA_SMALL = ("--batch", "2", "--rounds", "1", "--rank", "2", "--no-compiled", "--no-memory")
-CODED_SMALL = (
-    *"--batch 2 --rounds 1 --side 4 --features 16 --paths 2 --width 2".split(),
-    "--no-network",
-    "--no-memory",
-)
-NPK_SMALL = tuple("--n 64 --width 16 --hidden 2 --inputs 8 --rounds 1 --batch 2 --channels 4 --conv-channels 4".split())
-COMPILED = ("--compiled",)
+CODA_SMALL = "--batch 2 --rounds 1 --rank 2 --no-compiled --no-memory"
+CODED_SMALL = "--batch 2 --rounds 1 --side 4 --features 16 --paths 2 --width 2 --no-network --no-memory"
+TAYLOR_SMALL = "--batch 2 --step 4 --rounds 1"
+NPK_SMALL = "--n 64 --width 16 --hidden 2 --inputs 8 --rounds 1 --batch 2 --channels 4 --conv-channels 4"
+ATTRIBUTION_SMALL = "--networks cnn --methods gradient --images 2 --rounds 1 --write"
 PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
     "tests": tests,
-    **{f"train-{name}": partial(train, name) for name in RUNS},
+    "train-coda": partial(train, "coda"),
     "localization": localization,
+    **{f"train-{name}": partial(train, name) for name in RUNS if name != "coda"},
     "npk-dense": partial(kernel, conv=False),
     "npk-conv": partial(kernel, conv=True),
-    "torch-coda": partial(against_torch, benchmark="coda", small=CODA_SMALL, full=("--no-memory",)),
+    "torch-coda": partial(against_torch, "coda", "--no-memory", CODA_SMALL),
     "torch-coda-bfloat16": partial(
-        against_torch,
-        benchmark="coda",
-        small=(*CODA_SMALL, "--dtype", "bfloat16"),
-        full=("--no-memory", "--dtype", "bfloat16"),
+        against_torch, "coda", "--no-memory --dtype bfloat16", f"{CODA_SMALL} --dtype bfloat16"
     ),
-    "torch-coded": partial(against_torch, benchmark="coded", small=CODED_SMALL, full=("--no-memory", *COMPILED)),
-    "torch-taylor": partial(
-        against_torch, benchmark="taylor", small=("--batch", "2", "--step", "4", "--rounds", "1"), full=COMPILED
-    ),
-    "torch-npk": partial(against_torch, benchmark="npk", small=NPK_SMALL, full=COMPILED),
-    "torch-attribution": partial(
-        against_torch,
-        benchmark="attribution",
-        small=("--networks", "cnn", "--methods", "gradient", "--images", "2", "--rounds", "1", "--write"),
-        full=("--rounds", "3"),
-    ),
+    "torch-coded": partial(against_torch, "coded", "--no-memory --compiled", CODED_SMALL),
+    "torch-taylor": partial(against_torch, "taylor", "--compiled", TAYLOR_SMALL),
+    "torch-npk": partial(against_torch, "npk", "--compiled", NPK_SMALL),
+    "torch-attribution": partial(against_torch, "attribution", "--rounds 3", ATTRIBUTION_SMALL),
 }
+"""As accelerator.py lists them."""
 
 
 def run_part(name: str, setting: Setting) -> dict[str, Any]:
