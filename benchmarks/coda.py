@@ -32,7 +32,7 @@ import tyro
 from benchmarks.measuring import alternate, compiled, growth, record, relative, timed, torch_device, wait
 from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose, explainable
-from jaxinterp.coda.network import encode, s_coda
+from jaxinterp.coda.network import CoDANet, encode, s_coda
 from jaxinterp.coda.torch_weights import to_torch
 
 # The temperature, with no bias: at initialization 1000 leaves evidence of 1e-5, which a bias of -2.2 would round away
@@ -47,7 +47,7 @@ class Options:
     batch: int = 16
     rounds: int = 7
     dtype: Literal["float32", "bfloat16"] = "float32"
-    rank: int = 32  # of the S net: this in its first two layers, twice as much in the others
+    small: bool = False  # two layers in place of the S net, to see that everything runs
     compiled: bool = True  # state the ratio to torch.compile beside the eager one
     memory: bool = True  # measure the memory of a step too
     machine: str = ""  # in the results, and their file's name; default: GPU, processor, cores, memory
@@ -56,7 +56,7 @@ class Options:
 
 def ours(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, Any], np.ndarray, np.ndarray]:
     """Our three jobs, the variables, the images and the labels."""
-    model = s_coda(SCALE, rank=options.rank, logit_bias=0.0, dtype=jnp.dtype(options.dtype))
+    model = network(options)
     rng = np.random.default_rng(0)
     images = rng.random((options.batch, 32, 32, 3), np.float32)
     labels = rng.integers(0, 10, options.batch)
@@ -76,9 +76,16 @@ def ours(options: Options) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]
     return {k: lambda job=job: jax.block_until_ready(job()) for k, job in jobs.items()}, variables, images, labels
 
 
-def layers(rank: int) -> list[tuple[int, int, int, int]]:
-    """(features, rank, kernel, stride) of the S net's layers."""
-    spec = s_coda(rank=rank)
+def network(options: Options) -> CoDANet:
+    """The S net, or two layers."""
+    net = s_coda(SCALE, logit_bias=0.0, dtype=jnp.dtype(options.dtype))
+    small: dict[str, Any] = {"features": (4, 10), "ranks": (2, 2), "kernel_sizes": (3, 1), "strides": (2, 1)}
+    return net.clone(**small) if options.small else net
+
+
+def layers(options: Options) -> list[tuple[int, int, int, int]]:
+    """(features, rank, kernel, stride) of the network's layers."""
+    spec = network(options)
     return list(zip(spec.features, spec.ranks, spec.kernel_sizes, spec.strides, strict=True))
 
 
@@ -86,7 +93,7 @@ def products(options: Options) -> dict[str, Callable[[], Any]]:
     """The matrix products of patches with A, in blocks of 512 positions whose results are thrown away."""
     cpu = jax.default_backend() == "cpu"
     pairs, size, channels = [], 32, 6
-    for features, rank, kernel, stride in layers(options.rank):
+    for features, rank, kernel, stride in layers(options):
         size, d = size // stride, channels * kernel**2
         rows = options.batch * size**2
         blocks = jnp.ones((-(-rows // 512), min(rows, 512), d) if cpu else (1, rows, d), options.dtype)
@@ -106,7 +113,7 @@ def theirs(
 ) -> dict[str, Callable[[], Any]]:
     """The same jobs in PyTorch; an explanation is one forward and one backward pass for every class."""
     device = torch_device()
-    net = ExplicitCoDA(layers(options.rank), SCALE, 0.0)
+    net = ExplicitCoDA(layers(options), SCALE, 0.0)
     net.load(to_torch(variables["params"]))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(device=device, dtype=getattr(torch, options.dtype), memory_format=memory_format)
@@ -224,7 +231,7 @@ def main(options: Options) -> None:
         seconds[name]["first_call"] = spent
     memory = {}
     if options.memory:
-        sizes = [part for name in ("batch", "rank", "dtype") for part in (f"--{name}", str(getattr(options, name)))]
+        sizes = ["--batch", str(options.batch), "--dtype", options.dtype, *(["--small"] if options.small else [])]
         call = [sys.executable, "-m", "benchmarks.coda", *sizes, "--probe"]
         memory = {side: int(subprocess.check_output([*call, side], text=True).split()[-1]) for side in ("jax", "torch")}
         ratios["memory_vs_torch"] = memory["jax"] / memory["torch"]
@@ -235,9 +242,8 @@ def main(options: Options) -> None:
         where=options.machine,
         suffix="" if options.dtype == "float32" else f"-{options.dtype}",
         setting={
-            "net": "S",
+            "net": "two layers" if options.small else "S",
             "batch": options.batch,
-            "rank": options.rank,
             "dtype": options.dtype,
             "torch_memory_format": best,
         },
