@@ -53,6 +53,7 @@ def test_every_transformation_takes_one_side(side):
     close(curved(f, X), curved(want, X))
 
 
+@pytest.mark.simulated
 def test_the_devices_of_a_mesh_take_one_side(side):
     mesh, rows = Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data")
     sharded = partial(jax.shard_map, mesh=mesh, in_specs=rows)
