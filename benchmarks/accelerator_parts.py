@@ -271,7 +271,9 @@ def train(name: str, setting: Setting) -> dict[str, Any]:
         "seconds": spent,
         "images_per_second": total * size / spent,
         "epochs": total / loader.steps,
-        "train_loss": float(sums["loss"] / sums["count"]),
+        "train_means": {
+            k: float(sums[k] / sums["count"]) for k in sums if k != "count" and (ready.real or k != "accuracy")
+        },
         "peak_bytes": peak_bytes(),
     }
     if name == "coda":
