@@ -280,7 +280,10 @@ def train(name: str, setting: Setting) -> dict[str, Any]:
         write_arrays(weights(setting), jax.device_get(flatten_dict(state.variables, sep="/")))
     if ready.real:
         tested = Evaluation(family.network(run), None, ready.test, run.train.eval_batch, mesh)(state.variables)
-        result |= {"test_accuracy": tested["accuracy"], "test_data": dict(ready.test.provenance)}
+        result |= {
+            "test_accuracy": tested["accuracy"],
+            "test_data": {k: v for k, v in ready.test.provenance.items() if k != "path"},
+        }
     return result
 
 
@@ -396,7 +399,7 @@ def kernel(setting: Setting, conv: bool) -> dict[str, Any]:
 
 def against_torch(benchmark: str, full: str, small: str, setting: Setting) -> dict[str, Any]:
     """Run one of the benchmarks against PyTorch, both on this device, and return its record."""
-    needed = ("torch", "captum", "zennit") if benchmark == "attribution" else ("torch",)
+    needed = ("torch", "torchvision", "captum", "zennit") if benchmark == "attribution" else ("torch",)
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise LeftOut(f"not installed: {', '.join(missing)}")
     if setting.platform == "tpu":
@@ -411,7 +414,7 @@ def against_torch(benchmark: str, full: str, small: str, setting: Setting) -> di
         env = {"BENCHMARK_RESULTS": folder, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         succeed(command, setting.folder / f"torch-{benchmark}.benchmark.log", env)
         (file,) = Path(folder).glob("*.json")
-        return {"benchmark": json.loads(file.read_text(encoding="utf-8"))}
+        return {"record": json.loads(file.read_text(encoding="utf-8"))}
 
 
 CODA_SMALL = "--batch 2 --rounds 1 --small --no-compiled --no-memory"
