@@ -43,7 +43,7 @@ def test_a_call_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     assert call(fake, tmp_path, 100) == {"a": "done", "b": "failed", "c": "left", "d": "left out"}
     assert fake.ran == ["a", "b", "d"]
     written = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
-    assert written["a"] == {"part": "a", "status": "done", "left": 100, "wall_seconds": 10, "commit": "c0ffee"}
+    assert written["a"] == {"part": "a", "status": "done", "left": 40, "wall_seconds": 10, "commit": "c0ffee"}
     assert written["b"]["error"] == "no memory"
     assert written["d"]["reason"] == "not installed: torch"
     assert call(fake, tmp_path, 15)["c"] == "left"
