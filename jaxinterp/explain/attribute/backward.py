@@ -15,7 +15,7 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, as_array, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
 from jaxinterp.explain.independence import require_independent
-from jaxinterp.explain.program import Model
+from jaxinterp.explain.program import Model, called
 
 X = "x"
 """Name, in an `Attribution`, of the examples themselves, before any encoding."""
@@ -97,6 +97,18 @@ def gradients_at(
     """Return the targets' logits and their gradients as `gradients`, at another value z of the layer's output."""
     logits, pullback = jax.vjp(lambda z: head(model, layer, z, x), z)
     return chosen(logits, rows), _pulled(pullback, logits, rows)
+
+
+slopes_at: Callable[..., tuple[Array, Array]] = jax.jit(gradients_at, static_argnums=1)
+"""`gradients_at`, compiled: one program for all methods that take gradients at as many points."""
+
+
+def logits_at(model: Model, layer: str | None, z: Array, x: Array) -> Float[Array, "batch classes"]:
+    """Return `head`, compiled: that of the input is the program that computes logits anywhere."""
+    return called(model, z) if layer is None else _head(model, layer, z, x)  # type: ignore[no-any-return]
+
+
+_head = jax.jit(head, static_argnums=1)
 
 
 def gradients_of(

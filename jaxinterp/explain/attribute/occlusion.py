@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_channels_last, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.backward import X, checked, chosen, logits_at, placed, shape_at
 from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
@@ -106,7 +106,7 @@ def occlusion(
         for start in range(0, count, part):
             start = min(start, count - part)  # the last part reaches back
             values = _look(layer, part, values, start, many, z, base, x, rows, hidden)
-        return _given(rule, layer, model, z, x, rows, values, hidden)
+        return _given(rule, layer, logits_at(model, layer, z, x), rows, values, hidden)
 
     kept = 4 * count * call.rows.shape[1] * call.x.dtype.itemsize
     with jax.default_matmul_precision("highest"):
@@ -158,15 +158,13 @@ def _look(
 def _given(
     rule: Rule,
     layer: str | None,
-    model: Model,
-    z: Array,
-    x: Array,
+    logits: Float[Array, "batch classes"],
     rows: Int[Array, "batch t"],
     values: Float[Array, "N batch t"],
     hidden: tuple[Bool[Array, "n h"], Bool[Array, "m w"], Bool[Array, "l c"]],
 ) -> Attribution:
     """Give each window's drop to its pixels, axis by axis, as windows are products of intervals."""
-    logits = chosen(head(model, layer, z, x), rows)
+    logits = chosen(logits, rows)
     drops = (logits[None] - values).reshape(*map(len, hidden), *rows.shape)
     tall, wide, deep = (axis.astype(drops.dtype) for axis in hidden)
     if rule == "mean":

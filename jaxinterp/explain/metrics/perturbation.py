@@ -27,7 +27,7 @@ from jaxinterp.checks import (
 from jaxinterp.explain.attribute.backward import Call, checked, chosen, head
 from jaxinterp.explain.attribute.blur import blurred
 from jaxinterp.explain.attribute.segments import squares
-from jaxinterp.explain.batches import in_batches, padded
+from jaxinterp.explain.batches import as_array, in_batches, padded
 from jaxinterp.explain.metrics.explained import Explained, is_constant, label_maps
 from jaxinterp.explain.program import INPUT, value_of
 
@@ -92,10 +92,10 @@ def examples(
     shape = call.x.shape if reading.space == "image" else model.program.layers[INPUT]
     require(len(shape) == 4, "x", f"shape {call.x.shape}", "images (batch, height, width, channels)")
     require_labels("labels", labels, call.batch, model.program.output.shape[1])
-    maps = label_maps(call.net, method, jnp.asarray(x), jnp.asarray(labels), shape[1:3])
+    maps = label_maps(call.net, method, as_array(x), as_array(labels), shape[1:3])
     require_finite("maps", maps)
     maps = jnp.abs(maps) if absolute else maps
-    call = call._replace(rows=padded(jnp.asarray(labels, jnp.int32)[:, None], len(call.x)))
+    call = call._replace(rows=padded(as_array(np.asarray(labels, np.int32)[:, None]), len(call.x)))
     return Examples(call, padded(maps, len(call.x)), shape, is_constant(maps), reading, max_bytes)
 
 
