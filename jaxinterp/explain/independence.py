@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.batches import affordable
+from jaxinterp.explain.batches import affordable, empty, repeated
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.program import Model
 from jaxinterp.nn.platform import jit_once
@@ -42,7 +42,7 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     tried, part = model, None
     count = max(2, affordable(len(x), model.program.memory[1], max_bytes))
     if count != len(x):
-        arrays = tuple(_rows(array, np.arange(count) % len(x)) for array in arrays)
+        arrays = tuple(repeated(array, count) for array in arrays)
         try:
             tried = net.program("logits", *arrays)
         except ConfigError:  # of one size only
@@ -51,8 +51,7 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     one, rest = order[:1], order[count - count // 2 :]
     if len(x) == 1 or net.held == net.network:
         with suppress(ConfigError):
-            shapes = (jax.ShapeDtypeStruct((len(rest), *array.shape[1:]), array.dtype) for array in arrays)
-            part = model if len(x) == 1 else net.program("logits", *shapes)
+            part = model if len(x) == 1 else net.program("logits", *(empty(len(rest), array) for array in arrays))
     with jax.default_matmul_precision("highest"):
         looked = jit_once(_moved, arrays, level=0)(tried, part, one, rest, *arrays)
         moved, resized = map(float, looked)
@@ -62,11 +61,6 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     require(not resized > RESIZED, "network", got, "the same logits of an example in every batch")
     for shown in (model, *filter(None, [part])):
         shown.program.note_independent((shown.constants, net.variables))
-
-
-@jax.jit
-def _rows(array: Array, places: Array) -> Array:
-    return array[places]
 
 
 def _moved(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import Targets, as_array, padded, select_targets
+from jaxinterp.explain.batches import Targets, affordable, as_array, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
 from jaxinterp.explain.independence import require_independent
 from jaxinterp.explain.program import Model, called
@@ -237,6 +237,19 @@ def fitting(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int
     max_bytes = in_cache(call, each, max_bytes)
     passes = math.ceil(samples / max(1, int(max_bytes // max(1, each))))
     count = math.ceil(samples / passes)
+    return count, math.ceil(each * len(call.x) * count), max_bytes
+
+
+def fitting_examples(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int, int, int]:
+    """Return what `fitting` does, with as many examples at once as the budget allows before there are more points.
+
+    Where one point of them fills it, passes have the shape of those of `gradient`, and run its program.
+    """
+    each = size_of(call, targets) / len(call.x)
+    max_bytes = in_cache(call, each, max_bytes)
+    examples = affordable(len(call.x), each * len(call.x), max_bytes)
+    most = max(1, int(max_bytes // max(1, each * examples)))
+    count = math.ceil(samples / math.ceil(samples / most))
     return count, math.ceil(each * len(call.x) * count), max_bytes
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked, gradients, size_of, slopes_at
+from jaxinterp.explain.attribute.backward import X, checked, gradients, in_cache, size_of, slopes_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
@@ -94,7 +94,8 @@ def _slopes(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
 
     with jax.default_matmul_precision("highest"):
         size = size_of(call, 2 * call.rows.shape[1])
-        return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)
+        budget = in_cache(call, size / len(call.x), max_bytes)
+        return in_batches(explain, (call.x, call.rows), call.batch, size, budget)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -14,14 +14,15 @@ from jaxinterp.explain.attribute.backward import (
     checked,
     chosen,
     completed,
-    fitting,
+    fitting_examples,
     logits_at,
     placed,
     repeated,
     slopes_at,
 )
+from jaxinterp.explain.attribute.coalitions import many_program
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
+from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_of
 
@@ -93,23 +94,23 @@ def integrated_gradients(
     at, weight = quadrature(nodes, steps)
     call = checked(net, x, targets, layer, max_bytes)
     base = placed(call, "baseline", baseline)
-    count, size, max_bytes = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
+    count, size, max_bytes = fitting_examples(call, 2 * call.rows.shape[1], steps, max_bytes)
     passes = math.ceil(steps / count)
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.
     fill = (0, count * passes - steps)
     blocks = np.stack([np.pad(at, fill, mode="edge"), np.pad(weight, fill)], 1).reshape(passes, count, 2)
 
     def explain(x: Array, base: Array, rows: Array) -> Attribution:
-        model, around = call.net.program("logits", x), repeated(x, count)
-        many = call.net.program("logits", around)
+        model, many = call.net.program("logits", x), many_program(call, x, count)
+        around = None if layer is None else repeated(x, count)
         ends = value_of(model, layer, base), value_of(model, layer, x)
         bias, logits = (logits_at(model, layer, end, x) for end in ends)
 
         def run(rows: Array) -> Attribution:
             sums = None
             for block in blocks:
-                points, steps, tiled = _path(ends, rows, jnp.asarray(block, float))
-                _, slopes = slopes_at(many, layer, points, around, tiled)
+                points, steps, tiled = _path(ends, rows, as_array(block))
+                _, slopes = slopes_at(many, layer, points, points if around is None else around, tiled)
                 sums = _add(sums, slopes, steps)
             return _finish(layer, logits, bias, rows, sums)
 

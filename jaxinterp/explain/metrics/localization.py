@@ -140,13 +140,18 @@ def sample_grids(
         drawn = _draws(queues, n * n, np.random.RandomState(42), spare=1)
         chosen = _read_straddling(drawn, labels, n * n, count)
     else:
-        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
+        rng = np.random.default_rng(np.asarray(_bits(key)))
         chosen = _draws(queues, n * n, rng, spare=0)[:count]
     eligible = sum(map(len, queues))
     got = f"{eligible} images of {sum(map(bool, map(len, queues)))} classes predicted correctly with p > {confidence}"
     require(chosen, "logits", got, f"enough for one {n}x{n} grid by the {sampler!r} sampler")
     images = np.array(chosen, np.int32)
     return Grids(images, labels[images].astype(np.int32), eligible)
+
+
+@jax.jit
+def _bits(key: PRNGKeyArray) -> Array:
+    return jax.random.bits(key, (4,), jnp.uint32)
 
 
 def _queues(logits: np.ndarray, labels: np.ndarray, confidence: float) -> list[np.ndarray]:
@@ -283,7 +288,7 @@ def grid_pointing_game(
     got = f"images {drawn.min()}..{drawn.max()}" if drawn.size else "none"
     require(inside, "grids", got, f"some of [0, {len(pool)})")
     cells = drawn.shape[1]
-    shape = _readable(net, _mosaic(pool, drawn[:1]), pool.shape[1:3])
+    shape = _readable(net, pool, _tiled_shape(pool.shape, cells))
 
     def score(members: Array, classes: Array) -> tuple[Array, Array]:
         mosaic = _mosaic(pool, members)
@@ -310,16 +315,21 @@ def _tiled_shape(shape: tuple[int, ...], cells: int) -> tuple[int, int]:
     return _side(cells) * shape[1], _side(cells) * shape[2]
 
 
-def _readable(net: Explainable, mosaic: Array, own: tuple[int, ...]) -> tuple[int, ...]:
+def _readable(net: Explainable, pool: Array, tiled: tuple[int, int]) -> tuple[int, ...]:
     """Return the size in which a network reads a grid: the grid's, else that of the images."""
+
+    def grid(height: int, width: int) -> Array:
+        return as_array(np.zeros((1, height, width, pool.shape[3]), pool.dtype))
+
+    own = pool.shape[1:3]
     try:
-        net.program("logits", mosaic)
+        net.program("logits", grid(*tiled))
     except ConfigError:
-        net.program("logits", _resized(mosaic, own))
-        got = "x".join(map(str, mosaic.shape[1:3]))
+        net.program("logits", grid(*own))
+        got = "x".join(map(str, tiled))
         warn(f"net: cannot read grids of {got} pixels; they are made small, {own[0]}x{own[1]}")
         return own
-    return mosaic.shape[1:3]
+    return tiled
 
 
 @partial(jax.jit, static_argnums=1)

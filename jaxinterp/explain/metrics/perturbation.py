@@ -119,7 +119,7 @@ def baseline_of(
     """
     if isinstance(baseline, str):
         require_one_of("baseline", baseline, NAMES)
-        return _named_baseline(baseline, z, key, jnp.asarray(first))
+        return _named_baseline(baseline, z, key, as_array(np.int32(first)) if isinstance(first, int) else first)
     value = jnp.asarray(baseline, z.dtype)
     require(value.shape in ((), z.shape[3:]), "baseline", f"shape {value.shape}", f"a number, or {z.shape[3:]}")
     require_finite("baseline", value)
@@ -223,7 +223,7 @@ def look(
             many = jnp.tile(x, (size, *(1,) * (x.ndim - 1)))
             model, parts = call.net.program("logits", many), []
             for start in range(0, count, size):
-                few = Points(*(jnp.asarray(a[min(start, count - size) :][:size]) for a in at))
+                few = Points(*(as_array(a[min(start, count - size) :][:size]) for a in at))
                 parts.append(_look(how, model, z, base, many, maps, ranks, keys, rows, few))
             repeated = len(parts) * size - count  # the last part reaches back
             return tuple(jnp.concatenate([*a[:-1], a[-1][repeated:]]).T for a in zip(*parts, strict=True))
