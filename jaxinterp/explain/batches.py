@@ -178,11 +178,7 @@ def _joined_examples(parts: Sequence[Result], batch: int) -> Result:
 
 
 def _require_finite(parts: Sequence[Any], batch: int) -> None:
-    finite = [
-        _known_finite(part) if _on_host(part.contributions) else _finite(part.contributions, part.logits)
-        for part in parts
-    ]
-    wrong = ~np.concatenate(list(map(np.asarray, finite)))[:batch]
+    wrong = ~np.concatenate([_finite_examples(part) for part in parts])[:batch]
     refuse_examples(wrong, "logits", "NaN or infinity", f"finite logits and contributions of {parts[0].method}")
 
 
