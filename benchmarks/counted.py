@@ -94,6 +94,11 @@ def main(result: Path, arguments: list[str]) -> None:
         split(checkpoint.Checkpoints, "restore", "restores")
         split(evaluate.Evaluation, "__call__", "evaluation")
         split(log.RunLog, "epoch", "log")
+        with suppress(ImportError):  # older checkouts save as they train
+            from jaxinterp.train.saver import Saver
+
+            split(Saver, "save", "saves")
+            split(Saver, "wait", "waits for saves")
     with suppress(SystemExit):
         cli.main(arguments)
     names = sorted(by_name, key=lambda name: -by_name[name])

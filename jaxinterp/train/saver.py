@@ -10,9 +10,8 @@ import numpy as np
 
 from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.result import best_record
-from jaxinterp.train.step import TrainState
 
-Waiting = tuple[int, TrainState, Mapping[str, Any]]
+Waiting = tuple[int, Any, Mapping[str, Any]]  # step, state and meta
 
 
 class Saver:
@@ -50,7 +49,7 @@ class Saver:
             if self._thread is not None:
                 self._thread.join()
 
-    def save(self, state: TrainState, step: int, meta: Mapping[str, Any]) -> None:
+    def save(self, state: Any, step: int, meta: Mapping[str, Any]) -> None:
         """Save a state, whose buffers may be donated when this returns, unless it is there already.
 
         Raises:
