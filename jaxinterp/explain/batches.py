@@ -82,7 +82,7 @@ def _on_host(x: Array | np.ndarray) -> bool:
     """Whether values are known and at hand, so that a program of each batch size need not be compiled to cut them."""
     if isinstance(x, np.ndarray):
         return True
-    known = not isinstance(x, jax.core.Tracer)
+    known = not isinstance(x, jax.core.Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return known and [device.platform for device in x.devices()] == ["cpu"] and x.is_fully_addressable
 
 

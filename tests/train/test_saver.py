@@ -73,7 +73,7 @@ def test_leaving_waits_and_raises():
 def test_a_copy_is_saved():
     slow, array = Slow(), np.arange(2)
     with Saver(slow, keep=1) as saver:
-        saver.save({"step": array[:1]}, 7, history([0.1]))
+        saver.save({"step": array[0:1].reshape(())}, 7, history([0.1]))
         array[:] = 5  # as if its buffer were donated
         slow.free.set()
         saver.wait()
