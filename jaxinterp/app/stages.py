@@ -238,8 +238,8 @@ def explain(
             "run": run.name,
             "checkpoint": which,
             "layer": net.layer,
-            "curvature": float(parts.curvature[0]),
-            "discrepancy": float(parts.discrepancy[0]),
+            "curvature": float(np.asarray(parts.curvature)[0]),
+            "discrepancy": float(np.asarray(parts.discrepancy)[0]),
             "classes": entries,
         }
         if (reading := run.family.explain_image(run, image, best)) is not None:

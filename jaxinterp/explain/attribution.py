@@ -67,8 +67,7 @@ class Attribution:
         """|residual| over the example's largest |logit| or |bias|; None without a residual."""
         if self.residual is None or self.bias is None:
             return None
-        size = jnp.maximum(jnp.abs(self.logits), jnp.abs(self.bias)).max(1, keepdims=True)
-        return jnp.abs(self.residual) / jnp.where(size > 0, size, 1)
+        return _relative(self.residual, self.logits, self.bias)
 
     def maps(self, size: Sequence[int] | None = None) -> Float[Array, "batch t height width"]:
         """Return contributions summed over channels, enlarged to `size` (nearest pixel) where one is given.
@@ -84,8 +83,7 @@ class Attribution:
         paired = self.method.split(" ")[-1] in PAIRS  # also "smoothgrad of pairs"
         if not paired:
             require_channels_last("contributions", shape[1:])
-        sums = self.contributions.sum(2 if paired else -1)
-        return sums if size is None else jax.image.resize(sums, (*shape[:2], *size), "nearest")
+        return _summed(self.contributions, 2 if paired else -1, None if size is None else tuple(size))
 
     def plot(
         self,
@@ -153,3 +151,15 @@ class Attribution:
         )
         png = picture(few.plot(), "", "contribution maps", dpi=72).png
         return f'{text}<img alt="contribution maps" src="data:image/png;base64,{b64encode(png).decode()}">'
+
+
+@jax.jit
+def _relative(residual: Array, logits: Array, bias: Array) -> Array:
+    size = jnp.maximum(jnp.abs(logits), jnp.abs(bias)).max(1, keepdims=True)
+    return jnp.abs(residual) / jnp.where(size > 0, size, 1)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _summed(contributions: Array, axis: int, size: tuple[int, int] | None) -> Array:
+    sums = contributions.sum(axis)
+    return sums if size is None else jax.image.resize(sums, (*sums.shape[:2], *size), "nearest")

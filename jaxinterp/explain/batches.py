@@ -78,15 +78,47 @@ def padded(x: Array, size: int | None = None) -> Array:
     return _repeat_last(x, missing)
 
 
-def _on_host(x: Array) -> bool:
+def _on_host(x: Array | np.ndarray) -> bool:
     """Whether values are known and at hand, so that a program of each batch size need not be compiled to cut them."""
-    known = not isinstance(x, jax.core.Tracer)
+    if isinstance(x, np.ndarray):
+        return True
+    known = not isinstance(x, jax.core.Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return known and [device.platform for device in x.devices()] == ["cpu"] and x.is_fully_addressable
 
 
 @partial(jax.jit, static_argnums=1)
 def _repeat_last(x: Array, times: int) -> Array:
     return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (times, *x.shape[1:]))])
+
+
+def repeated(x: Array, count: int) -> Array:
+    """Return as many examples, from the first on, and from the first again after the last."""
+    places = np.arange(count) % len(x)
+    return jax.device_put(np.asarray(x)[places]) if _on_host(x) else _at(x, places)
+
+
+@jax.jit
+def _at(x: Array, places: Array) -> Array:
+    return x[places]
+
+
+def empty(size: int, x: Array) -> Array:
+    """Return zeros, as many examples of the shape and type of those given, for a network to be traced with."""
+    return jax.device_put(np.zeros((size, *x.shape[1:]), x.dtype))
+
+
+def sliced(x: Array, start: int, size: int) -> Array:
+    """Return some examples: where values are not at hand, by one small program for all places."""
+    if len(x) == size:
+        return x
+    if _on_host(x):
+        return jax.device_put(np.asarray(x)[start : start + size])
+    return _slice(x, start, size)
+
+
+@partial(jax.jit, static_argnums=2)
+def _slice(x: Array, start: int | Array, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
 
 
 def cut(parts: Result, batch: int) -> Result:
@@ -129,7 +161,7 @@ def in_batches(
         max_bytes: the budget.
     """
     size = affordable(len(arrays[0]), bytes_all, max_bytes)
-    parts = [run(*(array[i : i + size] for array in arrays)) for i in range(0, batch, size)]
+    parts = [run(*(sliced(array, i, size) for array in arrays)) for i in range(0, batch, size)]
     first = parts[0]
     if isinstance(first, Attribution) and not isinstance(first.logits, jax.core.Tracer):
         _require_finite(parts, batch)
@@ -146,8 +178,7 @@ def _joined_examples(parts: Sequence[Result], batch: int) -> Result:
 
 
 def _require_finite(parts: Sequence[Any], batch: int) -> None:
-    finite = [_finite(part.contributions, part.logits) for part in parts]
-    wrong = ~np.concatenate(list(map(np.asarray, finite)))[:batch]
+    wrong = ~np.concatenate([_finite_examples(part) for part in parts])[:batch]
     refuse_examples(wrong, "logits", "NaN or infinity", f"finite logits and contributions of {parts[0].method}")
 
 
@@ -156,6 +187,15 @@ def refuse_examples(wrong: np.ndarray, name: str, got: str, expected: str) -> No
     places = np.flatnonzero(wrong)
     listed = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
     require(not len(places), name, f"{got} at {len(places)} of {len(wrong)} examples ({listed})", expected)
+
+
+def _finite_examples(part: Attribution) -> np.ndarray:
+    """Look at values where they are at hand, else by one program for each shape."""
+    values = part.contributions, part.logits
+    if not all(map(_on_host, values)):
+        return np.asarray(_finite(*values))
+    logical = [np.isfinite(np.asarray(array)).reshape(len(array), -1).all(1) for array in values]
+    return np.logical_and(*logical)
 
 
 @jax.jit
@@ -225,10 +265,10 @@ def in_tiles(
     examples, targets = _plan(lower, size, models, found, arrays, rows, max_bytes)
     if (examples, targets) == rows.shape:
         return cut(run(True, found, rows, *arrays), batch)
-    found = models(*(array[:examples] for array in arrays))
+    found = models(*(sliced(array, 0, examples) for array in arrays))
     wholes: list[Attribution] = []
     for i in range(0, batch, examples):
-        tile = [array[i : i + examples] for array in arrays]
+        tile = [sliced(array, i, examples) for array in arrays]
         for k in range(0, count, targets):
             start = min(k, count - targets)  # the last tile reaches back
             parts = run(k == 0, found, rows[i : i + examples, start : start + targets], *tile)

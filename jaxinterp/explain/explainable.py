@@ -134,7 +134,7 @@ class Explainable:
 
     def layers(self, x: Images) -> dict[str, tuple[int, ...]]:
         """Return name → shape of the outputs of all layers that can be explained, in the order of their calls."""
-        return dict(self.program("logits", jnp.asarray(x)).program.layers)
+        return dict(self.program("logits", as_array(x)).program.layers)
 
     def at(self, layer: str) -> "Explainable":
         """Return the network explained from a layer on: layers and names are those of `layers`."""
@@ -250,7 +250,7 @@ class Explainable:
         """Return the bias in closed form, a number or (classes,), of contributions at a layer; None where unknown."""
         if self.bias is None or layer not in (self.layer, *self.levels):
             return None
-        return jnp.asarray(self.bias(self.variables) if callable(self.bias) else self.bias)
+        return as_array(self.bias(self.variables) if callable(self.bias) else np.asarray(self.bias, float))
 
     @on_automatic_axes
     def _run(self, kind: Kind, x: Images) -> Array:

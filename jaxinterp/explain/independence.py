@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.batches import affordable
+from jaxinterp.explain.batches import affordable, empty, repeated
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.program import Model
+from jaxinterp.nn.platform import jit_once
 
 MOVED = 1e-4
 """Largest change of logits, relative to them, that is taken for rounding."""
@@ -41,7 +42,7 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     tried, part = model, None
     count = max(2, affordable(len(x), model.program.memory[1], max_bytes))
     if count != len(x):
-        arrays = tuple(array[np.arange(count) % len(x)] for array in arrays)
+        arrays = tuple(repeated(array, count) for array in arrays)
         try:
             tried = net.program("logits", *arrays)
         except ConfigError:  # of one size only
@@ -50,9 +51,10 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
     one, rest = order[:1], order[count - count // 2 :]
     if len(x) == 1 or net.held == net.network:
         with suppress(ConfigError):
-            part = model if len(x) == 1 else net.program("logits", *(array[: len(rest)] for array in arrays))
+            part = model if len(x) == 1 else net.program("logits", *(empty(len(rest), array) for array in arrays))
     with jax.default_matmul_precision("highest"):
-        moved, resized = map(float, _moved(tried, part, one, rest, *arrays))
+        looked = jit_once(_moved, arrays, level=0)(tried, part, one, rest, *arrays)
+        moved, resized = map(float, looked)
     independent = "examples independent of one another: BatchNorm as after training"
     require(not moved > MOVED, "network", f"logits that change by {moved:.1e} with other examples", independent)
     got = f"logits that change by {resized:.1e} in a batch of another size"
@@ -61,7 +63,6 @@ def require_independent(net: Explainable, x: Array, *given: Array, max_bytes: in
         shown.program.note_independent((shown.constants, net.variables))
 
 
-@jax.jit
 def _moved(
     model: Model, part: Model | None, one: Array, rest: Array, x: Array, *given: Array
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

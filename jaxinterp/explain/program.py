@@ -167,8 +167,12 @@ def value_at(model: Model, layer: str | None, x: Array) -> Array:
     return x if layer is None else model.value(layer, x)
 
 
-value_of: Callable[[Any, str | None, Array], Array] = jax.jit(value_at, static_argnums=1)
-"""`value_at`, compiled."""
+def value_of(model: Model, layer: str | None, x: Array) -> Array:
+    """Return `value_at`, compiled."""
+    return x if layer is None else _value(model, layer, x)
+
+
+_value: Callable[[Model, str, Array], Array] = jax.jit(value_at, static_argnums=1)
 
 _marking: ContextVar[bool] = ContextVar("marking", default=False)
 _literal: ContextVar[bool] = ContextVar("literal", default=False)

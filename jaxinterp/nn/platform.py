@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import jax
 from jax import lax
+from jax.sharding import Mesh
 
 from jaxinterp.checks import require_one_of
 
@@ -48,6 +49,26 @@ def target_of(arrays: Any) -> Target:
     held = next((next(iter(array.devices())).platform for array in known), None)
     found: Target = "cpu" if (held or jax.default_backend()) == "cpu" else "accelerator"
     return _target.value or found
+
+
+def jit_once(function: Callable[..., R], held: Any, level: Literal[0, 1] = 1, **options: Any) -> Callable[..., R]:
+    """Compile a function that runs once, such as random initialization: on a CPU with little optimization.
+
+    There LLVM takes longer over a program than the program over its values.
+
+    Args:
+        function: as of `jax.jit`.
+        held: arrays of the platform that the function runs on, or a mesh of its devices.
+        level: of LLVM's optimization on a CPU: 1, which was not seen to change a bit; 0, with roundings of its own.
+        **options: of `jax.jit`.
+
+    Example:
+        >>> jit_once(lambda x: x + 1, jax.numpy.ones(2))(jax.numpy.ones(2)).tolist()
+        [2.0, 2.0]
+    """
+    known = held.devices.flat[0].platform == "cpu" if isinstance(held, Mesh) else target_of(held) == "cpu"
+    quickly = {"xla_backend_optimization_level": level} if known else None
+    return jax.jit(function, compiler_options=quickly, **options)  # type: ignore[no-any-return]
 
 
 def by_platform(cpu: Callable[..., R], accelerator: Callable[..., R], *args: Any) -> R:

@@ -160,7 +160,7 @@ def variables_of(network: nn.Module, image_shape: tuple[int, ...], arrays: Mappi
     given = {name: jax.ShapeDtypeStruct(array.shape, jnp.float32) for name, array in arrays.items()}
     try:
         jax.eval_shape(network.apply, traverse_util.unflatten_dict(given, sep="/"), image)
-        built = jax.eval_shape(network.init, jax.random.key(0), image)
+        built = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
     except DAMAGE as error:
         raise CheckpointError(f"the arrays are not the network's ({one_line(error)})") from None
     shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(dict(built), sep="/").items()}

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -146,8 +145,8 @@ def exactness(net: Explainable, images: Float[np.ndarray, "n h w c"]) -> Exactne
     """
     parts = decompose(net, images)
     constant = net.bias if isinstance(net.bias, float) else 0.0
-    residuals = parts.residual / jnp.abs(parts.logits - constant).max(1, keepdims=True)
-    return Exactness(np.asarray(residuals), np.asarray(parts.curvature), np.asarray(parts.discrepancy))
+    residuals = np.asarray(parts.residual) / np.abs(np.asarray(parts.logits) - constant).max(1, keepdims=True)
+    return Exactness(residuals, np.asarray(parts.curvature), np.asarray(parts.discrepancy))
 
 
 def _suffix(name: str) -> str:

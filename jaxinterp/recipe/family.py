@@ -253,7 +253,7 @@ class Family(Generic[M]):
             return network.init(key, image, train=False)
 
         try:
-            jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+            jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         except (ValueError, TypeError, ArithmeticError) as error:
             raise ConfigError(f"the network does not fit {shape[0]}x{shape[1]} images: {error}") from error
         return network

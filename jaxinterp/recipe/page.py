@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
@@ -229,7 +228,7 @@ def _first_grid(report: Report) -> Picture:
     """Draw the first grid, and every method's maps of the classes in its first column."""
     size, grids = next(iter(report.results["grids"].items()))
     classes = grids["first_classes"][: int(size[0])]
-    mosaic = np.asarray(tile_grid(jnp.asarray(report.images[grids["first_images"]])[None]))
+    mosaic = tile_grid(report.images[grids["first_images"]][None])
     maps = np.stack(list(report.first_maps.values()), axis=1)
     titles = [[method_style(name)[0] for name in report.first_maps]] * len(classes)
     names = [f"{report.classes[label]} (row {row}, column 1)" for row, label in enumerate(classes, 1)]

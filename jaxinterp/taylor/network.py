@@ -352,7 +352,7 @@ def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
         (16, 40482, 35)
     """
     image = jax.ShapeDtypeStruct((1, *shape), model.param_dtype)
-    params: Any = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params: Any = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)["params"]
 
     def row(name: str, sites: int, inputs: int, outputs: int, order: int, part: Any, units: int = 1) -> LevelCount:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(part))

@@ -206,7 +206,7 @@ def load_variables(
         CheckpointError: None there, damaged, of another model, or trained with another `fingerprint`.
     """
     image = jax.ShapeDtypeStruct((1, *input_shape[-3:]), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
     variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), variables)

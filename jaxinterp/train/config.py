@@ -66,7 +66,7 @@ def check_batches(config: TrainConfig, devices: int, steps_per_epoch: int) -> No
 def check_outputs(model: nn.Module, image_shape: Sequence[int], *parts: Dataset | Stream | None) -> None:
     """Raise ConfigError unless a model has as many outputs as each data set has classes; a stream does not tell."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    output, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    output, _ = jax.eval_shape(model.init_with_output, jax.eval_shape(jax.random.key, 0), image)
     got = f"outputs ({', '.join(['batch', *map(str, output.shape[1:])])})" if hasattr(output, "shape") else "no array"
     for part in parts:
         if isinstance(part, Dataset):

@@ -1,6 +1,6 @@
 """Loss and accuracy of a classifier on a data set, and its logits on images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from jaxinterp.checks import require
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import to_device
-from jaxinterp.nn.losses import LogitsLoss
+from jaxinterp.nn.losses import Batch, LogitsLoss
+from jaxinterp.nn.platform import target, target_of
 from jaxinterp.train.step import AXIS
 
 
@@ -26,6 +27,19 @@ def _apply(
 ) -> Float[Array, "batch classes"]:
     logits: Any = model.apply(variables, images) if isinstance(model, nn.Module) else model(variables, images)
     return logits
+
+
+def batch_for(most: int, sizes: Sequence[int]) -> int:
+    """Return a number of examples per batch that fits several parts, so that one compiled program measures them all.
+
+    It is that of the smallest part, unless others would then take more than four times as many batches.
+
+    Example:
+        >>> batch_for(256, [150, 1000]), batch_for(256, [10, 1000])
+        (150, 256)
+    """
+    least = min([most, *sizes])
+    return least if 4 * least >= min(most, max(sizes, default=most)) else most
 
 
 class Evaluation:
@@ -42,41 +56,67 @@ class Evaluation:
         batch_size = -(-min(batch_size, size) // mesh.size) * mesh.size
         rows = -(-size // batch_size)
         index = np.arange(rows * batch_size, dtype=np.int32).reshape(rows, batch_size)
-        replicated = jax.NamedSharding(mesh, jax.P())
+        replicated, split = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P(AXIS))
         self._rows, self._size = rows, size
         rows_split = jax.device_put(index, jax.NamedSharding(mesh, jax.P(None, AXIS)))
-        self._inputs = {"data": to_device(dataset, replicated), "index": rows_split}
-        totals = {"row": np.int32(0), "accuracy": np.float32(0)} | ({} if loss is None else {"loss": np.float32(0)})
-        self._totals = jax.device_put(totals, replicated)
-
-        def add(totals: dict[str, Array], variables: Any, inputs: Any) -> dict[str, Array]:
-            index = jnp.take(inputs["index"], totals["row"], axis=0)
-            mask = (index < size).astype(jnp.float32)
-            index = jnp.minimum(index, size - 1)
-            image = jnp.take(inputs["data"]["image"], index, axis=0).astype(jnp.float32) / dataset.maximum
-            label = jnp.take(inputs["data"]["label"], index, axis=0)
-            image, label = lax.with_sharding_constraint((image, label), jax.NamedSharding(mesh, jax.P(AXIS)))
-            logits = _apply(model, variables, image)
-            new = {"row": totals["row"] + 1}
-            new["accuracy"] = totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)
-            if loss is not None:
-                each = jax.vmap(lambda logit, one: loss(logit[None], one[None]))(logits, label)
-                new["loss"] = totals["loss"] + mask @ each.astype(jnp.float32)
-            return new
-
-        self._add: Any = jax.jit(add, out_shardings=replicated)
+        data = to_device(dataset, replicated)
+        self._inputs = {**data, "index": rows_split, "maximum": jax.device_put(np.float32(dataset.maximum), replicated)}
+        names = ("accuracy",) if loss is None else ("accuracy", "loss")
+        row, *totals = jax.device_put([np.int32(0), *(np.float32(0) for _ in names)], replicated)
+        self._start = row, dict(zip(names, totals, strict=True))
+        self._gather: Any = partial(_gathered, split)
+        self._add: Any = partial(_added, model, loss, split)
 
     def compile(self, variables: Any) -> "Evaluation":
         """Compile for variables, or for their shapes, dtypes and shardings (`jax.ShapeDtypeStruct`)."""
-        self._add = self._add.lower(self._totals, variables, self._inputs).compile()
+        row, totals = self._start
+        gather = self._gather.func.lower(*self._gather.args, row, self._inputs).compile()
+        _, batch = gather(row, self._inputs)
+        self._add = self._add.func.lower(*self._add.args, totals, variables, batch).compile()
+        self._gather = gather
         return self
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """Return mean loss (if one was given) and accuracy, in [0, 1], of the given variables."""
-        totals = self._totals
+        row, totals = self._start
         for _ in range(self._rows):
-            totals = self._add(totals, variables, self._inputs)
-        return {name: float(total) / self._size for name, total in jax.device_get(totals).items() if name != "row"}
+            row, batch = self._gather(row, self._inputs)
+            totals = self._add(totals, variables, batch)
+        return {name: float(total) / self._size for name, total in jax.device_get(totals).items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _gathered(
+    split: jax.NamedSharding, row: Int32[Array, ""], inputs: Mapping[str, Array]
+) -> tuple[Int32[Array, ""], Batch]:
+    """Return the next row, and a row's examples with their mask, split over the devices."""
+    size = len(inputs["label"])
+    index = jnp.take(inputs["index"], row, axis=0)
+    mask = (index < size).astype(jnp.float32)
+    index = jnp.minimum(index, size - 1)
+    image = jnp.take(inputs["image"], index, axis=0).astype(jnp.float32) / inputs["maximum"]
+    batch = {"image": image, "label": jnp.take(inputs["label"], index, axis=0), "mask": mask}
+    replicated = jax.NamedSharding(split.mesh, jax.P())
+    return lax.with_sharding_constraint((row + 1, batch), (replicated, dict.fromkeys(batch, split)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _added(
+    model: nn.Module,
+    loss: LogitsLoss | None,
+    split: jax.NamedSharding,
+    totals: dict[str, Array],
+    variables: Any,
+    batch: Batch,
+) -> dict[str, Array]:
+    """Add a batch's accuracy and loss, the same program for all data whose batches have one size."""
+    label, mask = batch["label"], batch["mask"]
+    logits = _apply(model, variables, batch["image"])
+    new = {"accuracy": totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)}
+    if loss is not None:
+        each = jax.vmap(lambda logit, one: loss(logit[None], one[None]))(logits, label)
+        new["loss"] = totals["loss"] + mask @ each.astype(jnp.float32)
+    return lax.with_sharding_constraint(new, jax.NamedSharding(split.mesh, jax.P()))
 
 
 Evaluations = Mapping[str, Evaluation | None]
@@ -108,4 +148,5 @@ def predict(
     fits = images.ndim == 4 and len(images) and jnp.issubdtype(images.dtype, jnp.floating)
     require(fits, "images", f"{images.dtype} {images.shape}", "floats (N > 0, H, W, C) in [0, 1]")
     batches = padded_batches(batch_size, images)
-    return np.concatenate([np.asarray(_apply(model, dict(variables), x))[:real] for _, real, (x,) in batches])
+    with target(target_of(variables)):
+        return np.concatenate([np.asarray(_apply(model, dict(variables), x))[:real] for _, real, (x,) in batches])

@@ -1,6 +1,7 @@
 """The training loop: resume, train, evaluate, save; a killed run that is started again ends with the same bits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ from jaxinterp.data.datasets import Dataset, hold_out
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import DataError, NonFiniteError
 from jaxinterp.nn.losses import ClassificationLoss, LogitsLoss, LossFn
+from jaxinterp.nn.platform import jit_once, target, target_of
 from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.train.checkpoint import Checkpoints
 from jaxinterp.train.config import TrainConfig, check_batches, check_outputs, describe
-from jaxinterp.train.evaluate import Evaluation, Evaluations, measure
+from jaxinterp.train.evaluate import Evaluation, Evaluations, batch_for, measure
 from jaxinterp.train.loader import InMemoryLoader, Loader, StreamLoader
 from jaxinterp.train.lock import only_trainer
 from jaxinterp.train.log import RunLog, count_epochs
 from jaxinterp.train.progress import ProgressMeter
 from jaxinterp.train.result import FitResult, accuracies, best_record, summarize
+from jaxinterp.train.saver import Saver
 from jaxinterp.train.signals import Interruption
 from jaxinterp.train.step import TrainState, compile_step, device_mesh, init_state
 
@@ -40,6 +43,7 @@ class _Run:
     loader: Loader
     progress: ProgressMeter
     checkpoints: Checkpoints
+    saver: Saver
     fingerprint: Mapping[str, Any]
     schedule: optax.Schedule | None
     reset: Callable[[TrainState], TrainState]
@@ -51,7 +55,7 @@ class _Run:
         sums, bad = jax.device_get((state.sums, state.bad_step))
         if bad >= 0:
             epoch, batch = divmod(int(bad) - 1, self.loader.steps)
-            self.checkpoints.wait()
+            self.saver.wait()
             saved = self.checkpoints.steps()
             where = f"step {bad} (epoch {epoch + 1}, batch {batch + 1} of {self.loader.steps})"
             raise NonFiniteError(
@@ -63,12 +67,9 @@ class _Run:
         return means
 
     def save(self, state: TrainState) -> None:
-        """Save a state that `sync` has found finite, unless it is there already."""
-        self.checkpoints.wait()
-        if self.step not in self.checkpoints.steps():
-            meta = {"fingerprint": self.fingerprint, "history": self.history, "seconds": self.progress.seconds}
-            meta["epochs"] = self.config.epochs
-            self.checkpoints.save(state, meta)
+        """Save a state that `sync` has found finite, beside training."""
+        meta = {"fingerprint": self.fingerprint, "history": [*self.history], "seconds": self.progress.seconds}
+        self.saver.save(state, self.step, meta | {"epochs": self.config.epochs})
 
     def resume(self, target: TrainState, allow_older: bool) -> TrainState | None:
         """Go back to the newest checkpoint, setting aside damaged ones that are newer."""
@@ -132,7 +133,7 @@ class _Run:
                 interruption.handled = True
                 self.sync(state)
                 self.save(state)
-                self.checkpoints.wait()
+                self.saver.wait()
                 self.progress.log(f"{stop}: stopped after step {self.step}; the same command resumes there")
                 return state, stop
         return state, None
@@ -217,47 +218,54 @@ def fit(
     steps = len(train) // config.batch_size if isinstance(train, Dataset) else train.steps
     check_batches(config, mesh.size, steps)
     image_shape = train.images.shape[1:] if isinstance(train, Dataset) else train.image_shape
-    check_outputs(model, image_shape, train, validation, test)
-
     key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
-    loader: Loader
-    if isinstance(train, Dataset):
-        loader = InMemoryLoader(train, augment, config.batch_size, key, mesh, config.mode)
-    else:
-        loader = StreamLoader(train, augment, mesh, config.mode)
-    number = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
-    image = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
-    batch = {"image": image, "label": number, "index": number}
+    with ExitStack() as stack:
+        stack.enter_context(target(target_of(key)))  # one side of every `by_platform` is traced
+        check_outputs(model, image_shape, train, validation, test)
+        loader: Loader
+        if isinstance(train, Dataset):
+            loader = InMemoryLoader(train, augment, config.batch_size, key, mesh, config.mode)
+        else:
+            loader = StreamLoader(train, augment, mesh, config.mode)
+        number = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+        image = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+        batch = {"image": image, "label": number, "index": number}
 
-    def init(key: PRNGKeyArray) -> TrainState:
-        return init_state(model, loss_fn, tx, jax.random.fold_in(key, 2), batch)
+        def init(key: PRNGKeyArray) -> TrainState:
+            return init_state(model, loss_fn, tx, jax.random.fold_in(key, 2), batch)
 
-    target = jax.tree.map(lambda leaf: leaf.update(sharding=replicated), jax.eval_shape(init, key))
-    parts, sample = config.grad_accum_steps, loader.sample_batch
-    step_fn = compile_step(
-        loss_fn, tx, mode=config.mode, mesh=mesh, grad_accum_steps=parts, sample_batch=sample, axes=loader.axes
-    )
-    plain = loss_fn.inner if isinstance(loss_fn, TargetLoss) else loss_fn
-    logits_loss: LogitsLoss | None = plain.per_logits_loss if isinstance(plain, ClassificationLoss) else None
+        shapes = jax.tree.map(lambda leaf: leaf.update(sharding=replicated), jax.eval_shape(init, key))
+        parts, sample = config.grad_accum_steps, loader.sample_batch
+        step_fn = compile_step(
+            loss_fn, tx, mode=config.mode, mesh=mesh, grad_accum_steps=parts, sample_batch=sample, axes=loader.axes
+        )
+        plain = loss_fn.inner if isinstance(loss_fn, TargetLoss) else loss_fn
+        logits_loss: LogitsLoss | None = plain.per_logits_loss if isinstance(plain, ClassificationLoss) else None
 
-    def compile_evaluation(dataset: Dataset | None) -> Evaluation | None:
-        if dataset is None:
-            return None
-        with progress.compiling(f"the evaluation on {dataset.split}"):
-            return Evaluation(model, logits_loss, dataset, config.eval_batch, mesh).compile(target.variables)
+        eval_batch = batch_for(config.eval_batch, [len(part.labels) for part in (validation, test) if part is not None])
 
-    progress = ProgressMeter(loader.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
-    with only_trainer(run_dir, progress.log), Checkpoints(run_dir, config.keep) as checkpoints, progress:
+        def compile_evaluation(dataset: Dataset | None) -> Evaluation | None:
+            if dataset is None:
+                return None
+            with progress.compiling(f"the evaluation on {dataset.split}"):
+                return Evaluation(model, logits_loss, dataset, eval_batch, mesh).compile(shapes.variables)
+
+        progress = ProgressMeter(loader.steps, config.epochs, config.batch_size, show=jax.process_index() == 0)
+        stack.enter_context(only_trainer(run_dir, progress.log))
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.keep))
+        stack.enter_context(progress)
+        saver = stack.enter_context(Saver(checkpoints, config.keep))
         fingerprint = {**describe(train, model, config), **(fingerprint or {})}
         reset = jax.jit(_reset_sums, out_shardings=replicated, donate_argnums=0)
-        run = _Run(config, loader, progress, checkpoints, fingerprint, schedule, reset)
-        state = run.resume(target, allow_older)
+        rate = None if schedule is None else jax.jit(schedule)
+        run = _Run(config, loader, progress, checkpoints, saver, fingerprint, rate, reset)
+        state = run.resume(shapes, allow_older)
         logged, saved = count_epochs(run_dir), len(run.history)
         if logged > saved:
             progress.log(f"{logged} epochs were logged, but the newest checkpoint holds {saved}; the rest is repeated")
         if state is None:
             with progress.compiling("the initial state"):
-                state = jax.jit(init, out_shardings=replicated)(key)
+                state = jit_once(init, mesh, out_shardings=replicated)(key)
             if init_from is not None:
                 state = state.replace(**start_from("init_from", init_from, state.variables))  # type: ignore[attr-defined]
         with RunLog(run_dir, run.history, seed=config.seed, step=run.step, epochs=config.epochs) as log:
@@ -268,10 +276,10 @@ def fit(
             tested = compile_evaluation(test) if config.eval_test_each_epoch else None
             evaluations = {"val": compile_evaluation(validation), "test": tested}
             state, stopped = run.train(state, step_fn, key, evaluations, log)
-            checkpoints.wait()
+            saver.wait()
             record, best = best_record(run.history), None
             if record is not None and record["step"] in checkpoints.steps():
-                results = checkpoints.restore(target, fingerprint=fingerprint, which="best", allow_older=allow_older)
+                results = checkpoints.restore(shapes, fingerprint=fingerprint, which="best", allow_older=allow_older)
                 best = None if results is None else results[0].variables
             summary: dict[str, dict[str, Any]] = {}
             if stopped is None:
@@ -291,4 +299,9 @@ def start_from(name: str, init_from: Callable[[Any], Any], variables: Any) -> An
     start = init_from(variables)
     specs = [jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (start, variables)]
     require(specs[0] == specs[1], name, "other variables", "the structure, shapes and types of the model's own")
-    return jax.tree.map(lambda new, old: jnp.copy(jax.device_put(new, old.sharding)), start, variables)
+    return _copied(jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), start, variables))
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxinterp.checks import require, require_at_least, require_finite
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import Targets, as_array, padded, select_targets
+from jaxinterp.explain.batches import Targets, affordable, as_array, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
 from jaxinterp.explain.independence import require_independent
-from jaxinterp.explain.program import Model
+from jaxinterp.explain.program import Model, called
 
 X = "x"
 """Name, in an `Attribution`, of the examples themselves, before any encoding."""
@@ -97,6 +97,18 @@ def gradients_at(
     """Return the targets' logits and their gradients as `gradients`, at another value z of the layer's output."""
     logits, pullback = jax.vjp(lambda z: head(model, layer, z, x), z)
     return chosen(logits, rows), _pulled(pullback, logits, rows)
+
+
+slopes_at: Callable[..., tuple[Array, Array]] = jax.jit(gradients_at, static_argnums=1)
+"""`gradients_at`, compiled: one program for all methods that take gradients at as many points."""
+
+
+def logits_at(model: Model, layer: str | None, z: Array, x: Array) -> Float[Array, "batch classes"]:
+    """Return `head`, compiled: that of the input is the program that computes logits anywhere."""
+    return called(model, z) if layer is None else _head(model, layer, z, x)  # type: ignore[no-any-return]
+
+
+_head = jax.jit(head, static_argnums=1)
 
 
 def gradients_of(
@@ -225,6 +237,19 @@ def fitting(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int
     max_bytes = in_cache(call, each, max_bytes)
     passes = math.ceil(samples / max(1, int(max_bytes // max(1, each))))
     count = math.ceil(samples / passes)
+    return count, math.ceil(each * len(call.x) * count), max_bytes
+
+
+def fitting_examples(call: Call, targets: int, samples: int, max_bytes: int) -> tuple[int, int, int]:
+    """Return what `fitting` does, with as many examples at once as the budget allows before there are more points.
+
+    Where one point of them fills it, passes have the shape of those of `gradient`, and run its program.
+    """
+    each = size_of(call, targets) / len(call.x)
+    max_bytes = in_cache(call, each, max_bytes)
+    examples = affordable(len(call.x), each * len(call.x), max_bytes)
+    most = max(1, int(max_bytes // max(1, each * examples)))
+    count = math.ceil(samples / math.ceil(samples / most))
     return count, math.ceil(each * len(call.x) * count), max_bytes
 
 

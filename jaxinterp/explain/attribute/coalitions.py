@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxinterp.checks import require
 from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, in_cache, placed, shape_at
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import Targets, in_batches, padded
+from jaxinterp.explain.batches import Targets, empty, in_batches, padded
 from jaxinterp.explain.program import Model, value_of
 
 Mask = Any
@@ -98,7 +98,7 @@ def at_once(call: Call, layer: str | None, count: int, max_bytes: int) -> tuple[
 
 def many_program(call: Call, x: Array, count: int) -> Model:
     """Return the network for a number of versions of every example, in one batch."""
-    return call.net.program("logits", jnp.tile(x, (count, *(1,) * (x.ndim - 1))))
+    return call.net.program("logits", empty(count * len(x), x))
 
 
 def logits_of_versions(

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked, gradients, size_of
+from jaxinterp.explain.attribute.backward import X, checked, gradients, in_cache, size_of, slopes_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import Model
 
 
 @on_automatic_axes
@@ -80,18 +81,32 @@ def _slopes(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
     call = checked(net, x, targets, layer, max_bytes)
 
     def explain(x: Array, rows: Array) -> Attribution:
-        return over_targets(partial(_explain, method, layer, call.net.program("logits", x), x), rows)
+        model = call.net.program("logits", x)
+
+        def run(rows: Array) -> Attribution:
+            if layer is None:
+                z, (logits, slopes) = x, slopes_at(model, None, x, x, rows)
+            else:
+                z, logits, slopes = _at_layer(layer, model, x, rows)
+            return Attribution(_changed(method, z, slopes), logits, rows, method=method, layer=layer or X)
+
+        return over_targets(run, rows)
 
     with jax.default_matmul_precision("highest"):
         size = size_of(call, 2 * call.rows.shape[1])
-        return in_batches(explain, (call.x, call.rows), call.batch, size, max_bytes)
+        budget = in_cache(call, size / len(call.x), max_bytes)
+        return in_batches(explain, (call.x, call.rows), call.batch, size, budget)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _explain(method: str, layer: str | None, model: Any, x: Array, rows: Array) -> Attribution:
-    z, logits, slopes = gradients(model, layer, x, rows)
-    if method == "input_x_gradient":
-        slopes = slopes * z[:, None]
-    elif method == "saliency":
-        slopes = jnp.abs(slopes)
-    return Attribution(slopes, logits, rows, method=method, layer=layer or X)
+@partial(jax.jit, static_argnums=0)
+def _at_layer(layer: str, model: Model, x: Array, rows: Array) -> tuple[Array, Array, Array]:
+    return gradients(model, layer, x, rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def _weighted(method: str, z: Array, slopes: Array) -> Array:
+    return slopes * z[:, None] if method == "input_x_gradient" else jnp.abs(slopes)
+
+
+def _changed(method: str, z: Array, slopes: Array) -> Array:
+    return slopes if method == "gradient" else _weighted(method, z, slopes)

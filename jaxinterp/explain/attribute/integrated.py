@@ -7,12 +7,22 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxinterp.checks import require_one_of, require_whole
-from jaxinterp.explain.attribute.backward import along_path, checked, chosen, completed, fitting, head, placed, repeated
+from jaxinterp.explain.attribute.backward import (
+    checked,
+    chosen,
+    completed,
+    fitting_examples,
+    logits_at,
+    placed,
+    repeated,
+    slopes_at,
+)
+from jaxinterp.explain.attribute.coalitions import many_program
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
+from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import value_of
 
@@ -84,22 +94,25 @@ def integrated_gradients(
     at, weight = quadrature(nodes, steps)
     call = checked(net, x, targets, layer, max_bytes)
     base = placed(call, "baseline", baseline)
-    count, size, max_bytes = fitting(call, 2 * call.rows.shape[1], steps, max_bytes)
+    count, size, max_bytes = fitting_examples(call, 2 * call.rows.shape[1], steps, max_bytes)
     passes = math.ceil(steps / count)
     # The last node again, with weight zero, fills up the last pass, so that one compiled program serves all.
     fill = (0, count * passes - steps)
     blocks = np.stack([np.pad(at, fill, mode="edge"), np.pad(weight, fill)], 1).reshape(passes, count, 2)
 
     def explain(x: Array, base: Array, rows: Array) -> Attribution:
-        model, around = call.net.program("logits", x), repeated(x, count)
-        many = call.net.program("logits", around)
+        model, many = call.net.program("logits", x), many_program(call, x, count)
+        around = None if layer is None else repeated(x, count)
         ends = value_of(model, layer, base), value_of(model, layer, x)
+        bias, logits = (logits_at(model, layer, end, x) for end in ends)
 
         def run(rows: Array) -> Attribution:
             sums = None
             for block in blocks:
-                sums = _add(layer, many, around, ends, rows, jnp.asarray(block, float), sums)
-            return _finish(layer, model, x, ends, rows, sums)
+                points, steps, tiled = _path(ends, rows, as_array(block))
+                _, slopes = slopes_at(many, layer, points, points if around is None else around, tiled)
+                sums = _add(sums, slopes, steps)
+            return _finish(layer, logits, bias, rows, sums)
 
         return over_targets(run, rows)
 
@@ -107,27 +120,31 @@ def integrated_gradients(
         return in_batches(explain, (call.x, base, call.rows), call.batch, size, max_bytes)
 
 
-@partial(jax.jit, static_argnums=0)
-def _add(
-    layer: str | None,
-    many: Any,
-    around: Array,
-    ends: tuple[Array, Array],
-    rows: Array,
-    block: Float[Array, "nodes 2"],
-    sums: Array | None,
-) -> Array:
-    """Add what a block of nodes α contributes, with its weights, on the straight path between the ends."""
+@jax.jit
+def _path(
+    ends: tuple[Array, Array], rows: Int[Array, "batch t"], block: Float[Array, "nodes 2"]
+) -> tuple[Float[Array, "n_batch *shape"], Float[Array, "n batch *shape"], Int[Array, "n_batch t"]]:
+    """Return the points of a block of nodes α on the straight path, steps with their weights, and targets of each."""
     start, z = ends
     alpha, weight = (column.reshape(-1, *(1,) * z.ndim).astype(z.dtype) for column in block.T)
     step = (z - start)[None]
-    part = along_path(many, layer, start[None] + alpha * step, weight * step, around, rows)
+    points = start[None] + alpha * step
+    return points.reshape(-1, *z.shape[1:]), weight * step, jnp.tile(rows, (len(block), 1))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _add(
+    sums: Float[Array, "batch t *shape"] | None,
+    slopes: Float[Array, "n_batch t *shape"],
+    steps: Float[Array, "n batch *shape"],
+) -> Float[Array, "batch t *shape"]:
+    """Add Σ_s steps_s ⊙ ∂f_k/∂z(points_s)."""
+    each = slopes.reshape(*steps.shape[:2], *slopes.shape[1:])
+    part: Array = (each * steps[:, :, None]).sum(0)
     return part if sums is None else sums + part
 
 
 @partial(jax.jit, static_argnums=0)
-def _finish(
-    layer: str | None, model: Any, x: Array, ends: tuple[Array, Array], rows: Array, contributions: Any
-) -> Attribution:
-    bias, logits = (chosen(head(model, layer, value, x), rows) for value in ends)
-    return completed("integrated_gradients", layer, logits, bias, rows, contributions)
+def _finish(layer: str | None, logits: Array, bias: Array, rows: Array, contributions: Array) -> Attribution:
+    found = chosen(logits, rows), chosen(bias, rows)
+    return completed("integrated_gradients", layer, *found, rows, contributions)

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_channels_last, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.backward import X, checked, chosen, logits_at, placed, shape_at
 from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
+from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.program import Model, value_of
 
@@ -96,17 +96,17 @@ def occlusion(
     require(len(shape) == 4, "x" if layer is None else "layer", f"shape {shape}", "(batch, height, width, channels)")
     require_channels_last("x" if layer is None else "layer", shape)
     axes = [covered(*axis, centered=rule == "spread") for axis in _axes(shape, window, stride, rule)]
-    hidden = tuple(map(jnp.asarray, axes if len(axes) == 3 else (*axes, np.ones((1, 1), bool))))
+    hidden = tuple(map(as_array, axes if len(axes) == 3 else (*axes, np.ones((1, 1), bool))))
     count, base = math.prod(map(len, axes)), placed(call, "baseline", baseline, layer)
     part, each, max_bytes = at_once(call, layer, count, max_bytes)
 
     def explain(x: Array, rows: Array, base: Array) -> Attribution:
         model, many = call.net.program("logits", x), many_program(call, x, part)
-        z, values = value_of(model, layer, x), jnp.zeros((count, *rows.shape), model.program.output.dtype)
+        z, values = value_of(model, layer, x), as_array(np.zeros((count, *rows.shape), model.program.output.dtype))
         for start in range(0, count, part):
             start = min(start, count - part)  # the last part reaches back
             values = _look(layer, part, values, start, many, z, base, x, rows, hidden)
-        return _given(rule, layer, model, z, x, rows, values, hidden)
+        return _given(rule, layer, logits_at(model, layer, z, x), rows, values, hidden)
 
     kept = 4 * count * call.rows.shape[1] * call.x.dtype.itemsize
     with jax.default_matmul_precision("highest"):
@@ -158,15 +158,13 @@ def _look(
 def _given(
     rule: Rule,
     layer: str | None,
-    model: Model,
-    z: Array,
-    x: Array,
+    logits: Float[Array, "batch classes"],
     rows: Int[Array, "batch t"],
     values: Float[Array, "N batch t"],
     hidden: tuple[Bool[Array, "n h"], Bool[Array, "m w"], Bool[Array, "l c"]],
 ) -> Attribution:
     """Give each window's drop to its pixels, axis by axis, as windows are products of intervals."""
-    logits = chosen(head(model, layer, z, x), rows)
+    logits = chosen(logits, rows)
     drops = (logits[None] - values).reshape(*map(len, hidden), *rows.shape)
     tall, wide, deep = (axis.astype(drops.dtype) for axis in hidden)
     if rule == "mean":

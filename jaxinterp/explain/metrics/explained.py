@@ -4,14 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels, warn
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.explain.batches import Targets
+from jaxinterp.explain.batches import Targets, as_array, sliced
 from jaxinterp.explain.explainable import Explainable
 
 Method = Callable[..., Attribution]
@@ -147,7 +145,7 @@ def joined_parts(parts: Sequence[Any], batch: int) -> np.ndarray:
 
 def part_of(x: Array, part: slice) -> Array:
     """Return some examples, by one compiled program for all parts of a size."""
-    return x if len(x) == part.stop - part.start else lax.dynamic_slice_in_dim(x, part.start, part.stop - part.start)
+    return sliced(x, part.start, part.stop - part.start)
 
 
 def maps_in_parts(
@@ -162,7 +160,7 @@ def maps_in_parts(
     if isinstance(method, Attribution) or len(parts) == 1:
         return channel_summed(label_attribution(net, method, x, labels))
     found = [channel_summed(label_attribution(net, method, part_of(x, part), labels[part])) for part in parts]
-    return jnp.asarray(joined_parts(found, len(x)))
+    return as_array(joined_parts(found, len(x)))
 
 
 def in_float32(parts: Attribution) -> Attribution:

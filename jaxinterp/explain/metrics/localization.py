@@ -35,7 +35,7 @@ from jaxinterp.checks import (
     warn,
 )
 from jaxinterp.errors import ConfigError
-from jaxinterp.explain.batches import MAX_BYTES, in_batches, padded
+from jaxinterp.explain.batches import MAX_BYTES, as_array, in_batches, padded
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.explain.metrics.explained import (
@@ -140,7 +140,7 @@ def sample_grids(
         drawn = _draws(queues, n * n, np.random.RandomState(42), spare=1)
         chosen = _read_straddling(drawn, labels, n * n, count)
     else:
-        rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
+        rng = np.random.default_rng(np.asarray(_bits(key)))
         chosen = _draws(queues, n * n, rng, spare=0)[:count]
     eligible = sum(map(len, queues))
     got = f"{eligible} images of {sum(map(bool, map(len, queues)))} classes predicted correctly with p > {confidence}"
@@ -149,10 +149,17 @@ def sample_grids(
     return Grids(images, labels[images].astype(np.int32), eligible)
 
 
+@jax.jit
+def _bits(key: PRNGKeyArray) -> Array:
+    return jax.random.bits(key, (4,), jnp.uint32)
+
+
 def _queues(logits: np.ndarray, labels: np.ndarray, confidence: float) -> list[np.ndarray]:
     """Return each class' eligible images, the most confident first, ties in file order."""
+    from scipy.special import expit
+
     own = logits[np.arange(len(labels)), labels]
-    sure = (logits.argmax(1) == labels) & (np.asarray(jax.nn.sigmoid(own)) > confidence)
+    sure = (logits.argmax(1) == labels) & (expit(own) > confidence)
     queues = [np.flatnonzero(sure & (labels == c)) for c in range(logits.shape[1])]
     return [queue[np.argsort(-own[queue], kind="stable")] for queue in queues]
 
@@ -184,8 +191,14 @@ def _read_straddling(blocks: list[list[int]], labels: np.ndarray, cells: int, co
     return grids[:count]
 
 
-def tile_grid(images: Float[Array, "grids cells height width channels"]) -> Float[Array, "grids tall wide channels"]:
+def tile_grid(images: Any) -> Any:
     """Tile images into square grids at full resolution, without gaps: image k in row k mod n, column k div n.
+
+    Args:
+        images: (grids, n², H, W, C), of JAX or NumPy.
+
+    Returns:
+        (grids, n·H, n·W, C), of the same kind.
 
     Example:
         >>> tile_grid(jnp.arange(4.0).reshape(1, 4, 1, 1, 1))[0, :, :, 0].tolist()
@@ -197,7 +210,9 @@ def tile_grid(images: Float[Array, "grids cells height width channels"]) -> Floa
     return cube.reshape(grids, n * height, n * width, channels)
 
 
-_tile = jax.jit(tile_grid)
+@jax.jit
+def _mosaic(pool: Array, members: Int[Array, "grids cells"]) -> Float[Array, "grids tall wide channels"]:
+    return tile_grid(pool[members])
 
 
 def grid_pointing_scores(maps: Float[Array, "grids cells tall wide"]) -> Float[Array, "grids cells"]:
@@ -259,7 +274,7 @@ def grid_pointing_game(
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2, Eq. 11; Rao, Böhle, Schiele, CVPR 2022, Sec. 3.1 (grid pointing game).
     """
     require_one_of("upsample", upsample, ("nearest", "linear"))
-    net, pool = explainable(net), jnp.asarray(x)
+    net, pool = explainable(net), as_array(x)
     require(pool.ndim == 4 and len(pool), "x", f"shape {pool.shape}", "images (batch, height, width, channels)")
     require_channels_last("x", pool.shape)
     require((grids is None) == (labels is not None), "labels, grids", "both or none", "labels, or grids drawn before")
@@ -273,10 +288,10 @@ def grid_pointing_game(
     got = f"images {drawn.min()}..{drawn.max()}" if drawn.size else "none"
     require(inside, "grids", got, f"some of [0, {len(pool)})")
     cells = drawn.shape[1]
-    shape = _readable(net, _tile(pool[jnp.asarray(grids.images[:1])]), pool.shape[1:3])
+    shape = _readable(net, pool, _tiled_shape(pool.shape, cells))
 
     def score(members: Array, classes: Array) -> tuple[Array, Array]:
-        mosaic = _tile(pool[members])
+        mosaic = _mosaic(pool, members)
         if shape != mosaic.shape[1:3]:
             mosaic = _resized(mosaic, shape)
         parts = in_float32(attribution(net, method, mosaic, classes))
@@ -286,7 +301,7 @@ def grid_pointing_game(
 
     # Of every grid and class: weights, contributions and their encoded double, in float32.
     bytes_each = 4 * 4 * cells * cells * int(np.prod(pool.shape[1:]))
-    members, classes = (padded(jnp.asarray(array)) for array in (grids.images, grids.classes))
+    members, classes = (padded(as_array(array)) for array in (grids.images, grids.classes))
     found = in_batches(score, (members, classes), len(grids.images), bytes_each * len(members), max_bytes)
     flat, zero = (np.asarray(array).ravel() for array in found)
     judge = judged("grid_pointing_game", flat, zero_map=zero)
@@ -300,16 +315,21 @@ def _tiled_shape(shape: tuple[int, ...], cells: int) -> tuple[int, int]:
     return _side(cells) * shape[1], _side(cells) * shape[2]
 
 
-def _readable(net: Explainable, mosaic: Array, own: tuple[int, ...]) -> tuple[int, ...]:
+def _readable(net: Explainable, pool: Array, tiled: tuple[int, int]) -> tuple[int, ...]:
     """Return the size in which a network reads a grid: the grid's, else that of the images."""
+
+    def grid(height: int, width: int) -> Array:
+        return as_array(np.zeros((1, height, width, pool.shape[3]), pool.dtype))
+
+    own = pool.shape[1:3]
     try:
-        net.program("logits", mosaic)
+        net.program("logits", grid(*tiled))
     except ConfigError:
-        net.program("logits", _resized(mosaic, own))
-        got = "x".join(map(str, mosaic.shape[1:3]))
+        net.program("logits", grid(*own))
+        got = "x".join(map(str, tiled))
         warn(f"net: cannot read grids of {got} pixels; they are made small, {own[0]}x{own[1]}")
         return own
-    return mosaic.shape[1:3]
+    return tiled
 
 
 @partial(jax.jit, static_argnums=1)

@@ -27,7 +27,7 @@ from jaxinterp.checks import (
 from jaxinterp.explain.attribute.backward import Call, checked, chosen, head
 from jaxinterp.explain.attribute.blur import blurred
 from jaxinterp.explain.attribute.segments import squares
-from jaxinterp.explain.batches import in_batches, padded
+from jaxinterp.explain.batches import as_array, in_batches, padded
 from jaxinterp.explain.metrics.explained import Explained, is_constant, label_maps
 from jaxinterp.explain.program import INPUT, value_of
 
@@ -92,10 +92,10 @@ def examples(
     shape = call.x.shape if reading.space == "image" else model.program.layers[INPUT]
     require(len(shape) == 4, "x", f"shape {call.x.shape}", "images (batch, height, width, channels)")
     require_labels("labels", labels, call.batch, model.program.output.shape[1])
-    maps = label_maps(call.net, method, jnp.asarray(x), jnp.asarray(labels), shape[1:3])
+    maps = label_maps(call.net, method, as_array(x), as_array(labels), shape[1:3])
     require_finite("maps", maps)
     maps = jnp.abs(maps) if absolute else maps
-    call = call._replace(rows=padded(jnp.asarray(labels, jnp.int32)[:, None], len(call.x)))
+    call = call._replace(rows=padded(as_array(np.asarray(labels, np.int32)[:, None]), len(call.x)))
     return Examples(call, padded(maps, len(call.x)), shape, is_constant(maps), reading, max_bytes)
 
 
@@ -119,7 +119,7 @@ def baseline_of(
     """
     if isinstance(baseline, str):
         require_one_of("baseline", baseline, NAMES)
-        return _named_baseline(baseline, z, key, jnp.asarray(first))
+        return _named_baseline(baseline, z, key, as_array(np.int32(first)) if isinstance(first, int) else first)
     value = jnp.asarray(baseline, z.dtype)
     require(value.shape in ((), z.shape[3:]), "baseline", f"shape {value.shape}", f"a number, or {z.shape[3:]}")
     require_finite("baseline", value)
@@ -223,7 +223,7 @@ def look(
             many = jnp.tile(x, (size, *(1,) * (x.ndim - 1)))
             model, parts = call.net.program("logits", many), []
             for start in range(0, count, size):
-                few = Points(*(jnp.asarray(a[min(start, count - size) :][:size]) for a in at))
+                few = Points(*(as_array(a[min(start, count - size) :][:size]) for a in at))
                 parts.append(_look(how, model, z, base, many, maps, ranks, keys, rows, few))
             repeated = len(parts) * size - count  # the last part reaches back
             return tuple(jnp.concatenate([*a[:-1], a[-1][repeated:]]).T for a in zip(*parts, strict=True))
