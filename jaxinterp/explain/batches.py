@@ -107,7 +107,7 @@ def empty(size: int, x: Array) -> Array:
     return jax.device_put(np.zeros((size, *x.shape[1:]), x.dtype))
 
 
-def sliced(x: Array, start: int, size: int) -> Array:
+def sliced(x: Array | np.ndarray, start: int, size: int) -> Array:
     """Return some examples: where values are not at hand, by one small program for all places."""
     if len(x) == size:
         return x
