@@ -110,7 +110,7 @@ def empty(size: int, x: Array) -> Array:
 def sliced(x: Array | np.ndarray, start: int, size: int) -> Array:
     """Return some examples: where values are not at hand, by one small program for all places."""
     if len(x) == size:
-        return x
+        return jnp.asarray(x)
     if _on_host(x):
         return jax.device_put(np.asarray(x)[start : start + size])
     return _slice(x, start, size)
