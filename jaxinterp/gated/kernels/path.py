@@ -24,7 +24,7 @@ NPK is Q with all variances one, no biases, and sums in place of averages.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_finite, require_one_of
@@ -125,7 +126,7 @@ class PathKernel:
             require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, *{x.shape[1:]})")
             other = x2, tuple(gates2)
         static = replace(self, norms=())  # hashable
-        return _compute(static, self.norms, (x, tuple(gates)), other)
+        return _compute(static, None, self.norms, (x, tuple(gates)), other)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
@@ -300,38 +301,34 @@ class _Recursion:
         return self.each(windows, state)
 
 
-@partial(jax.jit, static_argnums=0)
-def _compute(kernel: PathKernel, norms: Any, side: Any, other: Any) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _compute(kernel: PathKernel, mesh: Mesh | None, norms: Any, side: Any, other: Any) -> Array:
     """Compute the kernel of (inputs, gates) with others, or with themselves if these are None."""
     counted = side[0].dtype, jnp.int8  # which the matrix units of accelerators multiply exactly, and faster
-    return by_platform(*(partial(_evaluate, kernel, kind) for kind in counted), norms, side, other)
+    return by_platform(*(partial(_evaluate, kernel, mesh, kind) for kind in counted), norms, side, other)
 
 
-def _countable(sides: Sequence[tuple[Array, Gates]], counted: Any) -> Iterator[tuple[Array, Gates]]:
-    """Convert gates before XLA fuses it into products: booleans and int8 to `counted`, others to the input's type."""
-    columns = list(zip(*(gates for _, gates in sides), strict=True))
-    small = [all(gate.dtype in (bool, jnp.int8) for gate in column) for column in columns]
-    for x, gates in sides:
-        kinds = (counted if one else x.dtype for one in small)
-        yield x, tuple(_apart(jnp.asarray(gate, kind)) for gate, kind in zip(gates, kinds, strict=True))
-
-
-def _evaluate(kernel: PathKernel, counted: Any, norms: Any, side: Any, other: Any) -> Array:
-    """Compute the kernel, hard gates multiplied as `counted`."""
-    side, *others = _countable([side] if other is None else [side, other], counted)
-    other, x = (others[0] if others else None), side[0]
+def _evaluate(kernel: PathKernel, mesh: Mesh | None, counted: Any, norms: Any, side: Any, other: Any) -> Array:
+    """Compute the kernel; booleans and int8 that a gate has on both sides are multiplied as `counted`."""
+    x, gates = side
     recursion = partial(_Recursion, kernel, norms, x.shape[1:])
+    columns = zip(gates, gates if other is None else other[1], strict=True)
+    small = [all(gate.dtype in (bool, jnp.int8) for gate in column) for column in columns]
 
-    def pairs(block: Any, other: Any) -> Array:
-        return recursion()(*block, *other)
+    def converted(block: Any) -> Any:
+        kinds = (counted if one else x.dtype for one in small)
+        gates = (_apart(jnp.asarray(gate, kind)) for gate, kind in zip(block[1], kinds, strict=True))
+        return block[0], tuple(gates)
+
+    def pairs(block: Any, other: Any) -> Array:  # a tile is converted at a time
+        return recursion()(*converted(block), *converted(other))
 
     def self_kernel(side: Any) -> Array:
         return lax.map(lambda one: pairs(one, one)[0, 0], jax.tree.map(lambda a: a[:, None], side))
 
     positions = 1 if x.ndim == 2 else math.prod(x.shape[1:3]) ** (recursion().axes // 2)
-    bytes_each = positions * x.dtype.itemsize
-    block = None if x.ndim == 2 else bytes_each
-    k = symmetric(pairs, side, block) if other is None else rectangular(pairs, side, other, bytes_each)
+    options = positions * x.dtype.itemsize, mesh
+    k = symmetric(pairs, side, *options) if other is None else rectangular(pairs, side, other, *options)
     if kernel.normalize != "unit_diag":
         return k
     diagonals = [jnp.diagonal(k)] * 2 if other is None else [self_kernel(side), self_kernel(other)]
