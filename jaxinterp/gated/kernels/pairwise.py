@@ -7,22 +7,35 @@ number of processes, gives bit by bit what one device gives.
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 
 from jaxinterp.nn.platform import Target, by_platform
 
-Pairs = Callable[[Any, Any], Float[Array, "rows columns"]]
+
+class Part(NamedTuple):
+    """Consecutive examples of a set, a pytree of arrays with a common first axis; cut out when they are needed."""
+
+    examples: Any
+    start: Int32[Array, ""]
+    size: int
+
+    def cut(self, array: Shaped[Array, "n ..."]) -> Shaped[Array, "size ..."]:
+        """Return the part of one of the arrays."""
+        return lax.dynamic_slice_in_dim(array, self.start, self.size)
+
+
+Pairs = Callable[[Part, Part], Float[Array, "rows columns"]]
 Tile = Callable[[Any, Any, Int32[Array, "2"], bool], Float[Array, "rows columns"]]
 Starts = Int32[np.ndarray, "tiles 2"]
 
-TILE_BYTES: dict[Target, int] = {"cpu": 4 << 20, "accelerator": 1 << 30}
+TILE_BYTES: dict[Target, int] = {"cpu": 1 << 20, "accelerator": 1 << 30}
 """Bytes of the largest array of a tile of pairs; on CPU a part of the cache."""
 SMALL_BYTES = 1 << 14
 """Bytes of a tile that is not cut further to evaluate less of a symmetric matrix."""
@@ -35,7 +48,7 @@ def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int, mesh: Mesh
     """Evaluate `pairs`, (rows, columns) ↦ values, for n and m examples.
 
     Args:
-        pairs: the function of all pairs of some rows and some columns.
+        pairs: the function of all pairs of a part of the rows and a part of the columns.
         left: examples of the rows, a pytree of arrays with a common first axis.
         right: examples of the columns, as well.
         bytes_each: bytes that one pair takes in the largest array.
@@ -63,8 +76,7 @@ def _evaluate(
     sizes = rows, columns = _tile_shape(kind, n, m, bytes_each, symmetric)
 
     def tile(left: Any, right: Any, start: Int32[Array, "2"], mirrored: bool) -> Array:
-        cuts = zip((left, right), start, sizes, strict=True)
-        values = pairs(*(jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i, size), side) for side, i, size in cuts))
+        values = pairs(*map(Part, (left, right), start, sizes))
         return jnp.triu(values) + jnp.triu(values, 1).T if symmetric and not mirrored else values
 
     groups = list(_groups(_starts(n, rows), _starts(m, columns), symmetric))

@@ -40,7 +40,7 @@ from jaxinterp.checks import require, require_finite, require_one_of
 from jaxinterp.explain.meshes import on_automatic_axes
 from jaxinterp.gated import architecture as arch
 from jaxinterp.gated.architecture import Architecture, Gates, ValueInput, fan_ins, gate_shapes, iter_layers
-from jaxinterp.gated.kernels.pairwise import rectangular, symmetric
+from jaxinterp.gated.kernels.pairwise import Part, rectangular, symmetric
 from jaxinterp.nn.platform import by_platform
 
 Kernel = Literal["npk", "ntk", "nngp"]
@@ -193,7 +193,7 @@ class _Recursion:
             return 1.0
         return (typical if self.kernel.normalize == "unit_diag" else 1.0) / count
 
-    def __call__(self, x: Array, gates: Sequence[Array], x2: Array, gates2: Sequence[Array]) -> Array:
+    def __call__(self, x: Array, gates: Sequence["_Gate"], x2: Array, gates2: Sequence["_Gate"]) -> Array:
         if self.kernel.value_input == "ones":
             x, x2 = jnp.ones_like(x), jnp.ones_like(x2)
         q = self.overlap(x, x2)
@@ -260,8 +260,9 @@ class _Recursion:
             a = _apart(sum(terms[1:], terms[0]))
         return a * jnp.asarray(self.share(math.prod(layer.kernel_size)), a.dtype)
 
-    def gate(self, state: _State, g: Array, g2: Array) -> _State:
+    def gate(self, state: _State, left: "_Gate", right: "_Gate") -> _State:
         require(not state.summed, "layers", "a Gate on a masked activation", "a Dense or Conv before it")
+        g, g2 = left.after(state.q), right.after(state.q)
         share, kind = self.share(state.channels, 2.0), state.q.dtype
         if state.norm is None:
             o = self.overlap(g, g2).astype(kind) * share
@@ -308,23 +309,41 @@ def _compute(kernel: PathKernel, mesh: Mesh | None, norms: Any, side: Any, other
     return by_platform(*(partial(_evaluate, kernel, mesh, kind) for kind in counted), norms, side, other)
 
 
+class _Gate(NamedTuple):
+    """A gate at the examples of a tile's rows or columns, read when Q has been computed up to it.
+
+    So converted gates are in memory for one layer at a time.
+    """
+
+    array: Array
+    part: Part
+    kind: Any
+
+    def after(self, q: Array) -> Array:
+        never = q.ravel()[0] > jnp.inf  # which a compiler does not know; a barrier is dropped before it schedules
+        start = self.part.start + never.astype(jnp.int32)
+        return _apart(jnp.asarray(self.part._replace(start=start).cut(self.array), self.kind))
+
+
 def _evaluate(kernel: PathKernel, mesh: Mesh | None, counted: Any, norms: Any, side: Any, other: Any) -> Array:
     """Compute the kernel; booleans and int8 that a gate has on both sides are multiplied as `counted`."""
     x, gates = side
     recursion = partial(_Recursion, kernel, norms, x.shape[1:])
     columns = zip(gates, gates if other is None else other[1], strict=True)
-    small = [all(gate.dtype in (bool, jnp.int8) for gate in column) for column in columns]
+    kinds = [counted if all(gate.dtype in (bool, jnp.int8) for gate in column) else x.dtype for column in columns]
 
-    def converted(block: Any) -> Any:
-        kinds = (counted if one else x.dtype for one in small)
-        gates = (_apart(jnp.asarray(gate, kind)) for gate, kind in zip(block[1], kinds, strict=True))
-        return block[0], tuple(gates)
+    def read(part: Part) -> tuple[Array, list[_Gate]]:
+        x, gates = part.examples
+        return part.cut(x), [_Gate(gate, part, kind) for gate, kind in zip(gates, kinds, strict=True)]
 
-    def pairs(block: Any, other: Any) -> Array:  # a tile is converted at a time
-        return recursion()(*converted(block), *converted(other))
+    def pairs(left: Part, right: Part) -> Array:
+        return recursion()(*read(left), *read(right))
 
     def self_kernel(side: Any) -> Array:
-        return lax.map(lambda one: pairs(one, one)[0, 0], jax.tree.map(lambda a: a[:, None], side))
+        def one(i: Array) -> Array:
+            return pairs(Part(side, i, 1), Part(side, i, 1))[0, 0]
+
+        return lax.map(one, jnp.arange(len(side[0]), dtype=jnp.int32))
 
     positions = 1 if x.ndim == 2 else math.prod(x.shape[1:3]) ** (recursion().axes // 2)
     options = positions * x.dtype.itemsize, mesh
