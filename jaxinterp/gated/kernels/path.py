@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_finite, require_one_of
-from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.meshes import on_automatic_axes, replicate
 from jaxinterp.gated import architecture as arch
 from jaxinterp.gated.architecture import Architecture, Gates, ValueInput, fan_ins, gate_shapes, iter_layers
 from jaxinterp.gated.kernels.pairwise import Part, rectangular, symmetric
@@ -104,6 +104,8 @@ class PathKernel:
         gates: Gates,
         x2: Float[Array | np.ndarray, "m ..."] | None = None,
         gates2: Gates | None = None,
+        *,
+        mesh: Mesh | None = None,
     ) -> Float[Array, "n m"]:
         """Compute the kernel of every pair, in the inputs' type.
 
@@ -113,9 +115,12 @@ class PathKernel:
                 are counted exactly, their products have the inputs' type.
             x2: other inputs, (M, ...); `x` if None, which computes half of the pairs only.
             gates2: their gates.
+            mesh: devices that share the work, of this process or of several, each of which makes the same call; the
+                result is spread over all axes by its rows if their number is a multiple of the devices', otherwise it
+                is on every device. Bit by bit it is the one of a single device of the kind.
 
         Raises:
-            ConfigError: path counts or products beyond the type; another `normalize` keeps them small.
+            ConfigError: a mesh that has no device of this process; path counts or products beyond the type; another `normalize` keeps them small.
         """
         require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
         x, other = jnp.asarray(x), None
@@ -125,8 +130,11 @@ class PathKernel:
             self._check(x2, gates2)
             require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, *{x.shape[1:]})")
             other = x2, tuple(gates2)
-        static = replace(self, norms=())  # hashable
-        return _compute(static, None, self.norms, (x, tuple(gates)), other)
+        static, arguments = replace(self, norms=()), (self.norms, (x, tuple(gates)), other)  # hashable
+        if mesh is None:
+            return _compute(static, None, *arguments)
+        arguments, mesh = replicate(arguments, mesh)
+        return _compute(static, mesh, *arguments)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
