@@ -71,6 +71,15 @@ def replicate(tree: Any, mesh: Mesh) -> tuple[Any, Mesh]:
     return jax.tree.map(put, tree), sharding.mesh
 
 
+def on_host(array: jax.Array) -> np.ndarray:
+    """Return an array that may be spread over processes, each of which calls this, in the memory of each."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
 def _automatic(mesh: Mesh) -> Mesh:
     """Return a mesh of the same devices, on whose axes the compiler places values."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))

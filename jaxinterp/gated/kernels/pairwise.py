@@ -99,11 +99,12 @@ def _spread(
     shape: tuple[int, int],
     margin: int,
     mesh: Mesh,
-    *sides: Any,
+    left: Any,
+    right: Any,
 ) -> Array:
     """Evaluate as many tiles at a time as there are devices, each of which keeps what falls in its rows."""
     (n, m), axes, height = shape, mesh.axis_names, math.ceil(shape[0] / mesh.size)
-    dtype = _dtype(tile, *sides)
+    dtype = _dtype(tile, left, right)
 
     def panel(left: Any, right: Any) -> Array:
         place = lax.axis_index(axes)
@@ -119,8 +120,10 @@ def _spread(
         return k[margin : margin + height]
 
     whole, rows = PartitionSpec(), PartitionSpec(axes)
-    k = jax.shard_map(panel, mesh=mesh, in_specs=(whole, whole), out_specs=rows, check_vma=False)(*sides)
-    return k if len(k) == n else lax.with_sharding_constraint(k[:n], NamedSharding(mesh, whole))
+    k = jax.shard_map(panel, mesh=mesh, in_specs=(whole, whole), out_specs=rows, check_vma=False)(left, right)
+    if len(k) == n:
+        return k
+    return lax.with_sharding_constraint(k[:n], NamedSharding(mesh, whole))
 
 
 def _tile_shape(kind: Target, n: int, m: int, bytes_each: int, symmetric: bool) -> tuple[int, int]:

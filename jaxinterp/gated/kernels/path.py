@@ -120,7 +120,8 @@ class PathKernel:
                 is on every device. Bit by bit it is the one of a single device of the kind.
 
         Raises:
-            ConfigError: a mesh that has no device of this process; path counts or products beyond the type; another `normalize` keeps them small.
+            ConfigError: a mesh without a device of this process; path counts or products beyond the type, which another
+                `normalize` keeps small.
         """
         require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
         x, other = jnp.asarray(x), None
