@@ -71,7 +71,7 @@ def test_a_mesh_must_be_one_that_this_process_is_part_of(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     x, gates = problem(fc(4, 1), (3,), 4)
     for mesh in (jax.devices(), EIGHT.abstract_mesh):
-        with pytest.raises(ConfigError, match="^mesh: "):
+        with pytest.raises(ConfigError, match=r"^mesh: "):
             PathKernel(fc(4, 1))(x, gates, mesh=mesh)
 
 
