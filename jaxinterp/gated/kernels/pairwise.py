@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 Pairs = Callable[[Part, Part], Float[Array, "rows columns"]]
 Tile = Callable[[Any, Any, Int32[Array, "2"], bool], Float[Array, "rows columns"]]
-Starts = Int32[np.ndarray, "tiles 2"]
+Starts = Int32[np.ndarray, "_ 2"]
 
 TILE_BYTES: dict[Target, int] = {"cpu": 1 << 20, "accelerator": 1 << 30}
 """Bytes of the largest array of a tile of pairs; on CPU a part of the cache."""

@@ -1,9 +1,11 @@
 """The path kernel over devices and processes: bit by bit as on one device, and regression solved from it."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,10 @@ from jaxinterp.gated import GatedNetwork, NPKRegressor, PathNetwork, fc, npk_reg
 from jaxinterp.gated.architecture import c4gap, gate_shapes
 from jaxinterp.gated.kernels import PathKernel, Tiles, pairwise
 
-EIGHT = jax.make_mesh((8,), ("rows",))
+
+def mesh_of(*shape):
+    """A mesh of some of the eight devices, its axes named a, b, ..."""
+    return jax.make_mesh(shape, tuple("abc"[: len(shape)]), devices=jax.devices()[: np.prod(shape)])
 
 
 def problem(layers, shape, n):
@@ -33,15 +38,15 @@ def problem(layers, shape, n):
 @pytest.mark.parametrize(
     ("layers", "shape", "n", "normalize", "mesh"),
     [
-        (fc(24, 2), (20,), 256, "unit_diag", EIGHT),
-        (fc(24, 2), (20,), 203, "width", jax.make_mesh((3, 2), ("any", "name"), devices=jax.devices()[:6])),
-        (c4gap(3, depth=1), (4, 4, 2), 16, "width", jax.make_mesh((4, 2), ("a", "b"))),
-        (fc(24, 2), (20,), 3, "width", EIGHT),  # fewer examples than devices
+        (fc(24, 2), (20,), 256, "unit_diag", (8,)),
+        (fc(24, 2), (20,), 203, "width", (3, 2)),
+        (c4gap(3, depth=1), (4, 4, 2), 16, "width", (4, 2)),
+        (fc(24, 2), (20,), 3, "width", (8,)),  # fewer examples than devices
     ],
     ids=["spread", "rest", "convolution", "few"],
 )
 def test_a_mesh_gives_what_one_device_gives_bit_by_bit(layers, shape, n, normalize, mesh):
-    x, gates = problem(layers, shape, n)
+    (x, gates), mesh = problem(layers, shape, n), mesh_of(*mesh)
     kernel, some = PathKernel(layers, normalize=normalize), (x[: n // 2], tuple(gate[: n // 2] for gate in gates))
     for arguments in ((x, gates), (x, gates, *some)):
         one, found = kernel(*arguments), kernel(*arguments, mesh=mesh)
@@ -70,7 +75,7 @@ def test_tiles_that_overlap_leave_a_symmetric_matrix(monkeypatch):
 def test_a_mesh_must_be_one_that_this_process_is_part_of(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     x, gates = problem(fc(4, 1), (3,), 4)
-    for mesh in (jax.devices(), EIGHT.abstract_mesh):
+    for mesh in (jax.devices(), mesh_of(8).abstract_mesh):
         with pytest.raises(ConfigError, match=r"^mesh: "):
             PathKernel(fc(4, 1))(x, gates, mesh=mesh)
 
@@ -87,15 +92,9 @@ def fit(folder, mesh):
     memory = clone(NPKRegressor(network, mesh=mesh)).fit(x, y)
     tiles = NPKRegressor(network, max_bytes=1, folder=folder, mesh=mesh).fit(x, y)
     found = [(one.solution_.alpha, one.decision_function(x[:7])) for one in (memory, tiles)]
-    kernel = Tiles(folder, (60, 60), tile_size=16, symmetric=True, identity=stored(folder))
+    identity = json.loads((Path(folder) / "config.json").read_text())["identity"]
+    kernel = Tiles(folder, (60, 60), tile_size=16, symmetric=True, identity=identity)
     return [*found[0], *found[1], kernel.read(), kernel.product(rng.normal(size=(60, 2)))]
-
-
-def stored(folder):
-    import json
-    from pathlib import Path
-
-    return json.loads((Path(folder) / "config.json").read_text())["identity"]
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def small(monkeypatch):
 def test_regression_over_eight_devices_and_over_two_processes_is_the_one_of_one_device(tmp_path, small):
     with jax.default_device(jax.devices()[0]):
         one = fit(tmp_path / "one", None)
-    for name, ours, theirs in zip("abcdef", fit(tmp_path / "eight", EIGHT), one, strict=True):
+    for name, ours, theirs in zip("abcdef", fit(tmp_path / "eight", mesh_of(8)), one, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -129,5 +128,5 @@ if __name__ == "__main__":
 
     where, port, number = sys.argv[1:]
     initialize(f"localhost:{port}", 2, int(number))
-    found = fit(f"{where}/two", jax.make_mesh((2,), ("hosts",)))
+    found = fit(f"{where}/two", mesh_of(2))
     np.savez(f"{where}/{number}.npz", *found)
