@@ -141,9 +141,10 @@ def _converted(source: bytes | Shaped[np.ndarray, "..."], width: int, height: in
     wanted = "L" if conversion.channels == 1 else "RGB"
     if mode != wanted:
         notes.append(f"{mode} as {wanted}")
-    if image.mode not in ("1", "L"):
+    if image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")  # from where Pillow knows the way to gray
-    image = image.convert(wanted)
+    if image.mode != wanted:  # `convert` would copy it
+        image = image.convert(wanted)
     if image.width * height != image.height * width:
         notes.append("cut to its center" if conversion.fit == "crop" else f"padded with {conversion.background}")
     method, size = Image.Resampling.BICUBIC, (width, height)

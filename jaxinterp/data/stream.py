@@ -15,6 +15,9 @@ from jaxinterp.data.tfds import data_folder, decode, open_prepared
 if TYPE_CHECKING:
     from jaxinterp.figures.shown import ShownFigure
 
+THREADS, MOST_THREADS = 2, 16
+"""Threads a core that read and decode: one may wait for a file, more of them stand in one another's way."""
+
 
 @dataclass(frozen=True, repr=False)
 class Stream:
@@ -67,7 +70,7 @@ def stream(
     data_dir: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] = (0, 1),
     shorter_side: int | None = None,
-    num_threads: int = 16,
+    num_threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read an epoch of a data set prepared by tensorflow-datasets, in batches of square 8-bit images.
 
@@ -86,7 +89,7 @@ def stream(
         data_dir: the data folder; default $TFDS_DATA_DIR, then ~/tensorflow_datasets.
         shard: (index, count): which of how many hosts this is.
         shorter_side: in pixels, at least `image_size`; default image_size * 256 / 224, rounded.
-        num_threads: reading and decoding ahead.
+        num_threads: reading and decoding ahead; by default `THREADS` a core, at most `MOST_THREADS`.
 
     Returns:
         Iterator of {"image": uint8 (B, S, S, 3), "label": int32 (B,), "index": int32 (B,)}.
@@ -132,7 +135,7 @@ def host_batches(
     seed: int,
     epoch: int,
     shard: tuple[int, int] = (0, 1),
-    num_threads: int = 16,
+    num_threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read an epoch of `example(index)`, 0 <= index < total, ahead and by many threads, in batches of one host.
 
@@ -142,6 +145,7 @@ def host_batches(
     import grain
 
     index, count = shard
+    num_threads = min(MOST_THREADS, THREADS * (os.cpu_count() or 1)) if num_threads is None else num_threads
     indices = grain.MapDataset.range(total)
     if train:
         step, mixed = count * batch_size, int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])

@@ -1,11 +1,14 @@
-"""Arrays on a mesh with explicit axes: computed as on one with automatic axes, where the compiler places values."""
+"""Arrays on meshes: replicated over one, and computed on explicit axes as on automatic ones."""
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
+
+from jaxinterp.checks import require
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +32,7 @@ def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
                 return _within(function, args, kwargs)
-        automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        automatic = _automatic(mesh)
 
         def move(leaf: Any, source: Mesh, target: Mesh) -> Any:
             if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
@@ -44,6 +47,42 @@ def on_automatic_axes(function: Callable[P, R]) -> Callable[P, R]:
         return jax.tree.map(lambda leaf: move(leaf, automatic, mesh), result)  # type: ignore[no-any-return]
 
     return run
+
+
+def replicate(tree: Any, mesh: Mesh) -> tuple[Any, Mesh]:
+    """Put arrays on every device of a mesh, over all of its processes, each of which has the same ones.
+
+    Returns:
+        The arrays, and a mesh of the same devices with automatic axes.
+
+    Raises:
+        ConfigError: `mesh` is no mesh of devices, or has none of this process.
+    """
+    require(isinstance(mesh, Mesh), "mesh", type(mesh).__name__, "a jax.sharding.Mesh of devices")
+    local = bool(mesh.local_devices)
+    require(local, "mesh", f"no device of process {jax.process_index()}", "at least one, as every process takes part")
+    sharding = NamedSharding(_automatic(mesh), PartitionSpec())
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.core.Tracer) or jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(put, tree), sharding.mesh
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+    """Return an array that may be spread over processes, each of which calls this, in the memory of each."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """Return a mesh of the same devices, on whose axes the compiler places values."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def _within(function: Callable[..., R], args: Any, kwargs: Any) -> R:

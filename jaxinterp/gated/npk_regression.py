@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
@@ -23,6 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxinterp.checks import require, require_at_least, require_finite, require_labels
 from jaxinterp.errors import ConfigError
+from jaxinterp.explain.meshes import on_host
 from jaxinterp.gated.kernels.regression import RIDGES, Ridge, conjugate_gradients, kernel_ridge, nystrom, one_hot
 from jaxinterp.gated.kernels.tiles import Tiles
 from jaxinterp.gated.path_network import PathNetwork
@@ -54,6 +56,8 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         seed: of the choice of images for λ and for the preconditioner of a larger kernel.
         batch_size: images whose inputs and gates are computed at a time.
         log: called with lines of progress.
+        mesh: devices that share the work on a kernel in memory, those of predictions included; of one process or of
+            several, each of which makes the same calls. Tiles are always shared by all devices.
 
     Attributes:
         classes_: labels, in the order of the outputs.
@@ -88,9 +92,11 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         seed: int = 0,
         batch_size: int = 256,
         log: Callable[[str], None] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.network, self.classes, self.ridges, self.log = network, classes, ridges, log
-        self.max_bytes, self.folder, self.seed, self.batch_size = max_bytes, folder, seed, batch_size
+        self.max_bytes, self.folder, self.seed = max_bytes, folder, seed
+        self.batch_size, self.mesh = batch_size, mesh
 
     def fit(self, x: Any, y: Any) -> "NPKRegressor":
         """Fit to training images, a floating array (n, ...), and their labels, (n,), of two classes at least.
@@ -117,7 +123,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         self.shape_in_, self.n_features_in_ = x.shape[1:], math.prod(x.shape[1:])
         targets = one_hot(labels, len(self.classes_))
         if n * n * 8 <= self.max_bytes:
-            kernel = np.asarray(self.network.kernel(self.inputs_, self.gates_))
+            kernel = on_host(self.network.kernel(self.inputs_, self.gates_, mesh=self.mesh))
             self.solution_, how = kernel_ridge(kernel, targets, self.ridges), "kernel in memory"
         else:
             self.solution_, how = self._fit_tiles(targets)
@@ -153,7 +159,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         for rows in self._blocks(len(side[0])):
             total = solution.offset
             for columns in self._blocks(len(self.inputs_)):
-                k = np.asarray(self._between(_rows(side, rows), columns), np.float64)
+                k = self._between(_rows(side, rows), columns).astype(np.float64)
                 total = total + k @ solution.alpha[columns]
             logits.append(total)
         return np.concatenate(logits)
@@ -186,7 +192,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
         }
         options: dict[str, Any] = {"symmetric": True, "identity": identity, "cache_bytes": self.max_bytes}
         tiles = Tiles(str(self.folder), (n, n), tile_size=self._tile_size, **options)
-        computed = tiles.compute(lambda rows, columns: self._between(self._train(rows), columns))
+        computed = tiles.compute(lambda rows, columns: kernel(*self._train(rows), *self._train(columns)))
         self._log(f"{computed} tiles of the kernel of {n} images computed ({time.perf_counter() - start:.1f} s)")
         draw = np.random.default_rng(self.seed).permutation(n)
         some, landmarks = np.sort(draw[:RIDGE_IMAGES]), np.sort(draw[:LANDMARKS])
@@ -216,9 +222,9 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
     def _train(self, rows: Any) -> Side:
         return _rows((self.inputs_, self.gates_), rows)
 
-    def _between(self, side: Side, rows: Any) -> Float[Array, "m n"]:
+    def _between(self, side: Side, rows: Any) -> Float[np.ndarray, "m n"]:
         """Compute the kernel between images and rows of the training images."""
-        return self.network.kernel(*side, *self._train(rows))
+        return on_host(self.network.kernel(*side, *self._train(rows), mesh=self.mesh))
 
     @property
     def _tile_size(self) -> int:

@@ -24,7 +24,7 @@ NPK is Q with all variances one, no biases, and sums in place of averages.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -33,13 +33,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_finite, require_one_of
-from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.meshes import on_automatic_axes, replicate
 from jaxinterp.gated import architecture as arch
 from jaxinterp.gated.architecture import Architecture, Gates, ValueInput, fan_ins, gate_shapes, iter_layers
-from jaxinterp.gated.kernels.pairwise import rectangular, symmetric
+from jaxinterp.gated.kernels.pairwise import Part, rectangular, symmetric
 from jaxinterp.nn.platform import by_platform
 
 Kernel = Literal["npk", "ntk", "nngp"]
@@ -103,6 +104,8 @@ class PathKernel:
         gates: Gates,
         x2: Float[Array | np.ndarray, "m ..."] | None = None,
         gates2: Gates | None = None,
+        *,
+        mesh: Mesh | None = None,
     ) -> Float[Array, "n m"]:
         """Compute the kernel of every pair, in the inputs' type.
 
@@ -112,9 +115,13 @@ class PathKernel:
                 are counted exactly, their products have the inputs' type.
             x2: other inputs, (M, ...); `x` if None, which computes half of the pairs only.
             gates2: their gates.
+            mesh: devices that share the work, of this process or of several, each of which makes the same call; the
+                result is spread over all axes by its rows if their number is a multiple of the devices', otherwise it
+                is on every device. Bit by bit it is the one of a single device of the kind.
 
         Raises:
-            ConfigError: path counts or products beyond the type; another `normalize` keeps them small.
+            ConfigError: a mesh without a device of this process; path counts or products beyond the type, which another
+                `normalize` keeps small.
         """
         require((x2 is None) == (gates2 is None), "x2, gates2", "one of them", "both or neither")
         x, other = jnp.asarray(x), None
@@ -124,8 +131,11 @@ class PathKernel:
             self._check(x2, gates2)
             require(x2.shape[1:] == x.shape[1:], "x2", f"shape {x2.shape}", f"(m, *{x.shape[1:]})")
             other = x2, tuple(gates2)
-        static = replace(self, norms=())  # hashable
-        return _compute(static, self.norms, (x, tuple(gates)), other)
+        static, arguments = replace(self, norms=()), (self.norms, (x, tuple(gates)), other)  # hashable
+        if mesh is None:
+            return _compute(static, None, *arguments)
+        arguments, mesh = replicate(arguments, mesh)
+        return _compute(static, mesh, *arguments)
 
     def _check(self, x: Float[Array | np.ndarray, "n ..."], gates: Gates) -> None:
         """Check what `__call__` promises; traced values are not known and pass."""
@@ -192,7 +202,7 @@ class _Recursion:
             return 1.0
         return (typical if self.kernel.normalize == "unit_diag" else 1.0) / count
 
-    def __call__(self, x: Array, gates: Sequence[Array], x2: Array, gates2: Sequence[Array]) -> Array:
+    def __call__(self, x: Array, gates: Sequence["_Gate"], x2: Array, gates2: Sequence["_Gate"]) -> Array:
         if self.kernel.value_input == "ones":
             x, x2 = jnp.ones_like(x), jnp.ones_like(x2)
         q = self.overlap(x, x2)
@@ -259,8 +269,9 @@ class _Recursion:
             a = _apart(sum(terms[1:], terms[0]))
         return a * jnp.asarray(self.share(math.prod(layer.kernel_size)), a.dtype)
 
-    def gate(self, state: _State, g: Array, g2: Array) -> _State:
+    def gate(self, state: _State, left: "_Gate", right: "_Gate") -> _State:
         require(not state.summed, "layers", "a Gate on a masked activation", "a Dense or Conv before it")
+        g, g2 = left.after(state.q), right.after(state.q)
         share, kind = self.share(state.channels, 2.0), state.q.dtype
         if state.norm is None:
             o = self.overlap(g, g2).astype(kind) * share
@@ -300,38 +311,52 @@ class _Recursion:
         return self.each(windows, state)
 
 
-@partial(jax.jit, static_argnums=0)
-def _compute(kernel: PathKernel, norms: Any, side: Any, other: Any) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _compute(kernel: PathKernel, mesh: Mesh | None, norms: Any, side: Any, other: Any) -> Array:
     """Compute the kernel of (inputs, gates) with others, or with themselves if these are None."""
     counted = side[0].dtype, jnp.int8  # which the matrix units of accelerators multiply exactly, and faster
-    return by_platform(*(partial(_evaluate, kernel, kind) for kind in counted), norms, side, other)
+    return by_platform(*(partial(_evaluate, kernel, mesh, kind) for kind in counted), norms, side, other)
 
 
-def _countable(sides: Sequence[tuple[Array, Gates]], counted: Any) -> Iterator[tuple[Array, Gates]]:
-    """Convert gates before XLA fuses it into products: booleans and int8 to `counted`, others to the input's type."""
-    columns = list(zip(*(gates for _, gates in sides), strict=True))
-    small = [all(gate.dtype in (bool, jnp.int8) for gate in column) for column in columns]
-    for x, gates in sides:
-        kinds = (counted if one else x.dtype for one in small)
-        yield x, tuple(_apart(jnp.asarray(gate, kind)) for gate, kind in zip(gates, kinds, strict=True))
+class _Gate(NamedTuple):
+    """A gate at the examples of a tile's rows or columns, read when Q has been computed up to it.
+
+    So converted gates are in memory for one layer at a time.
+    """
+
+    array: Array
+    part: Part
+    kind: Any
+
+    def after(self, q: Array) -> Array:
+        never = q.ravel()[0] > jnp.inf  # which a compiler does not know; a barrier is dropped before it schedules
+        start = self.part.start + never.astype(jnp.int32)
+        return _apart(jnp.asarray(self.part._replace(start=start).cut(self.array), self.kind))
 
 
-def _evaluate(kernel: PathKernel, counted: Any, norms: Any, side: Any, other: Any) -> Array:
-    """Compute the kernel, hard gates multiplied as `counted`."""
-    side, *others = _countable([side] if other is None else [side, other], counted)
-    other, x = (others[0] if others else None), side[0]
+def _evaluate(kernel: PathKernel, mesh: Mesh | None, counted: Any, norms: Any, side: Any, other: Any) -> Array:
+    """Compute the kernel; booleans and int8 that a gate has on both sides are multiplied as `counted`."""
+    x, gates = side
     recursion = partial(_Recursion, kernel, norms, x.shape[1:])
+    columns = zip(gates, gates if other is None else other[1], strict=True)
+    kinds = [counted if all(gate.dtype in (bool, jnp.int8) for gate in column) else x.dtype for column in columns]
 
-    def pairs(block: Any, other: Any) -> Array:
-        return recursion()(*block, *other)
+    def read(part: Part) -> tuple[Array, list[_Gate]]:
+        x, gates = part.examples
+        return part.cut(x), [_Gate(gate, part, kind) for gate, kind in zip(gates, kinds, strict=True)]
+
+    def pairs(left: Part, right: Part) -> Array:
+        return recursion()(*read(left), *read(right))
 
     def self_kernel(side: Any) -> Array:
-        return lax.map(lambda one: pairs(one, one)[0, 0], jax.tree.map(lambda a: a[:, None], side))
+        def one(i: Array) -> Array:
+            return pairs(Part(side, i, 1), Part(side, i, 1))[0, 0]
+
+        return lax.map(one, jnp.arange(len(side[0]), dtype=jnp.int32))
 
     positions = 1 if x.ndim == 2 else math.prod(x.shape[1:3]) ** (recursion().axes // 2)
-    bytes_each = positions * x.dtype.itemsize
-    block = None if x.ndim == 2 else bytes_each
-    k = symmetric(pairs, side, block) if other is None else rectangular(pairs, side, other, bytes_each)
+    options = positions * x.dtype.itemsize, mesh
+    k = symmetric(pairs, side, *options) if other is None else rectangular(pairs, side, other, *options)
     if kernel.normalize != "unit_diag":
         return k
     diagonals = [jnp.diagonal(k)] * 2 if other is None else [self_kernel(side), self_kernel(other)]

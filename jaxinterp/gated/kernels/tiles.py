@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +28,7 @@ from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.files import write_text
 
 Block = Callable[[slice, slice], Float[Array | np.ndarray, "_ _"]]
-Terms = Future[list[tuple[slice, np.ndarray]]]  # rows of a product, and a tile's contribution to them
+Terms = list[tuple[slice, np.ndarray]]  # rows of a product, and a tile's contribution to them
 FORMAT = 2  # of the folder
 
 
@@ -196,6 +196,9 @@ class Tiles:
     def product(self, y: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
         """Compute K y in y's type, reading every stored tile once, as many at a time as there are cores.
 
+        Hosts share the tiles as in `compute`. Their terms are added in the order of the tiles, so that the sum is the
+        one of a single host bit by bit.
+
         Raises:
             DataError: a tile is not finished, damaged or lost.
         """
@@ -204,25 +207,50 @@ class Tiles:
         if not self._complete and (missing := self.unfinished()):
             raise DataError(f"{self.folder}: tile {missing[0]} is not finished")
         self._complete = True
-        total = np.zeros((self.shape[0], y.shape[1]), y.dtype)
+        total, hosts = np.zeros((self.shape[0], y.shape[1]), y.dtype), jax.process_count()
+        mine = self._terms(list(self.indices())[jax.process_index() :: hosts], y)
+        for terms in mine if hosts == 1 else self._exchanged(mine, y):
+            for rows, term in terms:
+                total[rows] += term
+        return total
 
-        def multiply(i: int, j: int, cached: bool) -> list[tuple[slice, np.ndarray]]:
+    def _mirrored(self, i: int, j: int) -> bool:
+        """Tell whether a tile also stands for the one on the other side of the diagonal."""
+        return self.symmetric and i != j
+
+    def _terms(self, indices: Sequence[tuple[int, int]], y: np.ndarray) -> Iterator[Terms]:
+        """Yield the contributions of tiles to a product, in order; the first tiles stay in memory."""
+
+        def multiply(i: int, j: int, cached: bool) -> Terms:
             rows, columns = self._slices(i, j)
             tile = self._cache[i, j] if (i, j) in self._cache else self._tile(i, j)
             if cached:
                 self._cache[i, j] = tile
             terms = [(rows, tile @ y[columns])]
-            return terms + ([(columns, tile.T @ y[rows])] if self.symmetric and i != j else [])
+            return terms + ([(columns, tile.T @ y[rows])] if self._mirrored(i, j) else [])
 
         # One core per tile: a product with few columns is too short to share.
-        cores, indices, pending = os.cpu_count() or 1, list(self.indices()), deque[Terms]()
+        cores, pending = os.cpu_count() or 1, deque[Future[Terms]]()
         with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
             for number, index in enumerate(indices):
                 pending.append(pool.submit(multiply, *index, number < self._cache_tiles))
                 while len(pending) > (2 * cores if number + 1 < len(indices) else 0):
-                    for rows, term in pending.popleft().result():
-                        total[rows] += term
-        return total
+                    yield pending.popleft().result()
+
+    def _exchanged(self, mine: Iterator[Terms], y: np.ndarray) -> Iterator[Terms]:
+        """Yield the terms of all hosts' tiles, in order, from this host's."""
+        indices, hosts = list(self.indices()), jax.process_count()
+        own = np.zeros((math.ceil(len(indices) / hosts), 2, self.tile_size, y.shape[1]), y.dtype)
+        for place, terms in zip(own, mine, strict=False):
+            for row, (_, term) in zip(place, terms, strict=False):
+                row[: len(term)] = term
+        every = multihost_utils.process_allgather(own.view(np.uint8)).view(
+            y.dtype
+        )  # bytes, which JAX leaves as they are
+        for number, index in enumerate(indices):
+            slices = self._slices(*index)[: 1 + self._mirrored(*index)]
+            terms = zip(slices, every[number % hosts, number // hosts], strict=False)
+            yield [(rows, term[: rows.stop - rows.start]) for rows, term in terms]
 
 
 def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -243,7 +243,7 @@ def test_normalizations_and_blocks(layers, monkeypatch):
     np.testing.assert_allclose(unit, counts / roots[:, None] / roots[None], rtol=1e-10, atol=1e-12)
     whole = PathKernel(layers, normalize="unit_diag")(x, gates, x, gates)
     np.testing.assert_allclose(whole, unit, rtol=1e-10, atol=1e-12)
-    monkeypatch.setitem(pairwise.BLOCK_BYTES, "cpu", 5 * 16**2 * 8)
+    monkeypatch.setitem(pairwise.TILE_BYTES, "cpu", 5 * 16**2 * 8)
     jax.clear_caches()
     close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12 * float(counts.max()))
     close(PathKernel(layers)(x, gates), counts)
@@ -264,7 +264,7 @@ def test_cpu_and_accelerator_agree(layers, options, monkeypatch):
     x = jax.random.normal(KEYS[0], (5, *shape), jnp.float64)
     gates = hard(layers, shape, 5, KEYS[1])
     kernel = PathKernel(layers, **options)
-    monkeypatch.setitem(pairwise.BLOCK_BYTES, "accelerator", 3 * 4**4 * 8)
+    monkeypatch.setitem(pairwise.TILE_BYTES, "accelerator", 3 * 4**4 * 8)
 
     def found(x, gates):
         return kernel(x, gates), kernel(x, gates, x[:3], tuple(gate[:3] for gate in gates))
