@@ -28,6 +28,48 @@ def _apply(
     return logits
 
 
+def laid_out(size: int, batch_size: int, devices: int) -> tuple[int, int]:
+    """Return how many batches there are of `size` examples, and of how many, a multiple of the devices.
+
+    Example:
+        >>> laid_out(100, 30, 4)
+        (4, 32)
+    """
+    whole = -(-min(batch_size, size) // devices) * devices
+    return -(-size // whole), whole
+
+
+def counting(
+    model: nn.Module, loss: LogitsLoss | None, size: int, maximum: int | float, mesh: Mesh
+) -> Callable[[dict[str, Array], Any, Any], dict[str, Array]]:
+    """Return what adds a batch to the totals: (totals, variables, inputs) ↦ totals.
+
+    Args:
+        model: the classifier.
+        loss: a mean over a batch of (logits, labels), or None.
+        size: examples of the data set; a row of indices beyond it is padded.
+        maximum: pixel value that becomes 1.
+        mesh: devices over which a batch is split.
+    """
+
+    def add(totals: dict[str, Array], variables: Any, inputs: Any) -> dict[str, Array]:
+        index = jnp.take(inputs["index"], totals["row"], axis=0)
+        mask = (index < size).astype(jnp.float32)
+        index = jnp.minimum(index, size - 1)
+        image = jnp.take(inputs["data"]["image"], index, axis=0).astype(jnp.float32) / maximum
+        label = jnp.take(inputs["data"]["label"], index, axis=0)
+        image, label = lax.with_sharding_constraint((image, label), jax.NamedSharding(mesh, jax.P(AXIS)))
+        logits = _apply(model, variables, image)
+        new = {"row": totals["row"] + 1}
+        new["accuracy"] = totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)
+        if loss is not None:
+            each = jax.vmap(lambda logit, one: loss(logit[None], one[None]))(logits, label)
+            new["loss"] = totals["loss"] + mask @ each.astype(jnp.float32)
+        return new
+
+    return add
+
+
 class Evaluation:
     """Loss and accuracy on a data set that lies on the devices, each example counted once."""
 
@@ -39,8 +81,7 @@ class Evaluation:
         `loss` is a mean over a batch of (logits, labels); None for the accuracy alone.
         """
         size = len(dataset.labels)
-        batch_size = -(-min(batch_size, size) // mesh.size) * mesh.size
-        rows = -(-size // batch_size)
+        rows, batch_size = laid_out(size, batch_size, mesh.size)
         index = np.arange(rows * batch_size, dtype=np.int32).reshape(rows, batch_size)
         replicated = jax.NamedSharding(mesh, jax.P())
         self._rows, self._size = rows, size
@@ -49,21 +90,7 @@ class Evaluation:
         totals = {"row": np.int32(0), "accuracy": np.float32(0)} | ({} if loss is None else {"loss": np.float32(0)})
         self._totals = jax.device_put(totals, replicated)
 
-        def add(totals: dict[str, Array], variables: Any, inputs: Any) -> dict[str, Array]:
-            index = jnp.take(inputs["index"], totals["row"], axis=0)
-            mask = (index < size).astype(jnp.float32)
-            index = jnp.minimum(index, size - 1)
-            image = jnp.take(inputs["data"]["image"], index, axis=0).astype(jnp.float32) / dataset.maximum
-            label = jnp.take(inputs["data"]["label"], index, axis=0)
-            image, label = lax.with_sharding_constraint((image, label), jax.NamedSharding(mesh, jax.P(AXIS)))
-            logits = _apply(model, variables, image)
-            new = {"row": totals["row"] + 1}
-            new["accuracy"] = totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)
-            if loss is not None:
-                each = jax.vmap(lambda logit, one: loss(logit[None], one[None]))(logits, label)
-                new["loss"] = totals["loss"] + mask @ each.astype(jnp.float32)
-            return new
-
+        add = counting(model, loss, size, dataset.maximum, mesh)
         self._add: Any = jax.jit(add, out_shardings=replicated)
 
     def compile(self, variables: Any) -> "Evaluation":

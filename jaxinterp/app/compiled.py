@@ -1,0 +1,238 @@
+"""What a compiler says of a program: seconds, bytes on a device, operations, collectives; and a bound on its time."""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxinterp.app.devices import GIB, Machine
+from jaxinterp.explain.products import Kind, product_flops
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"})
+"""Instructions that move nothing."""
+SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
+ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program, or one that does not compile.
+
+    Attributes:
+        machine: what it is compiled for.
+        devices: how many of them run it.
+        seconds: of compilation, tracing not included.
+        flops: operations of its matrix products and convolutions on all devices together, by kind; see `products`.
+        error: the compiler's, in a line; empty if it compiles.
+        arguments: bytes of its arguments on a device.
+        outputs: bytes of its results.
+        aliased: bytes of results that are written over arguments.
+        temporaries: bytes that it takes while it runs.
+        code: bytes of the program itself in the device's memory; 0 where the compiler does not tell.
+        needed: bytes that it would take by the compiler's own count, where it does not fit.
+        traffic: bytes that it reads and writes in the memory of a device.
+        collectives: operation → (how many, bytes of each device's arrays in it).
+    """
+
+    machine: Machine
+    devices: int
+    seconds: float
+    flops: Mapping[Kind, int]
+    error: str = ""
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    temporaries: int = 0
+    code: int = 0
+    needed: int = 0
+    traffic: float = 0.0
+    collectives: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether there is a program; one that is too large has none on a TPU."""
+        return not self.error
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a device's memory that it needs."""
+        return self.needed or self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has them."""
+        device = self.machine.device
+        return self.compiles and (device is None or self.bytes <= device.usable)
+
+    @property
+    def bound(self) -> float | None:
+        """Seconds that it takes at least: the longest of products, memory and interconnect at their peaks."""
+        device = self.machine.device
+        if device is None or not self.compiles:
+            return None
+        products = sum(flops / device.peak(*kind) for kind, flops in self.flops.items()) / self.devices
+        return max(products, self.traffic / device.bandwidth, self._sent / device.interconnect)
+
+    @property
+    def _sent(self) -> float:
+        """Bytes that a device sends: a ring sends an array twice to sum it, once to gather or to scatter it."""
+        share = (self.devices - 1) / self.devices
+        times = {"all-reduce": 2 * share, "collective-permute": 1.0}
+        return sum(times.get(name, share) * size for name, (_, size) in self.collectives.items())
+
+
+def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices: int) -> tuple[Program, Any]:
+    """Compile a jitted function for arguments of these shapes and shardings.
+
+    Args:
+        function: with `trace`, as `jax.jit` returns it.
+        arguments: `jax.ShapeDtypeStruct`s.
+        machine: whose devices the shardings name.
+        devices: how many of them.
+
+    Returns:
+        What its compiler says, and the compiled program; None in its place if there is none.
+    """
+    traced = function.trace(*arguments)
+    flops = product_flops(traced.jaxpr)
+    lowered = traced.lower()
+    start = time.perf_counter()
+    try:
+        with _nothing_kept():
+            compiled = lowered.compile()
+    except RuntimeError as error:  # of XLA
+        text = " ".join(str(error).split())
+        used = re.search(r"Used ([\d.]+)([KMGT])i?B? of", text)
+        needed = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)) if used else 0
+        return Program(machine, devices, time.perf_counter() - start, flops, text[:300], needed=needed), None
+    seconds = time.perf_counter() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    cost = compiled.cost_analysis() or {}
+    program = Program(
+        machine,
+        devices,
+        seconds,
+        flops,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        traffic=cost.get("bytes accessed") or traffic(text),
+        collectives=collectives(text),
+    )
+    return program, compiled
+
+
+class _nothing_kept:  # noqa: N801
+    """Compile anew, so that the time is that of compiling."""
+
+    def __enter__(self) -> None:
+        self.before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+        jax.config.update("jax_enable_compilation_cache", False)
+
+    def __exit__(self, *_: object) -> None:
+        jax.config.update("jax_enable_compilation_cache", self.before)
+
+
+def size_of(shapes: str) -> int:
+    """Return the bytes of all arrays that a text of HLO names.
+
+    Example:
+        >>> size_of("(f32[8,512]{1,0:T(8,128)}, bf16[4], pred[])")
+        16393
+    """
+    total = 0.0
+    for kind, sides in ARRAY.findall(shapes):
+        bits = re.search(r"\d+", kind)
+        size = SIZES[kind] if kind in SIZES else int(bits[0]) / 8 if bits else 0
+        total += size * math.prod(map(int, sides.split(",") if sides else ()))
+    return int(total)
+
+
+def entry(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the instructions of a program's main part: name, shapes of the result, operation, and what follows."""
+    _, _, body = text.partition("\nENTRY ")
+    for line in body.partition("\n}")[0].splitlines():
+        if found := INSTRUCTION.match(line):
+            yield found[1], found[2], found[3], found[4]
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Count a compiled program's collectives, and the bytes of a device's arrays in them.
+
+    Of a gathered array the whole is counted, of a scattered one what goes in.
+
+    Example:
+        >>> hlo = "HloModule m\\n\\nENTRY %main {\\n  %a = f32[8]{0} all-reduce(%p), replica_groups={}\\n}\\n"
+        >>> collectives(hlo)
+        {'all-reduce': (1, 32)}
+    """
+    counts, sizes = Counter[str](), Counter[str]()
+    shapes = dict[str, str]()
+    for line in text.splitlines():
+        if not (found := INSTRUCTION.match(line)):
+            continue
+        name, shape, operation, rest = found.groups()
+        shapes[name] = shape
+        kind = operation.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        operands = size_of(" ".join(shapes.get(one, "") for one in _operands(rest)))
+        # The start of an asynchronous one has its operands among its results.
+        result = size_of(shape) - (operands if operation != kind and shape.startswith("((") else 0)
+        counts[kind] += 1
+        sizes[kind] += operands if kind in ("all-reduce", "reduce-scatter") and operands else result
+    return {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
+
+
+def traffic(text: str) -> float:
+    """Estimate the bytes that a program reads and writes, where its compiler does not tell.
+
+    Every instruction of its main part, most of them fusions, writes its result and reads its operands once. A data
+    set, of which a step reads a batch, is not counted.
+    """
+    sizes, total = dict[str, int](), 0
+    for name, shape, operation, rest in entry(text):
+        sizes[name] = 0 if operation == "parameter" and "['data']" in rest else size_of(shape)
+        if operation not in FREE and not operation.endswith("-done"):
+            total += sizes[name] + sum(sizes.get(one, 0) for one in _operands(rest))
+    return float(total)
+
+
+def _operands(rest: str) -> list[str]:
+    """Return the names of an instruction's operands."""
+    depth, end = 1, len(rest)
+    for i, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            end = i
+            break
+    return re.findall(r"%([\w.\-]+)", rest[:end])
+
+
+def tree_bytes(tree: Any) -> int:
+    """Return the bytes of a pytree of arrays or of their shapes."""
+    return sum(int(np.prod(leaf.shape)) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+
+def _itemsize(dtype: Any) -> int:
+    return int(getattr(dtype, "itemsize", 8))
+
+
+def gib(size: float) -> str:
+    """Write bytes for people.
+
+    Example:
+        >>> gib(3 * 2**30), gib(5_000_000), gib(7)
+        ('3.00 GiB', '4.8 MiB', '0.0 MiB')
+    """
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
