@@ -30,6 +30,7 @@ class Program:
         machine: what it is compiled for.
         devices: how many of them run it.
         seconds: of compilation, tracing not included.
+        cpu_seconds: of all threads together, while it was compiled; what an idle machine takes is less.
         flops: operations of its matrix products and convolutions on all devices together, by kind; see `products`.
         error: the compiler's, in a line; empty if it compiles.
         arguments: bytes of its arguments on a device.
@@ -45,6 +46,7 @@ class Program:
     machine: Machine
     devices: int
     seconds: float
+    cpu_seconds: float
     flops: Mapping[Kind, int]
     error: str = ""
     arguments: int = 0
@@ -104,7 +106,7 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
     traced = function.trace(*arguments)
     flops = product_flops(traced.jaxpr)
     lowered = traced.lower()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     try:
         with _nothing_kept():
             compiled = lowered.compile()
@@ -112,14 +114,15 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
         text = " ".join(str(error).split())
         used = re.search(r"Used ([\d.]+)([KMGT])i?B? of", text)
         needed = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)) if used else 0
-        return Program(machine, devices, time.perf_counter() - start, flops, text[:300], needed=needed), None
-    seconds = time.perf_counter() - start
+        took = time.perf_counter() - start, time.process_time() - start_cpu
+        return Program(machine, devices, *took, flops, text[:300], needed=needed), None
+    took = time.perf_counter() - start, time.process_time() - start_cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
     cost = compiled.cost_analysis() or {}
     program = Program(
         machine,
         devices,
-        seconds,
+        *took,
         flops,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,

@@ -75,6 +75,7 @@ class Part:
             "compiles": program.compiles,
             "fits": program.fits,
             "compile_seconds": round(program.seconds, 1),
+            "cpu_seconds": round(program.cpu_seconds, 1),
             "bytes_per_device": program.bytes,
             "bytes": {
                 "parameters": self.parameters,
