@@ -177,7 +177,7 @@ class Machine:
         require(here, "--device", str(self), f"its compiler, {module}, to be installed: {command}")
         try:
             if self.platform == "tpu":
-                with _no_metadata_server():
+                with _compiling_only():
                     return tuple(topologies.get_topology_desc(self._tpu_name, "tpu").devices)
             assert self.device is not None
             assert self.device.cuda is not None
@@ -198,15 +198,16 @@ class Machine:
 
 
 @contextlib.contextmanager
-def _no_metadata_server() -> Iterator[None]:
-    """Keep libtpu from asking for the TPU of this machine, which waits for minutes where there is none."""
-    name = "TPU_SKIP_MDS_QUERY"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+def _compiling_only() -> Iterator[None]:
+    """Keep libtpu from asking for this machine's TPU, for minutes where there is none, and from locking it."""
+    names = ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield
     finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def machine_named(text: str) -> Machine:
