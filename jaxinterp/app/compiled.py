@@ -42,6 +42,7 @@ class Program:
         needed: bytes that it would take by the compiler's own count, where it does not fit.
         traffic: bytes that it reads and writes in the memory of a device.
         collectives: operation → (how many, bytes of each device's arrays in it).
+        products: type of the first factor → how many products and convolutions the compiled program has of it.
     """
 
     machine: Machine
@@ -58,6 +59,7 @@ class Program:
     needed: int = 0
     traffic: float = 0.0
     collectives: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    products: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def compiles(self) -> bool:
@@ -132,6 +134,7 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
         code=memory.generated_code_size_in_bytes,
         traffic=cost.get("bytes accessed") or traffic(text),
         collectives=collectives(text),
+        products=products(text),
     )
     return program, compiled
 
@@ -196,6 +199,25 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         counts[kind] += 1
         sizes[kind] += operands if kind in ("all-reduce", "reduce-scatter") and operands else result
     return {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
+
+
+def products(text: str) -> dict[str, int]:
+    """Count a compiled program's matrix products and convolutions by the type of their first factor, as HLO has it.
+
+    Example:
+        >>> products("  %a = bf16[2,2]{1,0} parameter(0)\n  %b = f32[2,2]{1,0} dot(%a, %a), lhs_contracting_dims={1}")
+        {'bf16': 1}
+    """
+    counts, types = Counter[str](), dict[str, str]()
+    for line in text.splitlines():
+        if not (found := INSTRUCTION.match(line)):
+            continue
+        name, shape, operation, rest = found.groups()
+        types[name] = shape.partition("[")[0]
+        library = operation == "custom-call" and re.search(r'custom_call_target="__cu(blas|dnn)', rest)
+        if (operation in ("dot", "convolution") or library) and (factors := _operands(rest)):
+            counts[types.get(factors[0], "?")] += 1
+    return dict(counts)
 
 
 def traffic(text: str) -> float:

@@ -1,5 +1,4 @@
-"""Accelerators by their public figures, and how a machine of them is named: a program can be compiled for one that is
-not there.
+"""Accelerators by their public figures, and how a machine of them is named.
 
 A TPU's compiler is in libtpu, a GPU's in the CUDA wheels of JAX; both compile on a machine with CPUs alone.
 """

@@ -87,6 +87,7 @@ class Part:
             "collectives": {name: {"count": n, "bytes": size} for name, (n, size) in program.collectives.items()},
             "flops": sum(program.flops.values()),
             "flops_by_kind": {" ".join(kind): count for kind, count in sorted(program.flops.items())},
+            "compiled_products": dict(program.products),
             "traffic_per_device": int(program.traffic),
             "roofline_seconds": program.bound,
             "roofline_epoch_seconds": self.epoch_seconds,

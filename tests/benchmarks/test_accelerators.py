@@ -16,7 +16,9 @@ def test_rows_have_their_keys_and_are_of_this_benchmark() -> None:
     assert len(rows) >= 20
     assert len({row["device"] for row in rows}) >= 3
     programs = list(accelerators.programs())
-    assert [accelerators.key(row) for row in rows] == [one for one in programs if one in set(map(accelerators.key, rows))]
+    assert [accelerators.key(row) for row in rows] == [
+        one for one in programs if one in set(map(accelerators.key, rows))
+    ]
     for row in rows:
         assert row.keys() >= KEYS
         if row["compiles"]:
