@@ -174,12 +174,12 @@ def entry(text: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Count a compiled program's collectives, and the bytes of a device's arrays in them.
+    r"""Count a compiled program's collectives, and the bytes of a device's arrays in them.
 
     Of a gathered array the whole is counted, of a scattered one what goes in.
 
     Example:
-        >>> hlo = "HloModule m\\n\\nENTRY %main {\\n  %a = f32[8]{0} all-reduce(%p), replica_groups={}\\n}\\n"
+        >>> hlo = "HloModule m\n\nENTRY %main {\n  %a = f32[8]{0} all-reduce(%p), replica_groups={}\n}\n"
         >>> collectives(hlo)
         {'all-reduce': (1, 32)}
     """
@@ -202,7 +202,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def products(text: str) -> dict[str, int]:
-    """Count a compiled program's matrix products and convolutions by the type of their first factor, as HLO has it.
+    r"""Count a compiled program's matrix products and convolutions by the type of their first factor, as HLO has it.
 
     Example:
         >>> products("  %a = bf16[2,2]{1,0} parameter(0)\n  %b = f32[2,2]{1,0} dot(%a, %a), lhs_contracting_dims={1}")

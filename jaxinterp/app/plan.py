@@ -409,9 +409,8 @@ class _Planner:
         parts = self.machine.count * self.run.train.grad_accum_steps
         lowest = next(-k for k in range(64) if size % 2 ** (k + 1) or (size // 2 ** (k + 1)) % parts)
         highest = max(k for k in range(64) if size * 2**k <= self.counts.train)
-        step = 1 if own.program.fits else -1
-        power = min(max(2 * step, lowest), highest)
-        if own.program.compiles and own.program.fits and power > 0 and at(power).fits:
+        power = min(max(2 if own.program.fits else -1, lowest), highest)
+        if power > 0 and at(power).fits:
             slope = (at(power).bytes - own.program.bytes) / (size * 2.0**power - size)
             room = device.usable - own.program.bytes
             most = size + room / slope if slope > 0 else np.inf

@@ -142,7 +142,7 @@ def test_a_plan_for_cpus_has_every_stage(capsys: pytest.CaptureFixture[str]) -> 
     parameters = train["bytes"]["parameters"]
     assert train["bytes"]["optimizer"] == 2 * parameters + 8  # Adam's moments and counts
     assert train["collectives"]["all-reduce"]["bytes"] >= parameters
-    assert evaluate["flops"] == 256 * 2 * parameters // 4 - 256 * 2 * (parameters // 4 - evaluate["flops"] // 512)
+    assert 0.9 < evaluate["flops"] / (256 * 2 * parameters / 4) < 1  # all but biases
     assert train["roofline_epoch_seconds"] is None  # nobody publishes the peak of this machine
 
 
