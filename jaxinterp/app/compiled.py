@@ -1,5 +1,6 @@
 """What a compiler says of a program: seconds, bytes on a device, operations, collectives; and a bound on its time."""
 
+import contextlib
 import math
 import os
 import re
@@ -139,15 +140,16 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
     return program, compiled
 
 
-class _nothing_kept:  # noqa: N801
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
     """Compile anew, so that the time is that of compiling."""
-
-    def __enter__(self) -> None:
-        self.before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-        jax.config.update("jax_enable_compilation_cache", False)
-
-    def __exit__(self, *_: object) -> None:
-        jax.config.update("jax_enable_compilation_cache", self.before)
+    config: Any = jax.config
+    before = config.jax_enable_compilation_cache
+    config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_compilation_cache", before)
 
 
 def size_of(shapes: str) -> int:

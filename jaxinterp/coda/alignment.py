@@ -286,7 +286,7 @@ class DynamicAlignmentConv(nn.Module):
             h, u, through_b = products(x, geometry, B, A.reshape(-1, d).T, b.T)
             return combine(u.reshape(-1, r, j), through_b, coefficients(h, norms, self.rescale))
 
-        def by_patches(x: Array, *_: Array) -> Array:
+        def by_patches(x: Array, *_: Any) -> Array:
             return in_cache(respond, factored, rows(x))
 
         few = chunk_count(math.prod(positions), factored) == 1
