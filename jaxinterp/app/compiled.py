@@ -58,7 +58,7 @@ class Program:
     temporaries: int = 0
     code: int = 0
     needed: int = 0
-    traffic: float = 0.0
+    traffic: int | float = 0
     collectives: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     products: Mapping[str, int] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ class Program:
         """Bytes that a device sends: a ring sends an array twice to sum it, once to gather or to scatter it."""
         share = (self.devices - 1) / self.devices
         times = {"all-reduce": 2 * share, "collective-permute": 1.0}
-        return sum(times.get(name, share) * size for name, (_, size) in self.collectives.items())
+        return sum((times.get(name, share) * size for name, (_, size) in self.collectives.items()), 0.0)
 
 
 def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices: int) -> tuple[Program, Any]:
@@ -256,7 +256,7 @@ def _itemsize(dtype: Any) -> int:
     return int(getattr(dtype, "itemsize", 8))
 
 
-def gib(size: float) -> str:
+def gib(size: int | float) -> str:
     """Write bytes for people.
 
     Example:

@@ -54,7 +54,7 @@ class Part:
 
     stage: Stage
     images: int
-    executions: float
+    executions: int | float
     program: Program
     parameters: int
     optimizer: int = 0
