@@ -69,8 +69,8 @@ class Device:
         """Return FLOP/s of matrix products of a type at a precision.
 
         Example:
-            >>> DEVICES["h200"].peak("float32", "highest") / TERA, DEVICES["tpu-v5e"].peak("float32", "high") / TERA
-            (67.0, 65.66666666666667)
+            >>> DEVICES["h200"].peak("float32", "highest") / TERA, DEVICES["tpu-v5e"].peak("float32", "default") / TERA
+            (67.0, 197.0)
         """
         if dtype in ("int8", "uint8", "bool"):
             return self.int8

@@ -269,6 +269,7 @@ def plan(
     run = _described(run)
     planner = _Planner(family_of(run), run, machine, counts(run, None if data_dir is None else Path(data_dir)), log)
     chosen = [stage for stage in stages if stage != "train" or type(planner.family).fit is Family.fit]
+    _ = machine.devices  # which says what is missing
     with planner.tracing():
         if "train" in chosen:
             planner.check()
