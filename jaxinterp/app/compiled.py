@@ -41,7 +41,7 @@ class Program:
         temporaries: bytes that it takes while it runs.
         code: bytes of the program itself in the device's memory; 0 where the compiler does not tell.
         needed: bytes that it would take by the compiler's own count, where it does not fit.
-        traffic: bytes that it reads and writes in the memory of a device.
+        traffic: bytes that it moves in the memory of a device, see `traffic`.
         collectives: operation → (how many, bytes of each device's arrays in it).
         products: type of the first factor → how many products and convolutions the compiled program has of it.
     """
@@ -58,7 +58,7 @@ class Program:
     temporaries: int = 0
     code: int = 0
     needed: int = 0
-    traffic: int | float = 0
+    traffic: int = 0
     collectives: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     products: Mapping[str, int] = field(default_factory=dict)
 
@@ -80,7 +80,7 @@ class Program:
 
     @property
     def bound(self) -> float | None:
-        """Seconds that it takes at least: the longest of products, memory and interconnect at their peaks."""
+        """Seconds by the roofline: the longest of products, memory and interconnect at their peaks, without caches."""
         device = self.machine.device
         if device is None or not self.compiles:
             return None
@@ -122,7 +122,6 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
         return Program(machine, devices, *took, flops, text[:300], needed=needed), None
     took = time.perf_counter() - start, sum(os.times()[:4]) - start_cpu
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    cost = compiled.cost_analysis() or {}
     program = Program(
         machine,
         devices,
@@ -133,7 +132,7 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        traffic=cost.get("bytes accessed") or traffic(text),
+        traffic=traffic(text),
         collectives=collectives(text),
         products=products(text),
     )
@@ -222,18 +221,22 @@ def products(text: str) -> dict[str, int]:
     return dict(counts)
 
 
-def traffic(text: str) -> float:
-    """Estimate the bytes that a program reads and writes, where its compiler does not tell.
+def traffic(text: str) -> int:
+    """Count the bytes that a program moves between its instructions in a device's memory.
 
-    Every instruction of its main part, most of them fusions, writes its result and reads its operands once. A data
-    set, of which a step reads a batch, is not counted.
+    Every instruction of its main part, most of them fusions, writes its result and reads its operands once; what lies
+    in the fast memory of a TPU's core, S(1) in its text, costs nothing. A data set, of which a step reads a batch, is
+    not counted. Caches may hold some of it.
     """
     sizes, total = dict[str, int](), 0
     for name, shape, operation, rest in entry(text):
-        sizes[name] = 0 if operation == "parameter" and "['data']" in rest else size_of(shape)
-        if operation not in FREE and not operation.endswith("-done"):
+        kept = " ".join(one for one in re.split(r",\s*(?=[a-z(])", shape) if "S(1)" not in one)
+        sizes[name] = 0 if operation == "parameter" and "['data']" in rest else size_of(kept)
+        if operation.endswith("-start"):
+            total += sizes[name]  # whose result has the operands too
+        elif operation not in FREE and not operation.endswith("-done"):
             total += sizes[name] + sum(sizes.get(one, 0) for one in _operands(rest))
-    return float(total)
+    return total
 
 
 def _operands(rest: str) -> list[str]:
