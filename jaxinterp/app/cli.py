@@ -1,4 +1,4 @@
-"""The command `jaxinterp`: demo, train, explain, evaluate, audit, export, compare, list, show, report, data."""
+"""The command `jaxinterp`: demo, train, plan, explain, evaluate, audit, export, compare, list, show, report, data."""
 
 import contextlib
 import difflib
@@ -192,6 +192,53 @@ class Train:
         Evaluate(tuple(folders), data_dir=self.data_dir)(console)
         for folder in folders:
             Report(folder, data_dir=self.data_dir)(console)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile a run for a machine that is not here: does it fit, how long at least, which batch is the largest.
+
+    Nothing is run, and no data set or weight is read. Leaves with status 1 if the run does not fit.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A named run, a run's folder, a file of your own, or with --data a preset, as for train."""
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="PART.FIELD=VALUE")] = ()
+    """Fields of the run to replace, such as train.batch_size=256; --train.batch_size 256 works too."""
+    device: Annotated[str, arg(metavar="DEVICE[:SHAPE]")] = "tpu-v5e:2x2"
+    """The machine: tpu-v4:2x2x1, tpu-v5e:2x2, tpu-v6e:4x4, h200:8, h100:1, a100:1, or cpu."""
+    data: Annotated[str, arg(metavar="NAME")] = ""
+    """Images whose sizes a preset fits, such as digits."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    quick: bool = False
+    """Do not look for the largest batch, which takes two or three more compilations."""
+    json: bool = False
+    """Print the figures as JSON instead of a table."""
+
+    def __call__(self, console: Console) -> None:
+        """Print a column for each stage, and what follows from it."""
+        from jaxinterp.app.plan import plan
+        from jaxinterp.app.registry import run_in
+        from jaxinterp.app.training import run_of
+
+        folder = Path(self.run)
+        inside = (folder / "config.json").exists() and not self.data
+        run = override(run_in(folder)[2] if inside else run_of(self.run, self.data, self.data_dir), self.overrides)
+        stderr = Console(stderr=True, soft_wrap=True)
+        name = " ".join([self.run, *self.overrides])
+        found = plan(
+            run, self.device, name=name, data_dir=self.data_dir, largest=not self.quick, log=lambda x: show(stderr, x)
+        )
+        if self.json:
+            show(console, found.to_json())
+        else:
+            header, *rows = found.rows()
+            show_table(console, table_of(header, rows))
+            for line in found.lines():
+                show(console, line)
+        if not found.fits:
+            raise SystemExit(1)
 
 
 @dataclass(frozen=True)
@@ -474,6 +521,7 @@ class GetData:
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Explain, subcommand("explain")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Audit, subcommand("audit")]
@@ -486,8 +534,8 @@ Command = (
 )
 
 
-def assignments(words: Sequence[str]) -> list[str]:
-    """Write options of a run's fields as assignments, all of them at the end.
+def assignments(words: Sequence[str], kind: type = Train) -> list[str]:
+    """Write options of a run's fields as assignments, all of them at the end; a command's own options stay.
 
     Example:
         >>> assignments(["train", "coda/mnist", "--train.epochs", "4", "--model.ranks", "4", "8", "--smoke"])
@@ -498,7 +546,7 @@ def assignments(words: Sequence[str]) -> list[str]:
         >>> assignments(["train", "coda/mnist", "--epochs", "4"])
         ['train', 'coda/mnist', 'epochs=4']
     """
-    options = [field.name.replace("_", "-") for field in fields(Train)]
+    options = [field.name.replace("_", "-") for field in fields(kind)]
     others, written, growing = list[str](), list[str](), False
     for word in words:
         field = re.fullmatch(r"(--)?(\w+(?:\.\w+)+)(=.*)?", word)
@@ -546,8 +594,8 @@ def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = 
     given = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--[\w-]+(=|$)", word)]
     for option, count in Counter(given).items():
         require(count == 1, option, f"it {count} times", "it once")
-    training = kind is Train or words[:1] == ["train"]
-    arguments = assignments(join_seeds(words)) if training else list(words)
+    with_fields = {"train": Train, "plan": Plan}.get("train" if kind is Train else "".join(words[:1]))
+    arguments = list(words) if with_fields is None else assignments(join_seeds(words), with_fields)
     box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(box):

@@ -109,16 +109,13 @@ def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array
     return square, product("kjd,jd->kj", A, b), (b.astype(wide) ** 2).sum(-1)[None]
 
 
-def coefficients(
-    p: Float[Array, "m d"], B: Float[Array, "d r"], norms: tuple[Array, Array, Array], rescale: Rescale
-) -> Coefficients:
-    """Compute h and scale of the dynamic weights at each patch, w_j = scale_j (A_j h + b_j), with `norms` from `gram`.
+def coefficients(h: Float[Array, "m r"], norms: tuple[Array, Array, Array], rescale: Rescale) -> Coefficients:
+    """Compute the scale of the dynamic weights of h = B p, w_j = scale_j (A_j h + b_j), with `norms` from `gram`.
 
     The scale, in the norms' type, is ||v|| / (1 + ||v||²) ("squash") or 1 / ||v|| ("l2"). The terms of ||v||² may
     cancel: below their rounding error it is held at that error, without gradient.
     """
     square, cross, constant = norms
-    h = jnp.matmul(p, B)
     wide = h.astype(square.dtype)
     form = quadratic_form(wide, square)
     squared = form + 2 * _exactly(wide, cross) + constant
@@ -130,10 +127,30 @@ def coefficients(
 
 def align(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
     """Compute <w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
-    (A, b), (h, scale) = generator, coefficients
+    (A, b), (_, scale) = generator, coefficients
     u = jnp.matmul(p, A.reshape(-1, A.shape[-1]).T).reshape(-1, *A.shape[:2])
-    through_b = jnp.matmul(p, b.T, preferred_element_type=scale.dtype)
-    return ((contract(h, u).astype(scale.dtype) + through_b) * scale).astype(p.dtype)
+    return combine(u, jnp.matmul(p, b.T, preferred_element_type=scale.dtype), coefficients)
+
+
+def combine(u: Float[Array, "m r j"], through_b: Float[Array, "m j"], coefficients: Coefficients) -> Array:
+    """Compute scale_j (Σ_k h_k u_kj + <b_j, p>), u_kj = <A_jk, p>, in u's type."""
+    h, scale = coefficients
+    return ((contract(h, u).astype(scale.dtype) + through_b.astype(scale.dtype)) * scale).astype(u.dtype)
+
+
+def products(x: Float[Array, "n h w c"], geometry: Any, *matrices: Float[Array, "d _"]) -> list[Float[Array, "m _"]]:
+    """Multiply every patch by matrices, in one convolution: an accelerator needs no patches.
+
+    Args:
+        x: the input.
+        geometry: sides, strides and padding, as of `patches`.
+        *matrices: (D, ·), with D ordered (k_y, k_x, C).
+    """
+    sides, strides, padding = geometry
+    kernel = jnp.concatenate(matrices, axis=1).reshape(*sides, x.shape[-1], -1)
+    out = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    ends = np.cumsum([matrix.shape[1] for matrix in matrices])[:-1]
+    return jnp.split(out.reshape(-1, out.shape[-1]), ends, axis=1)
 
 
 def align_explicitly(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
@@ -147,6 +164,11 @@ def align_explicitly(p: Float[Array, "m d"], generator: Generator, coefficients:
     return jnp.einsum("mjd,md->mj", (w.astype(scale.dtype) * scale[..., None]).astype(p.dtype), p)
 
 
+def chunk_count(rows: int, row_bytes: int) -> int:
+    """Return into how many chunks a CPU divides rows of so many bytes."""
+    return math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
+
+
 def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array, "m _"]) -> Any:
     """Apply a per-row function to chunks of rows whose largest intermediate stays in a CPU core's cache.
 
@@ -154,7 +176,7 @@ def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array,
     accelerator the function is applied at once.
     """
     rows = arrays[0].shape[0]
-    chunks = math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
+    chunks = chunk_count(rows, row_bytes)
     size = math.ceil(rows / chunks)
 
     def chunked(*arrays: Array) -> Any:
@@ -225,36 +247,50 @@ class DynamicAlignmentConv(nn.Module):
         ky, kx = self.kernel_size
         py, px = ((ky - 1) // 2, (kx - 1) // 2) if self.padding is None else _pair(self.padding)
         geometry = ((ky, kx), self.strides, ((py, py), (px, px)))
-        p = patches(x, *geometry)
-        positions, d, r, j = p.shape[:-1], p.shape[-1], self.rank, self.features
+        *positions, d = jax.eval_shape(lambda x: patches(x, *geometry), x).shape
+        r, j = self.rank, self.features
         B = self.param("B", _uniform(d), (d, r), self.param_dtype)
         A = self.param("A", _uniform(r), (r, j, d), self.param_dtype)
         b = self.param("b", _uniform(r), (j, d), self.param_dtype)
         dtype = np.promote_types(x.dtype, self.param_dtype) if self.dtype is None else self.dtype
-        p, B, A, b = nn.dtypes.promote_dtype(p.reshape(-1, d), B, A, b, dtype=dtype)
+        x, B, A, b = nn.dtypes.promote_dtype(x, B, A, b, dtype=dtype)
         norms = gram(A, b)
 
-        # One flat axis of positions: XLA's CPU compiler (jaxlib 0.10.2) fuses these reductions wrongly where a
-        # spatial axis has length 1.
+        def rows(x: Array) -> Array:
+            # One flat axis of positions: XLA's CPU compiler (jaxlib 0.10.2) fuses these reductions wrongly where a
+            # spatial axis has length 1.
+            return patches(x, *geometry).reshape(-1, d)
+
         def respond(p: Array) -> Array:
-            return align(p, (A, b), coefficients(p, B, norms, self.rescale))
+            return align(p, (A, b), coefficients(jnp.matmul(p, B), norms, self.rescale))
 
         def respond_frozen(p: Array) -> Array:
-            held = coefficients(lax.stop_gradient(p), B, norms, self.rescale)
+            held = coefficients(jnp.matmul(lax.stop_gradient(p), B), norms, self.rescale)
             return align_explicitly(p, *lax.stop_gradient(((A, b), held)))
 
         def respond_through(p: Array, u: Array) -> tuple[Array, Array]:
-            held = coefficients(p, B, norms, self.rescale)
+            held = coefficients(jnp.matmul(p, B), norms, self.rescale)
             return align(p, (A, b), held), align_explicitly(u, (A, b), held)
 
         # Bytes of one position's Gh, and of the larger of it and w.
-        factored = j * r * jnp.dtype(widened(p.dtype)).itemsize
-        explicit = max(factored, j * d * p.dtype.itemsize)
+        factored = j * r * jnp.dtype(widened(x.dtype)).itemsize
+        explicit = max(factored, j * d * x.dtype.itemsize)
         if through is not None:
-            u = patches(through, *geometry).reshape(-1, d).astype(p.dtype)
-            y, wu = in_cache(respond_through, explicit, p, u)
+            u = rows(through.astype(x.dtype))
+            y, wu = in_cache(respond_through, explicit, rows(x), u)
             return y.reshape(*positions, j), wu.reshape(*positions, j)
-        y = in_cache(respond_frozen, explicit, p) if frozen else in_cache(respond, factored, p)
+        if frozen:
+            return in_cache(respond_frozen, explicit, rows(x)).reshape(*positions, j)
+
+        def convolve(x: Array, A: Array, B: Array, b: Array, norms: tuple[Array, Array, Array]) -> Array:
+            h, u, through_b = products(x, geometry, B, A.reshape(-1, d).T, b.T)
+            return combine(u.reshape(-1, r, j), through_b, coefficients(h, norms, self.rescale))
+
+        def by_patches(x: Array, *_: Any) -> Array:
+            return in_cache(respond, factored, rows(x))
+
+        few = chunk_count(math.prod(positions), factored) == 1
+        y = respond(rows(x)) if few else by_platform(by_patches, convolve, x, A, B, b, norms)
         return y.reshape(*positions, j)
 
 

@@ -229,8 +229,7 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
     @property
     def _tile_size(self) -> int:
         """Images along a side of a tile, fewer if there are many gates."""
-        units = sum(int(np.prod(gate.shape[1:])) for gate in self.gates_)
-        return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // max(1, 4 * units)))
+        return tile_size([gate.shape[1:] for gate in self.gates_])
 
     def _blocks(self, count: int) -> list[slice]:
         return [slice(start, start + self._tile_size) for start in range(0, count, self._tile_size)]
@@ -238,6 +237,12 @@ class NPKRegressor(ClassifierMixin, BaseEstimator):
     def _log(self, line: str) -> None:
         if self.log is not None:
             self.log(line)
+
+
+def tile_size(gates: Sequence[tuple[int, ...]]) -> int:
+    """Return images along a side of a tile, fewer if there are many gates; of one image they have these shapes."""
+    units = sum(math.prod(gate) for gate in gates)
+    return max(1, min(MAX_TILE_SIZE, MAX_GATE_BYTES // max(1, 4 * units)))
 
 
 def _require_images(x: Any) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from jaxinterp.data import (
     stream_part,
 )
 from jaxinterp.data.image_set import read_set
-from jaxinterp.data.imagenet import training_images, training_stream, validation_images
+from jaxinterp.data.imagenet import IMAGES_PER_CLASS, training_images, training_stream, validation_images
 from jaxinterp.data.images import resize, rotate_dataset, select_classes, take
 from jaxinterp.data.loading import set_bits
 from jaxinterp.data.own import hold_out_examples
@@ -40,9 +40,56 @@ from jaxinterp.nn.targets import TargetLoss
 from jaxinterp.recipe import config
 from jaxinterp.recipe.config import AnyRun, Run
 
+SIZES = {  # images to train and to test, and classes
+    "digits": (1_437, 360, 10),
+    "mnist-2000": (0, 2_000, 10),
+    "mnist": (60_000, 10_000, 10),
+    "fashion_mnist": (60_000, 10_000, 10),
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+}
+VALIDATION_PER_CLASS = 50  # of ImageNet
 SAMPLE = 10_000  # training images of a streamed data set that are looked at
 AnyPart = TypeVar("AnyPart", bound=Dataset | Stream)
 RECORD, SPLIT = "data.json", "split.csv"  # files of a run's folder: where its images came from, and its own files
+
+
+class Counts(NamedTuple):
+    """How many images a run has, without reading them: to train on, held out, to test; and whether they are streamed.
+
+    Of some classes of a known data set it is their share, as if all were equally large.
+    """
+
+    train: int
+    held: int
+    test: int
+    streamed: bool
+
+
+def counts(run: Run[Any], data_dir: Path | None) -> Counts:
+    """Count a run's images by what its data are; one's own are listed, not read.
+
+    Example:
+        >>> counts(Run(config.Model()), None)
+        Counts(train=49000, held=1000, test=10000, streamed=False)
+    """
+    data, share = run.data, run.train.val_fraction
+    if data.name == "imagenet2012":
+        classes = run.model.classes
+        return Counts(IMAGES_PER_CLASS * classes, 0, VALIDATION_PER_CLASS * classes, True)
+    streamed, held = False, None
+    if data.own:
+        own = _selected(run, data_dir)
+        train, test, streamed = len(own.part("train")), len(own.part("test")), _streamed(run, own)
+        held = len(own.part("val")) if "val" in own.parts else None
+    else:
+        train, test, classes = SIZES[data.name]
+        kept = len(data.class_subset) or classes
+        train, test = (min(count * kept // classes, data.max_images or count) for count in (train, test))
+    if held is not None and share:
+        return Counts(train, held, test, streamed)
+    held = round(share * train)
+    return Counts(train - held, held, test, streamed)
 
 
 def augmentation(augment: config.Augment) -> Augment:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
@@ -288,14 +289,14 @@ class Family(Generic[M]):
         """Return JSON values that a trained run depends on beside its configuration: what its names stood for."""
         return {}
 
-    def fit(self, job: Job[M]) -> FitResult:
-        """Fit a run; by default train it by stochastic gradient descent."""
-        run, optim = job.run, job.run.optim
+    def optimizer(self, run: Run[M], steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """Return the optimizer of a run with `steps` in an epoch, and its learning rate by step."""
+        optim = run.optim
         schedule = make_schedule(
             optim.schedule,
             learning_rate=optim.learning_rate,
             epochs=run.train.epochs,
-            steps_per_epoch=steps_per_epoch(run, job.data),
+            steps_per_epoch=steps,
             end_lr=optim.end_lr,
             warmup_epochs=optim.warmup_epochs,
         )
@@ -310,6 +311,12 @@ class Family(Generic[M]):
             clip=optim.clip,
             frozen=self.frozen_params(run),
         )
+        return optimizer, schedule
+
+    def fit(self, job: Job[M]) -> FitResult:
+        """Fit a run; by default train it by stochastic gradient descent."""
+        run = job.run
+        optimizer, schedule = self.optimizer(run, steps_per_epoch(run, job.data))
         return fit(
             job.run_dir,
             job.network,

@@ -42,6 +42,17 @@ def batch_for(most: int, sizes: Sequence[int]) -> int:
     return least if 4 * least >= min(most, max(sizes, default=most)) else most
 
 
+def laid_out(size: int, batch_size: int, devices: int) -> tuple[int, int]:
+    """Return how many batches there are of `size` examples, and of how many, a multiple of the devices.
+
+    Example:
+        >>> laid_out(100, 30, 4)
+        (4, 32)
+    """
+    whole = -(-min(batch_size, size) // devices) * devices
+    return -(-size // whole), whole
+
+
 class Evaluation:
     """Loss and accuracy on a data set that lies on the devices, each example counted once."""
 
@@ -53,8 +64,7 @@ class Evaluation:
         `loss` is a mean over a batch of (logits, labels); None for the accuracy alone.
         """
         size = len(dataset.labels)
-        batch_size = -(-min(batch_size, size) // mesh.size) * mesh.size
-        rows = -(-size // batch_size)
+        rows, batch_size = laid_out(size, batch_size, mesh.size)
         index = np.arange(rows * batch_size, dtype=np.int32).reshape(rows, batch_size)
         replicated, split = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P(AXIS))
         self._rows, self._size = rows, size
@@ -65,7 +75,7 @@ class Evaluation:
         row, *totals = jax.device_put([np.int32(0), *(np.float32(0) for _ in names)], replicated)
         self._start = row, dict(zip(names, totals, strict=True))
         self._gather: Any = partial(_gathered, split)
-        self._add: Any = partial(_added, model, loss, split)
+        self._add: Any = partial(add_batch, model, loss, split)
 
     def compile(self, variables: Any) -> "Evaluation":
         """Compile for variables, or for their shapes, dtypes and shardings (`jax.ShapeDtypeStruct`)."""
@@ -101,7 +111,7 @@ def _gathered(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _added(
+def add_batch(
     model: nn.Module,
     loss: LogitsLoss | None,
     split: jax.NamedSharding,
@@ -109,7 +119,16 @@ def _added(
     variables: Any,
     batch: Batch,
 ) -> dict[str, Array]:
-    """Add a batch's accuracy and loss, the same program for all data whose batches have one size."""
+    """Add a batch's accuracy and loss to the totals: one program for all data whose batches have one size.
+
+    Args:
+        model: the classifier.
+        loss: a mean over a batch of (logits, labels), or None.
+        split: places a batch on the devices.
+        totals: name → sum over the examples so far.
+        variables: of the model.
+        batch: image in [0, 1], label, and mask: 1 for an example, 0 for padding.
+    """
     label, mask = batch["label"], batch["mask"]
     logits = _apply(model, variables, batch["image"])
     new = {"accuracy": totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)}

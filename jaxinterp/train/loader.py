@@ -15,7 +15,32 @@ from jaxinterp.data.datasets import Dataset
 from jaxinterp.data.pipeline import draw_batch, epoch_order, to_device
 from jaxinterp.data.stream import Stream
 from jaxinterp.nn.losses import Batch
-from jaxinterp.train.step import AXIS, Mode
+from jaxinterp.train.step import AXIS, Mode, SampleBatch
+
+
+def sampling(steps: int, augment: Augment, maximum: int | float) -> SampleBatch:
+    """Return what gathers and augments the batch of a step, with `steps` in an epoch, from a data set on the devices.
+
+    Its inputs are {"data": what `to_device` returns, "order": what `epoch_order` returns}.
+    """
+
+    def sample_batch(inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
+        epoch, row = jnp.divmod(step, jnp.int32(steps))
+        return draw_batch(inputs["data"], inputs["order"], row, key, epoch, augment, maximum)
+
+    return sample_batch
+
+
+def scaling(steps: int, augment: Augment, maximum: int | float) -> SampleBatch:
+    """Return what scales and augments a streamed batch: {"image": integers up to `maximum`, "label", "index"}."""
+
+    def sample_batch(inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
+        key = jax.random.fold_in(key, step // jnp.int32(steps))
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(inputs["index"])
+        image = inputs["image"].astype(jnp.float32) / maximum
+        return {**inputs, "image": jax.vmap(augment)(keys, image)}
+
+    return sample_batch
 
 
 class InMemoryLoader:
@@ -27,7 +52,7 @@ class InMemoryLoader:
         """Send the data set to the devices; `batch_size` is over all of them, and the run's key replicated."""
         self.steps = len(dataset.labels) // batch_size
         self.axes = {"data": None, "order": 1}
-        self._augment, self._maximum = augment, dataset.maximum
+        self.sample_batch = sampling(self.steps, augment, dataset.maximum)
         self._replicated = jax.NamedSharding(mesh, jax.P())
         self._data, self._key = to_device(dataset, self._replicated), key
 
@@ -37,11 +62,6 @@ class InMemoryLoader:
             return rows.reshape(self.steps, mesh.size, -1) if mode == "pmap" else rows
 
         self._order = jax.jit(order, out_shardings=jax.NamedSharding(mesh, jax.P(None, AXIS)))
-
-    def sample_batch(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
-        """Gather and augment the batch of a step."""
-        epoch, row = jnp.divmod(step, jnp.int32(self.steps))
-        return draw_batch(inputs["data"], inputs["order"], row, key, epoch, self._augment, self._maximum)
 
     def epoch(self, number: int, start: int) -> Iterator[Any]:
         """Yield the inputs of every step of an epoch, always the same: the data, and the order of the epoch."""
@@ -56,16 +76,10 @@ class StreamLoader:
     def __init__(self, stream: Stream, augment: Augment, mesh: Mesh, mode: Mode) -> None:
         """Wrap a stream."""
         self.steps, self.axes = stream.steps, 0
-        self._stream, self._augment = stream, augment
+        self.sample_batch = scaling(self.steps, augment, stream.maximum)
+        self._stream = stream
         self._sharding = jax.NamedSharding(mesh, jax.P(AXIS))
         self._axes = (len(mesh.local_devices), -1) if mode == "pmap" else (-1,)
-
-    def sample_batch(self, inputs: Any, step: Int32[Array, ""], key: PRNGKeyArray) -> Batch:
-        """Scale and augment a batch of bytes."""
-        key = jax.random.fold_in(key, step // jnp.int32(self.steps))
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(inputs["index"])
-        image = inputs["image"].astype(jnp.float32) / self._stream.maximum
-        return {**inputs, "image": jax.vmap(self._augment)(keys, image)}
 
     def _send(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
         leaves = {k: batch[k].reshape(*self._axes, *batch[k].shape[1:]) for k in ("image", "label", "index")}

@@ -122,7 +122,7 @@ def test_a_vector_that_cancels_keeps_its_bound_and_finite_gradients(rescale):
     norms, gradients = [], []
     for i in range(32):
         b = -v[i][None] * (1 + size[i])
-        held = partial(lambda p, b: coefficients(p, jnp.eye(r), gram(A, b), rescale), target[i][None])
+        held = partial(lambda p, b: coefficients(p, gram(A, b), rescale), target[i][None])
         h, scale = held(b)
         exact = np.asarray(h[0], np.float64) @ np.asarray(A[:, 0], np.float64) + np.asarray(b[0], np.float64)
         norms.append(float(scale[0, 0]) * np.linalg.norm(exact))
