@@ -40,7 +40,7 @@ def product_flops(jaxpr: Any) -> Counter[Kind]:
         elif name == "conv_general_dilated":
             found[_kind(eqn)] += _convolution(eqn)
         elif name == "cond":
-            found += max(map(product_flops, params["branches"]), key=lambda counts: counts.total())
+            found += max(map(product_flops, params["branches"]), key=lambda counts: sum(counts.values()))
         else:
             times = params["length"] if name == "scan" else 1
             for inner in _inner(params):

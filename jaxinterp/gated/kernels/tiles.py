@@ -244,13 +244,12 @@ class Tiles:
         for place, terms in zip(own, mine, strict=False):
             for row, (_, term) in zip(place, terms, strict=False):
                 row[: len(term)] = term
-        every = multihost_utils.process_allgather(own.view(np.uint8)).view(
-            y.dtype
-        )  # bytes, which JAX leaves as they are
+        gathered = multihost_utils.process_allgather(own.view(np.uint8))  # bytes, which JAX leaves as they are
+        every = gathered.view(y.dtype)
         for number, index in enumerate(indices):
             slices = self._slices(*index)[: 1 + self._mirrored(*index)]
-            terms = zip(slices, every[number % hosts, number // hosts], strict=False)
-            yield [(rows, term[: rows.stop - rows.start]) for rows, term in terms]
+            each = zip(slices, every[number % hosts, number // hosts], strict=False)
+            yield [(rows, term[: rows.stop - rows.start]) for rows, term in each]
 
 
 def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
