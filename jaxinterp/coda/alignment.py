@@ -42,7 +42,6 @@ Coefficients = tuple[Float[Array, "m r"], Float[Array, "m j"]]  # h and scale
 SQRT_EPSILON = 1e-24
 
 CHUNK_BYTES = 4 << 20  # a chunk's largest intermediate on a CPU
-GRAM_BATCH_BYTES = 1 << 20  # above, a generator's batched Gram product is slow on a CPU
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:
@@ -91,22 +90,35 @@ def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
     return contract(h, gh), 2 * (gh * dh[:, :, None]).sum(1) + (_times(h, dg) * h[:, :, None]).sum(1)
 
 
+@jax.custom_jvp
+def _square(A: Float[Array, "r j d"]) -> Float[Array, "j r r"]:
+    """Compute A_jᵀ A_j of every unit, one after the other as A lies in memory: a batched product would copy A."""
+
+    def unit(j: Array) -> Array:
+        a = lax.dynamic_index_in_dim(A, j, axis=1, keepdims=False)
+        return _widely("kd,ld->kl", a, a)
+
+    return lax.map(unit, jnp.arange(A.shape[1]))
+
+
+@_square.defjvp
+def _square_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (A,), (dA,) = primals, tangents
+    half = lax.map(lambda unit: _widely("kd,ld->kl", *unit), (A.swapaxes(0, 1), dA.swapaxes(0, 1)))
+    return _square(A), half + half.swapaxes(1, 2)
+
+
+def _widely(subscripts: str, a: Array, b: Array) -> Array:
+    """Multiply at full precision into float32 or wider."""
+    return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=widened(a.dtype))
+
+
 def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array, Array]:
     """Compute the terms of ||v_j||², A_jᵀ A_j (r, r, J), A_jᵀ b_j (r, J) and ||b_j||² (1, J), in float32 or wider."""
-    wide, precision = widened(A.dtype), lax.Precision.HIGHEST
-    product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-
-    def at_once(A: Array) -> Array:
-        return product("kjd,ljd->klj", A, A)
-
-    def unit_by_unit(A: Array) -> Array:
-        """The batched product copies A twice, which takes three times as long where A leaves the cache."""
-        units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
-        return jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
-
-    large = A.size * A.dtype.itemsize > GRAM_BATCH_BYTES
-    square = by_platform(unit_by_unit, at_once, A) if large else at_once(A)
-    return square, product("kjd,jd->kj", A, b), (b.astype(wide) ** 2).sum(-1)[None]
+    wide = widened(A.dtype)
+    square = by_platform(lambda A: jnp.moveaxis(_square(A), 0, 2), lambda A: _widely("kjd,ljd->klj", A, A), A)
+    cross = (A.astype(wide) * b.astype(wide)[None]).sum(-1)  # a product would copy A
+    return square, cross, (b.astype(wide) ** 2).sum(-1)[None]
 
 
 def coefficients(
@@ -131,7 +143,7 @@ def coefficients(
 def align(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
     """Compute <w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
     (A, b), (h, scale) = generator, coefficients
-    u = jnp.matmul(p, A.reshape(-1, A.shape[-1]).T).reshape(-1, *A.shape[:2])
+    u = jnp.einsum("md,nd->mn", p, A.reshape(-1, A.shape[-1])).reshape(-1, *A.shape[:2])
     through_b = jnp.matmul(p, b.T, preferred_element_type=scale.dtype)
     return ((contract(h, u).astype(scale.dtype) + through_b) * scale).astype(p.dtype)
 
