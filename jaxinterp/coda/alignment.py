@@ -90,35 +90,45 @@ def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
     return contract(h, gh), 2 * (gh * dh[:, :, None]).sum(1) + (_times(h, dg) * h[:, :, None]).sum(1)
 
 
+def _inner(a: Array, b: Array) -> Array:
+    """Compute the inner products of rows, at full precision, in float32 or wider."""
+    wide = widened(a.dtype)
+    return jnp.einsum("kd,ld->kl", a, b, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
+
+
+def _rows(A: Float[Array, "r j d"], b: Float[Array, "j d"], j: Array | int) -> Float[Array, "r1 d"]:
+    """Return unit j's A_jᵀ and below it b_j."""
+    return jnp.concatenate([lax.dynamic_index_in_dim(a, j, -2, keepdims=False) for a in (A, b[None])])
+
+
 @jax.custom_jvp
-def _square(A: Float[Array, "r j d"]) -> Float[Array, "j r r"]:
-    """Compute A_jᵀ A_j of every unit, one after the other as A lies in memory: a batched product would copy A."""
+def _unit_by_unit(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> Float[Array, "j r1 r1"]:
+    """Compute [A_j b_j]ᵀ[A_j b_j] of one unit after the other, where they lie: a batched product would copy A."""
 
     def unit(j: Array) -> Array:
-        a = lax.dynamic_index_in_dim(A, j, axis=1, keepdims=False)
-        return _widely("kd,ld->kl", a, a)
+        rows = _rows(A, b, j)
+        return _inner(rows, rows)
 
-    return lax.map(unit, jnp.arange(A.shape[1]))
-
-
-@_square.defjvp
-def _square_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (A,), (dA,) = primals, tangents
-    half = lax.map(lambda unit: _widely("kd,ld->kl", *unit), (A.swapaxes(0, 1), dA.swapaxes(0, 1)))
-    return _square(A), half + half.swapaxes(1, 2)
+    return lax.map(unit, jnp.arange(len(b)))
 
 
-def _widely(subscripts: str, a: Array, b: Array) -> Array:
-    """Multiply at full precision into float32 or wider."""
-    return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=widened(a.dtype))
+@_unit_by_unit.defjvp
+def _unit_by_unit_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (A, b), (dA, db) = primals, tangents
+    moved = jnp.concatenate([dA.swapaxes(0, 1), db[:, None]], 1)  # scanned, for its transpose must not sum over units
+    half = lax.map(lambda unit: _inner(_rows(A, b, unit[0]), unit[1]), (jnp.arange(len(b)), moved))
+    return _unit_by_unit(A, b), half + half.swapaxes(1, 2)
 
 
 def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array, Array]:
     """Compute the terms of ||v_j||², A_jᵀ A_j (r, r, J), A_jᵀ b_j (r, J) and ||b_j||² (1, J), in float32 or wider."""
-    wide = widened(A.dtype)
-    square = by_platform(lambda A: jnp.moveaxis(_square(A), 0, 2), lambda A: _widely("kjd,ljd->klj", A, A), A)
-    cross = (A.astype(wide) * b.astype(wide)[None]).sum(-1)  # a product would copy A
-    return square, cross, (b.astype(wide) ** 2).sum(-1)[None]
+
+    def at_once(A: Array, b: Array) -> Array:
+        rows = jnp.concatenate([A.swapaxes(0, 1), b[:, None]], 1)
+        return jax.vmap(_inner)(rows, rows)
+
+    products = jnp.moveaxis(by_platform(_unit_by_unit, at_once, A, b), 0, 2)
+    return products[:-1, :-1], products[:-1, -1], products[-1, -1:]
 
 
 def coefficients(
