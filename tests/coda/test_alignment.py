@@ -47,7 +47,6 @@ def test_the_gram_matrices_of_a_large_generator_are_made_unit_by_unit(arrays, mo
     _, _, A, b = arrays
     weight = jax.random.normal(KEYS[4], (3, 3, 4), A.dtype)
     small = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
-    monkeypatch.setattr(alignment, "GRAM_BATCH_BYTES", 0)
     np.testing.assert_allclose(gram(A, b)[0], np.einsum("kjd,ljd->klj", A, A), rtol=1e-12)
     large = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), large, small)
@@ -87,7 +86,6 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, rescale):
 def test_cpu_accelerator_and_the_devices_of_a_mesh_agree(monkeypatch):
     """With what is large on a CPU made small: chunks, and Gram matrices unit by unit."""
     monkeypatch.setattr(alignment, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(alignment, "GRAM_BATCH_BYTES", 0)
     layer = DynamicAlignmentConv(3, 2)
     x, u = (jax.random.uniform(key, (8, 9, 8, 2)) for key in KEYS[:2])
     variables = jax.jit(layer.init)(KEYS[2], x)
