@@ -68,7 +68,9 @@ def main(options: Options) -> None:
                     ratios[key] = found[job]["median"] / found["forward"]["median"]
                     minima[key] = found[job]["minimum"] / found["forward"]["minimum"]
                     print(key, round(ratios[key], 2), round(minima[key], 2), flush=True)
-    record("explanation_cost", seconds, ratios, name="explanation-cost", setting={"batch": options.batch}, minima=minima)
+    record(
+        "explanation_cost", seconds, ratios, name="explanation-cost", setting={"batch": options.batch}, minima=minima
+    )
 
 
 if __name__ == "__main__":

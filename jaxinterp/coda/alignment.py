@@ -41,7 +41,9 @@ Coefficients = tuple[Float[Array, "m r"], Float[Array, "m j"]]  # h and scale
 # Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); below float64's resolution of ||v||².
 SQRT_EPSILON = 1e-24
 
-CHUNK_BYTES = 3 << 20  # a chunk's largest intermediate on a CPU: a backward pass holds several, in the cache of two cores
+CHUNK_BYTES = 3 << 20  # a chunk's largest intermediate on a CPU; a backward pass holds several of them
+    3 << 20
+)  # a chunk's largest intermediate on a CPU: a backward pass holds several, in the cache of two cores
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:
