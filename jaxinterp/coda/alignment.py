@@ -42,8 +42,6 @@ Coefficients = tuple[Float[Array, "m r"], Float[Array, "m j"]]  # h and scale
 SQRT_EPSILON = 1e-24
 
 CHUNK_BYTES = 3 << 20  # a chunk's largest intermediate on a CPU; a backward pass holds several of them
-    3 << 20
-)  # a chunk's largest intermediate on a CPU: a backward pass holds several, in the cache of two cores
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:
