@@ -8,7 +8,8 @@ alternate within one process and medians are quoted; `first_call` is compilation
 and its gradient. The baseline of the explanation is ten single-class passes, forward and backward; `shared_forward` is
 the same with one forward pass for all. `products` is the time of the layers' largest matrix products alone, patches
 with A, as often as our step has them (4 on a CPU, where the forward pass is computed again, else 3): no order of the
-same products is faster.
+same products is faster. `gemm` is that of all our products, and `forward_over_gemm`, `step_over_gemm` our time over it.
+PyTorch runs in its faster memory format; ratios are of medians, `minima` has them of the least times.
 
 Memory is the growth of the resident set (GPU: the allocator's peak) during a train step, over parameters, images and
 the compiled program, each side in a process of its own.
@@ -32,6 +33,7 @@ import tyro
 from benchmarks.measuring import alternate, compiled, growth, record, relative, timed, torch_device, wait
 from benchmarks.torch_coda import ExplicitCoDA
 from jaxinterp import decompose, explainable
+from jaxinterp.coda.alignment import CHUNK_BYTES
 from jaxinterp.coda.network import CoDANet, encode, s_coda
 from jaxinterp.coda.torch_weights import to_torch
 
@@ -90,22 +92,50 @@ def layers(options: Options) -> list[tuple[int, int, int, int]]:
 
 
 def products(options: Options) -> dict[str, Callable[[], Any]]:
-    """The matrix products of patches with A, in blocks of 512 positions whose results are thrown away."""
+    """The matrix products of patches with A alone, and all products; a block's rows at a time, results thrown away.
+
+    All are those of patches with B, A and b, of h with the Gram matrices and A_jᵀ b_j, and these themselves.
+    """
     cpu = jax.default_backend() == "cpu"
-    pairs, size, channels = [], 32, 6
+    large, small, units, size, channels = [], [], [], 32, 6
     for features, rank, kernel, stride in layers(options):
         size, d = size // stride, channels * kernel**2
         rows = options.batch * size**2
-        blocks = jnp.ones((-(-rows // 512), min(rows, 512), d) if cpu else (1, rows, d), options.dtype)
-        pairs.append((blocks, jnp.ones((d, rank * features), options.dtype)))
+        most = CHUNK_BYTES // (4 * rank * features) if cpu else rows
+        block = -(-rows // -(-rows // most))
+
+        def pair(depth: int, *widths: int, rows: int = rows, block: int = block) -> tuple[Any, list[Any]]:
+            left = jnp.ones((-(-rows // block), block, depth), options.dtype)
+            return left, [jnp.ones((depth, width), options.dtype) for width in widths]
+
+        large.append(pair(d, rank * features))
+        small += [pair(d, rank, features), pair(rank, rank * features, features)]
+        units.append(jnp.ones((features, rank + 1, d), options.dtype))
         channels = features
-    forward = jax.jit(lambda pairs: [jax.lax.map(lambda p, a=a: (p @ a)[:, 0], blocks) for blocks, a in pairs])
 
-    def run(times: int) -> None:
-        for _ in range(times):
-            jax.block_until_ready(forward(pairs))
+    def corner(product: jax.Array) -> jax.Array:  # read after the product, so that it is not narrowed to a column
+        return jax.lax.optimization_barrier(product)[:, 0]
 
-    return {"forward": partial(run, 1), "train_step": partial(run, 4 if cpu else 3)}
+    @jax.jit
+    def multiply(pairs: Any) -> Any:
+        return [jax.lax.map(lambda p, sides=sides: [corner(p @ a) for a in sides], blocks) for blocks, sides in pairs]
+
+    @jax.jit
+    def square(units: Any) -> Any:
+        return [jax.lax.map(lambda a: corner(a @ a.T), unit) for unit in units]
+
+    def run(times: tuple[int, int, int]) -> None:
+        for count, job, values in zip(times, (multiply, multiply, square), (large, small, units), strict=True):
+            for _ in range(count):
+                jax.block_until_ready(job(values))
+
+    backward = 4 if cpu else 3  # on a CPU the forward pass is computed again
+    return {
+        "products/forward": partial(run, (1, 0, 0)),
+        "products/train_step": partial(run, (backward, 0, 0)),
+        "gemm/forward": partial(run, (1, 1, 1)),
+        "gemm/train_step": partial(run, (backward, backward - 1, 2)),  # h (G h) needs no product of its own backward
+    }
 
 
 def theirs(
@@ -202,16 +232,23 @@ def main(options: Options) -> None:
     for name in ("forward", "train_step"):
         short = alternate({f: formats[f][name] for f in formats}, 1)
         best[name] = min(short, key=lambda f: short[f]["median"])
-        three = {"ours": jobs[name], "torch": formats[best[name]][name], "products": floor[name]}
+        three = {"ours": jobs[name], "torch": formats[best[name]][name]}
+        three |= {kind: floor[f"{kind}/{name}"] for kind in ("products", "gemm")}
         seconds |= alternate({f"{side}/{name}": job for side, job in three.items()}, options.rounds)
     name = "explain_all_classes"
     best[name] = best["forward"]
     baseline = formats[best[name]]
     three = {"ours": jobs[name], "torch": baseline[name], "torch/shared_forward": baseline["shared_forward"]}
     seconds |= alternate({f"{side}/{name}": job for side, job in three.items()}, min(3, options.rounds))
-    ratios = {
-        f"{name}_vs_torch": seconds[f"torch/{name}"]["median"] / seconds[f"ours/{name}"]["median"] for name in jobs
-    }
+
+    def over(one: str, other: str, of: str = "median") -> float:
+        return seconds[one][of] / seconds[other][of]
+
+    ratios = {f"{name}_vs_torch": over(f"torch/{name}", f"ours/{name}") for name in jobs}
+    pairs = {"forward_over_gemm": "forward", "step_over_gemm": "train_step"}
+    ratios |= {ratio: over(f"ours/{name}", f"gemm/{name}") for ratio, name in pairs.items()}
+    minima = {f"{name}_vs_torch": over(f"torch/{name}", f"ours/{name}", "minimum") for name in jobs}
+    minima |= {ratio: over(f"ours/{name}", f"gemm/{name}", "minimum") for ratio, name in pairs.items()}
     shared = seconds[f"torch/shared_forward/{name}"]["median"]
     ratios[f"{name}_vs_torch_shared_forward"] = shared / seconds[f"ours/{name}"]["median"]
     notes = {}
@@ -249,6 +286,7 @@ def main(options: Options) -> None:
         },
         notes=notes,
         relative_difference=difference,
+        minima=minima,
         peak_bytes=memory,
     )
 

@@ -41,8 +41,7 @@ Coefficients = tuple[Float[Array, "m r"], Float[Array, "m j"]]  # h and scale
 # Keeps d sqrt(u) finite at u = 0 (a unit whose b_j is zero on an empty patch); below float64's resolution of ||v||².
 SQRT_EPSILON = 1e-24
 
-CHUNK_BYTES = 4 << 20  # a chunk's largest intermediate on a CPU
-GRAM_BATCH_BYTES = 1 << 20  # above, a generator's batched Gram product is slow on a CPU
+CHUNK_BYTES = 3 << 20  # a chunk's largest intermediate on a CPU; a backward pass holds several of them
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:
@@ -91,22 +90,49 @@ def _quadratic_form_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
     return contract(h, gh), 2 * (gh * dh[:, :, None]).sum(1) + (_times(h, dg) * h[:, :, None]).sum(1)
 
 
+def _inner(a: Array, b: Array) -> Array:
+    """Compute the inner products of rows, at full precision, in float32 or wider."""
+    wide = widened(a.dtype)
+    return jnp.einsum("kd,ld->kl", a, b, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
+
+
+def _rows(A: Float[Array, "r j d"], b: Float[Array, "j d"], j: Array | int) -> Float[Array, "r1 d"]:
+    """Return unit j's A_jᵀ and below it b_j."""
+    return jnp.concatenate([lax.dynamic_index_in_dim(a, j, -2, keepdims=False) for a in (A, b[None])])
+
+
+@jax.custom_jvp
+def _unit_by_unit(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> Float[Array, "j r1 r1"]:
+    """Compute [A_j b_j]ᵀ[A_j b_j] of one unit after the other, where they lie: a batched product would copy A."""
+
+    def unit(j: Array) -> Array:
+        rows = _rows(A, b, j)
+        return _inner(rows, rows)
+
+    return lax.map(unit, jnp.arange(len(b)))
+
+
+@_unit_by_unit.defjvp
+def _unit_by_unit_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (A, b), (dA, db) = primals, tangents
+    moved = jnp.concatenate([dA.swapaxes(0, 1), db[:, None]], 1)  # scanned, for its transpose must not sum over units
+    half = lax.map(lambda unit: _inner(_rows(A, b, unit[0]), unit[1]), (jnp.arange(len(b)), moved))
+    return _unit_by_unit(A, b), half + half.swapaxes(1, 2)
+
+
 def gram(A: Float[Array, "r j d"], b: Float[Array, "j d"]) -> tuple[Array, Array, Array]:
     """Compute the terms of ||v_j||², A_jᵀ A_j (r, r, J), A_jᵀ b_j (r, J) and ||b_j||² (1, J), in float32 or wider."""
-    wide, precision = widened(A.dtype), lax.Precision.HIGHEST
-    product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
 
-    def at_once(A: Array) -> Array:
-        return product("kjd,ljd->klj", A, A)
+    def at_once(A: Array, b: Array) -> tuple[Array, Array, Array]:
+        wide = widened(A.dtype)
+        product = partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=wide)
+        return product("kjd,ljd->klj", A, A), product("kjd,jd->kj", A, b), (b.astype(wide) ** 2).sum(-1)[None]
 
-    def unit_by_unit(A: Array) -> Array:
-        """The batched product copies A twice, which takes three times as long where A leaves the cache."""
-        units = [a[:, 0] for a in jnp.split(A, A.shape[1], axis=1)]
-        return jnp.stack([product("kd,ld->kl", a, a) for a in units], -1)
+    def unit_by_unit(A: Array, b: Array) -> tuple[Array, Array, Array]:
+        products = jnp.moveaxis(_unit_by_unit(A, b), 0, 2)
+        return products[:-1, :-1], products[:-1, -1], products[-1, -1:]
 
-    large = A.size * A.dtype.itemsize > GRAM_BATCH_BYTES
-    square = by_platform(unit_by_unit, at_once, A) if large else at_once(A)
-    return square, product("kjd,jd->kj", A, b), (b.astype(wide) ** 2).sum(-1)[None]
+    return by_platform(unit_by_unit, at_once, A, b)
 
 
 def coefficients(h: Float[Array, "m r"], norms: tuple[Array, Array, Array], rescale: Rescale) -> Coefficients:
@@ -128,7 +154,7 @@ def coefficients(h: Float[Array, "m r"], norms: tuple[Array, Array, Array], resc
 def align(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
     """Compute <w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
     (A, b), (_, scale) = generator, coefficients
-    u = jnp.matmul(p, A.reshape(-1, A.shape[-1]).T).reshape(-1, *A.shape[:2])
+    u = jnp.einsum("md,nd->mn", p, A.reshape(-1, A.shape[-1])).reshape(-1, *A.shape[:2])
     return combine(u, jnp.matmul(p, b.T, preferred_element_type=scale.dtype), coefficients)
 
 

@@ -43,14 +43,21 @@ def test_derivative_rules(arrays):
     check_grads(scale, (u[:, 0] @ A[0], A, b), order=2)
 
 
-def test_the_gram_matrices_of_a_large_generator_are_made_unit_by_unit(arrays, monkeypatch):
+@pytest.mark.parametrize("kind", ["cpu", "accelerator"])
+def test_terms_of_the_norms_and_their_gradients_are_those_of_one_product(arrays, kind):
     _, _, A, b = arrays
-    weight = jax.random.normal(KEYS[4], (3, 3, 4), A.dtype)
-    small = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
-    monkeypatch.setattr(alignment, "GRAM_BATCH_BYTES", 0)
-    np.testing.assert_allclose(gram(A, b)[0], np.einsum("kjd,ljd->klj", A, A), rtol=1e-12)
-    large = jax.value_and_grad(lambda A: (gram(A, b)[0] * weight).sum())(A)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), large, small)
+    weights = [jax.random.normal(KEYS[4], shape, A.dtype) for shape in ((3, 3, 4), (3, 4), (1, 4))]
+
+    def weighted(terms):
+        return sum((weight * term).sum() for weight, term in zip(weights, terms, strict=True))
+
+    def plain(A, b):
+        return jnp.einsum("kjd,ljd->klj", A, A), jnp.einsum("kjd,jd->kj", A, b), (b**2).sum(1)[None]
+
+    with target(kind):
+        value, slopes = jax.jit(jax.value_and_grad(lambda A, b: weighted(gram(A, b)), (0, 1)))(A, b)
+    want, plain_slopes = jax.jit(jax.value_and_grad(lambda A, b: weighted(plain(A, b)), (0, 1)))(A, b)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11), (value, slopes), (want, plain_slopes))
 
 
 @pytest.mark.slow
@@ -87,7 +94,6 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, rescale):
 def test_cpu_accelerator_and_the_devices_of_a_mesh_agree(monkeypatch):
     """With what is large on a CPU made small: chunks, and Gram matrices unit by unit."""
     monkeypatch.setattr(alignment, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(alignment, "GRAM_BATCH_BYTES", 0)
     layer = DynamicAlignmentConv(3, 2)
     x, u = (jax.random.uniform(key, (8, 9, 8, 2)) for key in KEYS[:2])
     variables = jax.jit(layer.init)(KEYS[2], x)

@@ -175,4 +175,5 @@ def _put(kind: Target, k: Array, values: Array, start: Array, mirrored: bool, to
 
 
 def _dtype(tile: Tile, left: Any, right: Any) -> Any:
-    return jax.eval_shape(lambda *a: tile(*a, False), left, right, jax.ShapeDtypeStruct((2,), jnp.int32)).dtype
+    start = jax.ShapeDtypeStruct((2,), jnp.int32)
+    return jax.eval_shape(lambda left, right, start: tile(left, right, start, False), left, right, start).dtype
