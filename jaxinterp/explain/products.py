@@ -41,7 +41,7 @@ def product_flops(jaxpr: Any) -> Counter[Kind]:
             found[_kind(eqn)] += _convolution(eqn)
         elif name == "cond":
             branches: list[Counter[Kind]] = [product_flops(branch) for branch in params["branches"]]
-            found += max(branches, key=Counter.total)
+            found += max(branches, key=lambda counts: sum(counts.values()))
         else:
             times = params["length"] if name == "scan" else 1
             for inner in _inner(params):
