@@ -40,8 +40,8 @@ def product_flops(jaxpr: Any) -> Counter[Kind]:
         elif name == "conv_general_dilated":
             found[_kind(eqn)] += _convolution(eqn)
         elif name == "cond":
-            branches: list[Counter[Kind]] = [product_flops(branch) for branch in params["branches"]]
-            found += max(branches, key=lambda counts: sum(counts.values()))
+            costliest = max(map(product_flops, params["branches"]), key=Counter.total)
+            found += costliest
         else:
             times = params["length"] if name == "scan" else 1
             for inner in _inner(params):
