@@ -190,6 +190,18 @@ def align_explicitly(p: Float[Array, "m d"], generator: Generator, coefficients:
     return jnp.einsum("mjd,md->mj", (w.astype(scale.dtype) * scale[..., None]).astype(p.dtype), p)
 
 
+@jax.custom_jvp
+def align_held(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
+    """Compute <w_j, p> as `align` does, with w_j held constant under differentiation, and derivatives through w."""
+    return align(p, generator, coefficients)
+
+
+@align_held.defjvp
+def _align_held_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    p, generator, coefficients = primals
+    return align_held(p, generator, coefficients), align_explicitly(tangents[0], generator, coefficients)
+
+
 def chunk_count(rows: int, row_bytes: int) -> int:
     """Return into how many chunks a CPU divides rows of so many bytes."""
     return math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
@@ -292,7 +304,7 @@ class DynamicAlignmentConv(nn.Module):
 
         def respond_frozen(p: Array) -> Array:
             held = coefficients(jnp.matmul(lax.stop_gradient(p), B), norms, self.rescale)
-            return align_explicitly(p, *lax.stop_gradient(((A, b), held)))
+            return align_held(p, *lax.stop_gradient(((A, b), held)))
 
         def respond_through(p: Array, u: Array) -> tuple[Array, Array]:
             held = coefficients(jnp.matmul(p, B), norms, self.rescale)

@@ -193,14 +193,16 @@ def _pass(
         def at(step: Array, i: int = i) -> Array:
             return moved(*zeros[:i], step, *zeros[i + 1 :])[0]
 
-        linear, bent = _along(at, zeros[i], value)
+        # Both directions at once, so that what is made of the coefficients for one serves the other.
+        directions = jnp.stack([value, _aside(value)] if checked else [value])
+        (linear, *_), bent = jax.vmap(partial(_along, at, zeros[i]))(directions)
         known = biases[i]
         free_bias = logits - linear if known is None else jnp.broadcast_to(known.astype(logits.dtype), logits.shape)
         bias = jnp.take_along_axis(free_bias, rows, axis=1)
         explained = contributions.reshape(*rows.shape, -1).sum(-1).astype(chosen.dtype)
         curvature = None
         if checked:
-            curvature = _curvature(linear, bent, _along(at, zeros[i], _aside(value))[1])
+            curvature = _curvature(linear, *bent)
         parts.append(
             Attribution(
                 contributions,
