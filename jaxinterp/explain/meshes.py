@@ -61,14 +61,15 @@ def replicate(tree: Any, mesh: Mesh) -> tuple[Any, Mesh]:
     require(isinstance(mesh, Mesh), "mesh", type(mesh).__name__, "a jax.sharding.Mesh of devices")
     local = bool(mesh.local_devices)
     require(local, "mesh", f"no device of process {jax.process_index()}", "at least one, as every process takes part")
-    sharding = NamedSharding(_automatic(mesh), PartitionSpec())
+    automatic = _automatic(mesh)
+    sharding = NamedSharding(automatic, PartitionSpec())
 
     def put(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.core.Tracer) or jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
-    return jax.tree.map(put, tree), sharding.mesh
+    return jax.tree.map(put, tree), automatic
 
 
 def on_host(array: jax.Array) -> np.ndarray:

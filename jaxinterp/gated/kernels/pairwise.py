@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 Pairs = Callable[[Part, Part], Float[Array, "rows columns"]]
-Tile = Callable[[Any, Any, Int32[Array, "2"], bool], Float[Array, "rows columns"]]
+Tile = Callable[..., Float[Array, "rows columns"]]  # of both sides, starts, and whether it is mirrored
 Starts = Int32[np.ndarray, "_ 2"]
 
 TILE_BYTES: dict[Target, int] = {"cpu": 1 << 20, "accelerator": 1 << 30}
@@ -88,7 +88,7 @@ def _evaluate(
         def step(k: Array, start: Array, mirrored: bool = mirrored) -> tuple[Array, None]:
             return _put(kind, k, tile(left, right, start, mirrored), start, mirrored), None
 
-        k, _ = lax.scan(step, k, starts)
+        k, _ = lax.scan(step, k, jnp.asarray(starts))
     return k
 
 
@@ -116,7 +116,7 @@ def _spread(
                 values = lax.all_gather(tile(left, right, starts[place], mirrored), axes)
                 return lax.scan(lambda k, one: (_put(kind, k, *one, mirrored, top), None), k, (values, starts))
 
-            k, _ = lax.scan(evaluate, k, _rounds(starts, mesh.size))
+            k, _ = lax.scan(evaluate, k, jnp.asarray(_rounds(starts, mesh.size)))
         return k[margin : margin + height]
 
     whole, rows = PartitionSpec(), PartitionSpec(axes)
@@ -171,7 +171,7 @@ def _put(kind: Target, k: Array, values: Array, start: Array, mirrored: bool, to
         part = lax.dynamic_slice_in_dim(values, row, strip).T
         return lax.dynamic_update_slice(k, part, (jnp.maximum(j - top, 0), i + row)), None
 
-    return lax.scan(transpose, k, np.array(_starts(size, strip), np.int32))[0]
+    return lax.scan(transpose, k, jnp.array(_starts(size, strip), jnp.int32))[0]
 
 
 def _dtype(tile: Tile, left: Any, right: Any) -> Any:

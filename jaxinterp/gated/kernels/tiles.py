@@ -249,8 +249,8 @@ class Tiles:
         )  # bytes, which JAX leaves as they are
         for number, index in enumerate(indices):
             slices = self._slices(*index)[: 1 + self._mirrored(*index)]
-            terms = zip(slices, every[number % hosts, number // hosts], strict=False)
-            yield [(rows, term[: rows.stop - rows.start]) for rows, term in terms]
+            found = zip(slices, every[number % hosts, number // hosts], strict=False)
+            yield [(rows, term[: rows.stop - rows.start]) for rows, term in found]
 
 
 def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
