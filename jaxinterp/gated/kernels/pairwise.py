@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 Pairs = Callable[[Part, Part], Float[Array, "rows columns"]]
-Tile = Callable[[Any, Any, Int32[Array, "2"], bool], Float[Array, "rows columns"]]
+Tile = Callable[..., Float[Array, "rows columns"]]  # of both sides, starts, and whether it is mirrored
 Starts = Int32[np.ndarray, "_ 2"]
 
 TILE_BYTES: dict[Target, int] = {"cpu": 1 << 20, "accelerator": 1 << 30}

@@ -248,8 +248,8 @@ class Tiles:
         every = gathered.view(y.dtype)
         for number, index in enumerate(indices):
             slices = self._slices(*index)[: 1 + self._mirrored(*index)]
-            each = zip(slices, every[number % hosts, number // hosts], strict=False)
-            yield [(rows, term[: rows.stop - rows.start]) for rows, term in each]
+            found = zip(slices, every[number % hosts, number // hosts], strict=False)
+            yield [(rows, term[: rows.stop - rows.start]) for rows, term in found]
 
 
 def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
