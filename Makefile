@@ -32,7 +32,7 @@ readme: $(VENV)/.installed
 # What was tested, one file per supported Python; any other version stops here for want of its file.
 lock: $(VENV)/.installed
 	for v in 3.11 3.12 3.13; do \
-	  $(VENV)/bin/uv pip compile pyproject.toml --extra dev --python-version $$v --universal --quiet \
+	  $(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra docs --extra release --python-version $$v --universal --quiet \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --output-file requirements/constraints-py$$(echo $$v | tr -d .).txt; \
 	done
