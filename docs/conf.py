@@ -48,6 +48,7 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_build" / "notebooks")
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240  # a tutorial takes at most two minutes on two idle cores
 nb_merge_streams = True
