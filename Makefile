@@ -4,7 +4,7 @@ VENV ?= .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS := requirements/constraints-$(VERSION).txt
 
-.PHONY: demo test slow check bench lock readme clean
+.PHONY: demo test slow check docs bench dist lock readme clean
 
 demo: $(VENV)/.package
 	$(VENV)/bin/jaxinterp demo
@@ -26,6 +26,18 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.agreement
 	$(VENV)/bin/python -m benchmarks.attribution
 
+# Strict: a broken reference, a failing tutorial or a public name without a page fails. Tutorials and pictures are kept
+# in docs/_build, and made anew only where they or the package have changed.
+docs: $(VENV)/.documented
+	$(VENV)/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+dist:
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/pip install --quiet -c $(CONSTRAINTS) build twine
+	rm -rf dist
+	$(VENV)-dist/bin/python -m build
+	$(VENV)-dist/bin/twine check --strict dist/*
+
 readme: $(VENV)/.installed
 	$(VENV)/bin/python experiments/update_readme.py README.md experiments/results/README.md
 
@@ -46,5 +58,9 @@ $(VENV)/.installed: $(VENV)/.package
 	$(VENV)/bin/pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
+$(VENV)/.documented: $(VENV)/.package
+	$(VENV)/bin/pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .jax_cache runs
+	rm -rf $(VENV) $(VENV)-dist .jax_cache runs dist docs/_build docs/reference

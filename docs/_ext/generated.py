@@ -111,6 +111,10 @@ def _rst(package: str, names: list[str]) -> str:
     """Write the directives that document names of a package."""
     rows = list[str]()
     for name in names:
+        home = documented()[f"{package}.{name}"]
+        if home != f"{package}.{name}":
+            rows += [f"``{package}.{name}``", f"   The same as :py:obj:`{home}`.", ""]
+            continue
         what = kind(getattr(__import__(package, fromlist=[name]), name))
         members = ["   :members:", "   :exclude-members: name, parent, scope"] if what == "class" else []
         rows += [f".. auto{what}:: {package}.{name}", *members, ""]

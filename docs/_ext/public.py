@@ -30,19 +30,29 @@ def functions(name: str) -> list[str]:
 
 @cache
 def documented() -> dict[str, str]:
-    """Return full name → kind ("function", "class" or "data") of everything the reference has."""
-    found = {}
-    for package, names in {
+    """Return full name → the full name under which it is documented, of all public names.
+
+    What several rooms show is documented once: methods and metrics on pages of their own, then by the shortest name.
+    """
+    found, first = dict[str, str](), dict[int, str]()
+    packages = {
+        **{f"jaxinterp.{name}": functions(name) for name in OPEN},
         "jaxinterp": [name for name in jaxinterp.__all__ if name not in ROOMS],
         **{f"jaxinterp.{name}": room(name).__all__ for name in ROOMS if not modules(name)},
-    }.items():
-        found |= {f"{package}.{name}": kind(getattr(import_module(package), name)) for name in names}
+    }
     for module in (module for name in ROOMS for module in modules(name)):
-        for name, value in vars(import_module(module)).items():
-            own = getattr(value, "__module__", None) == module
-            if own and not name.startswith("_") and getattr(value, "__doc__", None) and callable(value):
-                found[f"{module}.{name}"] = kind(value)
+        packages[module] = [name for name, value in vars(import_module(module)).items() if _own(module, name, value)]
+    for package, names in packages.items():
+        for name in names:
+            value, full = getattr(import_module(package), name), f"{package}.{name}"
+            found[full] = first.setdefault(id(value), full) if kind(value) != "data" else full
     return found
+
+
+def _own(module: str, name: str, value: object) -> bool:
+    """Return whether a name of a module is public and made there."""
+    here = getattr(value, "__module__", None) == module
+    return here and not name.startswith("_") and callable(value) and bool(getattr(value, "__doc__", None))
 
 
 def kind(value: object) -> str:
@@ -56,7 +66,7 @@ def places() -> dict[str, str]:
     found: dict[str, str] = {}
     for full in sorted(documented(), key=lambda name: (name.count("."), len(name)), reverse=True):
         package, _, name = full.rpartition(".")
-        value = getattr(import_module(package), name)
+        value, home = getattr(import_module(package), name), documented()[full]
         inner = f"{getattr(value, '__module__', package)}.{getattr(value, '__qualname__', name)}"
-        found |= {name: full, full: full, inner: full, full.removeprefix("jaxinterp."): full}
+        found |= {name: home, full: home, inner: home, full.removeprefix("jaxinterp."): home}
     return found
