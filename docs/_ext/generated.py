@@ -15,6 +15,7 @@ from pictures import draw
 from public import OPEN, ROOMS, documented, functions, kind, modules, room
 from results import audited_methods, audited_metric
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 DOCS = Path(__file__).parents[1]
@@ -126,7 +127,7 @@ def build(app: Sphinx) -> None:
     for where, entries in {"attribute": METHODS, "metrics": METRICS}.items():
         missing = set(functions(where)) ^ set(entries)
         if missing:
-            raise ValueError(f"docs/_ext/catalogue.py: {sorted(missing)} are not both public and described")
+            raise ExtensionError(f"docs/_ext/catalogue.py: {sorted(missing)} are not both public and described")
     pages = {f"api/{name}": text for name, text in api().items()}
     texts = {
         "methods": "Every method is `method(net, x, targets=None, *, layer=None, ...)`, and returns an `Attribution`.",
@@ -144,7 +145,15 @@ def build(app: Sphinx) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def complete(app: Sphinx, exception: Exception | None) -> None:
+    """Require that every public name is documented."""
+    missing = set(documented().values()) - set(app.env.domaindata["py"]["objects"])
+    if missing and exception is None:
+        raise ExtensionError(f"public names without a place in the reference: {sorted(missing)}")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the pages, which are there before Sphinx looks for them."""
     app.connect("config-inited", lambda app, config: build(app))
+    app.connect("build-finished", complete)
     return {"parallel_read_safe": True}
