@@ -87,7 +87,9 @@ METHODS: Mapping[str, Entry] = {
         ONE,
         "For sharp pictures of patterns. It is nearly the same for every class, so not for telling classes apart.",
     ),
-    "deconvolution": Entry(RULES, ONE, "For the patterns that a unit answers to; shares the faults of guided backpropagation."),
+    "deconvolution": Entry(
+        RULES, ONE, "For the patterns that a unit answers to; with the faults of guided backpropagation."
+    ),
     "deep_lift": Entry(
         RULES,
         "Two forward passes, and one backward pass for each target.",
@@ -101,8 +103,8 @@ METHODS: Mapping[str, Entry] = {
     "lrp": Entry(
         RULES,
         ONE,
-        "For relevance that is handed down layer by layer by a rule of your choice. With ε alone it is input × gradient "
-        "of a ReLU network; composites trade exactness for less noise.",
+        "For relevance that is handed down layer by layer by a rule of your choice. With ε alone it is input × "
+        "gradient of a ReLU network; composites trade exactness for less noise.",
         (
             "lrp_epsilon",
             "lrp_epsilon_plus",
@@ -114,10 +116,14 @@ METHODS: Mapping[str, Entry] = {
     "excitation_backprop": Entry(
         RULES, ONE, "For a positive map that sums to 1, of networks whose activations are not negative."
     ),
-    "grad_cam": Entry(MAPS, LAYER, "For a coarse map of where the evidence for a class is, on any convolutional network."),
+    "grad_cam": Entry(
+        MAPS, LAYER, "For a coarse map of where the evidence for a class is, on any convolutional network."
+    ),
     "grad_cam_plus_plus": Entry(MAPS, LAYER, "As Grad-CAM, where a class occurs several times in an image."),
     "hires_cam": Entry(
-        MAPS, LAYER, "In place of Grad-CAM wherever the sum should be the logit: exact where an affine head reads the layer."
+        MAPS,
+        LAYER,
+        "In place of Grad-CAM wherever the sum should be the logit: exact where an affine head reads the layer.",
     ),
     "layer_cam": Entry(MAPS, LAYER, "For activation maps of shallow layers, finer than those of the last."),
     "xgrad_cam": Entry(MAPS, LAYER, "As Grad-CAM, with channels weighted so that sums come near the logit."),
@@ -137,7 +143,9 @@ METHODS: Mapping[str, Entry] = {
         "As Score-CAM: the weight of a channel is what the logit loses without it.",
     ),
     "guided_grad_cam": Entry(
-        MAPS, "That of `grad_cam` and of `guided_backpropagation`.", "For a fine picture within the region that Grad-CAM finds."
+        MAPS,
+        "That of `grad_cam` and of `guided_backpropagation`.",
+        "For a fine picture within the region that Grad-CAM finds.",
     ),
     "occlusion": Entry(
         PERTURBATION,
@@ -145,7 +153,9 @@ METHODS: Mapping[str, Entry] = {
         "For a check that uses nothing but outputs. The size of the window decides what can be seen.",
     ),
     "feature_ablation": Entry(
-        PERTURBATION, "One forward pass for each group.", "For inputs that fall into known groups, such as superpixels or columns."
+        PERTURBATION,
+        "One forward pass for each group.",
+        "For inputs that fall into known groups, such as superpixels or columns.",
     ),
     "feature_permutation": Entry(
         PERTURBATION,
@@ -171,7 +181,9 @@ METHODS: Mapping[str, Entry] = {
         "For Shapley values of many groups, with an error that falls as 1/√samples.",
     ),
     "shapley_values": Entry(
-        PERTURBATION, "2^d forward passes for d groups, d ≤ 16.", "For exact Shapley values, and for checking the estimates."
+        PERTURBATION,
+        "2^d forward passes for d groups, d ≤ 16.",
+        "For exact Shapley values, and for checking the estimates.",
     ),
     "meaningful_perturbation": Entry(
         PERTURBATION,
@@ -222,10 +234,14 @@ EACH = "One forward pass for each group."
 RERUN = "`samples` calls of the method."
 MAP = "That of the map alone."
 METRICS: Mapping[str, Entry] = {
-    "pixel_flipping": Entry(FAITHFULNESS, CURVE, "For the whole curve, with every choice open: order, baseline, score."),
+    "pixel_flipping": Entry(
+        FAITHFULNESS, CURVE, "For the whole curve, with every choice open: order, baseline, score."
+    ),
     "deletion": Entry(FAITHFULNESS, CURVE, "For comparing with published deletion scores. Low is good."),
     "insertion": Entry(
-        FAITHFULNESS, CURVE, "For comparing with published insertion scores. High is good. It favors maps that hang together."
+        FAITHFULNESS,
+        CURVE,
+        "For comparing with published insertion scores. High is good. It favors maps that hang together.",
     ),
     "region_perturbation": Entry(FAITHFULNESS, CURVE, "For AOPC as published: regions, with noise in their place."),
     "selectivity": Entry(FAITHFULNESS, CURVE, "As deletion, of regions."),
@@ -236,25 +252,37 @@ METRICS: Mapping[str, Entry] = {
         "Where a fixed baseline would itself be evidence: what is removed is imputed from its neighbors.",
     ),
     "faithfulness_correlation": Entry(
-        FAITHFULNESS, "`samples` forward passes.", "For whether sums of contributions over random subsets mean what they say."
+        FAITHFULNESS,
+        "`samples` forward passes.",
+        "For whether sums of contributions over random subsets mean what they say.",
     ),
     "faithfulness_estimate": Entry(
         FAITHFULNESS, "`steps` forward passes.", "For whether single groups of pixels matter as much as the map says."
     ),
-    "monotonicity": Entry(FAITHFULNESS, "`steps` forward passes.", "For whether putting pixels back ever lowers the score."),
+    "monotonicity": Entry(
+        FAITHFULNESS, "`steps` forward passes.", "For whether putting pixels back ever lowers the score."
+    ),
     "monotonicity_correlation": Entry(
-        FAITHFULNESS, "`steps` × `samples` forward passes.", "For whether importance ranks as the network's answer to noise does."
+        FAITHFULNESS,
+        "`steps` × `samples` forward passes.",
+        "For whether importance ranks as the network's answer to noise does.",
     ),
     "infidelity": Entry(
         FAITHFULNESS,
         "One forward pass for each square, or `samples`.",
         "The first metric to try: of those audited it ranks methods most nearly as the truth does.",
     ),
-    "sufficiency": Entry(FAITHFULNESS, MAP, "For whether examples with like maps are predicted alike; needs many examples."),
-    "pixel_deletion": Entry(
-        FAITHFULNESS, CURVE, "For the removal curve of the CoDA paper: pixels removed in encoded space, least important first."
+    "sufficiency": Entry(
+        FAITHFULNESS, MAP, "For whether examples with like maps are predicted alike; needs many examples."
     ),
-    "max_sensitivity": Entry(ROBUSTNESS, RERUN, "For the worst change of a map under small noise. A constant map is best, so not alone."),
+    "pixel_deletion": Entry(
+        FAITHFULNESS,
+        CURVE,
+        "For the removal curve of the CoDA paper: pixels removed in encoded space, least important first.",
+    ),
+    "max_sensitivity": Entry(
+        ROBUSTNESS, RERUN, "For the worst change of a map under small noise. A constant map is best, so not alone."
+    ),
     "average_sensitivity": Entry(ROBUSTNESS, RERUN, "For the mean change of a map under small noise."),
     "local_lipschitz": Entry(ROBUSTNESS, RERUN, "For the change of a map per change of the input."),
     "relative_input_stability": Entry(ROBUSTNESS, RERUN, "For relative changes, where maps or inputs differ in size."),
@@ -271,8 +299,12 @@ METRICS: Mapping[str, Entry] = {
     "top_k_intersection": Entry(LOCALIZATION, MAP, "For how many of the k largest entries lie on the object."),
     "relevance_mass_accuracy": Entry(LOCALIZATION, MAP, "For the share of the mass on the object."),
     "relevance_rank_accuracy": Entry(LOCALIZATION, MAP, "As the mass, of ranks alone, with k the size of the object."),
-    "localization_auc": Entry(LOCALIZATION, MAP, "For the map as a detector of the object's pixels, at all thresholds."),
-    "sparseness": Entry(COMPLEXITY, MAP, "For how few entries carry a map. It says nothing about whether they are the right ones."),
+    "localization_auc": Entry(
+        LOCALIZATION, MAP, "For the map as a detector of the object's pixels, at all thresholds."
+    ),
+    "sparseness": Entry(
+        COMPLEXITY, MAP, "For how few entries carry a map. It says nothing about whether they are the right ones."
+    ),
     "complexity": Entry(COMPLEXITY, MAP, "For the entropy of a map, in nats."),
     "effective_complexity": Entry(COMPLEXITY, MAP, "For the number of entries that are not negligible."),
     "parameter_randomization": Entry(
@@ -280,15 +312,25 @@ METRICS: Mapping[str, Entry] = {
         "One call of the method for each layer.",
         "For whether a map depends on the trained weights at all. The exact decomposition passes by construction.",
     ),
-    "efficient_randomization": Entry(RANDOMIZATION, "Two calls of the method.", "As above, by the rise of the map's complexity alone."),
-    "random_logit": Entry(RANDOMIZATION, "Two calls of the method.", "For whether a map depends on the class that it is of."),
-    "completeness": Entry(AXIOMS, MAP, "For whether contributions sum to the logit. A complete map may still be a wrong one."),
-    "non_sensitivity": Entry(AXIOMS, EACH, "For pixels that the map names and the network does not read, and the other way round."),
+    "efficient_randomization": Entry(
+        RANDOMIZATION, "Two calls of the method.", "As above, by the rise of the map's complexity alone."
+    ),
+    "random_logit": Entry(
+        RANDOMIZATION, "Two calls of the method.", "For whether a map depends on the class that it is of."
+    ),
+    "completeness": Entry(
+        AXIOMS, MAP, "For whether contributions sum to the logit. A complete map may still be a wrong one."
+    ),
+    "non_sensitivity": Entry(
+        AXIOMS, EACH, "For pixels that the map names and the network does not read, and the other way round."
+    ),
     "input_invariance": Entry(
         AXIOMS, "Two calls of the method.", "For whether a map moves with a constant that the network takes off again."
     ),
     "detect": Entry(DETECTION, "None: it takes scores.", "For precision and recall of scores above a threshold."),
-    "best_threshold": Entry(DETECTION, "None: it takes scores.", "For choosing that threshold, on other examples than are tested."),
+    "best_threshold": Entry(
+        DETECTION, "None: it takes scores.", "For choosing that threshold, on other examples than are tested."
+    ),
     "sample_grids": Entry(PARTS, "None: it takes logits.", "For drawing the grids once, for several methods."),
     "tile_grid": Entry(PARTS, "None.", "For the grids as images."),
     "grid_pointing_scores": Entry(PARTS, MAP, "For scoring maps of grids that are there already."),

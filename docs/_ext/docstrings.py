@@ -11,11 +11,20 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Example|Examples|Source|Y
 QUOTED = re.compile(r"(`+)([^`]+)\1")
 
 
-def process(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def process(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Rewrite a docstring in place, before napoleon reads its sections."""
     written, section, literal, previous = list[str](), False, False, ""
+    item = None  # indentation of the list that is being written
     for line in lines:
         indent = len(line) - len(line.lstrip())
+        starts = line.lstrip().startswith("- ")
+        begins, ends = (
+            starts and item is None,
+            item is not None and bool(line.strip()) and indent <= item and not starts,
+        )
+        if (begins or ends) and previous.strip():
+            written.append("")
+        item = indent if starts else None if ends else item
         if SECTION.match(line):
             section, literal = True, False
         elif not section and line.strip() and not previous.strip():

@@ -5,18 +5,24 @@ docstrings, from `catalogue`, and, for distances from the truth, from experiment
 """
 
 import inspect
+import sys
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jaxinterp
 from catalogue import METHODS, METRICS, Entry
+from docstrings import process
 from pictures import draw
 from public import OPEN, ROOMS, documented, functions, kind, modules, room
 from results import audited_methods, audited_metric
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
+
+import jaxinterp
 
 DOCS = Path(__file__).parents[1]
 FOLDERS = {"attribute": "methods", "metrics": "metrics"}
@@ -28,15 +34,15 @@ ALTS = {
     "influence_functions": "a digit, and the training images that speak most for and against its label",
 }
 SHOWN = {
-    "methods": "A digit that the packaged CoDA net reads, its exact contributions to that class, and the map of `{name}`. Full "
-    "color is each map's largest.",
-    "metrics": "The mean over sixteen digits, of the packaged CoDA net; the exact decomposition in blue, and in parentheses the "
-    "cosine of each method's maps with it. A metric to believe orders the bars as the cosines.",
+    "methods": "A digit that the packaged CoDA net reads, its exact contributions to that class, and the map of "
+    "`{name}`. Full color is each map's largest.",
+    "metrics": "The mean over sixteen digits, of the packaged CoDA net; the exact decomposition in blue, and in "
+    "parentheses the cosine of each method's maps with it. A metric to believe orders the bars as the cosines.",
     "pairs": "The second order of the packaged TaylorNet: what each pixel contributes together with one other.",
-    "tracin": "A digit, the three training images that lowered its loss most, and the three that raised it most: a linear "
-    "classifier of 400 digits.",
-    "influence_functions": "A digit, the three training images that lowered its loss most, and the three that raised it most: a "
+    "tracin": "A digit, the three training images that lowered its loss most, and the three that raised it most: a "
     "linear classifier of 400 digits.",
+    "influence_functions": "A digit, the three training images that lowered its loss most, and the three that "
+    "raised it most: a linear classifier of 400 digits.",
 }
 WITHOUT = {
     "attention_rollout": "No network of the package has attention, so there is no picture.",
@@ -93,7 +99,8 @@ def api() -> dict[str, str]:
         elif found := modules(name):
             for module in found:
                 names = [full.rpartition(".")[2] for full in documented() if full.rpartition(".")[0] == module]
-                parts += [f"## {module}", f"```{{eval-rst}}\n.. automodule:: {module}\n   :no-index:\n```", _rst(module, names)]
+                head = f"```{{eval-rst}}\n.. automodule:: {module}\n   :no-index:\n```"
+                parts += [f"## {module}", head, _rst(module, names)]
         else:
             parts.append(_rst(package, room(name).__all__))
         pages[package] = "\n\n".join(filter(None, parts))
@@ -116,10 +123,28 @@ def _rst(package: str, names: list[str]) -> str:
         if home != f"{package}.{name}":
             rows += [f"``{package}.{name}``", f"   The same as :py:obj:`{home}`.", ""]
             continue
-        what = kind(getattr(__import__(package, fromlist=[name]), name))
+        what = kind(getattr(import_module(package), name))
+        if what == "data":
+            rows += [f".. py:data:: {home}", "", *(f"   {line}" for line in comment(package, name)), ""]
+            continue
         members = ["   :members:", "   :exclude-members: name, parent, scope"] if what == "class" else []
         rows += [f".. auto{what}:: {package}.{name}", *members, ""]
     return "\n".join(["```{eval-rst}", *rows, "```"]) if rows else ""
+
+
+def comment(package: str, name: str) -> list[str]:
+    """Return what stands below a constant in the module that defines it, as reStructuredText."""
+    value, lines = getattr(import_module(package), name), list[str]()
+    for module in [one for key, one in sorted(sys.modules.items()) if key.startswith("jaxinterp.")]:
+        if vars(module).get(name) is value and (found := _comments(module.__name__).get(("", name))):
+            lines = list(found)
+    process(None, "data", name, value, None, lines)
+    return lines or [f"``{value!r}``"]
+
+
+@cache
+def _comments(module: str) -> dict[tuple[str, str], list[str]]:
+    return ModuleAnalyzer.for_module(module).find_attr_docs()
 
 
 def build(app: Sphinx) -> None:

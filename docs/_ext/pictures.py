@@ -5,6 +5,7 @@ five maps of the same sixteen digits. Compiled programs are shared, and kept in 
 """
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -46,28 +47,29 @@ def material() -> tuple[Any, np.ndarray, np.ndarray, Any]:
 
 def draw(name: str, kind: str, folder: Path) -> Path | None:
     """Draw a method's or metric's picture unless it is there; None for those that have none."""
-    drawn = partial(METHODS[name], name) if name in METHODS and kind == "methods" else None
-    if drawn is None and kind == "methods" and name not in WITHOUT:
-        drawn = partial(one_map, name)
-    if kind == "metrics" and name not in WITHOUT:
-        drawn = partial(bars, name)
-    if drawn is None:
+    if name in WITHOUT:
         return None
-    path = folder / f"{name}-{_stamp(kind)}.png"
+    drawing = METHODS.get(name, one_map) if kind == "methods" else bars
+    path = folder / f"{name}-{_stamp(name, drawing)}.png"
     if not path.exists():
         for old in folder.glob(f"{name}-*.png"):
             old.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        figure = drawn()
-        figure.savefig(path, dpi=110)
+        drawing(name).savefig(path, dpi=110)
     return path
 
 
 @cache
-def _stamp(kind: str) -> str:
-    """Return a short hash of all that a picture depends on: the code that explains, the network, and this file."""
-    files = [Path(__file__), *sorted(SOURCES.rglob("*.py")), *sorted((SOURCES.parent / "pretrained").glob("coda-*"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+def _code() -> bytes:
+    """Return all that explains, and the networks."""
+    files = [*sorted(SOURCES.rglob("*.py")), *sorted((SOURCES.parent / "pretrained").glob("*.safetensors"))]
+    return b"".join(path.read_bytes() for path in files)
+
+
+def _stamp(name: str, drawing: Callable[..., Any]) -> str:
+    """Return a short hash of all that a picture depends on."""
+    how = [inspect.getsource(drawing), inspect.getsource(material), str(sorted(OPTIONS.get(name, {}))), str(COLORS)]
+    return hashlib.sha256(_code() + "".join(how).encode()).hexdigest()[:12]
 
 
 def one_map(name: str, method: Callable[..., Any] | None = None, title: str = "", **options: Any) -> Any:

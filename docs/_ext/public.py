@@ -57,7 +57,9 @@ def _own(module: str, name: str, value: object) -> bool:
 
 def kind(value: object) -> str:
     """Return which directive documents a value."""
-    return "class" if isinstance(value, type) else "function" if callable(value) and hasattr(value, "__name__") else "data"
+    if isinstance(value, type):
+        return "class"
+    return "function" if callable(value) and hasattr(value, "__name__") else "data"
 
 
 @cache
