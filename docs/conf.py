@@ -1,5 +1,6 @@
 """Sphinx configuration of the site: `make docs`, strict, without a network."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
 
 import jaxinterp  # noqa: E402
+
+PACKAGE = Path(jaxinterp.__file__).parent
+CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py")))).hexdigest()[:12]
 
 project, author = "jaxinterp", "the jaxinterp authors"
 project_copyright = author
@@ -47,7 +51,7 @@ html_show_sphinx = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(DOCS / "_build" / "notebooks")
+nb_execution_cache_path = str(DOCS / "_build" / f"notebooks-{CODE}")  # run anew where the package has changed
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240  # a tutorial takes at most two minutes on two idle cores
