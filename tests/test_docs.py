@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+import jaxinterp
 from jaxinterp import attribute, metrics
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,12 @@ def test_every_method_and_metric_has_a_page() -> None:
     for room, entries in ((attribute, catalogue.METHODS), (metrics, catalogue.METRICS)):
         assert set(entries) == {name for name in room.__all__ if not isinstance(getattr(room, name), type)}
         assert all(entry.group and entry.cost and entry.use for entry in entries.values())
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {jaxinterp.__version__}\n" in citation
+    assert citation.count("arXiv:") == 5
 
 
 @pytest.mark.parametrize("room", [attribute, metrics], ids=["attribute", "metrics"])
