@@ -75,9 +75,10 @@ def _stamp(name: str, drawing: Callable[..., Any]) -> str:
 def one_map(name: str, method: Callable[..., Any] | None = None, title: str = "", **options: Any) -> Any:
     """Draw a digit, its exact contributions, and the map of a method, with its cosine to these."""
     net, x, labels, exact = material()
+    few = slice(None if name == "feature_permutation" else 1)  # which takes values from the rest of the batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        parts = (method or getattr(attribute, name))(net, x, labels, **{**OPTIONS.get(name, {}), **options})
+        parts = (method or getattr(attribute, name))(net, x[few], labels[few], **{**OPTIONS.get(name, {}), **options})
     true, own = (np.asarray(found.maps(x.shape[1:3]))[0, 0] for found in (exact, parts))
     cosine = (true * own).sum() / (np.linalg.norm(true) * np.linalg.norm(own) or 1)
     return panel(
