@@ -72,7 +72,7 @@ def _stamp(name: str, drawing: Callable[..., Any]) -> str:
     return hashlib.sha256(_code() + "".join(how).encode()).hexdigest()[:12]
 
 
-def one_map(name: str, method: Callable[..., Any] | None = None, title: str = "", **options: Any) -> Any:
+def one_map(name: str, method: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Draw a digit, its exact contributions, and the map of a method, with its cosine to these."""
     net, x, labels, exact = material()
     few = slice(None if name == "feature_permutation" else 1)  # which takes values from the rest of the batch
@@ -81,9 +81,7 @@ def one_map(name: str, method: Callable[..., Any] | None = None, title: str = ""
         parts = (method or getattr(attribute, name))(net, x[few], labels[few], **{**OPTIONS.get(name, {}), **options})
     true, own = (np.asarray(found.maps(x.shape[1:3]))[0, 0] for found in (exact, parts))
     cosine = (true * own).sum() / (np.linalg.norm(true) * np.linalg.norm(own) or 1)
-    return panel(
-        x[:1], np.stack([true, own])[None], [["exact", f"{title or name}\ncosine {cosine:.2f}"]], ["a 4"], scale="map"
-    )
+    return panel(x[:1], np.stack([true, own])[None], [["exact", f"cosine {cosine:.2f}"]], ["a 4"], scale="map")
 
 
 def baselines(name: str) -> Any:
