@@ -66,5 +66,6 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
+napoleon_attr_annotations = False  # of which `*shape` would be read as emphasis
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Source"]

@@ -125,7 +125,13 @@ def _rst(package: str, names: list[str]) -> str:
             continue
         what = kind(getattr(import_module(package), name))
         if what == "data":
-            rows += [f".. py:data:: {home}", "", *(f"   {line}" for line in comment(package, name)), ""]
+            rows += [
+                f".. py:data:: {name}",
+                f"   :module: {package}",
+                "",
+                *(f"   {line}" for line in comment(package, name)),
+                "",
+            ]
             continue
         members = ["   :members:", "   :exclude-members: name, parent, scope"] if what == "class" else []
         rows += [f".. auto{what}:: {package}.{name}", *members, ""]

@@ -101,7 +101,7 @@ def of_pairs(name: str) -> Any:
     bright = np.argwhere(x[0, ..., 0] > 0.95)
     places = bright[np.linspace(0, len(bright) - 1, 3).astype(int)]
     parts = attribute.pairs(net, x[:1], labels[:1], x0=x0.astype(np.float32), pixels=places)
-    titles = [[f"with row {row}, column {column}" for row, column in places]]
+    titles = [[f"with ({row}, {column})" for row, column in places]]
     return panel(x[:1], np.asarray(parts.contributions)[:, 0], titles, ["a 4"], scale="row")
 
 
