@@ -1,6 +1,7 @@
 """The programs in README and docs run, and their pictures are there."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,10 +11,14 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+import jaxinterp
 from jaxinterp import attribute, metrics
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+BUILT = {"_build", "reference"}  # written by `make docs`
+FOLDERS = sorted(path for path in DOCS.iterdir() if path.is_dir() and path.name not in BUILT)
+PAGES = [ROOT / "README.md", *(page for folder in (DOCS, *FOLDERS) for page in sorted(folder.glob("*.md")))]
 
 
 def snippets() -> list[str]:
@@ -27,7 +32,7 @@ def test_snippets_run_and_end_with_a_residual(snippet: str) -> None:
     assert float(ran.stdout.split()[-1]) < 1e-5
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pictures_and_links_of_a_page_are_there(page: Path) -> None:
     for image, link in re.findall(r"(!?)\[[^\]]*\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
@@ -36,9 +41,27 @@ def test_pictures_and_links_of_a_page_are_there(page: Path) -> None:
                 assert picture.format == "PNG"
 
 
+def test_every_method_and_metric_has_a_page() -> None:
+    place = DOCS / "_ext" / "catalogue.py"
+    spec = importlib.util.spec_from_file_location("catalogue", place)
+    assert spec is not None
+    assert spec.loader is not None
+    catalogue = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(catalogue)
+    for room, entries in ((attribute, catalogue.METHODS), (metrics, catalogue.METRICS)):
+        assert set(entries) == {name for name in room.__all__ if not isinstance(getattr(room, name), type)}
+        assert all(entry.group and entry.cost and entry.use for entry in entries.values())
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {jaxinterp.__version__}\n" in citation
+    assert citation.count("arXiv:") == 5
+
+
 @pytest.mark.parametrize("room", [attribute, metrics], ids=["attribute", "metrics"])
 def test_every_method_and_metric_has_a_row_in_the_table_of_features(room: ModuleType) -> None:
-    lines = (ROOT / "docs/features.md").read_text(encoding="utf-8").splitlines()
+    lines = (DOCS / "features.md").read_text(encoding="utf-8").splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| ")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     functions = {name for name in room.__all__ if not isinstance(getattr(room, name), type)}
@@ -52,7 +75,7 @@ def test_every_method_and_metric_has_a_row_in_the_table_of_features(room: Module
 
 
 def test_every_method_and_metric_is_explained() -> None:
-    page = (ROOT / "docs/attribution.md").read_text(encoding="utf-8")
+    page = (DOCS / "attribution.md").read_text(encoding="utf-8")
     helpers = {"sample_grids", "tile_grid", "grid_pointing_scores", "removal_counts", "removal_ranks"}
     for room in (attribute, metrics):
         functions = {name for name in room.__all__ if not isinstance(getattr(room, name), type)}
