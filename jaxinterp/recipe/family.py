@@ -19,6 +19,7 @@ from jaxinterp.data.class_names import CLASSES
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Experiment, Model, Run, small
@@ -335,6 +336,12 @@ class Family(Generic[M]):
     ) -> Reading | None:
         """Return the family's own reading of an image, for the `top` classes."""
         return None
+
+    def explore(
+        self, trained: TrainedRun[M], images: Float[np.ndarray, "n h w c"], targets: Int[np.ndarray, " n"]
+    ) -> Sequence[Panel]:
+        """Return the family's own readings of images, explained as `targets`, for the explorer of a page."""
+        return ()
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections that only this family's reports have."""
