@@ -1,13 +1,18 @@
 """Report sections of coded networks: paths beside their code, decoding, classifiers, removals."""
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
+from jaxinterp.coded.early_exit import decode
 from jaxinterp.coded.figures import decoding_curve, exit_curve, paths_beside_code, removal_lines, specificity_matrix
+from jaxinterp.coded.network import CodedResNeXt
 from jaxinterp.coded.paths import by_block, path_shares
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.recipe.family import Reading, Report, TrainedRun
 
@@ -74,6 +79,34 @@ def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: In
     ]
     shares, words = named.paths[model.coded_blocks[-1] - 1], model.codes[-1].table[top]
     return Reading("paths", numbers, paths_beside_code(np.asarray(shares)[0], words, [names[k] for k in top]))
+
+
+def panel(trained: TrainedRun[Any], images: Float[np.ndarray, "n h w c"], targets: Int[np.ndarray, " n"]) -> Panel:
+    """Return the energy of every path of the coded blocks, what it hands on to the read class, and what decodes."""
+    model = trained.network
+    energies, decoded = (np.stack(part, axis=1) for part in _energies(model, trained.variables, jnp.asarray(images)))
+    paths = by_block(model, path_shares(trained.explainable, images, targets.astype(int))).paths
+    shares = np.stack([np.asarray(paths[block - 1])[:, 0] for block in model.coded_blocks], axis=1)
+    return Panel(
+        "paths",
+        "Paths and the code word",
+        "The code gives paths to every class. Energies of a block's paths, filled where the word of the explained "
+        "class is active, and what each path hands on to the logit; the slider goes through the coded blocks.",
+        {
+            "energies": energies.astype(np.float32),
+            "shares": shares.astype(np.float32),
+            "words": np.stack([code.table for code in model.codes]).astype(np.uint8),
+            "decoded": decoded.astype(np.int32),
+            "names": [f"block {block}" for block in model.coded_blocks],
+        },
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _energies(model: CodedResNeXt, variables: Any, images: Array) -> tuple[list[Array], list[Array]]:
+    """Return the energies of every coded block, and the classes that they decode to."""
+    _, energies = model.apply(variables, images, energies=True)  # type: ignore[misc]
+    return list(energies), [decode(one, code).classes for one, code in zip(energies, model.codes, strict=True)]
 
 
 def _decoding(report: Report) -> Section:

@@ -104,8 +104,8 @@ class Explorable:
     logits: Float[np.ndarray, "n classes"]
     maps: Sequence[Maps]
     probabilities: Float[np.ndarray, "n classes"] | None = None
-    images: Float[np.ndarray, "n h w c"] | None = None
-    labels: Int[np.ndarray, " n"] | None = None
+    images: Float[np.ndarray, "_ h w c"] | None = None
+    labels: Int[np.ndarray, " _"] | None = None
     names: Sequence[str] = ()
     panels: Sequence[Panel] = ()
     constant: str = "the constant"
@@ -156,6 +156,10 @@ class Explorable:
             side *= 2
             yield _Plan(self, 8, 3, 1, side)
 
+    def write(self, path: str | Path, title: str = "", subtitle: str = "") -> None:
+        """Write the explorer as a page of its own."""
+        write(Page(title or self.title, subtitle, "", explorer=self), Path(path))
+
     def _repr_html_(self) -> str:
         """Show the explorer in a notebook."""
         return frame(Page("", "", "", explorer=self), self.title)
@@ -205,6 +209,7 @@ class _Plan:
             if content.probabilities is None
             else chunks.put(_wide(content, content.probabilities).astype(np.float32)),
             "constant": content.constant,
+            "complete": bool(np.isfinite(wide).all()),
             "sets": sets,
             "panels": [
                 {"kind": panel.kind, "title": panel.title, "text": panel.text, "values": _json(panel.values, chunks)}
@@ -260,8 +265,3 @@ def sheet(images: Float[np.ndarray, "n h w c"]) -> dict[str, Any]:
         "height": height,
         "width": width,
     }
-
-
-def write_explorer(content: Explorable, path: Path, title: str, subtitle: str = "") -> None:
-    """Write a page of the explorer alone."""
-    write(Page(title, subtitle, "", explorer=content), path)

@@ -338,9 +338,22 @@ class Family(Generic[M]):
         return None
 
     def explore(
-        self, trained: TrainedRun[M], images: Float[np.ndarray, "n h w c"], targets: Int[np.ndarray, " n"]
+        self,
+        trained: TrainedRun[M],
+        images: Float[np.ndarray, "n h w c"],
+        targets: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"] | None = None,
+        results: Mapping[str, Any] | None = None,
     ) -> Sequence[Panel]:
-        """Return the family's own readings of images, explained as `targets`, for the explorer of a page."""
+        """Return the family's own readings of images for the explorer of a page.
+
+        Args:
+            trained: the run.
+            images: in [0, 1].
+            targets: the class that each is read as.
+            rows: their places among the test images; None of others.
+            results: evaluation.json, of a run that was measured.
+        """
         return ()
 
     def report(self, report: Report) -> Sequence[Section]:

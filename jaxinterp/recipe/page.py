@@ -147,7 +147,7 @@ def compose_page(report: Report) -> Page:
         f"relative residual measured is {residual}, which is float32 rounding. Accuracy, localization and removal are "
         "measurements on test images, and post-hoc maps are approximations.",
         tiles=tiles,
-        explorer=explore(report.trained, report.images, report.labels, report.logits),
+        explorer=explore(report.trained, report.images, report.labels, report.logits, results),
         sections=[
             *_colors(report),
             *([_localization(report)] if results["localization"] else []),
@@ -214,10 +214,11 @@ def explore(
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     logits: Float[np.ndarray, "n classes"],
+    results: Mapping[str, Any] | None = None,
 ) -> Explorable:
     """Return what can be explored of a run on some of these images, misread ones among them."""
     rows = chosen_images(labels, logits, min(Explorable.MAX_IMAGES, trained.run.evaluate.removal_images))
-    own = trained.family.explore(trained, images[rows], logits[rows].argmax(1))
+    own = trained.family.explore(trained, images[rows], logits[rows].argmax(1), rows, results)
     names = [f"test image {row}" for row in rows]
     return explored(trained.explainable, images[rows], trained.classes, labels[rows].astype(int), names, panels=own)
 

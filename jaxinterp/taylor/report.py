@@ -10,13 +10,16 @@ from jaxtyping import Float, Int
 
 from jaxinterp.explain.series import contributions, orders, pairs
 from jaxinterp.figures.curves import order_curves
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import panel
+from jaxinterp.figures.packing import packed
 from jaxinterp.recipe.family import Reading, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.taylor.network import TaylorNet, expansion_point
 
 MAX_MAPS = 5  # orders drawn for each image
+MARKED = 6  # pixels whose pairs can be looked at
 
 
 def sections(report: Report) -> list[Section]:
@@ -100,6 +103,33 @@ def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: In
     rows, labels = np.repeat(x, len(top), axis=0), [f"as {names[k]}" for k in top]
     figure = panel(rows, each.sum(-1), _titles(series[top, 1 : max_order + 1]), labels, scale="map")
     return Reading("orders", numbers, figure)
+
+
+def explored_panel(
+    trained: TrainedRun[Any], images: Float[np.ndarray, "n h w c"], targets: Int[np.ndarray, " n"]
+) -> Panel:
+    """Return the orders of every logit, maps of the lowest of the read class, and pairs with its strongest pixels."""
+    net, degree, labels = trained.explainable, trained.network.degree, targets.astype(int)
+    x0, most = expansion_point(net.variables), min(trained.run.model.orders, trained.network.degree)
+    terms = np.asarray(orders(net, images, x0=x0, max_order=most).contributions)
+    lowest = contributions(net, images, labels, x0=x0, max_order=min(MAX_MAPS, most)).contributions
+    maps = np.asarray(lowest)[:, 0].sum(-1)
+    values: dict[str, Any] = {"terms": terms.astype(np.float32), "maps": packed(maps), "pairs": None}
+    if degree > 1 and maps.shape[1] > 1:
+        ranked = np.argsort(-np.abs(maps[:, 1]).reshape(len(maps), -1), axis=1, kind="stable")[:, :MARKED]
+        pixels = np.stack(np.unravel_index(ranked, maps.shape[2:]), axis=-1)
+        each = [
+            np.asarray(pairs(net, x[None], int(k), x0=x0, pixels=own).contributions)[0, 0]
+            for x, k, own in zip(images, labels, pixels, strict=True)
+        ]
+        values["pairs"] = {"pixels": pixels.astype(np.int32), "maps": packed(np.stack(each))}
+    return Panel(
+        "orders",
+        "The series, order by order",
+        "The network is a polynomial: about the expansion point a logit is the sum of its orders, order 1 of single "
+        "pixels, order 2 of pairs, order m of m pixels together. The slider goes through the orders.",
+        values,
+    )
 
 
 def _pairs(report: Report) -> Section:

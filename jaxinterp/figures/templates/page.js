@@ -51,7 +51,7 @@ const number = (value, digits = 4) => (Math.abs(value) < 0.5 * 10 ** -digits ? 0
 const signed = (value, digits = 4) => (value >= 0.5 * 10 ** -digits ? "+" : "") + number(value, digits);
 const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(+value.toPrecision(3)) : value.toExponential(1)).replace("-", "−");
 const percent = (share) => (Number.isFinite(share) ? `${number(100 * share, Math.abs(share) < 0.1 ? 2 : 1)} %` : "–");
-const words = (name) => ({ decomposition: "exact contributions", input: "the input" })[name] ?? name.replace(/^lrp/, "LRP").replaceAll("_", " ");
+const words = (name) => ({ decomposition: "exact contributions", decompose: "exact contributions", input: "the input" })[name] ?? name.replace(/^lrp/, "LRP").replaceAll("_", " ");
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 // Round the parts of a sum so that the written numbers add up to the written total.
@@ -347,11 +347,11 @@ async function explore(place, data) {
   const known = Array.from({ length: count }, (_, i) => classes.map((_, k) => k).filter((k) => Number.isFinite(logit(i, k))).sort((a, b) => logit(i, b) - logit(i, a)));
   const probability = (i, k) => (probabilities ? probabilities[i * classes.length + k] : NaN);
   const read = (i) => known[i][0], label = (i) => data.images[i].label;
-  const misread = (i) => label(i) >= 0 && label(i) !== read(i);
+  const misread = (i) => data.complete && label(i) >= 0 && label(i) !== read(i);
   const sure = (i) => (Number.isFinite(probability(i, read(i))) ? ` with p ${number(probability(i, read(i)), 2)}` : "");
   const said = (i) => {
     const { name } = data.images[i], what = label(i) >= 0 ? `a ${classes[label(i)]}` : name || `image ${i + 1}`;
-    return `${what}, read as ${classes[read(i)]}${sure(i)}`;
+    return data.complete ? `${what}, read as ${classes[read(i)]}${sure(i)}` : what;
   };
   const order = Array.from({ length: count }, (_, i) => i).sort((a, b) => misread(b) - misread(a) || a - b);
   const methods = [...new Set(data.sets.map((set) => set.method))], exact = methods[0];
@@ -431,13 +431,13 @@ async function explore(place, data) {
   const distinct = (values) => [...new Set(values)].filter((k) => k >= 0).sort((a, b) => a - b);
   const indices = order.slice();
   fill(ofLabel, [["", "any"], ...distinct(indices.map(label)).map((k) => [k, classes[k]])], "");
-  fill(ofRead, [["", "any"], ...distinct(indices.map(read)).map((k) => [k, classes[k]])], "");
+  fill(ofRead, !data.complete ? [["", "any"]] : [["", "any"], ...distinct(indices.map(read)).map((k) => [k, classes[k]])], "");
   const thumbs = new Map();
   for (const i of count > 1 ? order : []) {
     const input = make("input", { type: "radio", name: "image", value: i, "aria-label": said(i), onchange: () => choose(i) });
     const { source, name } = data.images[i];
     const picture = source ? make("img", { src: source, alt: "" }) : make("span", { class: "none" }, String(i + 1));
-    const box = make("label", { class: misread(i) ? "misread" : "", title: name ? `${name}: ${said(i)}` : said(i) }, input, picture, label(i) < 0 || !misread(i) ? classes[read(i)].slice(0, 9) : `${classes[label(i)].slice(0, 6)} → ${classes[read(i)].slice(0, 6)}`);
+    const box = make("label", { class: misread(i) ? "misread" : "", title: name ? `${name}: ${said(i)}` : said(i) }, input, picture, !misread(i) ? (data.complete ? classes[read(i)] : label(i) < 0 ? `${i + 1}` : classes[label(i)]).slice(0, 9) : `${classes[label(i)].slice(0, 6)} → ${classes[read(i)].slice(0, 6)}`);
     thumbs.set(i, { box, input });
     strip.append(box);
   }
@@ -550,8 +550,8 @@ async function explore(place, data) {
     else {
       pixel.textContent = current().map((map) => {
         const [row, column] = [Math.floor(cursor.y * map.height), Math.floor(cursor.x * map.width)], c = row * map.width + column;
-        const goal = map.constant === null ? `of their sum ${number(map.total)}` : `, with ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
-        return `${nameOf(map)}row ${row}, column ${column}: ${signed(map.values[c])}, ${percent(map.values[c] / map.total)} of the sum; number ${map.rank[c]} of ${map.values.length} by strength, running sum ${number(map.running[map.rank[c]])} ${goal}.`;
+        const goal = map.constant === null ? ` of their sum ${number(map.total)}` : `, with ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
+        return `${nameOf(map)}row ${row}, column ${column}: ${signed(map.values[c])}, ${percent(map.values[c] / map.total)} of the sum; number ${map.rank[c]} of ${map.values.length} by strength, running sum ${number(map.running[map.rank[c]])}${goal}.`;
       }).join(" ");
     }
     brushed.textContent = region ? current().map((map) => {
