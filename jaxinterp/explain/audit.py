@@ -285,7 +285,7 @@ def audit(
         except Exception as error:  # a method that fails is a line of the audit, not its end
             if methods is not None:
                 raise
-            skipped[name] = _reason(error)
+            skipped[name] = reason(error)
             continue
         maps[name], seconds[name] = np.asarray(own), _time(net, method, x, labels)
         gaps[name] = np.asarray(completeness(net, parts).relative[:, 0])
@@ -299,7 +299,7 @@ def audit(
                     warnings.simplefilter("ignore", UserWarning)  # NaN of an example is in the result
                     result = metric.function(net, method if metric.reruns else parts, x, labels)
             except REFUSALS as error:
-                skipped[f"{name}, {key}"] = _reason(error)
+                skipped[f"{name}, {key}"] = reason(error)
                 continue
             scores[name][key] = np.asarray(result.scores, float)
     require(seconds, "methods", "none that can be computed", "; ".join(skipped.values()) or "at least one")
@@ -308,7 +308,7 @@ def audit(
     return Audit(said, without, distances, gaps, scores, seconds, best, agreement, skipped, labels, np.asarray(x), maps)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the first line of an error, with its type where the line is not written for users."""
     line = (str(error).splitlines() or [""])[0]
     return line if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"

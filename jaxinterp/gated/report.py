@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.figures.curves import overlap_matrices
+from jaxinterp.figures import charts
 from jaxinterp.figures.explorer import Panel, Pixels
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import filter_sheet, panel
@@ -160,9 +160,20 @@ def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
 def overlaps(report: Report) -> Section:
     """Return the open sub-networks that classes share."""
     overlap = report.results["overlap"]
-    figure = overlap_matrices(overlap, [f"gate {i}" for i in range(len(overlap))], report.classes)
+    drawn = [
+        charts.matrix(
+            matrix,
+            report.classes,
+            report.classes,
+            "class",
+            "class",
+            f"Gate {i}; every layer has its own colors, from the least to the most.",
+            f"Overlap of the classes' open sub-networks at gate {i}",
+        )
+        for i, matrix in enumerate(overlap)
+    ]
     return Section(
         "Which sub-networks classes share",
         ["Mean over pairs of test images of the share of units that are open for both, class by class."],
-        [picture(figure, "Every layer has its own colors, from the least to the most.", "Overlap of gates", 900)],
+        drawn,
     )

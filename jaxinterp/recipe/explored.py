@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxinterp.explain.audit import REFUSALS
+from jaxinterp.explain.audit import reason
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.methods import OURS, catalogue
@@ -82,8 +82,8 @@ def explored(
         few = np.sort(top[:, :LIKELIEST], axis=1)
         try:
             values, constants = _run(known[name], net, images, few)[0]
-        except REFUSALS as error:
-            notes.append(f"Not computed: {name.replace('_', ' ')} ({(str(error).splitlines() or [''])[0]}).")
+        except Exception as error:  # a method that fails is a line of the page, not its end
+            notes.append(f"Not computed: {name.replace('_', ' ')} ({reason(error)}).")
             continue
         found.append(Maps(name, "input", few, values, constants))
     return Explorable(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.explain.series import contributions, orders, pairs
-from jaxinterp.figures.curves import order_curves
+from jaxinterp.figures import charts
 from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import panel
@@ -39,13 +39,19 @@ def _orders(report: Report) -> Section:
         f"The series up to orders {', '.join(map(str, low_orders))} classifies {low_accuracies} of the images "
         f"correctly, up to order {len(accuracy) - 1} {accuracy[-1]:.2%}."
     )
-    caption = (
-        "Left: root mean square of each order over images and classes, less the mean over classes. Right: "
-        "accuracy of the series truncated after each order."
+    caption = "Root mean square of each order over images and classes, less the mean over classes."
+    energy = charts.bars(results["energy"], "order", "energy (logits)", caption, "Energy by order", log=True)
+    curve = charts.lines(
+        {"accuracy": (np.arange(len(accuracy)), accuracy)},
+        "orders up to",
+        "accuracy",
+        "Accuracy of the series truncated after each order.",
+        f"Accuracy of the series by order, {accuracy[-1]:.2%} in the end",
+        rules=[(1 / len(report.classes), "chance")],
+        range=[0, 1],
+        width=520,
     )
-    figure = order_curves(results["energy"], accuracy, 1 / len(report.classes))
-    curves = picture(figure, caption, "Energy and accuracy by order", 900)
-    return Section("The series, order by order", [text], [curves])
+    return Section("The series, order by order", [text], [energy, curve])
 
 
 def _maps(report: Report) -> Section:

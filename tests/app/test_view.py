@@ -66,5 +66,5 @@ def test_what_cannot_be_viewed_is_said(tmp_path: Path) -> None:
             page_of(file)
     flat = replace(PARTS, contributions=PARTS.contributions.reshape(2, 3, -1))
     flat.save(tmp_path / "flat.npz")
-    with pytest.raises(ConfigError, match="^contributions:"):
+    with pytest.raises(ConfigError, match=r"^contributions:"):
         page_of(tmp_path / "flat.npz")

@@ -562,7 +562,7 @@ async function explore(place, data) {
     }).join(" ") : "";
     clear.hidden = !region;
   }
-  const constantWords = (map) => (map.set.method === exact ? data.constant : "the output at its baseline");
+  const constantWords = (map) => (["decomposition", "decompose"].includes(map.set.method) ? data.constant : "the output at its baseline");
 
   function equation(map) {
     const goal = explainedLogit(), line = make("p", { class: "equation" });
@@ -615,6 +615,7 @@ async function explore(place, data) {
     }
     slider.max = a.values.length;
     slider.value = Math.min(state.kept, a.values.length);
+    ramps.clear();
     const limits = [...new Set(current().map(limitOf))];
     bar.append(...limits.map((limit) => { const l = legend(limit); ramps.add(l.fill); return l.element; }));
     buttons.replaceChildren(...known[i].slice(0, 12).filter((k) => unlike && offered.includes(k)).map((k) => {
