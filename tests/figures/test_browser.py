@@ -51,7 +51,8 @@ def visit(browser):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on(
-            "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or said.append(request.url)
+            "request",
+            lambda request: request.url.startswith(("file:", "data:", "blob:", "about:")) or said.append(request.url),
         )
         page.goto(path.as_uri())
         page.wait_for_selector("html[data-ready=yes]")
@@ -89,10 +90,14 @@ def test_written_sums_add_up_to_the_logit_of_every_image_class_and_layer(visit, 
                 page.select_option("label:has-text('Explain') select", str(k))
                 page.select_option("label:has-text('Layer') select", layer)
                 shows(page, f"{i} {k} -1 decomposition  {layer}")
-                logit, total, constant = page.locator(".equation b").all_inner_texts()
+                logit, total, constant = page.locator("#explorer > div > .equation b").all_inner_texts()
                 assert number(logit) == pytest.approx(CONTENT.logits[i, k], abs=0.6e-4)
                 assert number(total) == pytest.approx(EXACT.values[i, k].sum(), abs=1e-4)
-                sign = -1 if "− " in page.locator(".equation").inner_text().split("contributions")[1][:4] else 1
+                sign = (
+                    -1
+                    if "− " in page.locator("#explorer > div > .equation").inner_text().split("contributions")[1][:4]
+                    else 1
+                )
                 assert round(number(total) * 1e4) + sign * round(number(constant) * 1e4) == round(number(logit) * 1e4)
 
 
@@ -102,7 +107,7 @@ def test_a_class_is_explained_against_another(visit, file):
     other = (k + 1) % pages.CLASSES
     page.select_option("label:has-text('against') select", str(other))
     shows(page, f"{i} {k} {other} decomposition  input")
-    logit, total, _ = page.locator(".equation b").all_inner_texts()
+    logit, total, _ = page.locator("#explorer > div > .equation b").all_inner_texts()
     assert number(logit) == pytest.approx(CONTENT.logits[i, k] - CONTENT.logits[i, other], abs=1e-4)
     assert number(total) == pytest.approx((EXACT.values[i, k] - EXACT.values[i, other]).sum(), abs=1e-4)
 
