@@ -23,12 +23,12 @@ from jaxinterp.app.weights import load_trained
 from jaxinterp.figures.html import Page, write
 from jaxinterp.recipe.explored import chosen_images, explored
 
-VISITS = 5
+VISITS = 3
 HOVERS = """async () => {
   const canvas = document.querySelector("canvas.map"), box = canvas.getBoundingClientRect(), times = [];
   const frame = () => new Promise((done) => requestAnimationFrame(done));
-  for (let i = 0; i < 60; i++) {
-    const at = { clientX: box.left + box.width * ((i * 7) % 60) / 60, clientY: box.top + box.height * i / 60 };
+  for (let i = 0; i < 40; i++) {
+    const at = { clientX: box.left + box.width * ((i * 7) % 60) / 60, clientY: box.top + box.height * i / 40 };
     await frame();
     const start = performance.now();
     canvas.dispatchEvent(new PointerEvent("pointermove", { ...at, pointerType: "mouse", bubbles: true }));

@@ -223,7 +223,9 @@ function chart(place, data, { name, alt, buttons = true } = {}) {
     if (!drawing.clientWidth) return;
     width = drawing.clientWidth;
     const base = { width: Math.min(width, current.width ?? 760), style: { background: "transparent", fontSize: "12px", fontFamily: "inherit", overflow: "visible" }, marginBottom: 40, marginLeft: 52, ...(current.height ? { height: current.height } : {}) };
-    drawing.replaceChildren(charts[current.kind](Plot, current, base));
+    const svg = charts[current.kind](Plot, current, base);
+    svg.setAttribute("aria-hidden", "true"); // the image around it says what it shows
+    drawing.replaceChildren(svg);
     key?.replaceChildren(...current.series.map((one) => {
       const swatch = make("i");
       swatch.style.background = strokeOf(one);
@@ -239,6 +241,7 @@ function chart(place, data, { name, alt, buttons = true } = {}) {
 function svgText(svg) {
   const copy = svg.cloneNode(true);
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.removeAttribute("aria-hidden");
   copy.setAttribute("font-family", "sans-serif");
   copy.style.color = style("--text");
   copy.style.background = style("--card");
