@@ -570,12 +570,12 @@ async function explore(place, data) {
   function equation(map) {
     const goal = explainedLogit(), line = make("p", { class: "equation" });
     if (map.constant === null) {
-      line.append(`Sum ${number(map.total)}. This method does not claim to sum to the logit, ${number(goal)}.`);
+      line.append(`${nameOf(map)}sum ${number(map.total)}. This method does not claim to sum to the logit, ${number(goal)}.`);
       return line;
     }
     const rest = goal - map.total - map.constant, visible = Math.abs(rest) >= 5e-4 * Math.max(1, Math.abs(goal));
     const { total, parts } = written(visible ? [map.total, map.constant, rest] : [map.total, map.constant], goal);
-    line.append(make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions ", ...add(parts[1], constantWords(map)));
+    line.append(nameOf(map), make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions ", ...add(parts[1], constantWords(map)));
     if (visible) line.append(" ", ...add(parts[2], "left unexplained"));
     else line.append(make("span", { class: "soft" }, ` (off by ${short(rest)}, rounding of float32)`));
     return line;
