@@ -49,7 +49,7 @@ function make(tag, attributes = {}, ...children) {
 }
 const number = (value, digits = 4) => (Math.abs(value) < 0.5 * 10 ** -digits ? 0 : value).toFixed(digits).replace("-", "−");
 const signed = (value, digits = 4) => (value >= 0.5 * 10 ** -digits ? "+" : "") + number(value, digits);
-const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(+value.toPrecision(3)) : value.toExponential(1)).replace("-", "−");
+const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(+value.toPrecision(3)) : value.toExponential(1)).replaceAll("-", "−");
 const percent = (share) => (Number.isFinite(share) ? `${number(100 * share, Math.abs(share) < 0.1 ? 2 : 1)} %` : "–");
 const words = (name) => ({ decomposition: "exact contributions", decompose: "exact contributions", input: "the input" })[name] ?? name.replace(/^lrp/, "LRP").replaceAll("_", " ");
 const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -412,7 +412,7 @@ async function explore(place, data) {
   const layer = select("Layer", (name) => { state.layer = name; update(); });
   const other = select("Beside it", (name) => { state.other = name; update(); });
   const colors = select("Colors", (name) => { palette = name; redrawAll(); });
-  const scales = select("Scale", (name) => { state.shared = name === "one"; draw(); });
+  const scales = select("Scale", (name) => { state.shared = name === "one"; update(); });
   fill(colors, [["orange", "blue – orange"], ["red", "blue – white – red, as in the paper"]], palette);
   fill(scales, [["one", "one for both maps"], ["own", "each map its own"]], "one");
   const strip = make("fieldset", { class: "strip" }, make("legend", {}, "Image"));
