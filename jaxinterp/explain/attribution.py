@@ -207,6 +207,12 @@ class Attribution:
         order = np.argsort(-np.asarray(self.logits[:rows]), axis=1)[:, :columns]
         places = np.arange(len(order))[:, None], order
         bias = None if self.bias is None else self.bias[places]
-        values = (one[places] for one in (self.contributions, self.logits, self.targets))
-        few = Attribution(*values, bias, method=self.method, layer=self.layer)
+        few = Attribution(
+            self.contributions[places],
+            self.logits[places],
+            self.targets[places],
+            bias,
+            method=self.method,
+            layer=self.layer,
+        )
         return text + few.explore()._repr_html_()
