@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -185,11 +186,14 @@ def test_methods_stand_beside_one_another_with_the_distances_of_the_audit(visit,
     page.select_option("label:has-text('Beside it') select", "gradient")
     shows(page, f"{MISREAD} {k} -1 decomposition gradient input")
     place = list(NOISY.targets[MISREAD]).index(k)
-    own, true = (maps.reshape(1, -1) for maps in (NOISY.values[MISREAD, place], EXACT.values[MISREAD, k]))
+    own, true = (
+        jnp.asarray(maps.reshape(1, -1), jnp.float32)
+        for maps in (NOISY.values[MISREAD, place], EXACT.values[MISREAD, k])
+    )
     names = ("cosine", "rank correlation", "sign agreement", "misplaced mass")
     for name, measure in zip(names, (cosine, spearman, sign_agreement, misplaced), strict=True):
         shown = number(page.locator(f"[data-distance='{name}']").inner_text())
-        assert shown == pytest.approx(float(measure(own.astype(np.float32), true.astype(np.float32))[0]), abs=2e-3)
+        assert shown == pytest.approx(float(measure(own, true)[0]), abs=2e-3)
     assert page.locator("canvas.map").count() == 2
     assert page.locator(".legend").count() == 1
     page.select_option("label:has-text('Scale') select", "own")
