@@ -1,4 +1,4 @@
-"""The command `jaxinterp`: demo, train, plan, explain, evaluate, audit, export, compare, list, show, report, data."""
+"""The command `jaxinterp`: its commands with their options, and how errors are shown."""
 
 import contextlib
 import difflib
@@ -252,6 +252,8 @@ class Explain:
     """Folder to write to; default <RUN_DIR>/explanations, or explanations."""
     checkpoint: Literal["last", "best"] = "last"
     """The last epoch, or the one that was best on the validation part."""
+    open: bool = False
+    """Write explorer.html too, a page on which the contributions can be explored, and open it in a browser."""
     own: Annotated[Own, tyro.conf.OmitArgPrefixes] = Own()
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
@@ -273,6 +275,10 @@ class Explain:
         trained = stages.trained(first, self.checkpoint) if in_run else self._elsewhere(images, console)
         for line in stages.explain(trained, images, out, which=self.checkpoint):
             show(console, line)
+        if self.open:
+            from jaxinterp.app.view import open_page
+
+            show(console, open_page(stages.explore(trained, images, out / "explorer.html", self.checkpoint)))
 
     def _elsewhere(self, images: Sequence[Path], console: Console) -> Any:
         """Return a network of one's own, or a pretrained one that fits the images."""
@@ -499,6 +505,23 @@ class Report:
 
 
 @dataclass(frozen=True)
+class View:
+    """Open the report of a trained run, or the explorer of a saved attribution, in a browser."""
+
+    path: Annotated[Positional[Path], arg(metavar="RUN_DIR|FILE")]
+    """Folder of a trained run, whose report is written if it has none; an .npz file, as Attribution.save writes it; or
+    a page."""
+    data_dir: DataDir = None
+    """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+
+    def __call__(self, console: Console) -> None:
+        """Write the page if there is none, open it, and print its path."""
+        from jaxinterp.app.view import open_page, page_of
+
+        show(console, open_page(page_of(self.path, self.data_dir)))
+
+
+@dataclass(frozen=True)
 class GetData:
     """Download data sets from their official places, each file checked by its md5 sum."""
 
@@ -530,6 +553,7 @@ Command = (
     | Annotated[Runs, subcommand("list")]
     | Annotated[Show, subcommand("show")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[View, subcommand("view")]
     | Annotated[GetData, subcommand("data")]
 )
 

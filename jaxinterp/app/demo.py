@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxinterp.app import stages
 from jaxinterp.app.console import show, show_table, table_of, warned_in_one_line
-from jaxinterp.app.overview import HEADER, Row, compose, summarize
+from jaxinterp.app.overview import HEADER, Seen, compose, explorer_page, summarize
 from jaxinterp.app.registry import experiment_of, family_of
 from jaxinterp.app.weights import load_trained
 from jaxinterp.data import load as load_images
@@ -39,7 +39,7 @@ HERE = ("gated/digits-dlgn", "coda/digits")  # trained in this process, the othe
 PACKAGED = ("gated-mnist", "glassbox-mnist", "coda-mnist", "taylor-mnist", "coded-mnist")  # what compiles soonest first
 BESIDE = ("integrated_gradients", "occlusion", "lrp_epsilon_plus")  # methods beside the exact maps
 AUDITED, AUDITS = "gated-mnist", ("gradient", "input_x_gradient", "smooth_grad", *BESIDE)
-IMAGES = 3  # that are explained
+IMAGES = 10  # that can be explored, the first of each digit
 AUDIT_IMAGES = 32
 
 
@@ -53,20 +53,20 @@ class Overview:
 
     def __init__(self, run_dir: Path, console: Console) -> None:
         self.run_dir, self.console = run_dir, console
-        self.sections, self.rows = list[Section](), list[Row]()
+        self.seen, self.further = list[Seen](), list[Section]()
 
-    def add(self, section: Section, row: Row) -> None:
-        """Add a network: its picture as a file, the page, and a line."""
-        self.sections.append(section)
-        self.rows.append(row)
-        image = self.run_dir / f"{row[0].replace('/', '-')}.png"
-        write_bytes(image, section.pictures[0].png)
+    def add(self, seen: Seen) -> None:
+        """Add a network: its picture and its explorer as files, the page, and a line."""
+        self.seen.append(seen)
+        image, row = self.run_dir / f"{seen.stem}.png", seen.row
+        write_bytes(image, seen.png)
+        write(explorer_page(seen), self.run_dir / seen.page)
         self.write()
         show(self.console, f"{row[0]}: test accuracy {row[1]}, residual {row[3]}, {row[6]} ms an image -> {image}")
 
     def write(self) -> None:
         """Write the page."""
-        write(compose(self.sections, self.rows), self.run_dir / "report.html")
+        write(compose(self.seen, self.further, self.run_dir), self.run_dir / "report.html")
 
 
 def demo(run_dir: Path, smoke: bool, console: Console) -> None:
@@ -81,18 +81,18 @@ def demo(run_dir: Path, smoke: bool, console: Console) -> None:
     try:
         beside = {name: pool.submit(train_apart, name, run_dir, smoke) for name in others}
         for name in PACKAGED[: 1 if smoke else None]:
-            overview.add(*explain_packaged(name))
+            overview.add(explain_packaged(name))
             add_finished(beside, overview)
         audit_packaged(overview)
         for name in HERE:
             show(console, f"training {name}; beside it {', '.join(beside) or 'none'}, see {further(run_dir)}")
-            overview.add(*train(name, run_dir, smoke))
+            overview.add(train(name, run_dir, smoke))
             add_finished(beside, overview)
         for name in list(beside):
-            overview.add(*beside.pop(name).result())
+            overview.add(beside.pop(name).result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    show_table(console, table_of(HEADER, overview.rows))
+    show_table(console, table_of(HEADER, [one.row for one in overview.seen]))
     show(console, f"report: {run_dir / 'report.html'}")
     show(console, f"more of a network: jaxinterp evaluate {run_dir / 'coda'}; jaxinterp report {run_dir / 'coda'}")
 
@@ -102,13 +102,13 @@ def further(run_dir: Path) -> Path:
     return run_dir / "further.txt"
 
 
-def add_finished(beside: dict[str, "Future[tuple[Section, Row]]"], overview: Overview) -> None:
+def add_finished(beside: dict[str, "Future[Seen]"], overview: Overview) -> None:
     """Add the networks that are trained beside, and take them off the list."""
     for name in [name for name, future in beside.items() if future.done()]:
-        overview.add(*beside.pop(name).result())
+        overview.add(beside.pop(name).result())
 
 
-def explain_packaged(name: str) -> tuple[Section, Row]:
+def explain_packaged(name: str) -> Seen:
     """Explain digits by a network of the package, exactly and by post-hoc methods."""
     found, card = load_trained(name)
     images, labels = test_images(card.packaged)
@@ -134,13 +134,13 @@ def audit_packaged(overview: Overview) -> None:
     images, labels = (part[:AUDIT_IMAGES] for part in test_images(card.packaged))
     found = audit(trained.explainable, images, labels, methods=AUDITS)
     table = found.table()
-    show_table(overview.console, table_of(table.header, table.rows))
+    show_table(overview.console, table_of(table.header, table.texts))
     title = f"Which explanation to believe: methods against the truth of {AUDITED}"
-    overview.sections.append(Section(title, [f"{found.caption}."], tables=[table]))
+    overview.further.append(Section(title, [f"{found.caption}."], tables=[table]))
     overview.write()
 
 
-def train(name: str, run_dir: Path, smoke: bool) -> tuple[Section, Row]:
+def train(name: str, run_dir: Path, smoke: bool) -> Seen:
     """Train a run, and explain some test images."""
     run, run_dir = experiment_of(name).run, run_dir / name.split("/")[0]
     run = family_of(run).smoke(run) if smoke else override(run, (*RUNS[name], *ONCE))
@@ -154,7 +154,7 @@ def train(name: str, run_dir: Path, smoke: bool) -> tuple[Section, Row]:
     return summarize(found, images[chosen], labels[chosen], result.summary["last"]["test_accuracy"], text)
 
 
-def train_apart(name: str, run_dir: Path, smoke: bool) -> tuple[Section, Row]:
+def train_apart(name: str, run_dir: Path, smoke: bool) -> Seen:
     """Train a run in a process of its own, which says what it does in a file."""
     with further(run_dir).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), warned_in_one_line():
         return train(name, run_dir, smoke)

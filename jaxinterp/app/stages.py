@@ -26,6 +26,7 @@ from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.data import check_fits, record, resolved, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
+from jaxinterp.recipe.explored import explored
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
 from jaxinterp.recipe.run_folder import read_arrays, read_json, read_lines, unfinished_line, write_config
@@ -261,6 +262,32 @@ def explain(
             f"contributions {first['contributions']:.4f} + bias {first['bias']:.4f}, residual {first['residual']:.1e}, "
             f"curvature {content['curvature']:.1e}, discrepancy {content['discrepancy']:.1e}) -> {written}"
         )
+
+
+def explore(
+    run_dir: str | Path | TrainedRun[Any], paths: Sequence[str | Path], file: str | Path, which: Which = "last"
+) -> Path:
+    """Write one page on which the contributions to a trained run's predictions on image files can be explored.
+
+    Args:
+        run_dir: the run's folder, or the run.
+        paths: image files of any size.
+        file: the page.
+        which: the last epoch, or the one that was best on the validation part.
+
+    Raises:
+        DataError: a file is missing or is not an image.
+    """
+    from jaxinterp.data.images import read_images
+
+    run = run_dir if isinstance(run_dir, TrainedRun) else trained(run_dir, which)
+    images, _ = read_images([Path(path) for path in paths], *run.run.data.image_shape, run.run.data.conversion)
+    images, names = np.stack(list(images)), [printable(Path(path).name) for path in paths]
+    targets = np.asarray(run.explainable.logits(images)).argmax(1)
+    own = run.family.explore(run, images, targets)
+    content = explored(run.explainable, images, run.classes, names=names, panels=own)
+    content.write(file, f"{run.name}: {len(names)} images", f"{run.family.title}, {which} checkpoint")
+    return Path(file)
 
 
 def audit(

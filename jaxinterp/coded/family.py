@@ -22,6 +22,7 @@ from jaxinterp.coded.measures import measure_paths, to_unit_floats
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.data import hold_out
 from jaxinterp.errors import DataError
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn
 from jaxinterp.recipe.config import Count, DataSet, Model, Natural, NonNegative, Positive, Run, Share, small
@@ -253,6 +254,17 @@ class CodedFamily(Family[CodedModel]):
     ) -> Reading | None:
         """Return the contributions of every block's paths to the `top` classes' logits; None for a baseline."""
         return coded_report.reading(trained, image, top) if trained.network.codes else None
+
+    def explore(
+        self,
+        trained: TrainedRun[CodedModel],
+        images: Float[np.ndarray, "n h w c"],
+        targets: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"] | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> Sequence[Panel]:
+        """Return the energy of every path by block beside the code words, and what it hands on; none of a baseline."""
+        return [coded_report.panel(trained, images, targets)] if trained.network.codes else []
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: paths beside the code, decoding, classifiers, removals."""

@@ -1,10 +1,10 @@
 """The result of everything that explains logits: contributions, and how far to believe them."""
 
 import html
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_channels_last
+from jaxinterp.files import write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 4, 3  # images and targets that a notebook shows
+    from jaxinterp.figures.explorer import Explorable
+
+SHOWN = 16, 10  # images and targets that a notebook shows
 PAIRS = "pairs", "integrated_hessians"
 """Methods whose contributions are of pairs of positions, (batch, T, P, *positions), without channels."""
 Optional = Any  # an array of the shape that the docstring gives, or None of methods that have none
@@ -112,6 +115,63 @@ class Attribution:
         blank = np.ones((len(maps), *size, 3)) if images is None else np.asarray(images)
         return panel(blank, shown, titles)
 
+    def explore(
+        self,
+        images: Float[Array | np.ndarray, "batch h w c"] | None = None,
+        classes: Sequence[str] = (),
+        labels: Int[Array | np.ndarray, " batch"] | None = None,
+        names: Sequence[str] = (),
+    ) -> "Explorable":
+        """Return the maps to be explored: shown by a notebook, and written as a page by its `write`.
+
+        Args:
+            images: in [0, 1], gray or RGB, beside the maps.
+            classes: names of the outputs.
+            labels: of the images.
+            names: of the images, such as file names.
+        """
+        from jaxinterp.figures.explorer import Explorable, Maps
+
+        targets, logits = np.asarray(self.targets), np.asarray(self.logits)
+        most = int(targets.max(initial=0)) + 1
+        named = not isinstance(classes, str) and (len(classes) >= most or not len(classes))
+        require(named, "classes", f"{len(classes)} names", f"a list of at least {most}, or none")
+        if images is not None:
+            shape = np.shape(images)
+            fits = len(shape) == 4 and shape[0] == len(targets) and shape[3] in (1, 3)
+            require(fits, "images", f"shape {shape}", f"({len(targets)}, height, width, 1 or 3)")
+        own = Maps(
+            self.method or "contributions",
+            self.layer,
+            targets,
+            np.asarray(self.maps(), np.float32),
+            None if self.bias is None else np.asarray(self.bias),
+        )
+        exact = self.method == "decompose"
+        return Explorable(
+            list(classes) or [f"class {k}" for k in range(most)],
+            logits,
+            [own],
+            images=None if images is None else np.asarray(images, np.float32),
+            labels=None if labels is None else np.asarray(labels),
+            names=names,
+            constant="the part that no cell explains" if exact else "the output at the baseline",
+            title=f"Contributions by {self.method or 'hand'}",
+        )
+
+    def save(
+        self,
+        path: str | Path,
+        images: Float[Array | np.ndarray, "batch h w c"] | None = None,
+        classes: Sequence[str] = (),
+        labels: Int[Array | np.ndarray, " batch"] | None = None,
+    ) -> None:
+        """Write an .npz file, which `jaxinterp view` opens: arrays by their names, and what is given beside them."""
+        parts = {name: getattr(self, name) for name in ("contributions", "logits", "targets", "bias", "residual")}
+        parts |= {"images": images, "labels": labels, "classes": np.array(classes, str) if len(classes) else None}
+        arrays = {name: np.asarray(part) for name, part in parts.items() if part is not None}
+        write_arrays(Path(path), {**arrays, "method": np.array(self.method), "layer": np.array(self.layer)})
+
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.logits)
@@ -137,20 +197,23 @@ class Attribution:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Show the summary, and the first maps inline."""
+        """Show the summary, and the first maps to be explored."""
         text = f"<pre>{html.escape(repr(self))}</pre>"
         if self.contributions.ndim != 5 or isinstance(self.logits, jax.core.Tracer):
             return text
-        from jaxinterp.figures.html import picture
-
         rows, columns = SHOWN
         order = np.argsort(-np.asarray(self.logits[:rows]), axis=1)[:, :columns]
         places = np.arange(len(order))[:, None], order
+        bias = None if self.bias is None else self.bias[places]
         few = Attribution(
-            self.contributions[places], self.logits[places], self.targets[places], method=self.method, layer=self.layer
+            self.contributions[places],
+            self.logits[places],
+            self.targets[places],
+            bias,
+            method=self.method,
+            layer=self.layer,
         )
-        png = picture(few.plot(), "", "contribution maps", dpi=72).png
-        return f'{text}<img alt="contribution maps" src="data:image/png;base64,{b64encode(png).decode()}">'
+        return text + few.explore()._repr_html_()
 
 
 @jax.jit

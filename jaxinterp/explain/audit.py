@@ -192,13 +192,14 @@ class Audit:
         count = min(images, len(self.labels))
         names = [*(["truth"] if self.distances else []), *self.methods]
         maps = np.stack([self.maps[name][:count] for name in names], axis=1)
-        titles = [[self._title(name, i) for name in names] for i in range(count)]
+        titles = [[self.title(name, i) for name in names] for i in range(count)]
         x = np.asarray(self.x[:count], float)
         seen = x if x.shape[-1] in (1, 3) and x.min() >= 0 and x.max() <= 1 else np.ones((*x.shape[:3], 1))
         rows = [classes[k] if len(classes) else f"class {k}" for k in self.labels[:count]]
         return panel(seen, maps, titles, rows, scale="map")
 
-    def _title(self, name: str, i: int) -> str:
+    def title(self, name: str, i: int) -> str:
+        """Return the title of a method's map of an image: its name, and its cosine to the truth where there is one."""
         known = name in self.distances
         words = name.replace("_", " ")
         return f"{words}\ncosine {self.distances[name]['cosine'][i]:.2f}" if known else words
@@ -206,7 +207,7 @@ class Audit:
     def __repr__(self) -> str:
         """Lay out the table as text."""
         table = self.table()
-        lines = [list(table.header), *map(list, table.rows)]
+        lines = [list(table.header), *table.texts]
         widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
         texts = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
         skipped = [f"{name}: {reason}" for name, reason in self.skipped.items()]
@@ -284,7 +285,7 @@ def audit(
         except Exception as error:  # a method that fails is a line of the audit, not its end
             if methods is not None:
                 raise
-            skipped[name] = _reason(error)
+            skipped[name] = reason(error)
             continue
         maps[name], seconds[name] = np.asarray(own), _time(net, method, x, labels)
         gaps[name] = np.asarray(completeness(net, parts).relative[:, 0])
@@ -298,7 +299,7 @@ def audit(
                     warnings.simplefilter("ignore", UserWarning)  # NaN of an example is in the result
                     result = metric.function(net, method if metric.reruns else parts, x, labels)
             except REFUSALS as error:
-                skipped[f"{name}, {key}"] = _reason(error)
+                skipped[f"{name}, {key}"] = reason(error)
                 continue
             scores[name][key] = np.asarray(result.scores, float)
     require(seconds, "methods", "none that can be computed", "; ".join(skipped.values()) or "at least one")
@@ -307,7 +308,7 @@ def audit(
     return Audit(said, without, distances, gaps, scores, seconds, best, agreement, skipped, labels, np.asarray(x), maps)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the first line of an error, with its type where the line is not written for users."""
     line = (str(error).splitlines() or [""])[0]
     return line if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"

@@ -2,6 +2,6 @@
 
 from jaxinterp.lazy import modules
 
-__all__ = ["curves", "html", "maps", "shown"]
+__all__ = ["charts", "curves", "explorer", "html", "maps", "packing", "shown"]
 
 __getattr__, __dir__ = modules(__name__, __all__)

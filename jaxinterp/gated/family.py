@@ -6,25 +6,26 @@ network (`learnt`, FLNPF: it is trained first, in the run's own folder `pretrain
 values (`decoupled`, DNPFL) or alone, with fixed random values (`gates`); and the ReLU network (`relu`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.program import INPUT
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section
 from jaxinterp.gated.architecture import Architecture, Gate, c4gap, fc, gate_count, gate_shapes, resnet, vconv, vgg16
 from jaxinterp.gated.network import GatedNetwork, Gates, Gating, Network
 from jaxinterp.gated.npk_regression import NPKRegressor, evaluate
 from jaxinterp.gated.path_network import PathNetwork
-from jaxinterp.gated.report import filters, overlaps, regression
+from jaxinterp.gated.report import deciding, filters, open_gates, overlaps, regression
 from jaxinterp.nn.layers import ConvNet
 from jaxinterp.recipe.config import Count, Model, Natural, Positive, Run, small
 from jaxinterp.recipe.family import Family, Log, Report, TrainedRun
@@ -257,6 +258,24 @@ class GatedFamily(Family[GatedModel]):
         results = evaluate(regressor.fit(known, train.labels[:count]), images, labels, first_of_each_class(labels, 5))
         results["metrics"]["npk_value_network_accuracy"] = float((logits.argmax(1) == labels).mean())
         return results
+
+    def explore(
+        self,
+        trained: TrainedRun[GatedModel],
+        images: Float[np.ndarray, "n h w c"],
+        targets: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"] | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> Sequence[Panel]:
+        """Return the open gates, and the training images that decided where a regression was measured."""
+        model, panels = trained.run.model, list[Panel]()
+        found = [np.asarray(gate, np.float32) for gate in path_network(trained).read(images)[1]]
+        soft = model.regime in ("decoupled", "gates")
+        fully = model.architecture == "fc"
+        panels.append(open_gates([gate > (model.scale / 2 if soft else 0) for gate in found], images[0].size, fully))
+        if results and rows is not None and results.get("deciding"):
+            panels += deciding(trained, rows, results["deciding"])
+        return panels
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: deciding training images, shared sub-networks, filters of linear gates."""

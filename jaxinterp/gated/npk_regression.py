@@ -269,8 +269,8 @@ def evaluate(
 
     Returns:
         JSON values: `metrics` (name → number); `deciding`, for each test image of the indices `shown` its prediction,
-        the sum of all shares and the `count` largest for and against it as [training image, share]; and `overlap`, see
-        `class_overlap`, (gates, classes, classes).
+        the sum of all shares, of those for it (`gain`) and against it (`loss`), and the `count` largest for and against
+        it as [training image, share]; and `overlap`, see `class_overlap`, (gates, classes, classes).
     """
     start, side = time.perf_counter(), regressor._read(images)  # gates are computed once for all measures
     logits, solution, deciding = regressor._decide(side), regressor.solution_, []
@@ -281,6 +281,7 @@ def evaluate(
         shares = every[:, best]
         order = np.argsort(-np.abs(shares), kind="stable")
         numbers = {"prediction": logits[index, best], "offset": solution.offset[best], "sum": shares.sum()}
+        numbers |= {"gain": shares[shares > 0].sum(), "loss": shares[shares < 0].sum()}
         decisive = {"for": order[shares[order] > 0], "against": order[shares[order] < 0]}
         deciding.append(
             {"image": index, "class": best}

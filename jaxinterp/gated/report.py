@@ -1,18 +1,20 @@
 """Report sections of gated networks: deciding training images, filters of gates, shared sub-networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.figures.curves import overlap_matrices
+from jaxinterp.figures import charts
+from jaxinterp.figures.explorer import Panel, Pixels
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import filter_sheet, panel
 from jaxinterp.gated.architecture import gate_shapes
 from jaxinterp.gated.paths import effective_filters
 from jaxinterp.recipe.family import Report, TrainedRun
 
+UNITS = 1024  # gates of a layer that are drawn
 COLUMNS = 8  # training images beside a test image, and filters of a layer
 
 
@@ -44,11 +46,87 @@ def regression(report: Report) -> Section:
             f"network itself, of which {report.run.train.val_fraction:.0%} of the training images were held back, "
             f"{metrics['npk_value_network_accuracy']:.2%} of the same. A prediction of the regression is a sum over "
             "training images, so every image's share is known exactly: the four largest for the predicted class, then "
-            "the four largest against it."
+            "the four largest against it. Shares cancel: many images that look like the class add to it, and as many "
+            "that look like it and are of another class take away, so that single shares can be larger than the "
+            "prediction."
         ],
         [picture(figure, "Test images, and training images with their label and their share.", "Deciding images", 900)],
         [Table(["test image", "class", "prediction", "constant", "sum of all shares", "missed by rounding"], table)],
     )
+
+
+def open_gates(gates: Sequence[Bool[np.ndarray, "n ..."]], inputs: int, fully: bool) -> Panel:
+    """Return which gates are open for each image; of a layer with many the first, the middle and the last among others.
+
+    Args:
+        gates: of every layer, (n, ...).
+        inputs: entries of an image.
+        fully: whether layers are fully connected, so that paths can be counted.
+    """
+    drawn, names, columns = list[np.ndarray](), list[str](), list[int]()
+    for i, gate in enumerate(gates):
+        flat = gate.reshape(len(gate), -1)
+        some = np.unique(np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], UNITS)).astype(int))
+        drawn.append(flat[:, some])
+        names.append(f"gate {i}" + (f" ({len(some)} of {flat.shape[1]} units)" if len(some) < flat.shape[1] else ""))
+        columns.append(64)
+    return Panel(
+        "gates",
+        "Open gates",
+        "A path from a pixel to an output is active where all its gates are open. A square is a unit; filled where it "
+        "is open. Beside another image: what both share.",
+        {
+            "open": np.concatenate(drawn, axis=1).astype(np.uint8),
+            "sizes": [part.shape[1] for part in drawn],
+            "names": names,
+            "columns": columns,
+            "inputs": inputs,
+            "connected": fully,
+        },
+    )
+
+
+def deciding(trained: TrainedRun[Any], rows: Int[np.ndarray, " n"], found: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Return the training images that decided for those of these test images that the regression was asked about."""
+    place = {int(row): i for i, row in enumerate(rows)}
+    known, train = [one for one in found if one["image"] in place], trained.train_data
+    if not known:
+        return []
+    most = max(len(one["for"]) + len(one["against"]) for one in known)
+    index, share, used = np.zeros((len(known), most), np.int32), np.zeros((len(known), most)), list[int]()
+    for i, one in enumerate(known):
+        for j, (image, value) in enumerate([*one["for"], *one["against"]]):
+            index[i, j], share[i, j] = len(used), value
+            used.append(image)
+
+    def each(name: str) -> Float[np.ndarray, " k"] | None:
+        return np.array([one[name] for one in known], float) if all(name in one for one in known) else None
+
+    total = each("sum")
+    assert total is not None
+    labels = [trained.classes[int(train.labels[image])] for image in used]
+    panel = Panel(
+        "shares",
+        "The training images that decided",
+        "Kernel ridge regression with this network's path kernel: a prediction is a sum of shares of all training "
+        "images, known exactly. Those with the largest shares, for the class and against it.",
+        {
+            "pictures": Pixels(train.images[used] / np.float32(train.maximum)),
+            "index": index,
+            "share": share,
+            "rest": total - share.sum(1),
+            "constant": each("offset"),
+            "target": np.array([one["class"] for one in known], np.int32),
+            "gain": each("gain"),
+            "loss": each("loss"),
+            "captions": [f"a {label}" for label in labels],
+            "output": "output of the regression",
+            "what": "training images",
+            "images": [place[one["image"]] for one in known],
+            "names": [f"a {trained.classes[one['class']]}" for one in known],
+        },
+    )
+    return [panel]
 
 
 def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
@@ -82,9 +160,20 @@ def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
 def overlaps(report: Report) -> Section:
     """Return the open sub-networks that classes share."""
     overlap = report.results["overlap"]
-    figure = overlap_matrices(overlap, [f"gate {i}" for i in range(len(overlap))], report.classes)
+    drawn = [
+        charts.matrix(
+            matrix,
+            report.classes,
+            report.classes,
+            "class",
+            "class",
+            f"Gate {i}; every layer has its own colors, from the least to the most.",
+            f"Overlap of the classes' open sub-networks at gate {i}",
+        )
+        for i, matrix in enumerate(overlap)
+    ]
     return Section(
         "Which sub-networks classes share",
         ["Mean over pairs of test images of the share of units that are open for both, class by class."],
-        [picture(figure, "Every layer has its own colors, from the least to the most.", "Overlap of gates", 900)],
+        drawn,
     )

@@ -19,6 +19,7 @@ from jaxinterp.data.stream import Stream
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.explain.metrics.separability import separability
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section
 from jaxinterp.glassbox import report as glassbox_report
 from jaxinterp.glassbox.network import GlassBox, Orbit, OrbitRepresentation, with_orbit
@@ -221,6 +222,17 @@ class GlassBoxFamily(Family[GlassBoxModel]):
     ) -> Reading:
         """Return the templates with the largest contributions to the logits of the `top` classes."""
         return glassbox_report.reading(trained.network, trained.explainable, image, top, trained.classes)
+
+    def explore(
+        self,
+        trained: TrainedRun[GlassBoxModel],
+        images: Float[np.ndarray, "n h w c"],
+        targets: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"] | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> Sequence[Panel]:
+        """Return the templates that decided, and the image moved by the group."""
+        return glassbox_report.panels(trained.network, trained.explainable, images, targets, trained.classes)
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: classifiers and baselines, the orbit, its contributions."""

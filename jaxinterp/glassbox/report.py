@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
+from jaxinterp.figures.explorer import Panel, Pixels
 from jaxinterp.figures.html import Section, Table, picture
+from jaxinterp.figures.packing import packed
 from jaxinterp.glassbox.figures import deciding_templates, orbit_rows
 from jaxinterp.glassbox.network import GlassBox, Orbit
 from jaxinterp.recipe.family import Reading, Report
@@ -18,6 +20,7 @@ from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.symmetry.groups import transform
 
 RESPONSES_SHOWN = 24  # templates whose responses to an orbit are drawn
+MOVED_PIXELS = 1_000_000  # values of moved images that a page may hold
 TEMPLATES_SHOWN = 7  # templates that are drawn for a logit
 
 
@@ -70,6 +73,18 @@ def _deciding(
 ) -> tuple[Attribution, Int[np.ndarray, "nt m"], Int[np.ndarray, "nt m"], Float[np.ndarray, "nt m"], Figure]:
     """Return the contributions, the templates with the largest, their strongest elements and sums, and a figure."""
     parts = decompose(net, images, targets, layer="representation/orbit", check=False)
+    best, strongest, values, turned = _strongest(model, net, parts)
+    shown = np.repeat(images, targets.shape[1], axis=0)
+    figure = deciding_templates(shown, turned, values, [f"as {names[k]}" for k in targets.ravel()])
+    return parts, best, strongest, values, figure
+
+
+def _strongest(
+    model: GlassBox, net: Explainable, parts: Attribution
+) -> tuple[
+    Int[np.ndarray, "nt m"], Int[np.ndarray, "nt m"], Float[np.ndarray, "nt m"], Float[np.ndarray, "nt m h w c"]
+]:
+    """Return the templates with the largest contributions, their strongest elements, their sums, and them as moved."""
     each = np.asarray(parts.contributions).reshape(-1, *parts.contributions.shape[2:])
     sums = each.sum(1)
     best = np.argsort(-np.abs(sums), axis=1)[:, :TEMPLATES_SHOWN]
@@ -78,10 +93,67 @@ def _deciding(
     templates = jnp.asarray(net.variables["params"]["representation"]["orbit"]["templates"])
     pairs = zip(strongest.ravel(), best.ravel(), strict=True)
     turned = np.concatenate([transform(model.group.inverses, int(g), templates[k][None]) for g, k in pairs])
-    turned = turned.reshape(*best.shape, *turned.shape[1:])
-    shown = np.repeat(images, targets.shape[1], axis=0)
-    figure = deciding_templates(shown, turned, values, [f"as {names[k]}" for k in targets.ravel()])
-    return parts, best, strongest, values, figure
+    return best, strongest, values, turned.reshape(*best.shape, *turned.shape[1:])
+
+
+def panels(
+    model: GlassBox,
+    net: Explainable,
+    images: Float[np.ndarray, "n h w c"],
+    targets: Int[np.ndarray, " n"],
+    names: Sequence[str],
+) -> list[Panel]:
+    """Return the templates that decided for the read class, and the responses of an image as the group moves it."""
+    parts = decompose(net, images, targets.astype(int), layer="representation/orbit", check=False)
+    best, strongest, values, turned = _strongest(model, net, parts)
+    sums = np.asarray(parts.contributions, np.float64)[:, 0].sum(1)
+    captions = [f"template {k}, moved by element {g}" for g, k in zip(strongest.ravel(), best.ravel(), strict=True)]
+    decided = Panel(
+        "shares",
+        "The templates that decided",
+        "Templates are training images. Each adds to the logit what its matches with the image, in all positions of "
+        "the group, contribute; shown as they matched most.",
+        {
+            "pictures": Pixels(turned.reshape(-1, *turned.shape[2:])),
+            "index": np.arange(best.size, dtype=np.int32).reshape(best.shape),
+            "share": values.astype(np.float64),
+            "rest": sums.sum(1) - values.sum(1, dtype=np.float64),
+            "constant": np.asarray(parts.bias, np.float64)[:, 0] + np.asarray(parts.residual, np.float64)[:, 0],
+            "target": targets.astype(np.int32),
+            "gain": np.maximum(sums, 0).sum(1),
+            "loss": np.minimum(sums, 0).sum(1),
+            "captions": captions,
+            "output": "logit",
+            "what": "templates",
+        },
+    )
+    return [decided, *_moved(model, net, images)]
+
+
+def _moved(model: GlassBox, net: Explainable, images: Float[np.ndarray, "n h w c"]) -> list[Panel]:
+    """Return the responses of the first images to some templates, and the images moved by every element."""
+    group = model.group
+    if not group.closed:
+        return []
+    count = max(1, min(len(images), MOVED_PIXELS // (len(group) * images[0].size)))
+    orbit = net.variables["params"]["representation"]["orbit"]
+    respond = Orbit(group, model.templates).apply
+    responses = np.asarray(respond({"params": orbit}, jnp.asarray(images[:count])))[:, :, :RESPONSES_SHOWN]
+    moved = np.stack([np.asarray(transform(group, g, jnp.asarray(images[:count]))) for g in range(len(group))], axis=1)
+    law = Panel(
+        "orbit",
+        "Move the image",
+        "Responses E(x)[g, k] of the image to template k and element g of the group. Where the image is moved by h, "
+        "E(h x)[g] = E(x)[g h]: rows change places, and nothing else happens.",
+        {
+            "responses": packed(responses),
+            "products": group.table.astype(np.int32),
+            "turned": Pixels(moved.reshape(-1, *moved.shape[2:])),
+            "names": [f"element {g} of {group.name}" for g in range(len(group))],
+            "count": count,
+        },
+    )
+    return [law]
 
 
 def reading(

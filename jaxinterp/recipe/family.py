@@ -20,6 +20,7 @@ from jaxinterp.data.class_names import CLASSES
 from jaxinterp.data.stream import Stream
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.explainable import Explainable, explainable
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import Experiment, Model, Run, small
@@ -342,6 +343,25 @@ class Family(Generic[M]):
     ) -> Reading | None:
         """Return the family's own reading of an image, for the `top` classes."""
         return None
+
+    def explore(
+        self,
+        trained: TrainedRun[M],
+        images: Float[np.ndarray, "n h w c"],
+        targets: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"] | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> Sequence[Panel]:
+        """Return the family's own readings of images for the explorer of a page.
+
+        Args:
+            trained: the run.
+            images: in [0, 1].
+            targets: the class that each is read as.
+            rows: their places among the test images; None of others.
+            results: evaluation.json, of a run that was measured.
+        """
+        return ()
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections that only this family's reports have."""

@@ -1,5 +1,6 @@
 """The report of a trained run: what it learned, its maps, and its explanations measured against their baselines."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,20 +9,17 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from jaxinterp.checks import shown
-from jaxinterp.explain.audit import DISTANCES, Audit
+from jaxinterp.explain.audit import DISTANCES, SHOWN, Audit
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.explain.metrics import tile_grid
 from jaxinterp.explain.program import INPUT
-from jaxinterp.figures.curves import (
-    localization_boxes,
-    method_style,
-    removal_curves,
-    residual_histogram,
-    training_curves,
-)
-from jaxinterp.figures.html import Page, Picture, Section, Table, picture
+from jaxinterp.figures import charts
+from jaxinterp.figures.curves import method_style
+from jaxinterp.figures.explorer import Explorable
+from jaxinterp.figures.html import Box, Cell, Drawing, MapTable, Page, Section, Table, picture
 from jaxinterp.figures.maps import color_weights, panel
+from jaxinterp.recipe.explored import chosen_images, explored
 from jaxinterp.recipe.family import Report, TrainedRun
 from jaxinterp.recipe.run_folder import MAX_LINES
 
@@ -74,6 +72,56 @@ def top_maps(
     return panel(images, maps, titles, names)
 
 
+def maps_beside(
+    net: Explainable,
+    images: Float[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
+    logits: Float[np.ndarray, "n classes"],
+    classes: Sequence[str],
+    maps: Float[np.ndarray, "n count h w"],
+    titles: Sequence[Sequence[str]],
+    caption: str,
+    alt: str,
+    **options: Any,
+) -> MapTable:
+    """Return rows of an image, which says what it is and how it is read, and its maps."""
+    shares, best = net.probabilities(logits), logits.argmax(1)
+    rows = []
+    for image, label, k, share, own, names in zip(images, labels, best, shares, maps, titles, strict=True):
+        read = f"a {classes[label]}, read as {classes[k]} with p {share[k]:.2f}"
+        cells = [Cell(name, map=one, alt=f"{name}, of {read}") for name, one in zip(names, own, strict=True)]
+        rows.append([Cell(f"label {classes[label]},\nread {classes[k]}", image=image, alt=read), *cells])
+    return MapTable(rows, caption, alt, **options)
+
+
+def words(key: str) -> str:
+    """Return the name of a measurement in words.
+
+    Example:
+        >>> words("localization_3x3_median_grad_cam"), words("test_accuracy_best")
+        ('localization in 3×3 grids, median of Grad-CAM', 'test accuracy, epoch best on held-out images')
+        >>> words("removal_curve_mean"), words("npk_ridge")
+        ('pixel removal, mean of the curve', 'NPK: ridge')
+    """
+    if (found := re.fullmatch(r"localization_(\d)x\1_median(?:_(\w+))?", key)) is not None:
+        own = f" of {method_style(found[2])[0]}" if found[2] else ""
+        return f"localization in {found[1]}×{found[1]} grids, median{own}"
+    if (found := re.fullmatch(r"removal_curve_mean(?:_(\w+))?", key)) is not None:
+        return "pixel removal, mean of the curve" + (f" of {method_style(found[1])[0]}" if found[1] else "")
+    known = {
+        "test_accuracy": "test accuracy, last epoch",
+        "test_accuracy_best": "test accuracy, epoch best on held-out images",
+        "test_accuracy_highest": "test accuracy, highest of all epochs",
+        "completeness_residual": "largest relative residual",
+        "discrepancy": "largest discrepancy of frozen and free logits",
+        "curvature": "largest curvature",
+    }
+    if key in known:
+        return known[key]
+    spoken = key.replace("orders_le_", "of orders up to ").replace("_", " ")
+    return re.sub(r"^npk ", "NPK: ", spoken)
+
+
 def compose_page(report: Report) -> Page:
     """Compose the page of a run."""
     experiment, results, net = report.trained.experiment, report.results, report.explainable
@@ -98,9 +146,9 @@ def compose_page(report: Report) -> Page:
         f"relative residual measured is {residual}, which is float32 rounding. Accuracy, localization and removal are "
         "measurements on test images, and post-hoc maps are approximations.",
         tiles=tiles,
+        explorer=explore(report.trained, report.images, report.labels, report.logits, results),
         sections=[
-            _explanations(report),
-            *_levels(report),
+            *_colors(report),
             *([_localization(report)] if results["localization"] else []),
             *report.trained.family.report(report),
             _removal(report),
@@ -127,7 +175,7 @@ def audit_page(trained: TrainedRun[Any], found: Audit) -> Page:
         "The last row is Spearman's rank correlation, over the methods, of the metric with the cosine to the truth, "
         "signed so that 1 is a metric that ranks methods as the truth does."
     )
-    maps = picture(found.plot(classes=trained.classes), "Each map has its own scale.", "Maps of all methods", 1040)
+    maps = _audited(trained, found)
     tiles = {"methods": str(len(found.methods)), "images": str(len(found.labels))}
     if found.distances:
         cosine = float(np.nanmean(found.distances[found.methods[0]]["cosine"]))
@@ -149,104 +197,102 @@ def audit_page(trained: TrainedRun[Any], found: Audit) -> Page:
     )
 
 
-def _explanations(report: Report) -> Section:
-    """Draw the maps of the first test images and the first misread ones, and the weights of color images in color."""
-    misread = np.flatnonzero(report.logits.argmax(1) != report.labels)
-    first = first_of_each_class(report.labels, 5)
-    rows = np.concatenate([first, misread[:5]])
-    parts = decompose(report.explainable, report.images[rows], likeliest(report.logits[rows]))
-    maps = np.asarray(parts.maps(report.images.shape[1:3]))
-
-    def draw(part: slice, caption: str, alt: str) -> Picture:
-        chosen = rows[part]
-        images, logits = report.images[chosen], report.logits[chosen]
-        names = [f"label {report.classes[label]}" for label in report.labels[chosen]]
-        figure = top_maps(report.explainable, images, names, logits, report.classes, maps[part])
-        return picture(figure, caption, alt, 495)
-
-    head = slice(len(first))
-    caption = "The first test images of five classes, and what their pixels contribute to the three likeliest classes."
-    pictures = [draw(head, caption, "Test images and their contribution maps, blue against and red for the class")]
-    if len(misread):
-        caption = f"The first of {len(misread)} test images that are misread."
-        pictures.append(draw(slice(len(first), None), caption, "Misread test images and their contribution maps"))
-    if report.explainable.layer == INPUT and parts.contributions.shape[-1] == 6:
-        colors = color_weights(np.asarray(parts.weights[head, :1]), np.asarray(parts.contributions[head, :1].sum(-1)))
-        titles = [[f"{report.classes[k]}: weights"] for k in report.logits[first].argmax(1)]
-        caption = (
-            "The dynamic weights of the likeliest class, in the colors that they look for; opaque where they matter."
-        )
-        figure = panel(report.images[first], colors, titles)
-        pictures.append(picture(figure, caption, "Test images and color renderings of their weights", 300))
-    text = (
-        "Each map splits a logit, without remainder, into contributions of the pixels: red adds to the class, blue "
-        f"takes away. Maps in a row share their scale; p is the {report.explainable.probability} of the logits."
-    )
-    return Section("What speaks for and against each class", [text], pictures)
+def _audited(trained: TrainedRun[Any], found: Audit) -> MapTable:
+    """Draw the methods' maps of the first images beside the truth, with their cosines."""
+    shown, names = slice(SHOWN), [*(["truth"] if found.distances else []), *found.methods]
+    maps = np.stack([found.maps[name][shown] for name in names], axis=1)
+    labels, images = found.labels[shown], np.asarray(found.x[shown])
+    titles = [[found.title(name, i) for name in names] for i in range(len(labels))]
+    logits = np.asarray(trained.explainable.logits(images))
+    given = trained.explainable, images, labels, logits, trained.classes, maps, titles
+    return maps_beside(*given, "Each map has its own scale.", "Maps of all methods", scale="map")
 
 
-def _levels(report: Report) -> list[Section]:
-    """Draw the predicted class' contributions at the network's own level and at every layer of maps above it."""
-    net, first = report.explainable, first_of_each_class(report.labels, 4)
-    images, top = report.images[first], report.logits[first].argmax(1)
-    shapes = net.layers(images[:1])
-    layers = [name for name in dict.fromkeys((net.layer, *net.levels)) if len(shapes[name]) == 4]
-    if len(layers) < 2:
+def explore(
+    trained: TrainedRun[Any],
+    images: Float[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"],
+    logits: Float[np.ndarray, "n classes"],
+    results: Mapping[str, Any] | None = None,
+) -> Explorable:
+    """Return what can be explored of a run on some of these images, misread ones among them."""
+    rows = chosen_images(labels, logits, min(Explorable.MAX_IMAGES, trained.run.evaluate.removal_images))
+    own = trained.family.explore(trained, images[rows], logits[rows].argmax(1), rows, results)
+    names = [f"test image {row}" for row in rows]
+    return explored(trained.explainable, images[rows], trained.classes, labels[rows].astype(int), names, panels=own)
+
+
+def _colors(report: Report) -> list[Section]:
+    """Draw the weights of encoded color images in color."""
+    if report.explainable.layer != INPUT or report.run.data.image_shape[-1] != 3:
         return []
-    parts = decompose(net, images, top, layer=layers)
-    maps = np.concatenate([np.asarray(part.maps(images.shape[1:3])) for part in parts], axis=1)
-    names = [name.replace("layer_", "after layer ") for name in layers]
-    figure = panel(images, maps, [names] * len(first), [f"as {report.classes[k]}" for k in top], scale="map")
-    sums = "the sums are equal." if net.bias is not None else "what biases above a layer add is left out."
-    section = Section(
-        "The same decision at every level",
-        [f"The logit of the predicted class, split over the input and over each layer's output: {sums}"],
-        [picture(figure, "Each map has its own scale.", "Contribution maps at every layer", 150 * (len(names) + 1))],
-    )
-    return [section]
+    first = first_of_each_class(report.labels, 5)
+    top = report.logits[first].argmax(1)
+    parts = decompose(report.explainable, report.images[first], top)
+    if parts.contributions.shape[-1] != 6:
+        return []
+    colors = color_weights(np.asarray(parts.weights), np.asarray(parts.contributions.sum(-1)))
+    titles = [[f"{report.classes[k]}: weights"] for k in top]
+    caption = "The dynamic weights of the likeliest class, in the colors that they look for; opaque where they matter."
+    figure = panel(report.images[first], colors, titles)
+    alt = f"Weights in color of {', '.join(report.classes[k] for k in top)}"
+    return [Section("What the weights look for", [], [picture(figure, caption, alt, 300)])]
 
 
 def _localization(report: Report) -> Section:
     """Draw the scores of the grid pointing game, and every method's maps of one grid."""
-    pictures = []
+    drawn = list[Drawing]()
     for size, scores in report.results["localization"].items():
         grids, cells = report.results["grids"][size], int(size[0]) ** 2
         caption = (
             f"{size}: {grids['grids']} grids, {cells} scores each, from {grids['eligible_images']} eligible images. "
-            "Diamonds are means."
+            "Boxes are quartiles, whiskers 1.5 quartile ranges, diamonds means."
         )
-        pictures.append(picture(localization_boxes(scores, cells), caption, f"Box plot, {size} grids", 495))
+        drawn.append(charts.localization(scores, cells, caption))
     text = (
         "Confidently recognized test images of different classes are tiled into a grid. For every class in it, the "
         "score is the share of its positive evidence that lies on its own image: 1 is perfect, a uniform map scores "
         "1/9 or 1/4. Only positive evidence counts. The baselines explain the same network."
     )
-    return Section("Localization: is the evidence where the object is?", [text], [*pictures, _first_grid(report)])
+    return Section("Localization: is the evidence where the object is?", [text], [*drawn, _first_grid(report)])
 
 
-def _first_grid(report: Report) -> Picture:
-    """Draw the first grid, and every method's maps of the classes in its first column."""
+def _first_grid(report: Report) -> MapTable:
+    """Draw the first grid and every method's maps of its first column's classes, the cell that counts outlined."""
     size, grids = next(iter(report.results["grids"].items()))
-    classes = grids["first_classes"][: int(size[0])]
-    mosaic = tile_grid(report.images[grids["first_images"]][None])
-    maps = np.stack(list(report.first_maps.values()), axis=1)
-    titles = [[method_style(name)[0] for name in report.first_maps]] * len(classes)
-    names = [f"{report.classes[label]} (row {row}, column 1)" for row, label in enumerate(classes, 1)]
-    figure = panel(np.repeat(mosaic, len(classes), axis=0), maps, titles, names, scale="map")
-    caption = f"The first {size} grid: maps of the classes in its first column, by every method, each on its own scale."
-    return picture(figure, caption, "A grid of test images and the maps of all methods", 1040)
+    n = int(size[0])
+    classes = grids["first_classes"][:n]
+    (mosaic,) = tile_grid(report.images[grids["first_images"]][None])
+    rows = []
+    for row, label in enumerate(classes):
+        name = report.classes[label]
+        box: Box = (row / n, 0.0, (row + 1) / n, 1 / n)
+        cells = [Cell(f"{name},\nrow {row + 1} of column 1", image=mosaic, alt=f"a grid of {n}×{n} images")]
+        for method, maps in report.first_maps.items():
+            style, own = method_style(method)[0], maps[row]
+            positive = np.maximum(own, 0)
+            high, wide = (side // n for side in own.shape)
+            inside = positive[row * high : (row + 1) * high, :wide].sum() / (positive.sum() or 1)
+            alt = f"{style}, map of {name}: {inside:.0%} of the positive evidence in the outlined cell"
+            cells.append(Cell(f"{style}\n{inside:.0%} in its cell", map=own, alt=alt, outline=box))
+        rows.append(cells)
+    caption = (
+        f"The first {size} grid: maps of the classes in its first column, by every method, each on its own scale. The "
+        "cell that counts is outlined."
+    )
+    return MapTable(rows, caption, "Maps of the first grid", "map")
 
 
 def _removal(report: Report) -> Section:
     """Plot the label's probability against the share of pixels removed."""
-    figure = removal_curves(report.results["removal"], report.results["fractions"])
     count = min(report.run.evaluate.removal_images, len(report.labels))
     text = (
         "The pixels that a method calls least important are taken out first (all channels of what the network reads "
         "become zero; of a CoDA Net's encoding that is not black). A map that knows what matters keeps the label's "
         "probability high."
     )
-    curves = picture(figure, f"Mean over the first {count} test images.", "Pixel removal curves", 700)
+    caption = f"Mean over the first {count} test images."
+    curves = charts.removal(report.results["removal"], report.results["fractions"], caption)
     return Section("Pixel removal: do unimportant pixels matter?", [text], [curves])
 
 
@@ -267,8 +313,7 @@ def _completeness(report: Report) -> Section:
         f"Discrepancy, at most {small(metrics, 'discrepancy')}: how far its logits are from those of the free network, "
         "relative to the largest; 0, but for rounding, proves that what is explained is the network itself.",
     ]
-    figure = residual_histogram(report.results["residuals"])
-    histogram = picture(figure, "Float32 rounding, and nothing else.", "Histogram of residuals", 600)
+    histogram = charts.residuals(report.results["residuals"], "Float32 rounding, and nothing else.")
     return Section("Completeness: what the contributions miss", text, [histogram])
 
 
@@ -284,23 +329,29 @@ def _training(report: Report) -> Section:
             "the paper, and is there to be compared with its number only"
         )
     caption = f"One point per epoch, of {MAX_LINES} at most."
-    curves = picture(training_curves(report.history), caption, "Loss and accuracy by epoch", 840)
-    return Section("Training", [f"{text}."], [curves])
+    return Section("Training", [f"{text}."], charts.training(report.history, caption))
 
 
 def _beside_the_paper(report: Report) -> Section:
-    """List every metric beside the paper's number."""
-    experiment = report.trained.experiment
+    """List every metric, beside the paper's number where the paper measures the same data set."""
+    experiment, ours = report.trained.experiment, report.results["metrics"]
     paper, text = report.paper or experiment.reference, "The paper's numbers for this configuration."
     if not report.paper:
-        text = "The paper reports nothing for this run. For orientation only, its numbers for "
+        text = "The paper reports nothing for this very run. For orientation only, its numbers for "
         text += f"{experiment.reference_name}."
-    rows = [[name.replace("_", " "), f"{value:.4g}"] for name, value in report.results["metrics"].items()]
-    if not paper:
-        return Section("What was measured", tables=[Table(["metric", "ours"], rows)])
-    numbers = [f"{paper[name]:.4g}" if name in paper else "–" for name in report.results["metrics"]]
-    rows = [[*row, number] for row, number in zip(rows, numbers, strict=True)]
-    return Section("Ours beside the paper's", [text], tables=[Table(["metric", "ours", "paper"], rows)])
+    same = bool(report.paper) or _same_data(report.run.data.name, experiment.reference_name)
+    rows = [[words(name), f"{value:.4g}"] for name, value in ours.items()]
+    if not paper or not same:  # digits beside CIFAR-10 would say nothing
+        return Section("What was measured", tables=[Table(["measure", "ours"], rows)])
+    printed = [f"{paper[name]:.4g}" if name in paper else "–" for name in ours]
+    rows = [[*row, one] for row, one in zip(rows, printed, strict=True)]
+    return Section("Ours beside the paper's", [text], tables=[Table(["measure", "ours", "paper"], rows)])
+
+
+def _same_data(name: str, reference: str) -> bool:
+    """Return whether a reference, such as "CIFAR-10, CoDA-S", is to runs of the same images."""
+    kept = [re.sub(r"[^a-z0-9]", "", text.lower()) for text in (name, reference)]
+    return re.search(re.escape(kept[0]) + r"(?!\d)", kept[1]) is not None
 
 
 def _provenance(report: Report) -> Section:

@@ -15,6 +15,7 @@ from jaxinterp.checks import require
 from jaxinterp.data import Dataset
 from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.series import energy, order_penalty, orders, propagate, truncated_accuracy
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section
 from jaxinterp.nn.losses import ClassificationLoss, LossFn, softmax_cross_entropy
 from jaxinterp.recipe.config import AnyRun, Count, Model, NonNegative, Positive, Run, small
@@ -240,6 +241,17 @@ class TaylorFamily(Family[TaylorModel]):
     ) -> Reading:
         """Return the orders of every class's logit, and maps of the lowest ones for the `top` classes."""
         return taylor_report.reading(trained, image, top)
+
+    def explore(
+        self,
+        trained: TrainedRun[TaylorModel],
+        images: Float[np.ndarray, "n h w c"],
+        targets: Int[np.ndarray, " n"],
+        rows: Int[np.ndarray, " n"] | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> Sequence[Panel]:
+        """Return the orders of every logit, maps of the lowest, and pairs of pixels."""
+        return [taylor_report.explored_panel(trained, images, targets)]
 
     def report(self, report: Report) -> Sequence[Section]:
         """Return the sections: orders, their maps, pairs of pixels, coefficients."""

@@ -9,14 +9,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.explain.series import contributions, orders, pairs
-from jaxinterp.figures.curves import order_curves
+from jaxinterp.figures import charts
+from jaxinterp.figures.explorer import Panel
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.figures.maps import panel
+from jaxinterp.figures.packing import packed
 from jaxinterp.recipe.family import Reading, Report, TrainedRun
 from jaxinterp.recipe.page import first_of_each_class
 from jaxinterp.taylor.network import TaylorNet, expansion_point
 
 MAX_MAPS = 5  # orders drawn for each image
+MARKED = 6  # pixels whose pairs can be looked at
 
 
 def sections(report: Report) -> list[Section]:
@@ -36,13 +39,19 @@ def _orders(report: Report) -> Section:
         f"The series up to orders {', '.join(map(str, low_orders))} classifies {low_accuracies} of the images "
         f"correctly, up to order {len(accuracy) - 1} {accuracy[-1]:.2%}."
     )
-    caption = (
-        "Left: root mean square of each order over images and classes, less the mean over classes. Right: "
-        "accuracy of the series truncated after each order."
+    caption = "Root mean square of each order over images and classes, less the mean over classes."
+    energy = charts.bars(results["energy"], "order", "energy (logits)", caption, "Energy by order", log=True)
+    curve = charts.lines(
+        {"accuracy": (np.arange(len(accuracy)), accuracy)},
+        "orders up to",
+        "accuracy",
+        "Accuracy of the series truncated after each order.",
+        f"Accuracy of the series by order, {accuracy[-1]:.2%} in the end",
+        rules=[(1 / len(report.classes), "chance")],
+        range=[0, 1],
+        width=520,
     )
-    figure = order_curves(results["energy"], accuracy, 1 / len(report.classes))
-    curves = picture(figure, caption, "Energy and accuracy by order", 900)
-    return Section("The series, order by order", [text], [curves])
+    return Section("The series, order by order", [text], [energy, curve])
 
 
 def _maps(report: Report) -> Section:
@@ -100,6 +109,33 @@ def reading(trained: TrainedRun[Any], image: Float[np.ndarray, "h w c"], top: In
     rows, labels = np.repeat(x, len(top), axis=0), [f"as {names[k]}" for k in top]
     figure = panel(rows, each.sum(-1), _titles(series[top, 1 : max_order + 1]), labels, scale="map")
     return Reading("orders", numbers, figure)
+
+
+def explored_panel(
+    trained: TrainedRun[Any], images: Float[np.ndarray, "n h w c"], targets: Int[np.ndarray, " n"]
+) -> Panel:
+    """Return the orders of every logit, maps of the lowest of the read class, and pairs with its strongest pixels."""
+    net, degree, labels = trained.explainable, trained.network.degree, targets.astype(int)
+    x0, most = expansion_point(net.variables), min(trained.run.model.orders, trained.network.degree)
+    terms = np.asarray(orders(net, images, x0=x0, max_order=most).contributions)
+    lowest = contributions(net, images, labels, x0=x0, max_order=min(MAX_MAPS, most)).contributions
+    maps = np.asarray(lowest)[:, 0].sum(-1)
+    values: dict[str, Any] = {"terms": terms.astype(np.float32), "maps": packed(maps), "pairs": None}
+    if degree > 1 and maps.shape[1] > 1:
+        ranked = np.argsort(-np.abs(maps[:, 1]).reshape(len(maps), -1), axis=1, kind="stable")[:, :MARKED]
+        pixels = np.stack(np.unravel_index(ranked, maps.shape[2:]), axis=-1)
+        each = [
+            np.asarray(pairs(net, x[None], int(k), x0=x0, pixels=own).contributions)[0, 0]
+            for x, k, own in zip(images, labels, pixels, strict=True)
+        ]
+        values["pairs"] = {"pixels": pixels.astype(np.int32), "maps": packed(np.stack(each))}
+    return Panel(
+        "orders",
+        "The series, order by order",
+        "The network is a polynomial: about the expansion point a logit is the sum of its orders, order 1 of single "
+        "pixels, order 2 of pairs, order m of m pixels together. The slider goes through the orders.",
+        values,
+    )
 
 
 def _pairs(report: Report) -> Section:

@@ -41,9 +41,9 @@ def test_it_is_shown_in_a_few_lines(parts, monkeypatch):
 def test_a_notebook_shows_maps(parts):
     html = parts._repr_html_()
     assert html.startswith("<pre>")
-    assert "data:image/png;base64,iVBOR" in html
+    assert "<iframe srcdoc=" in html
     flat = replace(parts, contributions=parts.contributions.reshape(5, 3, -1))
-    assert "<img" not in flat._repr_html_()
+    assert "<iframe" not in flat._repr_html_()
 
 
 def test_it_is_drawn_with_and_without_images(parts):

@@ -8,6 +8,7 @@ import pytest
 from jaxinterp.app import overview, stages
 from jaxinterp.app.registry import runs
 from jaxinterp.errors import ConfigError
+from jaxinterp.figures.html import render
 from jaxinterp.glassbox.learned import LearnedFamily
 from jaxinterp.recipe.overrides import override
 
@@ -49,14 +50,19 @@ def test_a_trained_network_is_evaluated_reported_and_shown_beside_others(tmp_pat
     assert "glassbox/digits-p4" in stages.report(tmp_path).read_text()
     trained = stages.trained(tmp_path)
     images, labels = (part[:2] for part in trained.test_data)
-    section, row = overview.summarize(trained, images, labels, 0.5, "a line")
-    assert section.title == "learned network: glassbox/digits-p4"
+    seen = overview.summarize(trained, images, labels, 0.5, "a line")
+    row = seen.row
+    assert seen.family == "learned network"
     assert row[:2] == ("glassbox/digits-p4", "50.00%")
     assert float(row[3]) < 1e-5
     assert row[2] == f"{4 * 9 + 4 + 4 + 4 * 4 * 36 * 10:,}"  # filters and a norm
-    page = overview.compose([section, section], [row, row])
-    assert page.sections[-1].tables[0].rows == [row, row]
-    assert page.sections[0].pictures[0].png.startswith(b"\x89PNG")
+    assert seen.png.startswith(b"\x89PNG")
+    page = overview.compose([seen, seen], folder=tmp_path.parent)
+    assert page.sections[0].tables[0].texts == [list(row), list(row)]
+    assert page.sections[1].title.startswith("The same images by 2 networks")
+    text = render(page)
+    assert f'href="{seen.page}"' in text
+    assert len(overview.explorer_page(seen).explorer) == 2
 
 
 def test_the_published_baselines_differ_in_their_group_alone():

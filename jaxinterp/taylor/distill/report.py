@@ -1,6 +1,8 @@
 """Report sections of distillations: the levels as pictures, their accuracy, and the baselines."""
 
-from jaxinterp.figures.curves import level_curves
+from typing import Any
+
+from jaxinterp.figures import charts
 from jaxinterp.figures.html import Section, Table, picture
 from jaxinterp.recipe.family import Report
 from jaxinterp.taylor.distill import contact_sheet, read_set
@@ -43,7 +45,11 @@ def _levels(report: Report) -> Section:
     caption = "Images of every class at every level, real ones on the left, the last one on the right."
     sheet = picture(contact_sheet(levels, report.classes), caption, "Levels of abstraction")
     caption = "Accuracy by references of each level, on test images."
-    curves = picture(level_curves(rows), caption, "Accuracy by level", 700)
+    names = {"one": "one reference per class", "nearest": "the nearest of all", "mean": "mean embedding"}
+    place = [row["level"] for row in rows]
+    series: dict[str, Any] = {name: (place, [row[key] for row in rows]) for key, name in names.items()}
+    said = f"Accuracy by level, {rows[-1]['one']:.2%} with one reference per class at the last"
+    curves = charts.lines(series, "level", "accuracy", caption, said, ticks=place)
     return Section("From images to archetypes", [text], [sheet, curves])
 
 

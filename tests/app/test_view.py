@@ -1,0 +1,70 @@
+import webbrowser
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.app.cli import main
+from jaxinterp.app.view import page_of, read_attribution
+from jaxinterp.errors import ConfigError, DataError
+from jaxinterp.explain.attribution import Attribution
+
+RNG = np.random.default_rng(0)
+PARTS = Attribution(
+    jnp.asarray(RNG.normal(size=(2, 3, 6, 6, 1)), jnp.float32),
+    jnp.asarray(RNG.normal(size=(2, 3)), jnp.float32),
+    jnp.tile(jnp.arange(3), (2, 1)),
+    jnp.zeros((2, 3)),
+    method="decompose",
+)
+IMAGES = RNG.uniform(size=(2, 6, 6, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    addresses = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: addresses.append(address) or True)
+    return addresses
+
+
+def test_a_saved_attribution_comes_back_and_is_viewed(tmp_path: Path, opened, capsys) -> None:
+    file = tmp_path / "parts.npz"
+    PARTS.save(file, IMAGES, ["cat", "dog", "owl"], labels=np.array([0, 2]))
+    found, given = read_attribution(file)
+    np.testing.assert_array_equal(found.contributions, PARTS.contributions)
+    assert (found.method, found.layer, found.residual) == ("decompose", "input", None)
+    assert given["classes"] == ["cat", "dog", "owl"]
+    np.testing.assert_array_equal(given["images"], IMAGES)
+    main(["view", str(file)])
+    assert opened == [(tmp_path / "parts.html").as_uri()]
+    assert "opened in a browser" in capsys.readouterr().out
+    assert "owl" in (tmp_path / "parts.html").read_text(encoding="utf-8")
+
+
+def test_a_page_is_opened_as_it_is(tmp_path: Path, opened) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("mine")
+    assert page_of(tmp_path) == page_of(page) == page
+    main(["view", str(page)])
+    assert opened == [page.as_uri()]
+    assert page.read_text() == "mine"
+
+
+def test_what_cannot_be_viewed_is_said(tmp_path: Path) -> None:
+    damaged, other = tmp_path / "damaged.npz", tmp_path / "other.npz"
+    damaged.write_bytes(b"PK no zip")
+    np.savez(other, logits=np.zeros(2))
+    for file, error, says in (
+        (tmp_path / "nothing.npz", ConfigError, r"^RUN_DIR\|FILE:"),
+        (tmp_path / "nowhere", ConfigError, r"^RUN_DIR\|FILE:"),
+        (damaged, DataError, "damaged"),
+        (other, DataError, "no contributions, targets"),
+    ):
+        with pytest.raises(error, match=says):
+            page_of(file)
+    flat = replace(PARTS, contributions=PARTS.contributions.reshape(2, 3, -1))
+    flat.save(tmp_path / "flat.npz")
+    with pytest.raises(ConfigError, match=r"^contributions:"):
+        page_of(tmp_path / "flat.npz")
