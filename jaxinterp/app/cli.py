@@ -509,8 +509,8 @@ class View:
     """Open the report of a trained run, or the explorer of a saved attribution, in a browser."""
 
     path: Annotated[Positional[Path], arg(metavar="RUN_DIR|FILE")]
-    """Folder of a trained run, whose report is written if it has none; an .npz file, as Attribution.save writes it; or
-    a page."""
+    """Folder of a trained run, whose report is written if it has none or an older one; an .npz file, as
+    Attribution.save writes it; or a page."""
     data_dir: DataDir = None
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +183,10 @@ def _read(content: Explorable, i: int) -> str:
 
 def _together(seen: Sequence[Seen]) -> list[Section]:
     """Draw the networks' exact maps of the same images beside one another, a row an image."""
-    sections = list[Section]()
-    for _, group in groupby(seen, lambda one: _same(one.explorable)):
-        networks = list(group)
+    sections, groups = list[Section](), dict[tuple[Any, ...], list[Seen]]()
+    for one in seen:
+        groups.setdefault(_same(one.explorable), []).append(one)
+    for networks in groups.values():
         first = networks[0].explorable
         if len(networks) < 2 or first.images is None or first.labels is None:
             continue

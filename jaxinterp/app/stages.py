@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,7 @@ from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import Audit
 from jaxinterp.explain.audit import audit as run_audit
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.figures.explorer import Explorable
 from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, printable, write_arrays, write_bytes, write_json, write_text
 from jaxinterp.provenance import commit, machine, versions
@@ -271,7 +272,7 @@ def explore(
 
     Args:
         run_dir: the run's folder, or the run.
-        paths: image files of any size.
+        paths: image files of any size; of more than `Explorable.MAX_IMAGES` the first, and the page says so.
         file: the page.
         which: the last epoch, or the one that was best on the validation part.
 
@@ -281,11 +282,14 @@ def explore(
     from jaxinterp.data.images import read_images
 
     run = run_dir if isinstance(run_dir, TrainedRun) else trained(run_dir, which)
+    given, paths = len(paths), paths[: Explorable.MAX_IMAGES]
     images, _ = read_images([Path(path) for path in paths], *run.run.data.image_shape, run.run.data.conversion)
     images, names = np.stack(list(images)), [printable(Path(path).name) for path in paths]
     targets = np.asarray(run.explainable.logits(images)).argmax(1)
     own = run.family.explore(run, images, targets)
     content = explored(run.explainable, images, run.classes, names=names, panels=own)
+    if given > len(paths):
+        content = replace(content, notes=[*content.notes, f"The first {len(paths)} of {given} images are shown."])
     content.write(file, f"{run.name}: {len(names)} images", f"{run.family.title}, {which} checkpoint")
     return Path(file)
 

@@ -126,9 +126,13 @@ class Attribution:
 
         Args:
             images: in [0, 1], gray or RGB, beside the maps.
-            classes: names of the outputs.
-            labels: of the images.
+            classes: names of all outputs. Without them it is not known whether the targets are all outputs, and the
+                page does not say what the network reads.
+            labels: of the images, −1 where unknown.
             names: of the images, such as file names.
+
+        Raises:
+            ConfigError: the contributions are no maps or not finite, or what is given does not fit them.
         """
         from jaxinterp.figures.explorer import Explorable, Maps
 
@@ -148,15 +152,20 @@ class Attribution:
             None if self.bias is None else np.asarray(self.bias),
         )
         exact = self.method == "decompose"
+        count = most if labels is None else max(most, 1 + int(np.max(labels, initial=-1)))
+        every = list(classes) or [f"class {k}" for k in range(count)]
+        wide = np.full((len(logits), len(every)), np.nan)
+        np.put_along_axis(wide, targets, logits.astype(float), 1)
         return Explorable(
-            list(classes) or [f"class {k}" for k in range(most)],
-            logits,
+            every,
+            wide,
             [own],
             images=None if images is None else np.asarray(images, np.float32),
             labels=None if labels is None else np.asarray(labels),
             names=names,
             constant="the part that no cell explains" if exact else "the output at the baseline",
             title=f"Contributions by {self.method or 'hand'}",
+            every=len(classes) > 0,
         )
 
     def save(

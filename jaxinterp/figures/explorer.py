@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxinterp.checks import require
 from jaxinterp.figures.html import Page, frame, write
-from jaxinterp.figures.packing import SMALL, Bits, Chunks, picture_uri, quantize
+from jaxinterp.figures.packing import SMALL, Bits, Chunks, picture_uri, quantize, script_json
 
 EXACT = "decomposition"
 """Name of the method whose maps sum to the logits."""
@@ -89,8 +89,8 @@ class Explorable:
 
     Attributes:
         classes: names of the outputs.
-        logits: (n, classes), or (n, targets) where only `maps[0].targets` are known.
-        probabilities: as `logits`; None where they are not known.
+        logits: (n, classes), NaN of outputs that are not known.
+        probabilities: (n, classes); None where they are not known.
         maps: of every method and layer; the first are shown at first.
         images: in [0, 1], (n, H, W, 1 or 3); None where they are not known.
         labels: (n,), −1 where unknown; None for none.
@@ -98,6 +98,8 @@ class Explorable:
         panels: the family's own readings.
         constant: what the contributions leave out of a logit, in words.
         notes: said below, such as what was left out.
+        title: heading.
+        every: whether `classes` are all outputs, so that the largest logit is what the network reads.
     """
 
     classes: Sequence[str]
@@ -111,10 +113,11 @@ class Explorable:
     constant: str = "the constant"
     notes: Sequence[str] = ()
     title: str = "What speaks for and against each class"
+    every: bool = True
     MAX_IMAGES: ClassVar[int] = 60
 
     def __post_init__(self) -> None:
-        """Check that the parts are of the same images."""
+        """Check that the parts are of the same images and classes, and that maps can be added up."""
         count = len(self.logits)
         require(self.maps, "maps", "none", "at least one method")
         for part in self.maps:
@@ -122,9 +125,19 @@ class Explorable:
             require(fits, "maps", f"{len(part.values)} images of {part.method}", f"{count}, as logits")
             known = part.targets.size == 0 or int(part.targets.max()) < len(self.classes)
             require(known, "classes", f"{len(self.classes)} names", "a name for every target")
+            finite = bool(np.isfinite(part.values).all())
+            require(finite, "maps", f"NaN or infinity of {part.method}", "finite contributions")
+            finite = part.constants is None or bool(np.isfinite(part.constants).all())
+            require(finite, "maps", f"NaN or infinity among the constants of {part.method}", "finite constants")
+        for name in ("logits", "probabilities"):
+            given, wide = getattr(self, name), (count, len(self.classes))
+            fits = given is None or given.shape == wide
+            require(fits, name, f"shape {None if fits else given.shape}", f"{wide}, a column a class")
         for name in ("images", "labels"):
             given = getattr(self, name)
             require(given is None or len(given) == count, name, 0 if given is None else len(given), str(count))
+        most = -1 if self.labels is None else int(np.max(self.labels, initial=-1))
+        require(most < len(self.classes), "labels", most, f"less than the {len(self.classes)} classes")
         require(len(self.names) in (0, count), "names", len(self.names), f"{count} or none")
 
     def __len__(self) -> int:
@@ -136,9 +149,11 @@ class Explorable:
         for plan in self._plans():
             tried = Chunks(list(chunks.texts))
             value = plan._pack(tried)
-            size = sum(map(len, tried.texts)) + sum(len(image["source"]) for image in value["images"])
+            size = sum(map(len, tried.texts)) + len(script_json(value))  # pictures are part of the JSON
             if size <= budget:
                 break
+        else:
+            value["notes"].append(f"The data take {size / 1e6:.1f} MB, more than the {budget / 1e6:.1f} MB of a page.")
         chunks.texts[:] = tried.texts
         return value
 
@@ -184,7 +199,7 @@ class _Plan:
             if part.targets.shape[1] > kept:
                 whose = "" if first else f"of {part.method.replace('_', ' ')} "
                 notes.append(f"Maps {whose}at {part.layer} are kept of the {kept} likeliest classes.")
-                part = part.of_likeliest(_wide(content), kept)
+                part = part.of_likeliest(content.logits, kept)
             if self.side > 1 and max(part.values.shape[2:]) > LONGEST // max(1, self.side // 2):
                 part = part.summed(self.side)
                 notes.append(f"A cell of the maps at {part.layer} is {self.side}×{self.side} pixels, summed.")
@@ -195,7 +210,6 @@ class _Plan:
         labels = [-1] * count if content.labels is None else [int(label) for label in content.labels]
         names = list(content.names) or [""] * count
         pictures = [""] * count if content.images is None else [picture_uri(image) for image in content.images]
-        wide = _wide(content)
         return {
             "title": content.title,
             "classes": list(content.classes),
@@ -204,12 +218,12 @@ class _Plan:
                 for source, label, name in zip(pictures, labels, names, strict=True)
             ],
             "size": list(content.maps[0].values.shape[2:] if content.images is None else content.images.shape[1:3]),
-            "logits": chunks.put(wide.astype(np.float64)),
+            "logits": chunks.put(content.logits.astype(np.float64)),
             "probabilities": None
             if content.probabilities is None
-            else chunks.put(_wide(content, content.probabilities).astype(np.float32)),
+            else chunks.put(content.probabilities.astype(np.float32)),
             "constant": content.constant,
-            "complete": bool(np.isfinite(wide).all()),
+            "complete": content.every and bool(np.isfinite(content.logits).all()),
             "sets": sets,
             "panels": [
                 {"kind": panel.kind, "title": panel.title, "text": panel.text, "values": _json(panel.values, chunks)}
@@ -217,17 +231,6 @@ class _Plan:
             ],
             "notes": list(dict.fromkeys(notes)),
         }
-
-
-def _wide(content: Explorable, values: np.ndarray | None = None) -> Float[np.ndarray, "n classes"]:
-    """Return one column a class, NaN of those that are not known."""
-    given = content.logits if values is None else values
-    targets = content.maps[0].targets
-    if given.shape[1] == len(content.classes):
-        return np.asarray(given)
-    wide = np.full((len(given), len(content.classes)), np.nan)
-    np.put_along_axis(wide, targets, np.asarray(given, float), 1)
-    return wide
 
 
 def _packed_maps(part: Maps, bits: Bits, chunks: Chunks) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def quantize(
 ) -> tuple[Num[np.ndarray, "*batch height width"], Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
     """Round maps to integers q and a scale s each so that s Σ q is Σ maps, to s / 2.
 
-    Every entry is rounded up or down, so that it is off by less than s = max |map| / (2^(bits − 1) − 2); up are those
-    with the largest remainders, as many as the sum needs.
+    Every entry is rounded up or down, so that it is off by at most s = max |map| / (2^(bits − 1) − 3), and by 1e-9 s
+    that count as none; up are those with the largest remainders, as many as the sum needs.
 
     Returns:
         q, int8 or int16; s, float64; and the sums of the maps, float64, to which the page adds what is left.

@@ -63,13 +63,13 @@ def open_gates(gates: Sequence[Bool[np.ndarray, "n ..."]], inputs: int, fully: b
         inputs: entries of an image.
         fully: whether layers are fully connected, so that paths can be counted.
     """
-    drawn, names, columns = list[np.ndarray](), list[str](), list[int]()
+    drawn, counts, names = list[np.ndarray](), list[np.ndarray](), list[str]()
     for i, gate in enumerate(gates):
         flat = gate.reshape(len(gate), -1)
         some = np.unique(np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], UNITS)).astype(int))
         drawn.append(flat[:, some])
-        names.append(f"gate {i}" + (f" ({len(some)} of {flat.shape[1]} units)" if len(some) < flat.shape[1] else ""))
-        columns.append(64)
+        counts.append(flat.sum(1))
+        names.append(f"gate {i}" + (f" ({len(some)} units drawn)" if len(some) < flat.shape[1] else ""))
     return Panel(
         "gates",
         "Open gates",
@@ -77,9 +77,11 @@ def open_gates(gates: Sequence[Bool[np.ndarray, "n ..."]], inputs: int, fully: b
         "is open. Beside another image: what both share.",
         {
             "open": np.concatenate(drawn, axis=1).astype(np.uint8),
+            "counts": np.stack(counts, axis=1).astype(np.int32),
+            "units": [int(np.prod(gate.shape[1:])) for gate in gates],
             "sizes": [part.shape[1] for part in drawn],
             "names": names,
-            "columns": columns,
+            "columns": [64] * len(gates),
             "inputs": inputs,
             "connected": fully,
         },

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxinterp.checks import require
 from jaxinterp.explain.audit import reason
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
@@ -82,6 +83,7 @@ def explored(
         few = np.sort(top[:, :LIKELIEST], axis=1)
         try:
             values, constants = _run(known[name], net, images, few)[0]
+            require(np.isfinite(values).all(), "maps", "NaN or infinity", "finite contributions")
         except Exception as error:  # a method that fails is a line of the page, not its end
             notes.append(f"Not computed: {name.replace('_', ' ')} ({reason(error)}).")
             continue

@@ -8,9 +8,12 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
+from jaxinterp.figures.explorer import Explorable
+from jaxinterp.figures.packing import Chunks
 
 X = jax.random.uniform(jax.random.key(0), (5, 4, 6, 2))
 W = jax.random.normal(jax.random.key(1), (4, 6, 2, 3))
@@ -44,6 +47,33 @@ def test_a_notebook_shows_maps(parts):
     assert "<iframe srcdoc=" in html
     flat = replace(parts, contributions=parts.contributions.reshape(5, 3, -1))
     assert "<iframe" not in flat._repr_html_()
+
+
+def test_the_page_has_each_logit_at_its_class(parts, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Explorable, "_repr_html_", lambda content: shown.append(content) or "")
+    parts._repr_html_()
+    order = jnp.array([[2, 0, 1]] * 5)
+    turned = replace(
+        parts, logits=parts.logits[:, order[0]], targets=order, contributions=parts.contributions[:, order[0]]
+    )
+    for content in (*shown, turned.explore()):
+        np.testing.assert_allclose(content.logits, parts.logits)
+        sums = np.take_along_axis(content.logits, content.maps[0].targets, 1)
+        np.testing.assert_allclose(content.maps[0].values.sum((2, 3)), sums, rtol=1e-4, atol=1e-5)
+
+
+def test_a_page_says_what_is_read_only_where_all_outputs_are_known(parts):
+    labels = np.array([0, 1, 2, -1, 0])
+    one = Attribution(parts.contributions[:, :1], parts.logits[:, :1], parts.targets[:, :1])
+    content = one.explore(labels=labels)
+    assert content.classes == ["class 0", "class 1", "class 2"]
+    assert np.isnan(content.logits[:, 1:]).all()
+    assert not content.packed(Chunks())["complete"]
+    assert not one.explore().packed(Chunks())["complete"]
+    assert parts.explore(classes=["a", "b", "c"]).packed(Chunks())["complete"]
+    with pytest.raises(ConfigError, match=r"^labels:"):
+        one.explore(classes=["a", "b"], labels=labels)
 
 
 def test_it_is_drawn_with_and_without_images(parts):

@@ -40,6 +40,10 @@ def _panels(rng: np.random.Generator, logits: np.ndarray) -> list[Panel]:
     maps = rng.normal(size=(IMAGES, 3, SIDE, SIDE))
     pairs = {"pixels": rng.integers(0, SIDE, (IMAGES, 2, 2)), "maps": packed(rng.normal(size=(IMAGES, 2, SIDE, SIDE)))}
     shares = rng.normal(size=(2, 3))
+    opened = rng.integers(0, 2, (IMAGES, 12)).astype(np.uint8)
+    opened[1, 8:] = 0
+    counts = np.stack([opened[:, :8].sum(1), opened[:, 8:].sum(1)], axis=1).astype(np.int32)
+    counts[3, 1] = 100  # units that are not drawn count, too
     group = np.array([[(g + h) % 4 for h in range(4)] for g in range(4)])
     return [
         Panel("orders", "Orders", "text", {"terms": terms.astype(np.float32), "maps": packed(maps), "pairs": pairs}),
@@ -60,7 +64,9 @@ def _panels(rng: np.random.Generator, logits: np.ndarray) -> list[Panel]:
             "Gates",
             "text",
             {
-                "open": rng.integers(0, 2, (IMAGES, 12)).astype(np.uint8),
+                "open": opened,
+                "counts": counts,
+                "units": [8, 200],
                 "sizes": [8, 4],
                 "names": ["gate 0", "gate 1"],
                 "columns": [8, 8],

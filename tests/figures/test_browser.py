@@ -102,6 +102,35 @@ def test_written_sums_add_up_to_the_logit_of_every_image_class_and_layer(visit, 
                 assert round(number(total) * 1e4) + sign * round(number(constant) * 1e4) == round(number(logit) * 1e4)
 
 
+def test_what_is_left_unexplained_is_not_hidden_in_the_sum(visit, tmp_path):
+    off, panels = [], list(pages.explorable().panels)
+    for part in CONTENT.maps[:2]:
+        off.append(replace(part, constants=part.constants - 3e-4))
+    (place,) = (n for n, panel in enumerate(panels) if panel.kind == "shares")
+    unknown = {**panels[place].values, "rest": np.array([np.nan, -0.5])}
+    panels[place] = replace(panels[place], values=unknown)
+    path = tmp_path / "off.html"
+    write(Page("t", "s", "", explorer=replace(CONTENT, maps=off, panels=panels)), path)
+    page = visit(path)  # a part that is no number does not stop it
+    texts = page.locator("#explorer > div > .equation b").all_inner_texts()
+    k = read(MISREAD)
+    assert number(texts[1]) == pytest.approx(EXACT.values[MISREAD, k].sum(), abs=1.01e-4)
+    assert number(texts[3]) == pytest.approx(3e-4, abs=1.01e-4)
+    assert "left unexplained" in page.locator("#explorer > div > .equation").inner_text()
+    assert "NaN" in page.locator("[data-panel=shares] .equation").inner_text()
+
+
+def test_the_last_choice_is_shown_whatever_is_decoded_first(visit, file):
+    page = visit(file)
+    page.evaluate("""async () => {
+        const layer = [...document.querySelectorAll('label')].find((l) => l.innerText.startsWith('Layer')).control;
+        for (const name of ['layer_1', 'input']) { layer.value = name; layer.dispatchEvent(new Event('change')); }
+    }""")
+    page.wait_for_timeout(300)
+    shows(page, f"{MISREAD} {read(MISREAD)} -1 decomposition  input")
+    assert f"of {pages.SIDE**2} cells" in page.locator("#explorer").inner_text()
+
+
 def test_a_class_is_explained_against_another(visit, file):
     page = visit(file)
     i, k = MISREAD, read(MISREAD)
@@ -209,7 +238,16 @@ def test_a_family_reads_its_images(visit, file):
     page.locator("[data-panel=paths] input").fill("0")
     assert "block 1: paths that the code gives" in page.locator("[data-panel=paths] p[role=status]").inner_text()
     page.select_option("[data-panel=gates] select", "3")
-    assert "in both images" in page.locator("[data-panel=gates]").inner_text()
+    gates = page.locator("[data-panel=gates]")
+    assert "of those drawn in both images" in gates.inner_text()
+    for i, says in ((1, "No active path to an output: none of the gates of layer 1"), (3, "gate 1: 100 of 200 open")):
+        page.check(f".strip input[value='{i}']")
+        shows(page, f"{i} {read(i)} -1 decomposition  input")
+        assert says in gates.inner_text()
+    paths = pages.SIDE**2 * content.panels[2].values["counts"][3].prod()
+    assert f"about 10^{np.log10(paths):.1f}." in gates.inner_text()
+    page.check(f".strip input[value='{MISREAD}']")
+    shows(page, f"{MISREAD} {read(MISREAD)} -1 decomposition  input")
     said = page.locator("[data-panel=shares]").inner_text()
     assert "+10.000" in said
     assert "−13.800" in said

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxinterp.errors import ConfigError
-from jaxinterp.figures.explorer import Explorable, Maps
+from jaxinterp.figures.explorer import Explorable, Maps, Panel, Pixels
 from jaxinterp.figures.html import Page, render
-from jaxinterp.figures.packing import Chunks, quantize
+from jaxinterp.figures.packing import Chunks, quantize, script_json
 
 _spec = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
 pages = importlib.util.module_from_spec(_spec)
@@ -35,7 +35,7 @@ def test_quantized_maps_keep_their_sums_and_are_off_by_less_than_a_step(bits):
     assert q.dtype == f"int{bits}"
     np.testing.assert_allclose(total, maps.sum((2, 3)), rtol=1e-12)
     assert (np.abs(scale * q.sum((2, 3), dtype=np.int64) - total) <= scale * 0.501).all()
-    assert (np.abs(scale[..., None, None] * q - maps) <= scale[..., None, None] * 1.0001).all()
+    assert (np.abs(scale[..., None, None] * q - maps) <= scale[..., None, None] * (1 + 2e-9)).all()
     assert not q[0, 0].any()
 
 
@@ -62,7 +62,7 @@ def test_a_budget_is_kept_and_what_is_left_out_is_said():
     for budget in (4_000_000, 900_000, 300_000, 60_000):
         chunks = Chunks()
         value = content.packed(chunks, budget)
-        sizes.append(sum(map(len, chunks.texts)))
+        sizes.append(sum(map(len, chunks.texts)) + len(script_json(value)))
         assert sizes[-1] <= budget
         kept = unpacked(chunks.texts, value["sets"][0]["targets"])
         likeliest = np.sort(np.argsort(-logits, axis=1)[:, : kept.shape[1]])
@@ -73,6 +73,15 @@ def test_a_budget_is_kept_and_what_is_left_out_is_said():
         )
         assert bool(value["notes"]) == (budget < 4_000_000)
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_panels_and_pictures_count_and_what_is_too_much_is_said():
+    content = pages.explorable(panels=False)
+    own = Panel("own", "Own", "text", {"pictures": Pixels(np.random.default_rng(0).uniform(size=(40, 32, 32, 3)))})
+    bare = content.packed(Chunks(), 30_000)
+    assert not any("more than" in note for note in bare["notes"])
+    full = replace(content, panels=[own]).packed(Chunks(), 30_000)
+    assert re.search(r"take 0\.\d MB, more than the 0\.0 MB", full["notes"][-1])
 
 
 HOSTILE = "</script><script>document.title='taken'</script>\"'&<img src=x onerror=\"document.title='taken'\">"
@@ -101,12 +110,19 @@ def test_a_frame_stands_alone_within_a_notebook():
     assert shown.count("<") == 2  # all of the page is an attribute
 
 
+FIRST = pages.explorable(panels=False).maps[0]
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [
         ("maps", {"maps": []}),
         ("classes", {"classes": ["a"]}),
         ("labels", {"labels": np.zeros(2, int)}),
+        ("labels", {"labels": np.full(pages.IMAGES, pages.CLASSES)}),
+        ("logits", {"logits": np.zeros((pages.IMAGES, 2)), "probabilities": None}),
+        ("maps", {"maps": [replace(FIRST, values=FIRST.values * np.nan)]}),
+        ("maps", {"maps": [replace(FIRST, constants=FIRST.constants + np.inf)]}),
         ("images", {"images": np.zeros((2, 8, 8, 1), np.float32)}),
         ("names", {"names": ["a"]}),
     ],

@@ -3,7 +3,7 @@ import pytest
 
 from jaxinterp.figures import curves as plots
 from jaxinterp.figures import maps as draw
-from jaxinterp.figures.curves import METHODS, level_curves, method_style, order_curves
+from jaxinterp.figures.curves import method_style
 
 rng = np.random.default_rng(0)
 
@@ -115,33 +115,6 @@ def test_a_panel_takes_drawn_pictures_and_refuses_missing_titles():
         draw.panel(images, drawn, [["a"]])
 
 
-def test_boxes_are_sorted_by_mean_between_uniform_and_oracle():
-    scores = {"gradient": [0.1, 0.2], "decomposition": [[0.9], [1.0]], "occlusion_3": [0.5, 0.4]}
-    axes = plots.localization_boxes(scores, 9).axes[0]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["Gradient", "Occlusion 3", "Decomposition"]
-    verticals = {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"}
-    assert verticals == {1, 1 / 9}
-    assert {"oracle", "uniform"} <= set(texts(axes))
-    from matplotlib.colors import to_hex
-
-    assert to_hex(axes.patches[-1].get_facecolor()) == METHODS["decomposition"][1]
-
-
-def test_removal_curves_name_method_and_mean():
-    curves = {"gradient": [0.9, 0.1], "decomposition": [0.9, 0.95]}
-    axes = plots.removal_curves(curves, [0, 0.25], "most").axes[0]
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["Decomposition (0.925)", "Gradient (0.500)"]
-    assert "most important first" in axes.get_xlabel()
-    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 25])
-
-
-def test_the_residual_histogram_counts_every_logit():
-    axes = plots.residual_histogram([[1e-7, -2e-6], [0.0, 3e-5]]).axes[0]
-    assert sum(patch.get_height() for patch in axes.patches) == 3
-    assert "4 logits, 1 of them exactly zero; largest 3.0e-05" in texts(axes)
-    assert "0 logits" not in texts(plots.residual_histogram(np.zeros(5)).axes[0])[-1]
-
-
 def test_training_curves_show_what_the_records_hold():
     history = [{"epoch": e, "train_loss": 0.5**e, "train_accuracy": 0.9, "lr": 1.0} for e in range(1, 6)]
     history[-1] |= {"val_accuracy": 0.8}
@@ -167,7 +140,7 @@ def test_styles_are_fixed_by_the_name():
     assert method_style("a_new_method")[0] == "A new method"
 
 
-def test_filters_and_overlaps_are_drawn_with_their_names():
+def test_filters_are_drawn_with_their_names():
     filters = rng.normal(size=(2, 3, 4, 4))
     figure = draw.filter_sheet(filters, ["gate 0", "gate 4"], [["a", "b", "c"]] * 2)
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["gate 0", "gate 4"]
@@ -175,27 +148,6 @@ def test_filters_and_overlaps_are_drawn_with_their_names():
     np.testing.assert_allclose(np.asarray(figure.axes[4].images[0].get_array()), expected[1, 1])
     with pytest.raises(ValueError, match="names"):
         draw.filter_sheet(filters, ["one"], [["a", "b", "c"]] * 2)
-    overlaps = np.array([[[0.5, 0.1], [0.1, np.nan]]])
-    figure = plots.overlap_matrices(overlaps, ["gate 0"], ["cat", "dog"])
-    assert figure.axes[0].get_title() == "gate 0: 0.10 to 0.50"
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["cat", "dog"]
-    assert (
-        plots.overlap_matrices(np.full((1, 2, 2), np.nan), ["gate 0"], ["a", "b"]).axes[0].get_title().endswith("pairs")
-    )
-
-
-def test_order_curves_draw_energy_and_accuracy():
-    figure = order_curves([1.0, 2.0, 0.5], [0.1, 0.8, 0.9], 0.1)
-    left, right = figure.axes
-    assert [bar.get_height() for bar in left.patches] == [1.0, 2.0, 0.5]
-    assert right.lines[0].get_ydata().tolist() == [0.1, 0.8, 0.9]
-
-
-def test_level_curves_draw_three_accuracies_by_level():
-    rows = [{"level": k, "images": 4.0 ** (2 - k), "one": 0.5 + k / 10, "nearest": 0.9, "mean": 0.8} for k in range(3)]
-    (axes,) = level_curves(rows).axes
-    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.6, 0.7]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n(16)", "1\n(4)", "2\n(1)"]
 
 
 def test_contributions_of_channels_are_not_drawn_as_colors():

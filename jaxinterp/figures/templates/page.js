@@ -54,13 +54,17 @@ const percent = (share) => (Number.isFinite(share) ? `${number(100 * share, Math
 const words = (name) => ({ decomposition: "exact contributions", decompose: "exact contributions", input: "the input" })[name] ?? name.replace(/^lrp/, "LRP").replaceAll("_", " ");
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-// Round the parts of a sum so that the written numbers add up to the written total.
+// Round the parts of a sum so that the written numbers add up to the written total; the parts must sum to it but for
+// rounding, or be shown with what is left.
 function written(parts, total, digits = 4) {
+  if (![total, ...parts].every(Number.isFinite)) return { total: number(total, digits), parts };
   const unit = 10 ** digits, target = Math.round(total * unit);
   const rounded = parts.map((part) => Math.round(part * unit));
-  for (let missing = target - sum(rounded); missing !== 0; missing -= Math.sign(missing)) {
+  for (let missing = target - sum(rounded); missing !== 0;) {
+    const step = Math.sign(missing) * Math.max(1, Math.floor(Math.abs(missing) / parts.length));
     const off = parts.map((part, i) => Math.sign(missing) * (part * unit - rounded[i]));
-    rounded[off.indexOf(Math.max(...off))] += Math.sign(missing);
+    rounded[off.indexOf(Math.max(...off))] += step;
+    missing -= step;
   }
   return { total: number(target / unit, digits), parts: rounded.map((part) => part / unit) };
 }
@@ -573,7 +577,7 @@ async function explore(place, data) {
       line.append(`${nameOf(map)}sum ${number(map.total)}. This method does not claim to sum to the logit, ${number(goal)}.`);
       return line;
     }
-    const rest = goal - map.total - map.constant, visible = Math.abs(rest) >= 5e-4 * Math.max(1, Math.abs(goal));
+    const rest = goal - map.total - map.constant, visible = Math.abs(rest) >= Math.max(0.5e-4, 1e-5 * Math.abs(goal)); // half a digit, or float32
     const { total, parts } = written(visible ? [map.total, map.constant, rest] : [map.total, map.constant], goal);
     line.append(nameOf(map), make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions ", ...add(parts[1], constantWords(map)));
     if (visible) line.append(" ", ...add(parts[2], "left unexplained"));
@@ -582,16 +586,18 @@ async function explore(place, data) {
   }
   const add = (value, what) => [value < 0 ? "− " : "+ ", make("b", {}, number(Math.abs(value))), ` ${what}`];
 
+  let latest = 0;
   async function update() {
-    const i = state.image;
+    const i = state.image, turn = ++latest; // an update that began later wins
     const first = data.sets.find((set) => set.method === state.method && set.layer === state.layer);
     const second = state.other ? data.sets.find((set) => set.method === state.other && set.layer === state.layer) ?? data.sets.find((set) => set.method === state.other) : null;
     const targets = await array(first.targets), T = first.values.shape[1];
+    if (turn !== latest) return;
     const offered = Array.from(targets.subarray(i * T, (i + 1) * T)).sort((a, b) => a - b);
     if (!offered.includes(state.target)) state.target = offered.includes(read(i)) ? read(i) : offered[0];
     if (!offered.includes(state.against)) state.against = -1;
     const [a, b] = await Promise.all([difference(first, i, state.target, state.against), second ? difference(second, i, state.target, state.against) : null]);
-    if (i !== state.image) return; // another was chosen meanwhile
+    if (turn !== latest) return;
     maps = [a, b];
     const unlike = known[i].length > 1;
     fill(target, offered.map((k) => [k, classes[k]]), state.target);
@@ -814,9 +820,9 @@ const readings = {
     return show;
   },
 
-  // Gates: bits (n, units of all layers), sizes of the layers.
+  // Gates: bits (n, drawn units of all layers), open gates (n, layers) among all units, sizes of the drawn layers.
   gates: async (box, values, { state, data, said }) => {
-    const bits = await array(values.open), units = values.open.shape[1], count = values.open.shape[0];
+    const [bits, counts] = await Promise.all([array(values.open), array(values.counts)]), units = values.open.shape[1], count = values.open.shape[0];
     let beside = -1;
     const choice = make("select", { onchange: () => { beside = +choice.value; show(); } });
     choice.append(make("option", { value: -1 }, "nothing"), ...data.images.map((_, i) => i).filter((i) => i < count).map((i) => make("option", { value: i }, said(i))));
@@ -825,24 +831,24 @@ const readings = {
     function show() {
       if (state.image >= count) return absent(list);
       const own = bits.subarray(state.image * units, (state.image + 1) * units), other = beside < 0 ? null : bits.subarray(beside * units, (beside + 1) * units);
-      let start = 0, logPaths = 0;
+      const opened = Array.from(counts.subarray(state.image * values.sizes.length, (state.image + 1) * values.sizes.length));
+      let start = 0;
       list.replaceChildren();
       for (const [n, size] of values.sizes.entries()) {
         const part = own.subarray(start, start + size), with_ = other?.subarray(start, start + size);
-        const open = sum(Array.from(part)), shared = with_ ? part.reduce((total, bit, u) => total + (bit & with_[u]), 0) : 0;
-        logPaths += Math.log10(Math.max(1, open));
-        const columns = Math.min(size, values.columns[n]), rows = Math.ceil(size / columns), canvas = make("canvas", { width: columns, height: rows, role: "img", "aria-label": `${values.names[n]}: ${open} of ${size} gates open` });
+        const open = opened[n], all = values.units[n], shared = with_ ? part.reduce((total, bit, u) => total + (bit & with_[u]), 0) : 0;
+        const columns = Math.min(size, values.columns[n]), rows = Math.ceil(size / columns), canvas = make("canvas", { width: columns, height: rows, role: "img", "aria-label": `${values.names[n]}: ${open} of ${all} gates open` });
         canvas.style.width = `${Math.min(640, columns * Math.max(2, Math.min(10, Math.floor(640 / columns))))}px`;
         const context = canvas.getContext("2d");
         for (let u = 0; u < size; u++) {
           context.fillStyle = part[u] ? (with_ && with_[u] ? style("--text") : `rgb(${style("--for")})`) : with_ && with_[u] ? `rgb(${style("--against")})` : style("--ground");
           context.fillRect(u % columns, Math.floor(u / columns), 1, 1);
         }
-        list.append(make("div", {}, make("span", {}, `${values.names[n]}: ${open} of ${size} open${with_ ? `, ${shared} of them in both images (orange: here only, blue: there only)` : ""}`), canvas));
+        list.append(make("div", {}, make("span", {}, `${values.names[n]}: ${open} of ${all} open${with_ ? `, ${shared} of ${size === all ? "them" : "those drawn"} in both images (orange: here only, blue: there only)` : ""}`), canvas));
         start += size;
       }
-      const power = logPaths + Math.log10(values.inputs);
-      line.textContent = values.connected ? `Active paths to an output: inputs × open gates of every layer, about 10^${number(power, 1)}.` : "";
+      const power = sum([values.inputs, ...opened].map(Math.log10)), closed = opened.indexOf(0);
+      line.textContent = !values.connected ? "" : closed >= 0 ? `No active path to an output: none of the gates of layer ${closed} is open.` : `Active paths to an output: inputs × open gates of every layer, about 10^${number(power, 1)}.`;
     }
     redraws.add(show);
     return show;
