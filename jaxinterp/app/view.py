@@ -74,10 +74,9 @@ def read_attribution(path: Path) -> tuple[Attribution, dict[str, Any]]:
 def _check_shapes(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Raise DataError unless all arrays are of the same examples and targets."""
     pair = arrays["logits"].shape
-    same = {name: arrays[name].shape for name in ("logits", "targets", "bias", "residual") if name in arrays}
-    same["contributions"] = arrays["contributions"].shape[:2]
-    for name, shape in same.items():
-        if len(pair) != 2 or shape != pair:
+    for name in (*NEEDED, "bias", "residual"):
+        shape = arrays[name].shape if name in arrays else pair
+        if len(pair) != 2 or (shape[:2] if name == "contributions" else shape) != pair:
             raise DataError(f"{path}: got {name} of shape {shape}, expected (examples, targets), as logits {pair}")
     if not np.issubdtype(arrays["targets"].dtype, np.integer) or (arrays["targets"] < 0).any():
         raise DataError(f"{path}: got targets that are no classes, expected integers from 0")

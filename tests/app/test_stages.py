@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxinterp.app import stages
 from jaxinterp.app.publish import gather, require_finished
@@ -17,6 +18,7 @@ from jaxinterp.explain.attribute import gradient
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.metrics import completeness
 from jaxinterp.explain.metrics.localization import tile_grid
+from jaxinterp.figures.explorer import Explorable
 from jaxinterp.files import unsealed, write_json
 from jaxinterp.recipe import evaluation
 from jaxinterp.recipe.run_folder import read_arrays
@@ -140,6 +142,19 @@ def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
     shown = ("coda/digits", "Localization", "Completeness", "Curvature, at most 0", "Discrepancy, at most", "Training")
     for text in (*shown, "paper", "model.temperature"):
         assert text in html
+
+
+def test_an_explorer_is_of_so_many_images_and_says_what_it_leaves_out(
+    seeds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Explorable, "MAX_IMAGES", 2)
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file in files:
+        Image.new("L", (28, 28), 99).save(file)
+    html = stages.explore(seeds[0], files, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "The first 2 of 3 images are shown." in html
+    assert "1.png" in html
+    assert "2.png" not in html
 
 
 def test_an_edited_configuration_is_not_that_of_the_checkpoint(seeds: list[Path], tmp_path: Path) -> None:

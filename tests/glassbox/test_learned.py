@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +58,9 @@ def test_a_trained_network_is_evaluated_reported_and_shown_beside_others(tmp_pat
     assert float(row[3]) < 1e-5
     assert row[2] == f"{4 * 9 + 4 + 4 + 4 * 4 * 36 * 10:,}"  # filters and a norm
     assert seen.png.startswith(b"\x89PNG")
-    page = overview.compose([seen, seen], folder=tmp_path.parent)
-    assert page.sections[0].tables[0].texts == [list(row), list(row)]
+    other = replace(seen, explorable=replace(seen.explorable, images=1 - images))
+    page = overview.compose([seen, other, seen], folder=tmp_path.parent)
+    assert page.sections[0].tables[0].texts == [list(row)] * 3
     assert page.sections[1].title.startswith("The same images by 2 networks")
     text = render(page)
     assert f'href="{seen.page}"' in text
