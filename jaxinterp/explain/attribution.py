@@ -222,7 +222,8 @@ class Attribution:
             method=self.method,
             layer=self.layer,
         )
-        return text + few.explore()._repr_html_()
+        finite = all(part is None or bool(jnp.isfinite(part).all()) for part in (few.contributions, bias))
+        return text + few.explore()._repr_html_() if finite else text  # NaN cannot be added up
 
 
 @jax.jit

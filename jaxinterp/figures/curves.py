@@ -1,4 +1,4 @@
-"""Plots of metrics of explanations and of training, as matplotlib figures without a window or global state."""
+"""Curves of training and styles of methods, as matplotlib figures without a window or global state."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxinterp.figures.shown import ShownFigure
 Numbers = float | Sequence[Any] | np.ndarray | Array
 
-# Labels and the paper's colors of the methods, in its box plots and removal curves.
+# Labels and the paper's colors of the methods.
 METHODS: dict[str, tuple[str, str]] = {
     "decomposition": ("Decomposition", "#42cafd"),
     "grad_cam": ("Grad-CAM", "#ffd23f"),

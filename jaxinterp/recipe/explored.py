@@ -83,7 +83,8 @@ def explored(
         few = np.sort(top[:, :LIKELIEST], axis=1)
         try:
             values, constants = _run(known[name], net, images, few)[0]
-            require(np.isfinite(values).all(), "maps", "NaN or infinity", "finite contributions")
+            finite = np.isfinite(values).all() and (constants is None or np.isfinite(constants).all())
+            require(finite, "maps", "NaN or infinity", "finite contributions")
         except Exception as error:  # a method that fails is a line of the page, not its end
             notes.append(f"Not computed: {name.replace('_', ' ')} ({reason(error)}).")
             continue

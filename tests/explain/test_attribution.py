@@ -47,6 +47,7 @@ def test_a_notebook_shows_maps(parts):
     assert "<iframe srcdoc=" in html
     flat = replace(parts, contributions=parts.contributions.reshape(5, 3, -1))
     assert "<iframe" not in flat._repr_html_()
+    assert "<iframe" not in replace(parts, bias=parts.bias.at[0, 0].set(jnp.nan))._repr_html_()
 
 
 def test_the_page_has_each_logit_at_its_class(parts, monkeypatch):

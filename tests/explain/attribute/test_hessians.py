@@ -118,7 +118,7 @@ def test_maps_of_pairs_are_sums_over_partners(given):
     np.testing.assert_allclose(some.maps(), whole.contributions[:, :, 2], atol=1e-8)
     assert some.maps((4, 4)).shape == (3, 3, 4, 4)
     assert len(some.plot().axes) >= 9
-    assert "data:image/png" in some._repr_html_()
+    assert "<iframe srcdoc=" in some._repr_html_()
 
 
 @pytest.mark.parametrize(
