@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import get_scorer, roc_auc_score
@@ -204,3 +205,8 @@ def test_a_pickle_decides_as_the_original(blobs):
         np.testing.assert_array_equal(again.decision_function(seen), regressor.decision_function(seen))
         np.testing.assert_array_equal(again.fit(known, labels).predict(seen), regressor.predict(seen))
         assert again.n_features_in_ == known[0].size
+
+
+def test_a_clone_has_the_mesh():
+    mesh = Mesh(np.array(jax.devices()), ("images",))
+    assert clone(NPKRegressor(None, mesh=mesh)).mesh == mesh
