@@ -273,7 +273,7 @@ class _Traffic:
     def moved(self, part: Mapping[str, Instruction], one: Instruction) -> int:
         """Return the bytes that an instruction of a part reads and writes."""
         shape, operation, operands, rest = one
-        sizes = [_stored(part[name]) for name in operands]
+        sizes = [_stored(part[name]) if name in part else 0 for name in operands]
         if operation in FREE or operation.endswith("-done"):
             return 0
         if operation == "while":
@@ -288,7 +288,7 @@ class _Traffic:
         if operation == "fusion":
             inside = self.parts[_called(rest, "calls")[0]]
             read = sum(self.read(inside, number, size) for number, size in enumerate(sizes))
-            return read + min(_kept(shape), _written(inside, next(reversed(inside))))  # the root stands last
+            return read + min(_kept(shape), _written(inside, list(inside)[-1]))  # the root stands last
         if operation in SLICES:
             return _kept(shape) + min(size_of(shape), sizes[0]) + sum(sizes[1:])
         if operation == "dynamic-update-slice":
@@ -328,8 +328,8 @@ def _written(part: Mapping[str, Instruction], name: str) -> int:
 
 def _called(rest: str, *names: str) -> list[str]:
     """Return the computations that an instruction calls under these names."""
-    found = re.findall(rf"\b(?:{'|'.join(names)})=\{{?((?:%?[\w.\-]+(?:, )?)+)", rest)
-    return [one.lstrip("%") for group in found for one in group.split(", ") if one.startswith("%")]
+    found = re.findall(rf"\b(?:{'|'.join(names)})=(\{{[^}}]*\}}|%[\w.\-]+)", rest)
+    return re.findall(r"%([\w.\-]+)", " ".join(found))
 
 
 def _stored(one: Instruction) -> int:

@@ -362,9 +362,9 @@ class _Planner:
         return Part("train", size, self.steps, program, parameters, optimizing, data)
 
     def evaluate(self) -> Part:
-        """Compile the evaluation of a batch of test images, as at the end of a training, whose data and state are there.
+        """Compile the evaluation of a batch of test images.
 
-        A closed form has only the test images there.
+        At the end of a training its data and state are still there; of a closed form only the test images are.
         """
         run, mesh, test = self.run, self.machine.mesh(), self.counts.test
         everywhere, split = _shardings(mesh)

@@ -25,13 +25,19 @@ HLO = """HloModule m
   ROOT %c = f32[] add(%a, %b)
 }
 
+%fused (x: f32[8,4], y: u8[100]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %y = u8[100]{0} parameter(1)
+  ROOT %z = f32[8,4]{1,0} custom-call(%x, %y)
+}
+
 ENTRY %main (p: f32[8,4], d: u8[100]) -> f32[8,4] {
   %p = f32[8,4]{1,0:T(8,128)} parameter(0)
   %d = u8[100]{0} parameter(1), metadata={op_name="inputs['data']['image']"}
   %g = bf16[16,4]{1,0} all-gather(%p), dimensions={0}
   %s = (f32[8,4]{1,0}, f32[8,4]{1,0}) all-reduce-start(%p), to_apply=%add
   %e = f32[8,4]{1,0} all-reduce-done(%s)
-  ROOT %f = f32[8,4]{1,0} fusion(%e, %d), kind=kLoop, calls=%add
+  ROOT %f = f32[8,4]{1,0} fusion(%e, %d), kind=kLoop, calls=%fused
 }
 """
 
@@ -105,15 +111,16 @@ def test_compiled_text_tells_collectives_and_traffic() -> None:
     ("line", "found"),
     [
         ("(f32[8,4]{1,0}, f32[64,4]{1,0}) all-gather-start(%p), dimensions={0}", {"all-gather": (1, 1024)}),
-        ("((f32[8,4]{1,0}, f32[8,4]{1,0}), (f32[64,4], f32[64,4])) all-gather-start(%p, %p)", {"all-gather": (1, 2048)}),
+        (
+            "((f32[8,4]{1,0}, f32[8,4]{1,0}), (f32[64,4], f32[64,4])) all-gather-start(%p, %p)",
+            {"all-gather": (1, 2048)},
+        ),
         ("(f32[8,4], f32[8,4], u32[], u32[]) collective-permute-start(%p)", {"collective-permute": (1, 128)}),
         ("((f32[8,4]{1,0:T(8,128)}), f32[8,4], u32[]) all-to-all-start(%p)", {"all-to-all": (1, 128)}),
         ("((f32[8,4]), f32[1,4]) reduce-scatter-start(%p), to_apply=%add", {"reduce-scatter": (1, 128)}),
     ],
 )
-def test_of_an_asynchronous_collective_the_result_is_counted_once(
-    line: str, found: dict[str, tuple[int, int]]
-) -> None:
+def test_of_an_asynchronous_collective_the_result_is_counted_once(line: str, found: dict[str, tuple[int, int]]) -> None:
     hlo = "ENTRY %m {\n  %p = f32[8,4]{1,0} parameter(0)\n  %x = " + line + "\n}"
     assert collectives(hlo) == found
 
@@ -155,9 +162,9 @@ LOOP = """HloModule m
 
 ENTRY %main (p: (s32[], f32[5,8])) -> (s32[], f32[5,8]) {
   %p = (s32[], f32[5,8]{1,0}) parameter(0)
-  ROOT %v = (s32[], f32[5,8]{1,0}) while(%p), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %v = (s32[], f32[5,8]{1,0}) while(%p), condition=%condition, body=%body, CONFIG
 }
-"""
+""".replace("CONFIG", 'backend_config={"known_trip_count":{"n":"5"}}')
 
 
 def test_a_loop_moves_what_its_body_moves_each_time() -> None:
@@ -165,14 +172,19 @@ def test_a_loop_moves_what_its_body_moves_each_time() -> None:
     condition = 4 + 4 + 1
     assert traffic(LOOP) == 5 * (body + condition)
     assert traffic(LOOP.replace("known_trip_count", "unknown")) == body + condition
-    branches = "conditional(%b, %p, %p), branch_computations={%condition, %body}"
+    branches = "conditional(%p, %p, %p), branch_computations={%condition, %body}"
     start, end = LOOP.index("while(%p)"), LOOP.rindex("\n}")
     assert traffic(LOOP[:start] + branches + LOOP[end:]) == condition  # the least, which a bound may count
 
 
 def test_a_compiled_scan_reads_each_row_once() -> None:
     x = jax.ShapeDtypeStruct((50, 1000), jnp.float32)
-    text = jax.jit(lambda x: jax.lax.scan(lambda c, row: (jnp.sin(c + row), None), x[0], x)[0]).lower(x).compile().as_text()
+    text = (
+        jax.jit(lambda x: jax.lax.scan(lambda c, row: (jnp.sin(c + row), None), x[0], x)[0])
+        .lower(x)
+        .compile()
+        .as_text()
+    )
     assert 50 * 1000 * 4 * 3 <= traffic(text) < 50 * 1000 * 4 * 12
 
 

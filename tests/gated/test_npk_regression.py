@@ -92,6 +92,8 @@ def test_it_is_an_estimator_of_scikit_learn(blobs):
     regressor = NPKRegressor(network, ridges=(1e-2,)).fit(x, names[y])
     again = clone(regressor).fit(x, names[y])
     assert again.network is network
+    mesh = Mesh(np.array(jax.devices()), ("images",))
+    assert clone(NPKRegressor(network, mesh=mesh)).mesh == mesh
     assert again.classes_.tolist() == names.tolist()
     np.testing.assert_array_equal(again.predict(new), regressor.predict(new))
     assert cross_val_score(NPKRegressor(network), x, y, cv=2).mean() > 0.8
@@ -205,8 +207,3 @@ def test_a_pickle_decides_as_the_original(blobs):
         np.testing.assert_array_equal(again.decision_function(seen), regressor.decision_function(seen))
         np.testing.assert_array_equal(again.fit(known, labels).predict(seen), regressor.predict(seen))
         assert again.n_features_in_ == known[0].size
-
-
-def test_a_clone_has_the_mesh():
-    mesh = Mesh(np.array(jax.devices()), ("images",))
-    assert clone(NPKRegressor(None, mesh=mesh)).mesh == mesh

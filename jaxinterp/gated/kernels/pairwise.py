@@ -43,7 +43,7 @@ SMALL_BYTES = 1 << 14
 STRIP: dict[Target, int] = {"cpu": 64, "accelerator": 1 << 30}
 """Rows of a tile that are transposed at a time: on CPU so few that the lines read together stay in the first cache."""
 PANELS: dict[Target, int] = {"cpu": 8, "accelerator": 16}
-"""Of a symmetric matrix at least: 36 of 64 tiles are evaluated, or 136 of 256, which are smaller for the same reason."""
+"""Of a symmetric matrix at least: 36 of 64 tiles are evaluated; or 136 of 256, smaller for the sake of a mesh, too."""
 
 
 def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int, mesh: Mesh | None = None) -> Float[Array, "n m"]:
