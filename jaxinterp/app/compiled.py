@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +17,13 @@ from jaxinterp.app.devices import GIB, Machine
 from jaxinterp.explain.products import Kind, product_flops
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"})
+FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+                  "opt-barrier"})  # fmt: skip
 """Instructions that move nothing."""
+SLICES = frozenset({"slice", "dynamic-slice", "gather"})
+"""Instructions that read no more of their first operand than they return."""
 SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
 
@@ -42,6 +46,7 @@ class Program:
         code: bytes of the program itself in the device's memory; 0 where the compiler does not tell.
         needed: bytes that it would take by the compiler's own count, where it does not fit.
         traffic: bytes that it moves in the memory of a device, see `traffic`.
+        beside: bytes of a device that others of the same process take while it runs.
         collectives: operation → (how many, bytes of each device's arrays in it).
         products: type of the first factor → how many products and convolutions the compiled program has of it.
     """
@@ -59,6 +64,7 @@ class Program:
     code: int = 0
     needed: int = 0
     traffic: int = 0
+    beside: int = 0
     collectives: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     products: Mapping[str, int] = field(default_factory=dict)
 
@@ -69,8 +75,9 @@ class Program:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a device's memory that it needs."""
-        return self.needed or self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        """Bytes of a device's memory that it needs, with those that are taken beside it."""
+        own = self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        return (self.needed or own) + self.beside
 
     @property
     def fits(self) -> bool:
@@ -80,7 +87,11 @@ class Program:
 
     @property
     def bound(self) -> float | None:
-        """Seconds by the roofline: the longest of products, memory and interconnect at their peaks, without caches."""
+        """Seconds by the roofline: the longest of products, memory and interconnect at their peaks, without caches.
+
+        Products are those of the traced program: of one that the compiler removes, because nothing depends on it, the
+        time is counted all the same.
+        """
         device = self.machine.device
         if device is None or not self.compiles:
             return None
@@ -166,12 +177,25 @@ def size_of(shapes: str) -> int:
     return int(total)
 
 
-def entry(text: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the instructions of a program's main part: name, shapes of the result, operation, and what follows."""
-    _, _, body = text.partition("\nENTRY ")
-    for line in body.partition("\n}")[0].splitlines():
-        if found := INSTRUCTION.match(line):
-            yield found[1], found[2], found[3], found[4]
+class Instruction(NamedTuple):
+    """A line of a compiled program: shapes of the result, operation, names of the operands, and what follows them."""
+
+    shape: str
+    operation: str
+    operands: list[str]
+    rest: str
+
+
+def computations(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
+    """Return the name of a program's main part, and its parts by name: their instructions, by name."""
+    main, name, parts = "", "", dict[str, dict[str, Instruction]]()
+    for line in text.splitlines():
+        if head := COMPUTATION.match(line):
+            name = head[2]
+            main, parts[name] = name if head[1] else main, {}
+        elif name and (found := INSTRUCTION.match(line)):
+            parts[name][found[1]] = Instruction(found[2], found[3], _operands(found[4]), found[4])
+    return main, parts
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
@@ -195,8 +219,9 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         if kind not in COLLECTIVES:
             continue
         operands = size_of(" ".join(shapes.get(one, "") for one in _operands(rest)))
-        # The start of an asynchronous one has its operands among its results.
-        result = size_of(shape) - (operands if operation != kind and shape.startswith("((") else 0)
+        # The start of an asynchronous one returns its operands, its results, and perhaps scalars.
+        started = operation != kind and kind != "all-reduce"
+        result = size_of(_elements(shape)[1] if started else shape)
         counts[kind] += 1
         sizes[kind] += operands if kind in ("all-reduce", "reduce-scatter") and operands else result
     return {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
@@ -225,18 +250,113 @@ def traffic(text: str) -> int:
     """Count the bytes that a program moves between its instructions in a device's memory.
 
     Every instruction of its main part, most of them fusions, writes its result and reads its operands once; what lies
-    in the fast memory of a TPU's core, S(1) in its text, costs nothing. A data set, of which a step reads a batch, is
+    in the fast memory of a TPU's core, S(1) in its text, costs nothing. Of an operand that is only sliced or gathered
+    from, what is taken is counted, and of one that is updated in place, the update. The body of a loop counts as often
+    as the compiler knows that it runs, else once; of branches the least. A data set, of which a step reads a batch, is
     not counted. Caches may hold some of it.
     """
-    sizes, total = dict[str, int](), 0
-    for name, shape, operation, rest in entry(text):
-        kept = " ".join(one for one in re.split(r",\s*(?=[a-z(])", shape) if "S(1)" not in one)
-        sizes[name] = 0 if operation == "parameter" and "['data']" in rest else size_of(kept)
-        if operation.endswith("-start"):
-            total += sizes[name]  # whose result has the operands too
-        elif operation not in FREE and not operation.endswith("-done"):
-            total += sizes[name] + sum(sizes.get(one, 0) for one in _operands(rest))
-    return total
+    main, parts = computations(text)
+    return _Traffic(parts).of(main)
+
+
+class _Traffic:
+    """The bytes that computations move."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Instruction]]) -> None:
+        self.parts = parts
+
+    def of(self, name: str) -> int:
+        """Return the bytes of a computation."""
+        part = self.parts[name]
+        return sum(self.moved(part, one) for one in part.values())
+
+    def moved(self, part: Mapping[str, Instruction], one: Instruction) -> int:
+        """Return the bytes that an instruction of a part reads and writes."""
+        shape, operation, operands, rest = one
+        sizes = [_stored(part[name]) if name in part else 0 for name in operands]
+        if operation in FREE or operation.endswith("-done"):
+            return 0
+        if operation == "while":
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
+            return sum(map(self.of, _called(rest, "condition", "body"))) * (int(known[1]) if known else 1)
+        if operation == "conditional":
+            return min(map(self.of, _called(rest, "branch_computations", "true_computation", "false_computation")))
+        if operation == "call":
+            return sum(map(self.of, _called(rest, "to_apply")))
+        if operation.endswith("-start"):  # whose result has the operands too
+            return 2 * _kept(_elements(shape)[1]) if "slice" in operation else _kept(shape)
+        if operation == "fusion":
+            inside = self.parts[_called(rest, "calls")[0]]
+            read = sum(self.read(inside, number, size) for number, size in enumerate(sizes))
+            return read + min(_kept(shape), _written(inside, list(inside)[-1]))  # the root stands last
+        if operation in SLICES:
+            return _kept(shape) + min(size_of(shape), sizes[0]) + sum(sizes[1:])
+        if operation == "dynamic-update-slice":
+            return 2 * sizes[1]
+        return _kept(shape) + sum(dict(zip(operands, sizes, strict=True)).values())
+
+    def read(self, part: Mapping[str, Instruction], number: int, size: int) -> int:
+        """Return the bytes, at most `size`, that a fusion reads of an operand."""
+        names = (k for k, one in part.items() if one.operation == "parameter" and one.rest.startswith(f"{number})"))
+        return min(size, sum(self.used(part, name, size) for name in names))
+
+    def used(self, part: Mapping[str, Instruction], name: str, size: int) -> int:
+        """Return the bytes that the instructions of a fusion need of one of them."""
+        total = 0
+        for user, (shape, operation, operands, rest) in part.items():
+            places = [place for place, operand in enumerate(operands) if operand == name]
+            if not places:
+                continue
+            if operation == "bitcast":
+                total += self.used(part, user, size)
+            elif operation == "fusion":
+                total += sum(self.read(self.parts[_called(rest, "calls")[0]], place, size) for place in places)
+            elif operation in SLICES and places == [0]:
+                total += size_of(shape)
+            elif operation != "dynamic-update-slice" or places != [0]:
+                total += size
+        return total
+
+
+def _written(part: Mapping[str, Instruction], name: str) -> int:
+    """Return the bytes that a fusion writes for one of its instructions: of an update in place the update."""
+    one = part[name]
+    if one.operation in ("tuple", "bitcast"):
+        return sum(_written(part, operand) for operand in one.operands)
+    return size_of(part[one.operands[1]].shape if one.operation == "dynamic-update-slice" else one.shape)
+
+
+def _called(rest: str, *names: str) -> list[str]:
+    """Return the computations that an instruction calls under these names."""
+    found = re.findall(rf"\b(?:{'|'.join(names)})=(\{{[^}}]*\}}|%[\w.\-]+)", rest)
+    return re.findall(r"%([\w.\-]+)", " ".join(found))
+
+
+def _stored(one: Instruction) -> int:
+    """Return the bytes of an instruction's result that are read from memory; none of a data set."""
+    return 0 if one.operation == "parameter" and "['data']" in one.rest else _kept(one.shape)
+
+
+def _kept(shape: str) -> int:
+    """Return the bytes of arrays in a device's memory."""
+    return size_of(" ".join(one for one in re.split(r",\s*(?=[a-z(])", shape) if "S(1)" not in one))
+
+
+def _elements(shape: str) -> list[str]:
+    """Return the elements of a tuple's shape.
+
+    Example:
+        >>> _elements("((f32[2,3]{1,0}, s8[]), f32[4], u32[])")
+        ['(f32[2,3]{1,0}, s8[])', 'f32[4]', 'u32[]']
+    """
+    found, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [one.strip() for one in found]
 
 
 def _operands(rest: str) -> list[str]:

@@ -50,7 +50,7 @@ class Part:
         program: what its compiler says.
         parameters: bytes of the variables on a device.
         optimizer: bytes of the optimizer's state.
-        data: bytes of images and labels there.
+        data: bytes of images and labels there, with those that wait on the device while others are worked on.
     """
 
     stage: Stage
@@ -165,26 +165,27 @@ class Plan:
         """Return a table: a row for each figure, a column for each stage, the first row being its header."""
         dash = "–"
 
-        def line(title: str, cell: Callable[[Part], str]) -> tuple[str, ...]:
-            return (title, *(cell(part) if part.program.compiles or title in ALWAYS else dash for part in self.parts))
+        def line(title: str, cell: Callable[[Part], str], always: bool = False) -> tuple[str, ...]:
+            """Return a row; `always` for what is known of a program that does not compile, too."""
+            return (title, *(cell(part) if part.program.compiles or always else dash for part in self.parts))
 
         return [
             ("", *(part.stage for part in self.parts)),
-            line("images at once", lambda part: str(part.images)),
-            line("fits", lambda part: "yes" if part.program.fits else "no"),
-            line("bytes a device", lambda part: gib(part.program.bytes) if part.program.bytes else dash),
-            line("  parameters", lambda part: gib(part.parameters)),
-            line("  optimizer", lambda part: gib(part.optimizer) if part.optimizer else dash),
-            line("  data set", lambda part: gib(part.data) if part.data else dash),
+            line("images at once", lambda part: str(part.images), always=True),
+            line("fits", lambda part: "yes" if part.program.fits else "no", always=True),
+            line("bytes a device", lambda part: gib(part.program.bytes) if part.program.bytes else dash, always=True),
+            line("  parameters", lambda part: gib(part.parameters), always=True),
+            line("  optimizer", lambda part: gib(part.optimizer) if part.optimizer else dash, always=True),
+            line("  data set", lambda part: gib(part.data) if part.data else dash, always=True),
             line("  temporaries", lambda part: gib(part.program.temporaries)),
             line("  generated code", lambda part: gib(part.program.code) if part.program.code else dash),
             line("collectives", lambda part: _listed(part.program.collectives)),
-            line("FLOPs", lambda part: f"{sum(part.program.flops.values()):.3g}"),
-            line("  by type", lambda part: _kinds(part.program.flops)),
+            line("FLOPs", lambda part: f"{sum(part.program.flops.values()):.3g}", always=True),
+            line("  by type", lambda part: _kinds(part.program.flops), always=True),
             line("memory traffic a device", lambda part: gib(part.program.traffic)),
             line("at least", lambda part: seconds(part.program.bound)),
             line("at least, all images once", lambda part: seconds(part.epoch_seconds)),
-            line("compiled in", lambda part: seconds(part.program.seconds)),
+            line("compiled in", lambda part: seconds(part.program.seconds), always=True),
         ]
 
     def lines(self) -> list[str]:
@@ -195,16 +196,15 @@ class Plan:
             found.append(f"training, {epochs} epochs: at least {seconds(self.run_seconds)}, by the peaks of the device")
         if self.machine.device is not None:
             source = self.machine.device.source
-            found.append(f"a bound and no forecast: products, memory or links at their published peaks ({source})")
+            found.append(
+                "a bound and no forecast: products as traced, even those that the compiler removes, memory without "
+                f"caches, or links, whichever takes longest at its published peak ({source})"
+            )
         if self.largest_batch is not None:
             found.append(
                 f"largest batch that fits: {self.largest_batch}" if self.largest_batch else "no batch of it fits"
             )
         return found
-
-
-ALWAYS = ("images at once", "fits", "bytes a device", "  parameters", "  optimizer", "  data set", "FLOPs", "  by type",
-          "compiled in")  # fmt: skip
 
 
 def _listed(found: Mapping[str, tuple[int, int]]) -> str:
@@ -269,14 +269,21 @@ def plan(
     require(run.train.mode == "jit", "train.mode", run.train.mode, "jit: pmap compiles for devices that are there")
     run = _described(run)
     planner = _Planner(family_of(run), run, machine, counts(run, None if data_dir is None else Path(data_dir)), log)
-    chosen = [stage for stage in stages if stage != "train" or type(planner.family).fit is Family.fit]
+    chosen = [stage for stage in stages if stage != "train" or trains(planner.family)]
     _ = machine.devices  # which says what is missing
     with planner.tracing():
         if "train" in chosen:
             planner.check()
-        parts = tuple(getattr(planner, stage)() for stage in chosen)
+        compiled: dict[Stage, Callable[[], Part]]
+        compiled = {"train": planner.train, "evaluate": planner.evaluate, "explain": planner.explain}
+        parts = tuple(compiled[stage]() for stage in chosen)
         most = planner.largest(parts[0]) if largest and "train" in chosen and machine.device is not None else None
     return Plan(name or planner.family.name, run, machine, parts, most)
+
+
+def trains(family: Family[Any]) -> bool:
+    """Tell whether a family is trained step by step, and not in closed form."""
+    return type(family).fit is Family.fit
 
 
 def _described(run: Run[Any]) -> Run[Any]:
@@ -347,12 +354,18 @@ class _Planner:
         )
         self.say(f"a training step of {size} images")
         program, _ = examine(step, (state, inputs, key), self.machine, mesh.size)
-        data = tree_bytes(inputs) // (mesh.size if self.counts.streamed else 1)
+        waiting = self.counts.held + (self.counts.test if run.train.eval_test_each_epoch else 0)
+        held = tree_bytes(self._images(waiting, everywhere))
+        program = replace(program, beside=held)
+        data = tree_bytes(inputs) // (mesh.size if self.counts.streamed else 1) + held
         parameters, optimizing = tree_bytes(state.variables), tree_bytes(state.opt_state)
         return Part("train", size, self.steps, program, parameters, optimizing, data)
 
     def evaluate(self) -> Part:
-        """Compile the evaluation of a batch of test images."""
+        """Compile the evaluation of a batch of test images.
+
+        At the end of a training its data and state are still there; of a closed form only the test images are.
+        """
         run, mesh, test = self.run, self.machine.mesh(), self.counts.test
         everywhere, split = _shardings(mesh)
         rows, size = laid_out(test, run.train.eval_batch, mesh.size)
@@ -368,8 +381,14 @@ class _Planner:
         add = jax.jit(partial(add_batch, network, plain, split), out_shardings=everywhere)
         self.say(f"the evaluation of {size} images")
         program, _ = examine(add, (totals, variables, batch), self.machine, mesh.size)
-        data = tree_bytes(self._images(test, everywhere))
-        return Part("evaluate", size, rows, program, tree_bytes(variables), data=data)
+        there, optimizing = test, 0
+        if trains(self.family):
+            there += self.counts.held + (0 if self.counts.streamed else self.counts.train)
+            optimizer, _ = self.family.optimizer(run, max(self.steps, 1))
+            optimizing = tree_bytes(jax.eval_shape(optimizer.init, variables["params"]))
+        data = tree_bytes(self._images(there, everywhere))
+        program = replace(program, beside=data + optimizing)
+        return Part("evaluate", size, rows, program, tree_bytes(variables), optimizing, data)
 
     def explain(self) -> Part:
         """Compile the decomposition of an image on one device, for all classes or a tile of them."""

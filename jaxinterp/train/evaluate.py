@@ -21,12 +21,23 @@ from jaxinterp.nn.platform import target, target_of
 from jaxinterp.train.step import AXIS
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply(
+def _logits(
     model: nn.Module | Callable[[Any, Array], Any], variables: Any, images: Float[Array, "batch h w c"]
 ) -> Float[Array, "batch classes"]:
     logits: Any = model.apply(variables, images) if isinstance(model, nn.Module) else model(variables, images)
     return logits
+
+
+_apply = jax.jit(_logits, static_argnums=0)
+
+
+def _program(function: Any, *static: Any) -> Any:
+    """Return a jitted function of the rest of its arguments; one of its own if those that are static have no hash."""
+    try:
+        hash(static)
+    except TypeError:
+        return partial(jax.jit(partial(function.__wrapped__, *static)))
+    return partial(function, *static)
 
 
 def batch_for(most: int, sizes: Sequence[int]) -> int:
@@ -75,7 +86,7 @@ class Evaluation:
         row, *totals = jax.device_put([np.int32(0), *(np.float32(0) for _ in names)], replicated)
         self._start = row, dict(zip(names, totals, strict=True))
         self._gather: Any = partial(_gathered, split)
-        self._add: Any = partial(add_batch, model, loss, split)
+        self._add: Any = _program(add_batch, model, loss, split)
 
     def compile(self, variables: Any) -> "Evaluation":
         """Compile for variables, or for their shapes, dtypes and shardings (`jax.ShapeDtypeStruct`)."""
@@ -130,7 +141,7 @@ def add_batch(
         batch: image in [0, 1], label, and mask: 1 for an example, 0 for padding.
     """
     label, mask = batch["label"], batch["mask"]
-    logits = _apply(model, variables, batch["image"])
+    logits = _logits(model, variables, batch["image"])
     new = {"accuracy": totals["accuracy"] + mask @ (logits.argmax(-1) == label).astype(jnp.float32)}
     if loss is not None:
         each = jax.vmap(lambda logit, one: loss(logit[None], one[None]))(logits, label)
@@ -166,6 +177,6 @@ def predict(
     """
     fits = images.ndim == 4 and len(images) and jnp.issubdtype(images.dtype, jnp.floating)
     require(fits, "images", f"{images.dtype} {images.shape}", "floats (N > 0, H, W, C) in [0, 1]")
-    batches = padded_batches(batch_size, images)
+    batches, apply = padded_batches(batch_size, images), _program(_apply, model)
     with target(target_of(variables)):
-        return np.concatenate([np.asarray(_apply(model, dict(variables), x))[:real] for _, real, (x,) in batches])
+        return np.concatenate([np.asarray(apply(dict(variables), x))[:real] for _, real, (x,) in batches])

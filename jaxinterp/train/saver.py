@@ -37,11 +37,14 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(self, kind: Any, error: object, trace: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: object) -> None:
         try:
             self._drain()
-            if kind is None:
-                self._raise()
+            late = self._taken()
+            if late is not None and error is None:
+                raise late
+            if late is not None and error is not None:
+                error.add_note(f"beside it, a checkpoint could not be saved: {late}")
         finally:
             with self._changed:
                 self._closed = True
@@ -84,8 +87,13 @@ class Saver:
         with self._changed:
             self._changed.wait_for(lambda: not (self._waiting or self._busy))
 
+    def _taken(self) -> Exception | None:
+        with self._changed:
+            error, self._error = self._error, None
+        return error
+
     def _raise(self) -> None:
-        error, self._error = self._error, None
+        error = self._taken()
         if error is not None:
             raise error
 

@@ -25,13 +25,19 @@ HLO = """HloModule m
   ROOT %c = f32[] add(%a, %b)
 }
 
+%fused (x: f32[8,4], y: u8[100]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %y = u8[100]{0} parameter(1)
+  ROOT %z = f32[8,4]{1,0} custom-call(%x, %y)
+}
+
 ENTRY %main (p: f32[8,4], d: u8[100]) -> f32[8,4] {
   %p = f32[8,4]{1,0:T(8,128)} parameter(0)
   %d = u8[100]{0} parameter(1), metadata={op_name="inputs['data']['image']"}
   %g = bf16[16,4]{1,0} all-gather(%p), dimensions={0}
   %s = (f32[8,4]{1,0}, f32[8,4]{1,0}) all-reduce-start(%p), to_apply=%add
   %e = f32[8,4]{1,0} all-reduce-done(%s)
-  ROOT %f = f32[8,4]{1,0} fusion(%e, %d), kind=kLoop, calls=%add
+  ROOT %f = f32[8,4]{1,0} fusion(%e, %d), kind=kLoop, calls=%fused
 }
 """
 
@@ -101,6 +107,87 @@ def test_compiled_text_tells_collectives_and_traffic() -> None:
     assert traffic(HLO) == (128 + 128) + 256 + (128 + 128)  # the data set is not read as a whole
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("(f32[8,4]{1,0}, f32[64,4]{1,0}) all-gather-start(%p), dimensions={0}", {"all-gather": (1, 1024)}),
+        (
+            "((f32[8,4]{1,0}, f32[8,4]{1,0}), (f32[64,4], f32[64,4])) all-gather-start(%p, %p)",
+            {"all-gather": (1, 2048)},
+        ),
+        ("(f32[8,4], f32[8,4], u32[], u32[]) collective-permute-start(%p)", {"collective-permute": (1, 128)}),
+        ("((f32[8,4]{1,0:T(8,128)}), f32[8,4], u32[]) all-to-all-start(%p)", {"all-to-all": (1, 128)}),
+        ("((f32[8,4]), f32[1,4]) reduce-scatter-start(%p), to_apply=%add", {"reduce-scatter": (1, 128)}),
+    ],
+)
+def test_of_an_asynchronous_collective_the_result_is_counted_once(line: str, found: dict[str, tuple[int, int]]) -> None:
+    hlo = "ENTRY %m {\n  %p = f32[8,4]{1,0} parameter(0)\n  %x = " + line + "\n}"
+    assert collectives(hlo) == found
+
+
+LOOP = """HloModule m
+
+%slice (a: f32[5,8], b: s32[]) -> f32[8] {
+  %a = f32[5,8]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %one = f32[1,8]{1,0} dynamic-slice(%a, %b, %z), dynamic_slice_sizes={1,8}
+  ROOT %c = f32[8]{0} bitcast(%one)
+}
+
+%put (d: f32[5,8], e: f32[1,8], f: s32[]) -> f32[5,8] {
+  %d = f32[5,8]{1,0} parameter(0)
+  %e = f32[1,8]{1,0} parameter(1)
+  %f = s32[] parameter(2)
+  %y = s32[] constant(0)
+  ROOT %u = f32[5,8]{1,0} dynamic-update-slice(%d, %e, %f, %y)
+}
+
+%body (t: (s32[], f32[5,8])) -> (s32[], f32[5,8]) {
+  %t = (s32[], f32[5,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[5,8]{1,0} get-tuple-element(%t), index=1
+  %s = f32[8]{0} fusion(%x, %i), kind=kLoop, calls=%slice
+  %r = f32[1,8]{1,0} bitcast(%s)
+  %w = f32[5,8]{1,0} fusion(%x, %r, %i), kind=kLoop, calls=%put
+  ROOT %o = (s32[], f32[5,8]{1,0}) tuple(%i, %w)
+}
+
+%condition (q: (s32[], f32[5,8])) -> pred[] {
+  %q = (s32[], f32[5,8]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant(5)
+  ROOT %l = pred[] compare(%j, %n), direction=LT
+}
+
+ENTRY %main (p: (s32[], f32[5,8])) -> (s32[], f32[5,8]) {
+  %p = (s32[], f32[5,8]{1,0}) parameter(0)
+  ROOT %v = (s32[], f32[5,8]{1,0}) while(%p), condition=%condition, body=%body, CONFIG
+}
+""".replace("CONFIG", 'backend_config={"known_trip_count":{"n":"5"}}')
+
+
+def test_a_loop_moves_what_its_body_moves_each_time() -> None:
+    body = (32 + 4 + 32) + (32 + 4 + 32)  # a row out and a row in, not the whole carry
+    condition = 4 + 4 + 1
+    assert traffic(LOOP) == 5 * (body + condition)
+    assert traffic(LOOP.replace("known_trip_count", "unknown")) == body + condition
+    branches = "conditional(%p, %p, %p), branch_computations={%condition, %body}"
+    start, end = LOOP.index("while(%p)"), LOOP.rindex("\n}")
+    assert traffic(LOOP[:start] + branches + LOOP[end:]) == condition  # the least, which a bound may count
+
+
+def test_a_compiled_scan_reads_each_row_once() -> None:
+    x = jax.ShapeDtypeStruct((50, 1000), jnp.float32)
+    text = (
+        jax.jit(lambda x: jax.lax.scan(lambda c, row: (jnp.sin(c + row), None), x[0], x)[0])
+        .lower(x)
+        .compile()
+        .as_text()
+    )
+    assert 50 * 1000 * 4 * 3 <= traffic(text) < 50 * 1000 * 4 * 12
+
+
 def test_a_program_says_what_it_takes_and_a_bound() -> None:
     machine = machine_named("h200:8")
     device = DEVICES["h200"]
@@ -112,6 +199,7 @@ def test_a_program_says_what_it_takes_and_a_bound() -> None:
     assert replace(one, traffic=int(2 * device.bandwidth)).bound == pytest.approx(2)
     sent = {"all-reduce": (3, int(4 * device.interconnect))}
     assert replace(one, collectives=sent).bound == pytest.approx(7)
+    assert not replace(one, beside=device.usable - 139).fits
     large = replace(one, temporaries=device.usable)
     assert not large.fits
     found = Plan("a", run_of("gated/digits-relu"), machine, (Part("train", 32, 40, large, 4),))
@@ -144,6 +232,10 @@ def test_a_plan_for_cpus_has_every_stage(capsys: pytest.CaptureFixture[str]) -> 
     assert train["bytes"]["optimizer"] == 2 * parameters + 8  # Adam's moments and counts
     assert train["collectives"]["all-reduce"]["bytes"] >= parameters
     assert 0.9 < evaluate["flops"] / (256 * 2 * parameters / 4) < 1  # all but biases
+    image = 8 * 8 + 4  # bytes of it and of its label
+    assert train["bytes"]["data"] == (1293 + 144) * image + 1280 * 4  # and the order of an epoch
+    assert evaluate["bytes"]["data"] == (1293 + 144 + 360) * image
+    assert evaluate["bytes_per_device"] > evaluate["bytes"]["data"] + 3 * parameters
     assert train["roofline_epoch_seconds"] is None  # nobody publishes the peak of this machine
 
 

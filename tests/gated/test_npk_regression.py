@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import get_scorer, roc_auc_score
@@ -91,6 +92,8 @@ def test_it_is_an_estimator_of_scikit_learn(blobs):
     regressor = NPKRegressor(network, ridges=(1e-2,)).fit(x, names[y])
     again = clone(regressor).fit(x, names[y])
     assert again.network is network
+    mesh = Mesh(np.array(jax.devices()), ("images",))
+    assert clone(NPKRegressor(network, mesh=mesh)).mesh == mesh
     assert again.classes_.tolist() == names.tolist()
     np.testing.assert_array_equal(again.predict(new), regressor.predict(new))
     assert cross_val_score(NPKRegressor(network), x, y, cv=2).mean() > 0.8

@@ -1,7 +1,7 @@
 import json
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import chex
 import flax.linen as nn
@@ -25,6 +25,8 @@ from jaxinterp.train import (
     sigmoid_bce,
     softmax_cross_entropy,
 )
+from jaxinterp.train.evaluate import Evaluation
+from jaxinterp.train.step import device_mesh
 
 SCHEDULE = optax.exponential_decay(1e-2, 8, 0.9)
 TX = optax.adam(SCHEDULE)
@@ -286,6 +288,28 @@ def test_a_closed_form_leaves_a_run_and_is_solved_once(tmp_path, tiny, quadrants
         with pytest.raises(ConfigError, match="solve"):
             fit_closed_form(*given)
     assert not (tmp_path / "run").exists()
+
+
+@dataclass
+class Scaled:
+    """A loss that has no hash, since it can be changed."""
+
+    scale: float
+
+    def __call__(self, logits, labels):
+        return self.scale * softmax_cross_entropy(logits, labels)
+
+
+def test_a_loss_without_a_hash_is_measured_too(tiny, quadrants):
+    model, data, mesh = tiny(), quadrants(30), device_mesh(jax.devices()[:2])
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *data.images.shape[1:])))
+    variables = jax.device_put(variables, jax.NamedSharding(mesh, jax.P()))
+    plain = Evaluation(model, softmax_cross_entropy, data, 10, mesh)(variables)
+    scaled = Evaluation(model, Scaled(2.0), data, 10, mesh)
+    for evaluation in (scaled, scaled.compile(variables)):
+        found = evaluation(variables)
+        assert found["accuracy"] == plain["accuracy"]
+        assert found["loss"] == pytest.approx(2 * plain["loss"])
 
 
 def test_predict_pads_and_checks_its_images(tiny):

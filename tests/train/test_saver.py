@@ -70,6 +70,20 @@ def test_leaving_waits_and_raises():
         saver.save({"step": np.int32(1)}, 1, history([0.1]))
 
 
+def test_an_error_on_its_way_takes_the_one_of_a_save_along():
+    slow = Slow(fail=True)
+    slow.free.set()
+
+    def fail() -> None:
+        with Saver(slow, keep=1) as saver:
+            saver.save({"step": np.int32(1)}, 1, history([0.1]))
+            raise KeyError("step")
+
+    with pytest.raises(KeyError, match="step") as caught:
+        fail()
+    assert caught.value.__notes__ == ["beside it, a checkpoint could not be saved: full"]
+
+
 def test_a_copy_is_saved():
     slow, array = Slow(), np.arange(2)
     with Saver(slow, keep=1) as saver:

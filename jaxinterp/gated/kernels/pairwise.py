@@ -35,13 +35,15 @@ Pairs = Callable[[Part, Part], Float[Array, "rows columns"]]
 Tile = Callable[..., Float[Array, "rows columns"]]  # of both sides, starts, and whether it is mirrored
 Starts = Int32[np.ndarray, "_ 2"]
 
-TILE_BYTES: dict[Target, int] = {"cpu": 1 << 20, "accelerator": 1 << 30}
-"""Bytes of the largest array of a tile of pairs; on CPU a part of the cache."""
+TILE_BYTES: dict[Target, int] = {"cpu": 1 << 20, "accelerator": 1 << 27}
+"""Bytes of the largest array of a tile of pairs; on CPU a part of the cache. Over a mesh a device holds a tile of each
+device at a time, and tiles may not depend on the mesh: with 64 devices these take 8 GiB at most, of a v5e's 16."""
 SMALL_BYTES = 1 << 14
 """Bytes of a tile that is not cut further to evaluate less of a symmetric matrix."""
 STRIP: dict[Target, int] = {"cpu": 64, "accelerator": 1 << 30}
 """Rows of a tile that are transposed at a time: on CPU so few that the lines read together stay in the first cache."""
-PANELS = 8  # of a symmetric matrix at least: 36 of their 64 tiles are evaluated
+PANELS: dict[Target, int] = {"cpu": 8, "accelerator": 16}
+"""Of a symmetric matrix at least: 36 of 64 tiles are evaluated; or 136 of 256, smaller for the sake of a mesh, too."""
 
 
 def rectangular(pairs: Pairs, left: Any, right: Any, bytes_each: int, mesh: Mesh | None = None) -> Float[Array, "n m"]:
@@ -131,7 +133,7 @@ def _tile_shape(kind: Target, n: int, m: int, bytes_each: int, symmetric: bool) 
     most = max(1, TILE_BYTES[kind] // bytes_each)
     rows = min(n, math.isqrt(most))
     if symmetric:
-        rows = min(rows, max(math.ceil(n / PANELS), math.isqrt(SMALL_BYTES // bytes_each)))
+        rows = min(rows, max(math.ceil(n / PANELS[kind]), math.isqrt(SMALL_BYTES // bytes_each)))
         return rows, rows
     columns = min(m, most // rows)
     return min(n, most // columns), columns

@@ -135,11 +135,17 @@ class Tiles:
             progress: show a progress bar on the terminal.
 
         Raises:
-            DataError: a tile is not finite or cannot be written (a full disk, say); finished tiles are kept.
+            DataError: a tile is not finite or cannot be written (a full disk, say), on any host; finished tiles are
+                kept.
         """
         # Distribute all tiles, since the unfinished ones may change while another host looks at them.
         assigned, unfinished = list(self.indices())[jax.process_index() :: jax.process_count()], set(self.unfinished())
         mine = [tile for tile in assigned if tile in unfinished]
+        with self._together():
+            self._compute(mine, block, progress)
+        return len(mine)
+
+    def _compute(self, mine: Sequence[tuple[int, int]], block: Block, progress: bool) -> None:
         devices, pending = jax.local_devices(), deque[tuple[int, int, Any]]()
         columns = TextColumn("tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, disable=not progress) as bar:
@@ -150,9 +156,21 @@ class Tiles:
                 while len(pending) > (len(devices) if count + 1 < len(mine) else 0):
                     self._write(*pending.popleft())
                     bar.advance(task)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Wait for the other hosts at the end; raise on all if one has failed, or the others would wait forever."""
+        fault = None
+        try:
+            yield
+        except DataError as error:
+            fault = error
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("jaxinterp.gated.kernels.tiles")
-        return len(mine)
+            failed = multihost_utils.process_allgather(np.uint8(fault is not None))
+            if fault is None and failed.any():
+                raise DataError(f"{self.folder}: host {int(failed.argmax())} could not read or write its tiles")
+        if fault is not None:
+            raise fault
 
     def _write(self, i: int, j: int, values: Any) -> None:
         rows, columns = self._slices(i, j)
@@ -200,7 +218,7 @@ class Tiles:
         one of a single host bit by bit.
 
         Raises:
-            DataError: a tile is not finished, damaged or lost.
+            DataError: a tile is not finished, damaged or lost, on any host.
         """
         fits = y.ndim == 2 and len(y) == self.shape[1] and np.issubdtype(y.dtype, np.floating)
         require(fits, "y", f"{y.dtype}{y.shape}", f"floating ({self.shape[1]}, k)")
@@ -241,9 +259,10 @@ class Tiles:
         """Yield the terms of all hosts' tiles, in order, from this host's."""
         indices, hosts = list(self.indices()), jax.process_count()
         own = np.zeros((math.ceil(len(indices) / hosts), 2, self.tile_size, y.shape[1]), y.dtype)
-        for place, terms in zip(own, mine, strict=False):
-            for row, (_, term) in zip(place, terms, strict=False):
-                row[: len(term)] = term
+        with self._together():
+            for place, terms in zip(own, mine, strict=False):
+                for row, (_, term) in zip(place, terms, strict=False):
+                    row[: len(term)] = term
         gathered = multihost_utils.process_allgather(own.view(np.uint8))  # bytes, which JAX leaves as they are
         every = gathered.view(y.dtype)
         for number, index in enumerate(indices):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from jaxinterp.errors import ConfigError, DataError
 from jaxinterp.gated.architecture import fc, gate_shapes
@@ -222,3 +223,22 @@ def test_two_hosts_share_the_tiles(tmp_path, late):
     ]
     said = [host.communicate(timeout=300)[0] for host in hosts]
     assert all(want in text.splitlines() for want, text in zip(("8 True", "7 True"), said, strict=True)), said
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_tile_damaged_on_one_host_raises_on_all(tmp_path, monkeypatch, other):
+    tiles = Tiles(tmp_path, (23, 23), tile_size=5, symmetric=True)
+    tiles.compute(block, progress=False)
+    asked = []
+
+    def gathered(flag):
+        asked.append(flag)
+        return np.stack([flag, np.uint8(other)])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    if not other:
+        (tmp_path / "kernel" / "c" / "0" / "0").write_bytes(bytes(104))
+    with pytest.raises(DataError, match=r"host 1 could not" if other else r"tile \(0, 0\)"):
+        tiles.product(np.ones((23, 1)))
+    assert asked == [1 - other]  # nobody is left waiting for the terms
