@@ -177,7 +177,10 @@ class Machine:
         try:
             if self.platform == "tpu":
                 with _compiling_only():
-                    return tuple(topologies.get_topology_desc(self._tpu_name, "tpu").devices)
+                    host = [*(min(2, side) for side in self.shape[:2]), 1]  # four chips, or all there are
+                    return tuple(
+                        topologies.get_topology_desc(self._tpu_name, "tpu", chips_per_host_bounds=host).devices
+                    )
             assert self.device is not None
             assert self.device.cuda is not None
             config = target_config(self.device.title, self.device.cuda, self.device.bandwidth)
