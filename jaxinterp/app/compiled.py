@@ -127,7 +127,7 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
             compiled = lowered.compile()
     except RuntimeError as error:  # of XLA
         text = " ".join(str(error).split())
-        used = re.search(r"Used ([\d.]+)([KMGT])i?B? of", text)
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])i?B?(?: of|\))", text)
         needed = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)) if used else 0
         took = time.perf_counter() - start, sum(os.times()[:4]) - start_cpu
         return Program(machine, devices, *took, flops, text[:300], needed=needed), None
