@@ -153,30 +153,10 @@ def coefficients(h: Float[Array, "m r"], norms: tuple[Array, Array, Array], resc
 
 def align(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
     """Compute <w_j, p> without forming w: scale_j (Σ_k h_k <A_jk, p> + <b_j, p>) (CVPR 2021, Eq. 1, factored)."""
-    (A, b), (_, scale) = generator, coefficients
+    (A, b), (h, scale) = generator, coefficients
     u = jnp.einsum("md,nd->mn", p, A.reshape(-1, A.shape[-1])).reshape(-1, *A.shape[:2])
-    return combine(u, jnp.matmul(p, b.T, preferred_element_type=scale.dtype), coefficients)
-
-
-def combine(u: Float[Array, "m r j"], through_b: Float[Array, "m j"], coefficients: Coefficients) -> Array:
-    """Compute scale_j (Σ_k h_k u_kj + <b_j, p>), u_kj = <A_jk, p>, in u's type."""
-    h, scale = coefficients
-    return ((contract(h, u).astype(scale.dtype) + through_b.astype(scale.dtype)) * scale).astype(u.dtype)
-
-
-def products(x: Float[Array, "n h w c"], geometry: Any, *matrices: Float[Array, "d _"]) -> list[Float[Array, "m _"]]:
-    """Multiply every patch by matrices, in one convolution: an accelerator needs no patches.
-
-    Args:
-        x: the input.
-        geometry: sides, strides and padding, as of `patches`.
-        *matrices: (D, ·), with D ordered (k_y, k_x, C).
-    """
-    sides, strides, padding = geometry
-    kernel = jnp.concatenate(matrices, axis=1).reshape(*sides, x.shape[-1], -1)
-    out = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    ends = np.cumsum([matrix.shape[1] for matrix in matrices])[:-1]
-    return jnp.split(out.reshape(-1, out.shape[-1]), ends, axis=1)
+    through_b = jnp.matmul(p, b.T, preferred_element_type=scale.dtype)
+    return ((contract(h, u).astype(scale.dtype) + through_b) * scale).astype(p.dtype)
 
 
 def align_explicitly(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
@@ -192,7 +172,10 @@ def align_explicitly(p: Float[Array, "m d"], generator: Generator, coefficients:
 
 @jax.custom_jvp
 def align_held(p: Float[Array, "m d"], generator: Generator, coefficients: Coefficients) -> Float[Array, "m j"]:
-    """Compute <w_j, p> as `align` does, with w_j held constant under differentiation, and derivatives through w."""
+    """Compute <w_j, p> as `align` does, with w_j held constant under differentiation, and derivatives through w.
+
+    Generator and coefficients must not depend on what is differentiated: their tangents are left out.
+    """
     return align(p, generator, coefficients)
 
 
@@ -202,11 +185,6 @@ def _align_held_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tupl
     return align_held(p, generator, coefficients), align_explicitly(tangents[0], generator, coefficients)
 
 
-def chunk_count(rows: int, row_bytes: int) -> int:
-    """Return into how many chunks a CPU divides rows of so many bytes."""
-    return math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
-
-
 def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array, "m _"]) -> Any:
     """Apply a per-row function to chunks of rows whose largest intermediate stays in a CPU core's cache.
 
@@ -214,7 +192,7 @@ def in_cache(function: Callable[..., Any], row_bytes: int, *arrays: Float[Array,
     accelerator the function is applied at once.
     """
     rows = arrays[0].shape[0]
-    chunks = chunk_count(rows, row_bytes)
+    chunks = math.ceil(rows / max(64, CHUNK_BYTES // row_bytes))
     size = math.ceil(rows / chunks)
 
     def chunked(*arrays: Array) -> Any:
@@ -317,18 +295,7 @@ class DynamicAlignmentConv(nn.Module):
             u = rows(through.astype(x.dtype))
             y, wu = in_cache(respond_through, explicit, rows(x), u)
             return y.reshape(*positions, j), wu.reshape(*positions, j)
-        if frozen:
-            return in_cache(respond_frozen, explicit, rows(x)).reshape(*positions, j)
-
-        def convolve(x: Array, A: Array, B: Array, b: Array, norms: tuple[Array, Array, Array]) -> Array:
-            h, u, through_b = products(x, geometry, B, A.reshape(-1, d).T, b.T)
-            return combine(u.reshape(-1, r, j), through_b, coefficients(h, norms, self.rescale))
-
-        def by_patches(x: Array, *_: Any) -> Array:
-            return in_cache(respond, factored, rows(x))
-
-        few = chunk_count(math.prod(positions), factored) == 1
-        y = respond(rows(x)) if few else by_platform(by_patches, convolve, x, A, B, b, norms)
+        y = in_cache(respond_frozen, explicit, rows(x)) if frozen else in_cache(respond, factored, rows(x))
         return y.reshape(*positions, j)
 
 
