@@ -207,6 +207,11 @@ def ratio(name: str, value: float) -> str:
     return f"{value:.3g}{next(units, SPEED)}"
 
 
+def benchmark_files(folder: Path) -> list[Path]:
+    """Return the files of a folder of benchmarks' results that hold ratios; docs/accelerators.md shows the other one."""
+    return sorted(path for path in folder.glob("*.json") if path.name != "accelerators.json")
+
+
 def read_benchmark(path: Path) -> dict[str, Any]:
     """Read a benchmark's JSON file: texts "benchmark" and "machine", and "ratios", numbers by name."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -225,7 +230,7 @@ def tables(root: Path, everything: bool = False) -> str:
     """
     results = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
     results = [result for result in results if everything or result.headline]
-    benchmarks = [read_benchmark(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))]
+    benchmarks = [read_benchmark(path) for path in benchmark_files(root / "benchmarks" / "results")]
     written = [metrics_table(table, results) for table in TABLES]
     moved = equivariance_rows(results)
     others = [markdown(moved) if moved else "", *audit_tables(results), measurements_table(results)]

@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from experiments.update_readme import TABLES, markdown, metrics_table, ratio, read_benchmark
+from experiments.update_readme import TABLES, benchmark_files, markdown, metrics_table, ratio, read_benchmark
 from jaxinterp.app.results import Results, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def own_tables(families: Iterable[str]) -> str:
 def benchmark_tables() -> str:
     """Write each committed benchmark: command, machine, versions, ratios and times."""
     parts = list[str]()
-    for path in sorted(BENCHMARKS.glob("*.json")):
+    for path in benchmark_files(BENCHMARKS):
         content = read_benchmark(path)
         versions = ", ".join(f"{name} {version}" for name, version in content.get("versions", {}).items())
         head = f"## {content['benchmark'].replace('_', ' ')}: {content['machine']}"
