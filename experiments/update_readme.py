@@ -208,7 +208,7 @@ def ratio(name: str, value: float) -> str:
 
 
 def benchmark_files(folder: Path) -> list[Path]:
-    """Return the files of a folder of benchmarks' results that hold ratios; docs/accelerators.md shows the other one."""
+    """Return the benchmarks' results in a folder that hold ratios; docs/accelerators.md shows the other file."""
     return sorted(path for path in folder.glob("*.json") if path.name != "accelerators.json")
 
 
