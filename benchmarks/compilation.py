@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measuring import RESULTS, provenance, slug
+from benchmarks.measuring import record
 
 COUNTED = Path(__file__).with_name("counted.py")
 HERE = Path(__file__).parents[1]
@@ -80,10 +80,7 @@ def main() -> None:
         for state in now:
             for key in ("programs", "seconds", "wall_seconds"):
                 ratios[f"{command}, {state}: {key}"] = now[state][key] / max(1e-9, before[state][key])
-    result = {**provenance("compilation"), "ratios": ratios, **found}
-    path = RESULTS / f"compilation-{slug(result['machine'])}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written: {path}")
+    record("compilation", {}, ratios, **found)
 
 
 if __name__ == "__main__":

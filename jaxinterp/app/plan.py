@@ -25,6 +25,7 @@ from jaxinterp.explain.batches import TARGETS
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.nn.losses import ClassificationLoss
 from jaxinterp.nn.platform import target
+from jaxinterp.nn.weights import variable_shapes
 from jaxinterp.recipe.config import Experiment, Run
 from jaxinterp.recipe.data import Counts, augmentation, counts, targeted
 from jaxinterp.recipe.family import Family, Log, TrainedRun
@@ -442,8 +443,7 @@ class _Planner:
         return int(size * 2.0 ** max(fitting)) if fitting else 0
 
     def _variables(self, network: Any, sharding: Sharding) -> Any:
-        image = jax.ShapeDtypeStruct((1, *self.run.data.image_shape), jnp.float32)
-        found = jax.eval_shape(network.init, jax.random.key(0), image)
+        found = variable_shapes(network, self.run.data.image_shape)
         kept = {"params": found["params"], "batch_stats": found.get("batch_stats", {})}
         return jax.tree.map(lambda leaf: _shape(leaf, sharding), kept)
 

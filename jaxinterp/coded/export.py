@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
@@ -14,7 +13,7 @@ from jaxinterp.checks import require
 from jaxinterp.coded.codes import Code
 from jaxinterp.coded.network import CodedResNeXt, Stage
 from jaxinterp.errors import CheckpointError
-from jaxinterp.nn.weights import DAMAGE, Arrays, fault, flat, read_weights, write_weights
+from jaxinterp.nn.weights import DAMAGE, Arrays, fault, flat, read_weights, variable_shapes, write_weights
 
 DESCRIPTION = "description"
 FIELDS = ("classes", "stem", "mean", "std")  # of the network, described beside its stages
@@ -82,8 +81,7 @@ def _fault(network: CodedResNeXt, arrays: Arrays) -> str:
 def _shapes(network: CodedResNeXt, channels: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a network's variables; the classifiers of all classes are one network, traced once."""
     side = 32 * network.stem[1]
-    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    variables = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    variables = traverse_util.flatten_dict(dict(variable_shapes(network, (side, side, channels))), sep="/")
     return {name: leaf.shape for name, leaf in variables.items()}
 
 

@@ -30,7 +30,7 @@ from jaxinterp.nn.torch_weights.state_dict import (
     require_once,
     shape_of,
 )
-from jaxinterp.nn.weights import Arrays
+from jaxinterp.nn.weights import Arrays, variable_shapes
 
 KIND = "a coded ResNeXt"
 MASK = "Mask_perClass"
@@ -210,8 +210,7 @@ def _row(prefix: str, arrays: Arrays, mask: Bool[np.ndarray, "classes paths"]) -
 
 def _require_shapes(network: CodedResNeXt, variables: Mapping[str, Any], channels: int) -> None:
     """Raise ConfigError unless variables have the shapes of a network's; the line names the first."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    built = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), image)), sep="/")
+    built = traverse_util.flatten_dict(dict(variable_shapes(network, (64, 64, channels))), sep="/")
     found = traverse_util.flatten_dict(dict(variables), sep="/")
     for name in sorted({*built, *found}):
         got = f"shape {found[name].shape}" if name in found else "nothing"

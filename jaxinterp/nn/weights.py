@@ -7,7 +7,7 @@ parameter that is not there: nothing of a claimed size is ever built.
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -127,6 +127,22 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def variable_shapes(network: nn.Module, image_shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
+    """Return the shapes and types of a network's variables; nothing is computed, not even a key.
+
+    Args:
+        network: whose `init` takes a key and images.
+        image_shape: (height, width, channels).
+        dtype: of the images.
+
+    Example:
+        >>> variable_shapes(nn.Conv(4, (3, 3)), (8, 8, 1))["params"]["kernel"].shape
+        (3, 3, 1, 4)
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), dtype)
+    return jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
+
+
 def flat(variables: Mapping[str, Any]) -> Arrays:
     """Return a network's variables by their paths, such as "params/stem/kernel"."""
     return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items()}
@@ -160,7 +176,7 @@ def variables_of(network: nn.Module, image_shape: tuple[int, ...], arrays: Mappi
     given = {name: jax.ShapeDtypeStruct(array.shape, jnp.float32) for name, array in arrays.items()}
     try:
         jax.eval_shape(network.apply, traverse_util.unflatten_dict(given, sep="/"), image)
-        built = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), image)
+        built = variable_shapes(network, image_shape)
     except DAMAGE as error:
         raise CheckpointError(f"the arrays are not the network's ({one_line(error)})") from None
     shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(dict(built), sep="/").items()}

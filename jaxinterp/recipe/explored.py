@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.checks import require
+from jaxinterp.data.batches import padded_batches
 from jaxinterp.explain.audit import reason
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
@@ -65,7 +66,8 @@ def explored(
         panels: the family's own readings.
         levels: whether the network is explained at all of its layers of maps, or at its own alone.
     """
-    logits = np.concatenate([np.asarray(net.logits(images[rows])) for rows in _batches(len(images))])
+    batches = padded_batches(BATCH, images)
+    logits = np.concatenate([np.asarray(net.logits(x))[:real] for _, real, (x,) in batches])
     top = np.argsort(-logits, axis=1, kind="stable")
     shapes = net.layers(images[:1])
     wanted = (net.layer, *net.levels) if levels else (net.layer,)
@@ -103,18 +105,10 @@ def explored(
     )
 
 
-def _batches(count: int) -> list[slice]:
-    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-
-
 def _run(method: Any, net: Explainable, images: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-    """Return maps and constants of every layer, computed batch by batch; the last batch is filled up."""
+    """Return maps and constants of every layer, computed batch by batch."""
     results = list[list[tuple[np.ndarray, Any]]]()
-    for rows in _batches(len(images)):
-        x, k = images[rows], targets[rows]
-        real = len(x)
-        if len(images) > BATCH and real < BATCH:
-            x, k = (np.concatenate([part, np.repeat(part[-1:], BATCH - real, axis=0)]) for part in (x, k))
+    for _, real, (x, k) in padded_batches(BATCH, images, targets):
         parts = method(net, x, k)
         parts = parts if isinstance(parts, list) else [parts]
         results.append(

@@ -29,6 +29,7 @@ from jaxinterp.explain.attribute.integrated import quadrature
 from jaxinterp.explain.explainable import Explainable, explainable
 from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer
+from jaxinterp.nn.weights import variable_shapes
 from jaxinterp.taylor.units import Form, Level, TaylorLevel, TaylorUnit, block_means
 
 
@@ -351,8 +352,7 @@ def describe(model: TaylorNet, shape: Sequence[int]) -> list[LevelCount]:
         >>> rows[-1].degree, rows[-1].parameters, len(str(rows[-1].coefficients))
         (16, 40482, 35)
     """
-    image = jax.ShapeDtypeStruct((1, *shape), model.param_dtype)
-    params: Any = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)["params"]
+    params = variable_shapes(model, shape, model.param_dtype)["params"]
 
     def row(name: str, sites: int, inputs: int, outputs: int, order: int, part: Any, units: int = 1) -> LevelCount:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(part))

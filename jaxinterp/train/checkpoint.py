@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from jaxinterp.errors import CheckpointError
 from jaxinterp.files import sealed, unsealed, write_json
+from jaxinterp.nn.weights import variable_shapes
 from jaxinterp.provenance import crc32
 from jaxinterp.train.result import Which, best_record
 from jaxinterp.train.step import TrainState
@@ -205,8 +206,7 @@ def load_variables(
     Raises:
         CheckpointError: None there, damaged, of another model, or trained with another `fingerprint`.
     """
-    image = jax.ShapeDtypeStruct((1, *input_shape[-3:]), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
+    shapes = variable_shapes(model, input_shape[-3:])
     variables = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), variables)

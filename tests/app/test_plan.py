@@ -7,8 +7,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from command_line import run
 
-from jaxinterp.app import cli
 from jaxinterp.app.compiled import Program, collectives, examine, size_of, traffic
 from jaxinterp.app.devices import DEVICES, Machine, machine_named, target_config
 from jaxinterp.app.plan import Part, Plan, plan
@@ -40,17 +40,6 @@ ENTRY %main (p: f32[8,4], d: u8[100]) -> f32[8,4] {
   ROOT %f = f32[8,4]{1,0} fusion(%e, %d), kind=kLoop, calls=%fused
 }
 """
-
-
-def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    capsys.readouterr()
-    status = 0
-    try:
-        cli.main(arguments.split())
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 def needs(platform: str) -> None:

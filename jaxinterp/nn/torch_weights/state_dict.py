@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -20,7 +19,7 @@ from flax import traverse_util
 
 from jaxinterp.checks import require, require_finite
 from jaxinterp.errors import CheckpointError, ConfigError
-from jaxinterp.nn.weights import Arrays, one_line, read_weights
+from jaxinterp.nn.weights import Arrays, one_line, read_weights, variable_shapes
 
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 COUNTER = "num_batches_tracked"
@@ -178,8 +177,7 @@ def _module(path: str) -> str:
 
 def _shapes(network: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of our variables by their paths."""
-    images = jax.ShapeDtypeStruct((1, SIDE, SIDE, channels), jnp.float32)
-    built = traverse_util.flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0), images)), sep="/")
+    built = traverse_util.flatten_dict(dict(variable_shapes(network, (SIDE, SIDE, channels))), sep="/")
     return {path: leaf.shape for path, leaf in built.items()}
 
 
