@@ -114,11 +114,54 @@ UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name
     "_over_result": "times the result",
     "_doubling": "times the time of half the examples",
     "cores_for": "cores",
+    "_ms": "ms",
+    "_over_forward": "forward passes",
+    "_over_gemm": "times that of its matrix products",
+    ": programs": "of those before",
+    ": seconds": "of those before",
+    ": wall_seconds": "of those before",
     "_overhead": "times the time without it",
     "time_per_target": "times the fastest row's",
     "raw_time_per_target": "times the fastest row's",
     "linear_in_targets": "times the time per target of fewer targets",
     "linear_in_pixels": "times the fastest size's",
+}
+SHOWN: Mapping[str, Mapping[str, str]] = {  # what of a benchmark the front page shows, in words; all are in docs
+    "coda": {
+        "forward_vs_torch": "CoDA S net, a forward pass, over the authors' formulation in PyTorch",
+        "train_step_vs_torch": "a training step of it",
+        "explain_all_classes_vs_torch_shared_forward": "the contributions to all ten classes",
+        "forward_over_gemm": "its forward pass",
+        "memory_vs_torch": "memory of its training step",
+    },
+    "coded": {
+        "block_vs_literal_torch": "a coded block's step, over the paper's form in PyTorch",
+        "step_vs_torch_baseline": "the coded network's step, over the network without codes in PyTorch",
+    },
+    "npk": {
+        "npk_vs_torch": "path kernel of 8,192 examples, over PyTorch",
+        "fc_npk_vs_gemm": "the same, over its matrix products alone",
+    },
+    "npk_scale": {
+        "fc_doubling": "path kernel of twice the examples, worst case",
+        "fc_peak_over_result": "memory of the path kernel, worst case",
+    },
+    "taylor": {
+        "low_orders_vs_torch": "low orders of a TaylorNet, over PyTorch",
+        "step_vs_torch": "a training step of it",
+    },
+    "attribution": {"geometric_mean_vs_torch": "post-hoc methods over Captum and Zennit, geometric mean"},
+    "agreement": {"largest_relative_difference": "largest difference from Captum's, Zennit's and Quantus' values"},
+    "explanation_cost": {"s_coda_image_explained_over_forward": "exact contributions to all ten classes, CoDA S net"},
+    "first_minute": {
+        "first_picture_seconds": "`jaxinterp demo`, its first picture, nothing compiled before",
+        "demo_seconds": "its page",
+    },
+    "page": {
+        "first_paint_ms": "the page of 60 images, first paint from disk",
+        "hover_median_ms": "its answer to the pointer",
+    },
+    "torchvision_parity": {"error_of_logits": "networks read from torchvision, difference of logits"},
 }
 
 
@@ -190,15 +233,28 @@ def audit_tables(results: Iterable[Results]) -> list[str]:
     return tables
 
 
-def ratios_table(benchmarks: Sequence[Mapping[str, Any]]) -> str:
-    """Write the ratios of benchmark files, a column per machine: ours over the other's speed, time or memory."""
-    cells = {}
-    for content in benchmarks:
-        ratios = [f"{name.replace('_', ' ')} {ratio(name, value)}" for name, value in content["ratios"].items()]
-        cells[content["benchmark"], content["machine"]] = "; ".join(ratios)
-    names, machines = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
-    rows = [[f"`{name}`", *(cells.get((name, machine), "–") for machine in machines)] for name in names]
-    return markdown([["benchmark", *machines], *rows])
+def ratios_table(benchmarks: Sequence[Mapping[str, Any]], everything: bool = False) -> str:
+    """Write the ratios of benchmark files, a column per machine: those of `SHOWN` in their words, or all."""
+    cells = {
+        (content["benchmark"], name, content["machine"]): ratio(name, value)
+        for content in benchmarks
+        for name, value in content["ratios"].items()
+        if everything or name in SHOWN.get(content["benchmark"], {})
+    }
+    machines = list(dict.fromkeys(machine for _, _, machine in cells))
+    lines = list(dict.fromkeys((benchmark, name) for benchmark, name, _ in cells))
+    if not everything:
+        shown = [(benchmark, name) for benchmark, names in SHOWN.items() for name in names]
+        lines = [line for line in shown if line in lines]
+    rows = [
+        [
+            f"`{benchmark}`",
+            name.replace("_", " ") if everything else SHOWN[benchmark][name],
+            *(cells.get((benchmark, name, machine), "–") for machine in machines),
+        ]
+        for benchmark, name in lines
+    ]
+    return markdown([["benchmark", "what", *machines], *rows]) if rows else ""
 
 
 def ratio(name: str, value: float) -> str:
@@ -235,7 +291,7 @@ def tables(root: Path, everything: bool = False) -> str:
     moved = equivariance_rows(results)
     others = [markdown(moved) if moved else "", *audit_tables(results), measurements_table(results)]
     written += others if everything else []
-    written += [ratios_table(benchmarks)] if benchmarks else []
+    written += [ratios_table(benchmarks, everything)]
     return "\n\n".join(filter(None, written)) or "No results are committed yet."
 
 

@@ -70,8 +70,19 @@ def test_rewrite_changes_only_what_stands_between_the_markers(tmp_path: Path) ->
     assert text.startswith(f"before\n{tables.BEGIN}\n| run |")
     assert text.endswith(f"{tables.END}\nafter\n")
     assert "| `coda/x` | 50.00% |" in text
-    assert "| benchmark | a CPU | a GPU |" in text
-    assert "| `coda` | forward vs torch 12.3× as fast; fit seconds 2 s | – |" in text
+    assert "| benchmark | what | a CPU |\n" in text
+    words = tables.SHOWN["coda"]["forward_vs_torch"]
+    assert f"| `coda` | {words} | 12.3× as fast |" in text
+    assert "fit seconds" not in text
+    content = [tables.read_benchmark(path) for path in sorted(benchmark.parent.glob("*.json"))]
+    assert tables.ratios_table(content, everything=True).splitlines() == [
+        "| benchmark | what | a CPU | a GPU |",
+        "|---|---|---|---|",
+        "| `coda` | forward vs torch | 12.3× as fast | – |",
+        "| `coda` | fit seconds | 2 s | – |",
+        "| `npk` | forward vs torch | – | 12.3× as fast |",
+        "| `npk` | fit seconds | – | 2 s |",
+    ]
     assert not tables.rewrite(readme)
     benchmark.write_text("[]")
     with pytest.raises(ConfigError, match=r"coda-cpu\.json"):
