@@ -89,7 +89,7 @@ class MapTable:
         rows: of cells; all maps have one size.
         caption: the line below.
         alt: of the whole, its name as a file.
-        scale: full color is the largest of the "row", or of each "map".
+        scale: full color is the largest of the "row", of each "map", or of "all".
         cell: width in CSS pixels that a cell should have at least.
         width: largest display width in CSS pixels.
     """
@@ -97,7 +97,7 @@ class MapTable:
     rows: Sequence[Sequence[Cell]]
     caption: str
     alt: str
-    scale: Literal["row", "map"] = "row"
+    scale: Literal["row", "map", "all"] = "row"
     cell: int = 120
     width: int = 1200
 

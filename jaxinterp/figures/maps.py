@@ -151,31 +151,6 @@ def panel(
     return figure
 
 
-def filter_sheet(
-    filters: Float[Array | np.ndarray, "rows columns height width"],
-    names: Sequence[str],
-    titles: Sequence[Sequence[str]],
-) -> "ShownFigure":
-    """Draw a table of signed filters, each on its own scale: blue below zero, white at zero, red above.
-
-    Args:
-        filters: (rows, columns, H, W).
-        names: of the rows.
-        titles: of each filter, rows × columns.
-    """
-    drawn = contribution_map(filters)
-    rows, columns = drawn.shape[:2]
-    require(len(names) == rows, "names", len(names), f"{rows}")
-    _require_titles(titles, rows, columns)
-    figure = blank(1.15 * columns + 0.6, 1.35 * rows)
-    grid: Any = figure.subplots(rows, columns, squeeze=False)
-    for i, j in np.ndindex(rows, columns):
-        _picture(grid[i, j], drawn[i, j], titles[i][j])
-    for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.set_ylabel(name, fontsize=9, parse_math=False)
-    return figure
-
-
 def _require_titles(titles: Sequence[Sequence[str]], rows: int, columns: int) -> None:
     lengths = [len(row) for row in titles]
     require(lengths == [columns] * rows, "titles", f"rows of {lengths}", f"{rows} of {columns}")

@@ -8,8 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.figures import charts
 from jaxinterp.figures.explorer import Panel, Pixels
-from jaxinterp.figures.html import Section, Table, picture
-from jaxinterp.figures.maps import filter_sheet, panel
+from jaxinterp.figures.html import Cell, MapTable, Section, Table
 from jaxinterp.gated.architecture import gate_shapes
 from jaxinterp.gated.paths import effective_filters
 from jaxinterp.recipe.family import Report, TrainedRun
@@ -22,16 +21,18 @@ def regression(report: Report) -> Section:
     """Return the accuracy of the NPK regression and of its value network, and the training images that decided."""
     metrics, deciding, train = report.results["metrics"], report.results["deciding"], report.trained.train_data
     images, labels, classes = report.images, report.labels, report.classes
-    rows, titles, names = [], [], []
+    rows = list[list[Cell]]()
     for one in deciding:
-        shares = [*one["for"], *one["against"]]
-        row, blank = np.ones((COLUMNS, *images.shape[1:3], 3), np.float32), [""] * (COLUMNS - len(shares))
-        for cell, (i, _) in zip(row, shares, strict=False):
-            cell[:] = train.images[i] / np.float32(train.maximum)  # gray to RGB, too
-        rows.append(row)
-        titles.append([f"{classes[int(train.labels[i])]}: {share:+.3f}" for i, share in shares] + blank)
-        names.append(f"label {classes[int(labels[one['image']])]}, read {classes[one['class']]}")
-    figure = panel(images[[one["image"] for one in deciding]], np.stack(rows), titles, names)
+        label, read = classes[int(labels[one["image"]])], classes[one["class"]]
+        rows.append(
+            [Cell(f"label {label},\nread {read}", image=images[one["image"]], alt=f"A {label}, read as {read}")]
+        )
+        for i, share in (*one["for"], *one["against"]):
+            title = f"{classes[int(train.labels[i])]}: {share:+.3f}"
+            rows[-1].append(
+                Cell(title, image=train.images[i] / np.float32(train.maximum), alt=f"Training image, {title}")
+            )
+    caption = "Test images, and training images with their label and their share."
     table = [
         [str(one["image"]), classes[one["class"]]]
         + [f"{one[key]:.4f}" for key in ("prediction", "offset", "sum")]
@@ -50,7 +51,7 @@ def regression(report: Report) -> Section:
             "that look like it and are of another class take away, so that single shares can be larger than the "
             "prediction."
         ],
-        [picture(figure, "Test images, and training images with their label and their share.", "Deciding images", 900)],
+        [MapTable(rows, caption, "Deciding images", cell=90)],
         [Table(["test image", "class", "prediction", "constant", "sum of all shares", "missed by rounding"], table)],
     )
 
@@ -133,7 +134,7 @@ def deciding(trained: TrainedRun[Any], rows: Int[np.ndarray, " n"], found: Seque
 
 def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
     """Return what the chosen gates of a linear gating network look at in the image: filters of the largest norm."""
-    shape, rows, titles = trained.run.data.image_shape, [], []
+    shape, rows = trained.run.data.image_shape, list[list[Cell]]()
     shapes = gate_shapes(trained.run.model.layers, shape)
     for layer in chosen:
 
@@ -144,10 +145,9 @@ def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
         some = np.linspace(0, units - 1, min(units, 256)).astype(int)
         weights = np.asarray(effective_filters(preactivation, shape, some).weights)
         norms = np.linalg.norm(weights.reshape(len(some), -1), axis=1)
-        best = np.resize(np.argsort(-norms, kind="stable")[:COLUMNS], COLUMNS)
-        rows.append(weights[best].sum(-1))
-        titles.append([f"unit {some[i]}" for i in best])
-    figure = filter_sheet(np.stack(rows), [f"gate {i}" for i in chosen], titles)
+        best = np.argsort(-norms, kind="stable")[:COLUMNS]
+        drawn = zip(some[best], weights[best].sum(-1), strict=True)
+        rows.append([Cell(f"gate {layer},\nunit {unit}", map=one, alt=f"Filter of unit {unit}") for unit, one in drawn])
     summed = "Summed over colors, e" if shape[-1] > 1 else "E"
     return Section(
         "What the gates look at",
@@ -155,7 +155,15 @@ def filters(trained: TrainedRun[Any], chosen: Sequence[int]) -> Section:
             "Before each gate the gating network is affine in the image, whatever its depth, so that a gate is a "
             "half-space, and its filter can be read off exactly: those of the largest norm, among 256 units of a layer."
         ],
-        [picture(figure, f"{summed}ach on its own scale; red where light opens.", "Gate filters", 900)],
+        [
+            MapTable(
+                rows,
+                f"{summed}ach on its own scale: positive where light opens the gate, negative where it closes it.",
+                "Gate filters",
+                "map",
+                90,
+            )
+        ],
     )
 
 

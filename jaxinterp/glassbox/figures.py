@@ -1,4 +1,4 @@
-"""Figures of the glass box: responses to orbits, which shift when the image turns, and templates that decided."""
+"""A figure of the glass box: templates that decided."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,30 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.figures.curves import blank
-from jaxinterp.figures.maps import shared_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def orbit_rows(
-    images: Float[np.ndarray, "n h w c"], responses: Float[np.ndarray, "n g k"], names: Sequence[str]
-) -> "Figure":
-    """Draw images in [0, 1], and beside each its responses E[g, k]: one row per template, one column per element.
-
-    All responses share one scale, red above and blue below 0.
-    """
-    figure = blank(8, 1.5 * len(images))
-    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 5])
-    limit = shared_limit(responses, 99.9)
-    for (left, right), image, parts, name in zip(axes, images, responses, names, strict=True):
-        _draw(left, image, name)
-        right.imshow(parts.T, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        right.set(ylabel="template", xticks=[], yticks=[])
-        right.yaxis.label.set_size(7)
-    axes[-1, 1].set_xlabel("group element", fontsize=8)
-    return figure
 
 
 def deciding_templates(

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.figure import Figure
 
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.explorer import Panel, Pixels
-from jaxinterp.figures.html import Section, Table, picture
+from jaxinterp.figures.html import Cell, MapTable, Section, Table
 from jaxinterp.figures.packing import packed
-from jaxinterp.glassbox.figures import deciding_templates, orbit_rows
+from jaxinterp.glassbox.figures import deciding_templates
 from jaxinterp.glassbox.network import GlassBox, Orbit
 from jaxinterp.recipe.family import Reading, Report
 from jaxinterp.recipe.page import first_of_each_class
@@ -52,7 +51,14 @@ def _orbit(report: Report, model: GlassBox) -> Section:
     params = report.explainable.variables["params"]["representation"]["orbit"]
     responses = np.asarray(Orbit(model.group, model.templates).apply({"params": params}, moved))
     names = ["as it is", *(f"moved by element {g}" for g in elements[1:])]
-    figure = orbit_rows(np.asarray(moved), responses[:, :, :RESPONSES_SHOWN], names)
+    shown = zip(names, np.asarray(moved), responses[:, :, :RESPONSES_SHOWN], strict=True)
+    rows = [
+        [
+            Cell(name, image=image, alt=f"The image {name}"),
+            Cell("responses", map=parts.T, alt=f"Responses to the image {name}: a row a template, a column an element"),
+        ]
+        for name, image, parts in shown
+    ]
     metrics = report.results["metrics"]
     text = (
         f"Responses E(x)[g, k] of an image to template k and element g of {model.group.name}: where the image is "
@@ -60,23 +66,12 @@ def _orbit(report: Report, model: GlassBox) -> Section:
         f"{metrics['equivariance_residual']:.1e} of the responses' norm; without the permutation they differ by "
         f"{metrics['equivariance_uncompensated']:.2f}. What is left of the columns' order is invariant."
     )
-    caption = f"The first {RESPONSES_SHOWN} templates; all rows share one scale."
-    return Section("What turns with the image", [text], [picture(figure, caption, "Responses to orbits", 760)])
-
-
-def _deciding(
-    model: GlassBox,
-    net: Explainable,
-    images: Float[np.ndarray, "n h w c"],
-    targets: Int[np.ndarray, "n t"],
-    names: Sequence[str],
-) -> tuple[Attribution, Int[np.ndarray, "nt m"], Int[np.ndarray, "nt m"], Float[np.ndarray, "nt m"], Figure]:
-    """Return the contributions, the templates with the largest, their strongest elements and sums, and a figure."""
-    parts = decompose(net, images, targets, layer="representation/orbit", check=False)
-    best, strongest, values, turned = _strongest(model, net, parts)
-    shown = np.repeat(images, targets.shape[1], axis=0)
-    figure = deciding_templates(shown, turned, values, [f"as {names[k]}" for k in targets.ravel()])
-    return parts, best, strongest, values, figure
+    caption = (
+        f"Images, and their responses to the first {RESPONSES_SHOWN} templates: a row a template, a column a group "
+        "element; all share one scale."
+    )
+    table = MapTable(rows, caption, "Responses to orbits", "all", cell=180, width=560)
+    return Section("What turns with the image", [text], [table])
 
 
 def _strongest(
@@ -166,7 +161,10 @@ def reading(
     """Return the templates with the largest contributions to the `top` classes of an image, as they matched most."""
     if len(names) == 2:  # the logits are one score and its negative
         top = top[:1]
-    parts, best, strongest, values, figure = _deciding(model, net, image[None], top[None], names)
+    parts = decompose(net, image[None], top[None], layer="representation/orbit", check=False)
+    best, strongest, values, turned = _strongest(model, net, parts)
+    shown = np.repeat(image[None], len(top), axis=0)
+    figure = deciding_templates(shown, turned, values, [f"as {names[k]}" for k in top])
     numbers = [
         {
             "class": names[k],
@@ -187,8 +185,17 @@ def reading(
 
 def _templates(report: Report, model: GlassBox) -> Section:
     chosen = first_of_each_class(report.labels, 5)
-    top = report.logits[chosen].argmax(1)[:, None]
-    parts, *_, figure = _deciding(model, report.explainable, report.images[chosen], top, report.classes)
+    net, top = report.explainable, report.logits[chosen].argmax(1)
+    parts = decompose(net, report.images[chosen], top, layer="representation/orbit", check=False)
+    _, _, values, turned = _strongest(model, net, parts)
+    rows = []
+    for image, k, moved, sums in zip(report.images[chosen], top, turned, values, strict=True):
+        read = f"read {report.classes[k]}"
+        cells = [
+            Cell(f"{value:+.2f}", image=template, alt=f"A template that adds {value:+.2f}")
+            for template, value in zip(moved, sums, strict=True)
+        ]
+        rows.append([Cell(read, image=image, alt=f"An image {read}"), *cells])
     missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
     text = (
         "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
@@ -196,7 +203,7 @@ def _templates(report: Report, model: GlassBox) -> Section:
         f"residual: {missed:.1e}."
     )
     caption = (
-        "The training images with the largest contributions to the predicted class, turned as they matched "
-        "most; red speaks for the class, blue against it."
+        "The training images with the largest contributions to the predicted class, above each what it adds, turned "
+        "as they matched most."
     )
-    return Section("The templates that decided", [text], [picture(figure, caption, "Templates that decided", 900)])
+    return Section("The templates that decided", [text], [MapTable(rows, caption, "Templates that decided", cell=90)])

@@ -17,7 +17,7 @@ from jaxinterp.explain.program import INPUT
 from jaxinterp.figures import charts
 from jaxinterp.figures.curves import method_style
 from jaxinterp.figures.explorer import Explorable
-from jaxinterp.figures.html import Box, Cell, Drawing, MapTable, Page, Section, Table, picture
+from jaxinterp.figures.html import Box, Cell, Drawing, MapTable, Page, Section, Table
 from jaxinterp.figures.maps import color_weights, panel
 from jaxinterp.recipe.explored import chosen_images, explored
 from jaxinterp.recipe.family import Report, TrainedRun
@@ -78,7 +78,7 @@ def maps_beside(
     labels: Int[np.ndarray, " n"],
     logits: Float[np.ndarray, "n classes"],
     classes: Sequence[str],
-    maps: Float[np.ndarray, "n count h w"],
+    maps: Float[np.ndarray, "n count height width"],
     titles: Sequence[Sequence[str]],
     caption: str,
     alt: str,
@@ -232,11 +232,18 @@ def _colors(report: Report) -> list[Section]:
     if parts.contributions.shape[-1] != 6:
         return []
     colors = color_weights(np.asarray(parts.weights), np.asarray(parts.contributions.sum(-1)))
-    titles = [[f"{report.classes[k]}: weights"] for k in top]
+    on_white = colors[..., :3] * colors[..., 3:] + 1 - colors[..., 3:]
+    names = [report.classes[k] for k in top]
+    rows = [
+        [
+            Cell(f"read {name}", image=image, alt=f"An image read as {name}"),
+            Cell(f"{name}: weights", image=drawn, alt=f"What the weights of {name} look for in it"),
+        ]
+        for image, drawn, name in zip(report.images[first], on_white, names, strict=True)
+    ]
     caption = "The dynamic weights of the likeliest class, in the colors that they look for; opaque where they matter."
-    figure = panel(report.images[first], colors, titles)
-    alt = f"Weights in color of {', '.join(report.classes[k] for k in top)}"
-    return [Section("What the weights look for", [], [picture(figure, caption, alt, 300)])]
+    table = MapTable(rows, caption, f"Weights in color of {', '.join(names)}", cell=140, width=420)
+    return [Section("What the weights look for", [], [table])]
 
 
 def _localization(report: Report) -> Section:

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from jaxinterp.explain.series import contributions, orders, pairs
 from jaxinterp.figures import charts
 from jaxinterp.figures.explorer import Panel
-from jaxinterp.figures.html import Section, Table, picture
+from jaxinterp.figures.html import Box, MapTable, Section, Table
 from jaxinterp.figures.maps import panel
 from jaxinterp.figures.packing import packed
 from jaxinterp.recipe.family import Reading, Report, TrainedRun
-from jaxinterp.recipe.page import first_of_each_class
+from jaxinterp.recipe.page import first_of_each_class, maps_beside
 from jaxinterp.taylor.network import TaylorNet, expansion_point
 
 MAX_MAPS = 5  # orders drawn for each image
@@ -58,19 +58,19 @@ def _maps(report: Report) -> Section:
     """Draw the contributions of pixels, and of blocks of the middle level, to each of the lowest orders."""
     model, net = report.trained.network, report.explainable
     indices = first_of_each_class(report.labels, 4)
-    images, top = report.images[indices], report.logits[indices].argmax(1)
-    x0, names = expansion_point(net.variables), [f"as {report.classes[k]}" for k in top]
+    images, logits = report.images[indices], report.logits[indices]
+    top, x0 = logits.argmax(1), expansion_point(net.variables)
+    shown = net, images, report.labels[indices], logits, report.classes
     degrees: dict[str | None, int] = {None: model.degree}
     if isinstance(model, TaylorNet) and len(model.levels) > 1:
         middle = len(model.levels) // 2 - 1
         degrees[f"level_{middle}"] = replace(model, levels=model.levels[middle + 1 :]).degree
-    pictures = []
+    pictures = list[MapTable]()
     for level, degree in degrees.items():
         max_order = min(MAX_MAPS, degree)
         parts = contributions(net, images, top, x0=x0, max_order=max_order, layer=level)
         each = np.asarray(parts.contributions)[:, 0]
         maps, titles = each.sum(-1), _titles(each.reshape(*each.shape[:2], -1).sum(-1))
-        figure = panel(images, maps, titles, names, scale="map")
         where = "the pixels" if level is None else f"the entries of {level.replace('_', ' ')}, summed over channels,"
         terms = orders(net, images, top, x0=x0, max_order=max_order, layer=level).contributions[:, 0]
         missed = np.abs(np.asarray(terms)[:, 1:] - each.reshape(*each.shape[:2], -1).sum(-1))
@@ -79,7 +79,8 @@ def _maps(report: Report) -> Section:
             f"Contributions of {where} to the lowest orders of the predicted class's logit; each map has its own "
             f"scale, and its sum is the number above it. Largest relative residual: {residual:.1e}."
         )
-        pictures.append(picture(figure, caption, "Contribution maps by order", 130 * (max_order + 1)))
+        alt = f"Contribution maps by order, of {'pixels' if level is None else level.replace('_', ' ')}"
+        pictures.append(maps_beside(*shown, maps, titles, caption, alt, scale="map", width=130 * (max_order + 1)))
     return Section(
         "Maps of single orders",
         [
@@ -144,26 +145,33 @@ def _pairs(report: Report) -> Section:
     if report.trained.network.degree < 2:
         return Section("Pairs of pixels", ["A polynomial of degree 1 has none."])
     indices = first_of_each_class(report.labels, 3)
-    images, top = report.images[indices], report.logits[indices].argmax(1)
-    x0, names = expansion_point(net.variables), [f"as {report.classes[k]}" for k in top]
+    images, logits = report.images[indices], report.logits[indices]
+    top, x0 = logits.argmax(1), expansion_point(net.variables)
     parts = contributions(net, images, top, x0=x0, max_order=2)
-    rows, titles, marks = list[np.ndarray](), list[list[str]](), list[np.ndarray]()
+    rows, titles, marks = list[np.ndarray](), list[list[str]](), list[list[Box | None]]()
     for x, label, second in zip(images, top, np.asarray(parts.contributions[:, 0, 1].sum(-1)), strict=True):
         ranked = np.argsort(-np.abs(second), axis=None)[[0, second.size // 50 + 1]]
         pixels = np.stack(np.unravel_index(ranked, second.shape), -1)
         maps = np.asarray(pairs(net, x[None], int(label), x0=x0, pixels=pixels).contributions)[0, 0]
         rows.append(np.concatenate([second[None], maps]))
-        marks += list(pixels)
+        size = (*second.shape, *second.shape)
+        marks.append([None, None, *(tuple(np.divide([r, c, r + 1, c + 1], size)) for r, c in pixels)])
         titles.append(["order 2", *(f"with ({row}, {column})" for row, column in pixels)])
-    figure = panel(images, np.stack(rows), titles, names, scale="map")
-    drawn = [axes for i, axes in enumerate(figure.axes) if i % 4 > 1]
-    for axes, (row, column) in zip(drawn, marks, strict=True):
-        axes.plot(column, row, "x", color="black", markersize=4)
-    caption = "Left: contribution of each pixel to order 2. Then: of its pairs with one marked pixel, at (row, column)."
+    caption = (
+        "First: contribution of each pixel to order 2. Then: of its pairs with the outlined pixel, at (row, column)."
+    )
+    shown = net, images, report.labels[indices], logits, report.classes
+    maps = maps_beside(
+        *shown, np.stack(rows), titles, caption, "Contributions of pairs of pixels", scale="map", width=620
+    )
+    outlined = [
+        [replace(cell, outline=mark) for cell, mark in zip(row, boxes, strict=True)]
+        for row, boxes in zip(maps.rows, marks, strict=True)
+    ]
     return Section(
         "Pairs of pixels",
         ["Order 2 is a sum over pairs, ½ d_i H_ij d_j with H the Hessian at x0; the maps show pairs of single pixels."],
-        [picture(figure, caption, "Contributions of pairs of pixels", 620)],
+        [replace(maps, rows=outlined)],
     )
 
 

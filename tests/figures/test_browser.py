@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.explain.metrics.similarity import cosine, misplaced, sign_agreement, spearman
-from jaxinterp.figures.html import Page, frame, write
+from jaxinterp.figures.html import Cell, MapTable, Page, Section, frame, write
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -325,3 +325,20 @@ def test_several_frames_of_a_notebook_do_not_clash(visit, tmp_path):
     frames[0].wait_for_selector("[data-distance=cosine]")
     assert frames[1].locator("[data-distance=cosine]").count() == 0
     assert page.evaluate("document.querySelector('iframe').clientHeight") > 900
+
+
+@pytest.mark.parametrize(("scale", "strengths"), [("all", (1.0, 0.5)), ("row", (1.0, 1.0)), ("map", (1.0, 1.0))])
+def test_maps_of_a_table_share_the_scale_that_is_asked_for(visit, tmp_path, scale, strengths):
+    rows = [[Cell("strong", map=np.full((2, 2), 1.0))], [Cell("weak", map=np.full((2, 2), 0.5))]]
+    write(
+        Page("t", "s", "", sections=[Section("maps", [], [MapTable(rows, "", "two maps", scale)])]), tmp_path / "p.html"
+    )
+    page = visit(tmp_path / "p.html")
+    colors = page.eval_on_selector_all(
+        ".table-of-maps canvas",
+        "all => all.map((one) => Array.from(one.getContext('2d').getImageData(3, 3, 1, 1).data))",
+    )
+    full, zero = np.array(colors[0][:3]), np.array([255, 255, 255])
+    for color, strength in zip(colors, strengths, strict=True):
+        np.testing.assert_allclose(color[:3], zero + strength * (full - zero), atol=24)
+    assert (colors[0] == colors[1]) == (strengths[1] == 1)

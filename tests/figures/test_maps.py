@@ -140,16 +140,6 @@ def test_styles_are_fixed_by_the_name():
     assert method_style("a_new_method")[0] == "A new method"
 
 
-def test_filters_are_drawn_with_their_names():
-    filters = rng.normal(size=(2, 3, 4, 4))
-    figure = draw.filter_sheet(filters, ["gate 0", "gate 4"], [["a", "b", "c"]] * 2)
-    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["gate 0", "gate 4"]
-    expected = draw.contribution_map(filters)
-    np.testing.assert_allclose(np.asarray(figure.axes[4].images[0].get_array()), expected[1, 1])
-    with pytest.raises(ValueError, match="names"):
-        draw.filter_sheet(filters, ["one"], [["a", "b", "c"]] * 2)
-
-
 def test_contributions_of_channels_are_not_drawn_as_colors():
     with pytest.raises(ValueError, match=r"\Amaps: got 3 channels from -1"):
         draw.panel(np.zeros((1, 2, 2, 3)), np.full((1, 1, 2, 2, 3), -1.0), [["a"]])

@@ -14,8 +14,10 @@ from jaxinterp.app import stages
 from jaxinterp.app.registry import runs
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.decompose import decompose
+from jaxinterp.figures.html import MapTable
 from jaxinterp.gated.family import GatedFamily, GatedModel, Regime, path_network
 from jaxinterp.gated.network import Network
+from jaxinterp.gated.report import filters
 from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.family import TrainedRun
 
@@ -160,6 +162,15 @@ def test_the_report_of_linear_gates_shows_their_filters(tmp_path: Path) -> None:
     stages.train("gated/digits-dlgn", FAMILY.smoke(runs()["gated/digits-dlgn"].run), tmp_path)
     stages.evaluate(tmp_path, log=lambda line: None)
     assert "What the gates look at" in stages.report(tmp_path).read_text(encoding="utf-8")
+    net = stages.trained(tmp_path)
+    (table,) = filters(net, [0]).pictures
+    assert isinstance(table, MapTable)
+    pixels = jnp.concatenate([jnp.zeros((1, 64)), jnp.eye(64)]).reshape(65, 8, 8, 1)
+    values = np.asarray(net.network.apply(net.variables, pixels, method="preactivations")[0]).reshape(65, -1)
+    for cell in table.rows[0]:
+        unit = int(cell.title.split()[-1])
+        assert cell.map is not None
+        np.testing.assert_allclose(cell.map.ravel(), values[1:, unit] - values[0, unit], atol=1e-6)
 
 
 @pytest.mark.slow

@@ -264,6 +264,7 @@ async function mapTable(place, data) {
   const [, height, width] = data.values ? data.values.shape : [0, 0, 0];
   const maps = Array.from({ length: data.values ? data.values.shape[0] : 0 }, (_, k) => Float64Array.from(values.subarray(k * height * width, (k + 1) * height * width), (q) => q * scale[k]));
   const largest = maps.map((map) => map.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1);
+  const most = Math.max(...largest, 1e-30);
   for (const row of data.rows) {
     const line = make("div", { class: "line" });
     const together = Math.max(...row.cells.filter((cell) => "map" in cell).map((cell) => largest[cell.map]), 1e-30);
@@ -271,7 +272,7 @@ async function mapTable(place, data) {
       const box = make("div", { class: "cell" }, make("span", {}, cell.title));
       if ("map" in cell) {
         const canvas = make("canvas", { role: "img", "aria-label": cell.alt });
-        const limit = data.shared === "row" ? together : largest[cell.map];
+        const limit = { row: together, map: largest[cell.map], all: most }[data.shared];
         const draw = () => {
           const zoom = Math.max(1, Math.ceil(240 / width));
           canvas.width = zoom * width;

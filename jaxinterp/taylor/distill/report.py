@@ -3,10 +3,11 @@
 from typing import Any
 
 from jaxinterp.figures import charts
-from jaxinterp.figures.html import Section, Table, picture
+from jaxinterp.figures.html import Cell, MapTable, Section, Table
 from jaxinterp.recipe.family import Report
-from jaxinterp.taylor.distill import contact_sheet, read_set
+from jaxinterp.taylor.distill import read_set
 
+COLUMNS = 12  # images of a class, over all levels
 FOLDER = "distilled"  # in the run folder
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {  # test accuracy in percent with 1 and 10 images per class
     "mnist": {
@@ -43,7 +44,16 @@ def _levels(report: Report) -> Section:
         f"{metrics['class_mean_1_embedding']:.2%} in the same embedding."
     )
     caption = "Images of every class at every level, real ones on the left, the last one on the right."
-    sheet = picture(contact_sheet(levels, report.classes), caption, "Levels of abstraction")
+    each = max(1, COLUMNS // len(levels))
+    images = [
+        [
+            Cell(f"{name}\nlevel {level.level}", image=image, alt=f"A {name} at level {level.level}")
+            for level in levels
+            for image in level.images[level.labels == k][:each]
+        ]
+        for k, name in enumerate(report.classes)
+    ]
+    sheet = MapTable(images, caption, "Levels of abstraction", cell=56)
     caption = "Accuracy by references of each level, on test images."
     names = {"one": "one reference per class", "nearest": "the nearest of all", "mean": "mean embedding"}
     place = [row["level"] for row in rows]
