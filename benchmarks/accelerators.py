@@ -4,7 +4,7 @@
     python -m benchmarks.accelerators --run coda/       # those of runs whose names begin so, anew
     python -m benchmarks.accelerators --table           # rewrite the table in docs/accelerators.md
 
-It needs libtpu and the CUDA wheels: pip install 'jaxinterp[tpu]' 'jaxinterp[cuda]'. One program is compiled at a time,
+It needs libtpu and the CUDA wheels: pip install 'jax[tpu,cuda13]'. One program is compiled at a time,
 each in a process of its own that may take `--limit` seconds; `--shared` records that the machine did other work
 meanwhile. `cpu_seconds` are those of all threads of the compiler: it takes no longer on an idle machine.
 """

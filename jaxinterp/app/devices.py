@@ -24,7 +24,7 @@ from jaxinterp.train.step import device_mesh
 Platform = Literal["tpu", "cuda", "cpu"]
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
 TPU_FREE, CUDA_FREE = 0.98, 0.75
-WHEELS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda13_plugin", "cuda")}  # module, extra of this package
+WHEELS = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_cuda13_plugin", "cuda13")}  # module, extra of jax
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Machine:
             require(self.count <= len(found), "--device", str(self), wanted)
             return tuple(found[: self.count])
         module, extra = WHEELS[self.platform]
-        command = f"pip install 'jaxinterp[{extra}]'"
+        command = f"pip install 'jax[{extra}]=={jax.__version__}'"
         here = importlib.util.find_spec(module) is not None
         require(here, "--device", str(self), f"its compiler, {module}, to be installed: {command}")
         try:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.coda.alignment import DynamicAlignmentConv as DynamicAlignmentConv
@@ -42,8 +42,10 @@ def encode(x: Float[Array, "*batch channels"]) -> Float[Array, "*batch two_chann
     return jnp.concatenate([x, 1 - x], axis=-1)
 
 
-def encoding(variables: Any, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c2"]:
+def encoding(variables: Any, x: Num[Array, "..."]) -> Float[Array, "n h w c2"]:
     """Return `encode(x)`, as the input of an `Explainable`; no variables are needed."""
+    images = x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.floating)
+    require(images, "x", f"{x.dtype}{x.shape}", "floating images (batch, height, width, channels) in [0, 1]")
     return encode(x)
 
 

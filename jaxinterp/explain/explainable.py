@@ -1,5 +1,6 @@
 """The one idea as a type: a network seen from outside, of any framework, as everything that explains takes it."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeCollectionNotFound
 from jaxtyping import Array, Float, Num
 
 from jaxinterp.checks import require, require_one_of
-from jaxinterp.errors import ConfigError
+from jaxinterp.errors import ConfigError, JaxInterpError
 from jaxinterp.explain import frameworks
 from jaxinterp.explain.batches import as_array, cut, padded
 from jaxinterp.explain.freeze import Freezing, Held, held_operations
@@ -266,6 +268,9 @@ class Explainable:
         except UnreadableError:
             if isinstance(error, PartError):
                 return f"{error.part}: got {_reason(error.__cause__)}, expected {error.wanted}"
+            if isinstance(error, ScopeCollectionNotFound):
+                keys = list(self.variables) if isinstance(self.variables, Mapping) else type(self.variables).__name__
+                return f"variables: got {keys}, expected the collections that init returns, such as {{'params': ...}}"
             reason = _reason(error)
             if isinstance(error, TypeError) and "positional argument" in reason:
                 reason += "; variables go into explainable(network, variables)"
@@ -306,13 +311,15 @@ class PartError(Exception):
 def _blamed(part: str, wanted: str) -> Iterator[None]:
     try:
         yield
+    except JaxInterpError:  # says in its own line what is wrong
+        raise
     except Exception as error:
         raise PartError(part, wanted) from error
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return kind and text of an error in one line."""
-    reason = " ".join(str(error).split())
+    """Return kind and text of an error in one line, without links."""
+    reason = re.sub(r" \(https?://\S+\)", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {reason if len(reason) <= LONGEST else f'{reason[:LONGEST]} ...'}"
 
 

@@ -139,7 +139,12 @@ def _frozen(program: Program, variables: int, choices: Freezing) -> tuple[Progra
     """Rewrite a program, and trace it again."""
     jaxpr, active = program.jaxpr, _active(program.jaxpr, variables)
     held, moves = (any(read(jaxpr, active, through=through)[1]) for through in (False, True))
-    require(held or not moves, "network", "logits that are held whole", "values before the softmax at its end")
+    require(
+        held or not moves,
+        "network",
+        "an output that is held constant as a whole",
+        "logits: what it has before a softmax, say",
+    )
     if not any(True for _ in _held(jaxpr, active, choices, "", ())):
         return program, ()
 

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxinterp.coda.network import CoDANet
+from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribute import grad_cam, gradient, integrated_gradients, occlusion
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import explainable
 from jaxinterp.explain.methods import OURS, compared
+
+SMALL_CODA = CoDANet(features=(2, 3), ranks=(2, 2), kernel_sizes=(3, 1), strides=(2, 1))
 
 
 class Net(nn.Module):
@@ -367,3 +371,18 @@ def test_explicit_meshes(net):
         found = explain(net, spread).contributions
         assert found.sharding.mesh == mesh
         np.testing.assert_allclose(np.asarray(found), want, rtol=1e-5, atol=1e-7)
+
+
+def test_a_refusal_names_what_was_given_and_not_what_became_of_it() -> None:
+    net = explainable(SMALL_CODA, jax.eval_shape(SMALL_CODA.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
+    for wrong in (jnp.zeros((3, 4, 4)), jnp.zeros((2, 4, 4, 1), jnp.uint8)):
+        with pytest.raises(ConfigError, match=rf"^x: got {wrong.dtype}\({wrong.shape[0]}, 4, 4") as found:
+            net.program("logits", wrong)
+        assert "encoding" not in str(found.value)
+    module = nn.Sequential([nn.Dense(3)])
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 4)))
+    with pytest.raises(ConfigError, match=r"^variables: got \['layers_0'\]"):
+        decompose(explainable(module, variables["params"]), jnp.zeros((2, 4)))
+    with pytest.raises(ConfigError, match=r"^x: got float32\(2, 5\)") as found:
+        decompose(explainable(module, variables), jnp.zeros((2, 5)))
+    assert "http" not in str(found.value)
