@@ -24,7 +24,7 @@ from jaxinterp.checks import require
 from jaxinterp.explain.batches import TARGETS
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.nn.losses import ClassificationLoss
-from jaxinterp.nn.platform import target
+from jaxinterp.nn.platform import Target, target
 from jaxinterp.nn.weights import variable_shapes
 from jaxinterp.recipe.config import Experiment, Run
 from jaxinterp.recipe.data import Counts, augmentation, counts, targeted
@@ -310,7 +310,11 @@ class _Planner:
 
     def tracing(self) -> AbstractContextManager[None]:
         """Trace what the machine's platform runs."""
-        return nullcontext() if self.machine.platform == "cpu" else target("accelerator")
+        return (
+            nullcontext()
+            if self.machine.platform == "cpu"
+            else target("tpu" if self.machine.platform == "tpu" else "accelerator")
+        )
 
     def check(self) -> None:
         """Require what training on the machine requires."""

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxinterp.checks import require_one_of
 
-Target = Literal["cpu", "accelerator"]
+Target = Literal["cpu", "accelerator", "tpu"]
 R = TypeVar("R")
 
 _target = jax.make_user_context(None)  # part of the key by which JAX caches traces and compiled programs
@@ -25,10 +25,10 @@ def target(kind: Target) -> Iterator[None]:
     """Trace for one kind of platform alone, within this context.
 
     Args:
-        kind: "cpu", or "accelerator" for every other platform.
+        kind: "cpu", "tpu", or "accelerator" for every other platform, or for one that is only known to be no CPU.
 
     Raises:
-        ConfigError: `kind` is neither.
+        ConfigError: `kind` is none of these.
 
     Example:
         >>> with target("accelerator"):
@@ -47,7 +47,8 @@ def target_of(arrays: Any) -> Target:
     """
     known = (a for a in jax.tree.leaves(arrays) if isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer))
     held = next((next(iter(array.devices())).platform for array in known), None)
-    found: Target = "cpu" if (held or jax.default_backend()) == "cpu" else "accelerator"
+    platform = held or jax.default_backend()
+    found: Target = platform if platform in ("cpu", "tpu") else "accelerator"  # type: ignore[assignment]
     return _target.value or found
 
 
@@ -71,27 +72,33 @@ def jit_once(function: Callable[..., R], held: Any, level: Literal[0, 1] = 1, **
     return jax.jit(function, compiler_options=quickly, **options)  # type: ignore[no-any-return]
 
 
-def by_platform(cpu: Callable[..., R], accelerator: Callable[..., R], *args: Any) -> R:
-    """Run one of two functions that compute the same: the one for the platform that the program is compiled for.
+def by_platform(
+    cpu: Callable[..., R], accelerator: Callable[..., R], *args: Any, tpu: Callable[..., R] | None = None
+) -> R:
+    """Run one of two or three functions that compute the same: the one for the platform that a program is compiled for.
 
-    Under `jit` both are traced, and only one is compiled; without it, JAX's default device decides. A derivative is
+    Under `jit` all are traced, and only one is compiled; without it, JAX's default device decides. A derivative is
     best taken within `jit`: outside of it, what a jitted function keeps for the backward pass has zeros for the other.
 
     Args:
         cpu: (*args) ↦ a pytree of arrays.
         accelerator: the same for GPUs and TPUs, with equal shapes and types.
         *args: pytrees of arrays.
+        tpu: the same for TPUs, where they have a function of their own.
 
     Example:
         >>> by_platform(lambda x: x + x, lambda x: 2 * x, jax.numpy.ones(2)).tolist()
         [2.0, 2.0]
     """
-    branches: dict[Target, Callable[..., R]] = {"cpu": cpu, "accelerator": accelerator}
-    if _target.value is not None:
-        return branches[_target.value](*args)
+    branches: dict[Target, Callable[..., R]] = {"cpu": cpu, "accelerator": accelerator, "tpu": tpu or accelerator}
+    known = _target.value
+    if known is not None and (known != "accelerator" or tpu is None):
+        return branches[known](*args)
 
     def within(kind: Target, *args: Any) -> R:  # what a branch calls takes the same side
         with _target(kind):
             return branches[kind](*args)
 
-    return lax.platform_dependent(*args, cpu=partial(within, "cpu"), default=partial(within, "accelerator"))
+    own = {kind: partial(within, kind) for kind in ("cpu", "tpu")}
+    own = {kind: own[kind] for kind in own if not (kind == "cpu" and known) and not (kind == "tpu" and tpu is None)}
+    return lax.platform_dependent(*args, **own, default=partial(within, "accelerator"))

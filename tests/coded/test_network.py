@@ -168,6 +168,8 @@ def test_grouped_convolution_is_xlas(monkeypatch, strides, size, limit):
     roughly(found(ours), found(theirs))
     with target("accelerator"):
         jax.tree.map(np.testing.assert_array_equal, found(ours), found(theirs))
+    with target("tpu"):
+        roughly(found(ours), found(theirs))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The branch follows the platform that a program is compiled for, under every transformation."""
 
+import re
 from functools import partial
 
 import jax
@@ -102,6 +103,21 @@ def test_what_is_within_a_side_takes_the_same():
     np.testing.assert_array_equal(sides, X)
     text = str(jax.make_jaxpr(lambda x: by_platform(f, f, x))(X))
     assert text.count("branches=") == 1
+
+
+def test_a_tpu_may_have_a_function_of_its_own():
+    def own(x):
+        return by_platform(lambda x: x, lambda x: 2 * x, x, tpu=lambda x: by_platform(f, lambda x: 3 * x, x))
+
+    for kind, factor in (("cpu", 1), ("accelerator", 2), ("tpu", 3)):
+        with target(kind):
+            for run in (own, jax.jit(own), jax.vmap(own)):
+                np.testing.assert_array_equal(run(X), factor * X)
+    np.testing.assert_array_equal(jax.jit(own)(X), {"cpu": 1, "accelerator": 2, "tpu": 3}[HERE] * X)
+    for platform, factor in (("cpu", None), ("cuda", 2.0), ("tpu", 3.0)):
+        text = jax.export.export(jax.jit(own), platforms=[platform])(X).mlir_module()
+        found = re.findall(r"dense<(\d\.0)[0-9eE+]*> : tensor<f", text)
+        assert set(map(float, found)) == ({factor} if factor else set())
 
 
 def test_the_target_is_set_or_that_of_known_arrays():
