@@ -310,11 +310,8 @@ class _Planner:
 
     def tracing(self) -> AbstractContextManager[None]:
         """Trace what the machine's platform runs."""
-        return (
-            nullcontext()
-            if self.machine.platform == "cpu"
-            else target("tpu" if self.machine.platform == "tpu" else "accelerator")
-        )
+        kinds: dict[str, Target] = {"tpu": "tpu", "cuda": "accelerator"}
+        return target(kinds[self.machine.platform]) if self.machine.platform in kinds else nullcontext()
 
     def check(self) -> None:
         """Require what training on the machine requires."""
