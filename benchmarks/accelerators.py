@@ -114,7 +114,7 @@ def kernel(device: str) -> dict[str, Any]:
     place = jax.NamedSharding(machine.mesh(1), jax.P())
     x = jax.ShapeDtypeStruct((size, *shape), jnp.float32, sharding=place)
     held = tuple(jax.ShapeDtypeStruct((size, *gate), jnp.bool_, sharding=place) for gate in gates)
-    with target("tpu" if machine.platform == "tpu" else "accelerator"):
+    with target("tpu" if machine.platform == "tpu" else "gpu"):
         program, _ = examine(jax.jit(PathKernel(layers, normalize="width")), (x, held, x, held), machine, 1)
     count = math.ceil(IMAGES / size)
     tiles = count * (count + 1) / 2 / machine.count  # half of a symmetric matrix, shared by the devices

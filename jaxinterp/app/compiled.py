@@ -124,7 +124,7 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
     start, start_cpu = time.perf_counter(), sum(os.times()[:4])
     try:
         with _nothing_kept():
-            compiled = lowered.compile()
+            compiled = _compile(lowered)
     except RuntimeError as error:  # of XLA
         text = " ".join(str(error).split())
         used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])i?B?(?: of|\))", text)
@@ -148,6 +148,16 @@ def examine(function: Any, arguments: tuple[Any, ...], machine: Machine, devices
         products=products(text),
     )
     return program, compiled
+
+
+def _compile(lowered: Any) -> Any:
+    """Compile; products for which XLA finds no tiles where no GPU is there to try them out are left to cuBLAS."""
+    try:
+        return lowered.compile()
+    except RuntimeError as error:
+        if "output tile sizes" not in str(error):
+            raise
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 @contextlib.contextmanager

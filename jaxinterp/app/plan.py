@@ -310,7 +310,7 @@ class _Planner:
 
     def tracing(self) -> AbstractContextManager[None]:
         """Trace what the machine's platform runs."""
-        kinds: dict[str, Target] = {"tpu": "tpu", "cuda": "accelerator"}
+        kinds: dict[str, Target] = {"tpu": "tpu", "cuda": "gpu"}
         return target(kinds[self.machine.platform]) if self.machine.platform in kinds else nullcontext()
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxinterp.checks import require_one_of
 
-Target = Literal["cpu", "accelerator", "tpu"]
+Target = Literal["cpu", "gpu", "tpu", "accelerator"]
 R = TypeVar("R")
 
 _target = jax.make_user_context(None)  # part of the key by which JAX caches traces and compiled programs
@@ -25,7 +25,7 @@ def target(kind: Target) -> Iterator[None]:
     """Trace for one kind of platform alone, within this context.
 
     Args:
-        kind: "cpu", "tpu", or "accelerator" for every other platform, or for one that is only known to be no CPU.
+        kind: "cpu", "gpu" or "tpu", or "accelerator" for one of the last two, not known which.
 
     Raises:
         ConfigError: `kind` is none of these.
@@ -48,7 +48,7 @@ def target_of(arrays: Any) -> Target:
     known = (a for a in jax.tree.leaves(arrays) if isinstance(a, jax.Array) and not isinstance(a, jax.core.Tracer))
     held = next((next(iter(array.devices())).platform for array in known), None)
     platform = held or jax.default_backend()
-    found: Target = platform if platform in ("cpu", "tpu") else "accelerator"  # type: ignore[assignment]
+    found: Target = platform if platform in ("cpu", "tpu") else "gpu"  # type: ignore[assignment]
     return _target.value or found
 
 
@@ -90,15 +90,18 @@ def by_platform(
         >>> by_platform(lambda x: x + x, lambda x: 2 * x, jax.numpy.ones(2)).tolist()
         [2.0, 2.0]
     """
-    branches: dict[Target, Callable[..., R]] = {"cpu": cpu, "accelerator": accelerator, "tpu": tpu or accelerator}
-    known = _target.value
-    if known is not None and (known != "accelerator" or tpu is None):
+    known: Target | None = _target.value
+    branches: dict[Target, Callable[..., R]] = {"cpu": cpu, "gpu": accelerator, "tpu": tpu or accelerator}
+    if known in branches:
         return branches[known](*args)
+    if known is not None and tpu is None:
+        return accelerator(*args)
 
-    def within(kind: Target, *args: Any) -> R:  # what a branch calls takes the same side
+    def within(kind: Target, side: Callable[..., R], *args: Any) -> R:  # what a branch calls takes the same side
         with _target(kind):
-            return branches[kind](*args)
+            return side(*args)
 
-    own = {kind: partial(within, kind) for kind in ("cpu", "tpu")}
-    own = {kind: own[kind] for kind in own if not (kind == "cpu" and known) and not (kind == "tpu" and tpu is None)}
-    return lax.platform_dependent(*args, **own, default=partial(within, "accelerator"))
+    own = {} if known else {"cpu": partial(within, "cpu", cpu)}
+    own |= {} if tpu is None else {"tpu": partial(within, "tpu", tpu)}
+    rest = partial(within, "accelerator" if tpu is None else "gpu", accelerator)
+    return lax.platform_dependent(*args, **own, default=rest)

@@ -166,7 +166,7 @@ def test_grouped_convolution_is_xlas(monkeypatch, strides, size, limit):
 
     ours = partial(grouped_conv, strides=strides)
     roughly(found(ours), found(theirs))
-    with target("accelerator"):
+    with target("gpu"):
         jax.tree.map(np.testing.assert_array_equal, found(ours), found(theirs))
     with target("tpu"):
         roughly(found(ours), found(theirs))
