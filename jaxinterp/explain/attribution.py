@@ -48,7 +48,7 @@ class Attribution:
         discrepancy: largest |frozen − free| logit over the largest |free|, (batch,): 0 where the frozen network is the
             network.
         method: name of what computed it.
-        layer: name of the layer whose entries contribute.
+        layer: name of the layer whose entries contribute; "input" also of the examples before an encoding.
         held: what was held constant so that the network is affine, in words: "12 gelu, 12 softmax, 25 norm"; empty
             where nothing was, or the network is frozen in its own way. `net.held_operations(x)` lists the modules.
     """
