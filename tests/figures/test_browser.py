@@ -161,6 +161,7 @@ def test_misread_images_come_first_and_images_are_filtered(visit, file):
 def test_a_cell_is_read_by_mouse_and_by_keys_with_its_rank_and_running_sum(visit, file):
     page = visit(file)
     values = EXACT.values[MISREAD, read(MISREAD)]
+    page.locator("canvas.map").scroll_into_view_if_needed()
     box = page.locator("canvas.map").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 3.5 / 8, box["y"] + box["height"] * 2.5 / 8)
     page.wait_for_function("document.querySelector('.readout').textContent.includes('row 2, column 3')")
@@ -185,6 +186,7 @@ def test_a_cell_is_read_by_mouse_and_by_keys_with_its_rank_and_running_sum(visit
 def test_a_region_is_summed_by_brush_and_by_keys(visit, file):
     page = visit(file)
     values = EXACT.values[MISREAD, read(MISREAD)]
+    page.locator("canvas.map").scroll_into_view_if_needed()
     box = page.locator("canvas.map").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 1.5 / 8, box["y"] + box["height"] * 2.5 / 8)
     page.mouse.down()
