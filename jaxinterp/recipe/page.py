@@ -143,7 +143,7 @@ def compose_page(report: Report) -> Page:
         subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
         f"seed {report.run.train.seed}" + (f" · {trained}" if trained else ""),
         exact=f"Exact: at every level the contributions of a class and its bias ({bias}) sum to its logit. What "
-        f"they miss, the residual, is at most {residual} of the largest logit, which is float32 rounding. Accuracy, "
+        f"they miss, the residual, is at most {residual}, relative, which is float32 rounding. Accuracy, "
         "localization and removal are measurements on test images, and post-hoc maps are approximations.",
         tiles=tiles,
         explorer=explore(report.trained, report.images, report.labels, report.logits, results),
