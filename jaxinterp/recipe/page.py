@@ -231,7 +231,7 @@ def _colors(report: Report) -> list[Section]:
     parts = decompose(report.explainable, report.images[first], top)
     if parts.contributions.shape[-1] != 6:
         return []
-    colors = color_weights(np.asarray(parts.weights), np.asarray(parts.contributions.sum(-1)))
+    colors = color_weights(np.asarray(parts.weights[:, 0]), np.asarray(parts.contributions[:, 0].sum(-1)))
     on_white = colors[..., :3] * colors[..., 3:] + 1 - colors[..., 3:]
     names = [report.classes[k] for k in top]
     rows = [

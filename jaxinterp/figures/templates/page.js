@@ -608,9 +608,9 @@ async function explore(place, data) {
     fill(layer, layersOf(state.method).map((name) => [name, words(name)]), state.layer);
     fill(other, [["", "nothing"], ...methods.filter((name) => name !== state.method).map((name) => [name, words(name)])], state.other === state.method ? "" : state.other);
     scales.label.hidden = !second;
-    reading.replaceChildren(`${said(i)[0].toUpperCase()}${said(i).slice(1)}${misread(i) ? " — misread" : ""}.`);
-    const name = data.images[i].name;
-    if (name) reading.append(make("span", { class: "soft" }, ` ${name}`));
+    const name = data.images[i].name, named = name && label(i) < 0; // such as by a file's name, which stays as it is
+    reading.replaceChildren(`${named ? said(i) : said(i)[0].toUpperCase() + said(i).slice(1)}${misread(i) ? " — misread" : ""}.`);
+    if (name && !named) reading.append(make("span", { class: "soft" }, ` ${name}`));
     figures.replaceChildren();
     if (data.images[i].source) figures.append(make("figure", {}, make("figcaption", {}, "The image"), make("img", { class: "shown", src: data.images[i].source, alt: said(i), width: data.size[1], height: data.size[0] })));
     bar.replaceChildren();
