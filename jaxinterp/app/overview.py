@@ -133,7 +133,7 @@ def _columns(content: Explorable, size: tuple[int, int]) -> Iterator[tuple[list[
 
 def explorer_page(seen: Seen) -> Page:
     """Compose the page of one network's explorer."""
-    exact = "Exact: contributions and the constant sum to the logit; maps of other methods are approximations."
+    exact = "Exact: contributions and the bias sum to the logit; maps of other methods are approximations."
     more = Section("All networks", ["Back to the table of all networks."], links=[Link("All networks", "report.html")])
     return Page(f"{seen.family}: {seen.name}", seen.text, exact, sections=[more], explorer=seen.explorable)
 
@@ -156,9 +156,10 @@ def compose(seen: Sequence[Seen], further: Sequence[Section] = (), folder: Path 
     return Page(
         title="Networks that can be read",
         subtitle=f"{len(seen)} networks of five families, each taken apart exactly",
-        exact="Exact: in every row the contributions of the pixels sum to the logit minus what the family leaves out, "
-        "to the residual of the table. Curvature 0 says that the network held is affine, discrepancy 0 that it is the "
-        "network. Accuracy and time are measurements; maps of other methods are approximations.",
+        exact="Exact: the contributions of the pixels and a bias, which no pixel explains, sum to the logit. What they "
+        "miss is the residual, relative to the largest logit or bias. Curvature 0: with its coefficients held the "
+        "network is affine. Discrepancy 0: so held, it computes its own logits. Accuracy and time are measurements; "
+        "maps of other methods are approximations.",
         sections=[
             Section("All networks", [text], tables=[Table(header, padded)]),
             *_together(seen),

@@ -53,10 +53,9 @@ def _paths(report: Report) -> Section:
     return Section(
         "The paths of every class",
         [
-            "A logit is, without remainder, the sum of what the paths of all blocks hand on to it through the "
-            "shortcuts, of the stem and of constants. On the left which paths the code gives to each class; on the "
-            "right what they contribute to that class' logit on its images. Largest relative remainder: "
-            f"{missed:.1e}."
+            "A logit is the sum of what the paths of all blocks hand on to it through the shortcuts, of the stem and "
+            "of the bias. On the left which paths the code gives to each class; on the right what they contribute to "
+            f"that class' logit on its images. Largest relative residual: {missed:.1e}."
         ],
         pictures,
     )

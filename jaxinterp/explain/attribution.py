@@ -41,14 +41,14 @@ class Attribution:
         logits: f_k(x), (batch, T).
         targets: the classes k, (batch, T).
         bias: b_k, the part that no entry explains: in closed form where the network's is known, else f − W x; the
-            logits at the baseline of methods that have one, (batch, T); None of methods that do not claim completeness.
+            output at the baseline of methods that have one, (batch, T); None of methods that do not claim completeness.
         residual: f_k − Σ contributions_k − b_k, signed, (batch, T); None of methods that do not claim completeness.
         weights: W(x)ᵀe_k of a decomposition, (batch, T, ...).
         curvature: relative second derivative of the frozen network at each example, (batch,): 0 where it is affine.
         discrepancy: largest |frozen − free| logit over the largest |free|, (batch,): 0 where the frozen network is the
             network.
         method: name of what computed it.
-        layer: name of the layer whose entries contribute.
+        layer: name of the layer whose entries contribute; "input" also of the examples before an encoding.
         held: what was held constant so that the network is affine, in words: "12 gelu, 12 softmax, 25 norm"; empty
             where nothing was, or the network is frozen in its own way. `net.held_operations(x)` lists the modules.
     """
@@ -163,8 +163,7 @@ class Attribution:
             images=None if images is None else np.asarray(images, np.float32),
             labels=None if labels is None else np.asarray(labels),
             names=names,
-            constant="the part that no cell explains" if exact else "the output at the baseline",
-            title=f"Contributions by {self.method or 'hand'}",
+            title="Exact contributions" if exact else f"Contributions by {self.method.replace('_', ' ') or 'hand'}",
             every=len(classes) > 0,
         )
 

@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.checks import require, require_finite, require_labels, require_whole
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, gradients_of
+from jaxinterp.explain.attribute.backward import Call, checked, chosen, gradients_of
 from jaxinterp.explain.attribute.hessians import expansion_line, pairs
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, padded
 from jaxinterp.explain.meshes import on_automatic_axes
+from jaxinterp.explain.program import INPUT
 from jaxinterp.explain.propagation import NotPolynomialError, propagate
 from jaxinterp.lazy import public
 
@@ -110,7 +111,7 @@ def _orders(layer: str | None, max_order: int, model: Any, x: Array, x0: Array, 
     parts = jnp.take_along_axis(terms, rows[:, :, None], axis=1)
     logits = chosen(model(x), rows)
     return Attribution(
-        parts, logits, rows, jnp.zeros_like(logits), logits - parts.sum(-1), method="orders", layer=layer or X
+        parts, logits, rows, jnp.zeros_like(logits), logits - parts.sum(-1), method="orders", layer=layer or INPUT
     )
 
 
@@ -162,7 +163,7 @@ def _contributions(layer: str | None, max_order: int, model: Any, x: Array, x0: 
     parts = jnp.moveaxis(step[None, :, None] * gradients[:-1] / order, 0, 2)
     logits = chosen(model(x), rows)
     residual = logits - values[0] - parts.reshape(*rows.shape, -1).sum(-1)
-    return Attribution(parts, logits, rows, values[0], residual, method="contributions", layer=layer or X)
+    return Attribution(parts, logits, rows, values[0], residual, method="contributions", layer=layer or INPUT)
 
 
 def energy(terms: Float[Array | np.ndarray, "n classes orders"]) -> Float[np.ndarray, " orders"]:

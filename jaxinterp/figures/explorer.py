@@ -16,8 +16,8 @@ from jaxinterp.checks import require
 from jaxinterp.figures.html import Page, frame, write
 from jaxinterp.figures.packing import SMALL, Bits, Chunks, picture_uri, quantize, script_json
 
-EXACT = "decomposition"
-"""Name of the method whose maps sum to the logits."""
+EXACT = "decomposition", "decompose"
+"""Names of the method whose maps and bias sum to the logits; others leave out the output at their baseline."""
 BUDGET = 4_500_000
 """Characters that the data of a page may take; the page itself takes 300 kB."""
 LONGEST = 112
@@ -29,11 +29,11 @@ class Maps:
     """The contributions of one method at one layer.
 
     Attributes:
-        method: its name, such as "integrated_gradients"; `EXACT` of the decomposition.
+        method: its name, such as "integrated_gradients"; one of `EXACT` of the decomposition.
         layer: name of the layer.
         targets: the classes k, (n, T).
         values: contributions summed over channels, (n, T, H', W').
-        constants: what they leave out of the logits, (n, T); None of a method that does not claim completeness.
+        constants: the bias, or the output at the baseline, (n, T); None of a method that does not claim completeness.
     """
 
     method: str
@@ -96,7 +96,7 @@ class Explorable:
         labels: (n,), −1 where unknown; None for none.
         names: of the images, such as file names; none if empty.
         panels: the family's own readings.
-        constant: what the contributions leave out of a logit, in words.
+        bias: what the bias of the decomposition is, in words, such as "a constant"; empty where nothing more is known.
         notes: said below, such as what was left out.
         title: heading.
         every: whether `classes` are all outputs, so that the largest logit is what the network reads.
@@ -110,7 +110,7 @@ class Explorable:
     labels: Int[np.ndarray, " _"] | None = None
     names: Sequence[str] = ()
     panels: Sequence[Panel] = ()
-    constant: str = "the constant"
+    bias: str = ""
     notes: Sequence[str] = ()
     title: str = "What speaks for and against each class"
     every: bool = True
@@ -143,6 +143,33 @@ class Explorable:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.logits)
+
+    @property
+    def text(self) -> str:
+        """Say what the first maps are, and what can be chosen and read."""
+        first, several = self.maps[0], max(part.targets.shape[1] for part in self.maps) > 1
+        what = f"a logit{', or the difference of two,' if several else ''}"
+        if first.method in EXACT:
+            bias = f"a bias, which no cell explains{f': {self.bias}' if self.bias else ''}"
+            said = f"Each map splits {what} into contributions of its cells, for the class and against it, and {bias}."
+        elif first.constants is not None:
+            baseline = ", and the output at the baseline" if first.constants.any() else ""
+            said = f"Each map splits {what} into contributions of its cells, for the class and against it{baseline}; "
+            said += "what these miss is the residual."
+        else:
+            said = "Each map scores its cells for the class and against it; the scores need not sum to the logit."
+        layers = {part.layer for part in self.maps if part.method == first.method}
+        offered = {
+            "an image": len(self) > 1,
+            "a class": several,
+            "another against it": several,
+            "a layer": len(layers) > 1,
+            "a method": any(part.method != first.method for part in self.maps),
+        }
+        choices = [name for name, possible in offered.items() if possible]
+        joined = " and ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+        start = f"Choose {joined}; point" if choices else "Point"
+        return f"{said} {start} at a cell or brush a region to read its part."
 
     def packed(self, chunks: Chunks, budget: int = BUDGET) -> dict[str, Any]:
         """Return JSON values for the page, with the arrays among `chunks`; what does not fit is left out, and said."""
@@ -222,7 +249,6 @@ class _Plan:
             "probabilities": None
             if content.probabilities is None
             else chunks.put(content.probabilities.astype(np.float32)),
-            "constant": content.constant,
             "complete": content.every and bool(np.isfinite(content.logits).all()),
             "sets": sets,
             "panels": [

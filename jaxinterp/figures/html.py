@@ -146,6 +146,10 @@ class Explored(Protocol):
     def title(self) -> str:
         """Heading of the explorer."""
 
+    @property
+    def text(self) -> str:
+        """What is shown, and what can be chosen."""
+
     def packed(self, chunks: Chunks) -> dict[str, Any]:
         """Return JSON values for the page, with the arrays among `chunks`."""
 
@@ -217,7 +221,9 @@ def render(page: Page, bare: bool = False) -> str:
     sections = list[dict[str, Any]]()
     anchors = list[str]()
     if page.explorer is not None:
-        sections.append(_section(Section(page.explorer.title, [EXPLAINED]), anchors, figures, chunks, explorer=True))
+        sections.append(
+            _section(Section(page.explorer.title, [page.explorer.text]), anchors, figures, chunks, explorer=True)
+        )
     sections += [_section(section, anchors, figures, chunks) for section in page.sections]
     live = explored is not None or bool(figures)
     charted = explored is not None or any(figure["kind"] != "maps" for figure in figures)
@@ -233,13 +239,6 @@ def render(page: Page, bare: bool = False) -> str:
         chunks=chunks.texts,
         libraries=[(name, _library(file)) for name, file in LIBRARIES.items()] if charted else [],
     )
-
-
-EXPLAINED = (
-    "Each map splits a logit, or the difference of two, without remainder into contributions of the cells: what adds "
-    "to the class, and what takes away. Choose an image, a class and another against it, a layer, and a method; point "
-    "at a cell or brush a region to read its part of the sum."
-)
 
 
 def _section(

@@ -133,7 +133,9 @@ def panel(
         pictures = contribution_map(pictures, {"row": row, "map": None, "all": shared_limit(pictures)}[scale])
     shown = np.broadcast_to(images, (*np.shape(images)[:-1], 3))
     tall = 1.5 * shown.shape[1] / shown.shape[2]
-    figure = blank(1.55 * (columns + 1), (tall + 0.2) * rows + 0.5 * signed)
+    lines = 1 + max((title.count("\n") for row in titles for title in row), default=0)
+    figure = blank(1.55 * (columns + 1), (tall + 0.16 + 0.15 * lines) * rows + 0.5 * signed)
+    figure.set_layout_engine("constrained", h_pad=0.06)
     grid = figure.subplots(rows, columns + 1, squeeze=False)
     for i in range(rows):
         _picture(grid[i, 0], shown[i], image_titles[i] if len(image_titles) else "")

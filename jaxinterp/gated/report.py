@@ -52,7 +52,7 @@ def regression(report: Report) -> Section:
             "prediction."
         ],
         [MapTable(rows, caption, "Deciding images", cell=90)],
-        [Table(["test image", "class", "prediction", "constant", "sum of all shares", "missed by rounding"], table)],
+        [Table(["test image", "class", "prediction", "bias", "sum of all shares", "residual"], table)],
     )
 
 

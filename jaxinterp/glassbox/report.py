@@ -199,7 +199,7 @@ def _templates(report: Report, model: GlassBox) -> Section:
     missed = float(jnp.abs(parts.residual).max()) / float(jnp.abs(parts.logits).max())
     text = (
         "Invariants are linear in the responses once their derivatives are held, so a logit is the sum of what "
-        "every (template, group element) contributes, and of a constant of the class. Largest relative "
+        "every (template, group element) contributes, and of the bias, a constant of the class. Largest relative "
         f"residual: {missed:.1e}."
     )
     caption = (

@@ -100,7 +100,7 @@ def measure(
     numbers = [float(np.abs(array).max()) for array in found]
     metrics |= dict(zip(("completeness_residual", "curvature", "discrepancy"), numbers, strict=True))
     results["residuals"] = found.residuals.ravel().tolist()
-    largest = "residual {:.1e}, curvature {:.1e}, discrepancy {:.1e}".format(*numbers)
+    largest = "relative residual {:.1e}, curvature {:.1e}, discrepancy {:.1e}".format(*numbers)
     log(f"completeness, {len(images)} images, all classes: largest {largest}")
     return results, first_maps
 

@@ -84,13 +84,13 @@ def explored(
             continue
         few = np.sort(top[:, :LIKELIEST], axis=1)
         try:
-            values, constants = _run(known[name], net, images, few)[0]
-            finite = np.isfinite(values).all() and (constants is None or np.isfinite(constants).all())
+            values, biases = _run(known[name], net, images, few)[0]
+            finite = np.isfinite(values).all() and (biases is None or np.isfinite(biases).all())
             require(finite, "maps", "NaN or infinity", "finite contributions")
         except Exception as error:  # a method that fails is a line of the page, not its end
             notes.append(f"Not computed: {name.replace('_', ' ')} ({reason(error)}).")
             continue
-        found.append(Maps(name, "input", few, values, constants))
+        found.append(Maps(name, "input", few, values, biases))
     return Explorable(
         classes,
         logits,
@@ -100,13 +100,13 @@ def explored(
         labels,
         names,
         panels,
-        "the constant" if isinstance(net.bias, float) else net.constant,
+        "a constant" if isinstance(net.bias, float) else net.constant,
         notes,
     )
 
 
 def _run(method: Any, net: Explainable, images: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-    """Return maps and constants of every layer, computed batch by batch."""
+    """Return maps and biases of every layer, computed batch by batch."""
     results = list[list[tuple[np.ndarray, Any]]]()
     for _, real, (x, k) in padded_batches(BATCH, images, targets):
         parts = method(net, x, k)
@@ -119,6 +119,6 @@ def _run(method: Any, net: Explainable, images: np.ndarray, targets: np.ndarray)
         )
     joined = list[tuple[np.ndarray, Any]]()
     for level in zip(*results, strict=True):
-        constants = None if level[0][1] is None else np.concatenate([bias for _, bias in level])
-        joined.append((np.concatenate([maps for maps, _ in level]), constants))
+        biases = None if level[0][1] is None else np.concatenate([bias for _, bias in level])
+        joined.append((np.concatenate([maps for maps, _ in level]), biases))
     return joined

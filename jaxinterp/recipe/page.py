@@ -135,16 +135,16 @@ def compose_page(report: Report) -> Page:
         tiles[f"localization {size}, median"] = f"{metrics[key]:.3f}"
         tiles[f"best baseline: {method_style(baseline.removeprefix(f'{key}_'))[0]}"] = f"{metrics[baseline]:.3f}"
     tiles["removal, mean of the curve"] = f"{metrics['removal_curve_mean']:.3f}"
-    tiles |= {"largest residual": residual, "curvature": small(metrics, "curvature")}
+    tiles |= {"largest relative residual": residual, "curvature": small(metrics, "curvature")}
     tiles["discrepancy"] = small(metrics, "discrepancy")
-    constant = f"the constant {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
+    bias = f"the constant {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
     return Page(
         title=report.trained.name,
         subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
         f"seed {report.run.train.seed}" + (f" · {trained}" if trained else ""),
-        exact=f"Exact: at every level the contributions of a class sum to its logit minus {constant}; the largest "
-        f"relative residual measured is {residual}, which is float32 rounding. Accuracy, localization and removal are "
-        "measurements on test images, and post-hoc maps are approximations.",
+        exact=f"Exact: at every level the contributions of a class and its bias ({bias}) sum to its logit. What "
+        f"they miss, the residual, is at most {residual}, relative, which is float32 rounding. Accuracy, "
+        "localization and removal are measurements on test images, and post-hoc maps are approximations.",
         tiles=tiles,
         explorer=explore(report.trained, report.images, report.labels, report.logits, results),
         sections=[
@@ -231,7 +231,7 @@ def _colors(report: Report) -> list[Section]:
     parts = decompose(report.explainable, report.images[first], top)
     if parts.contributions.shape[-1] != 6:
         return []
-    colors = color_weights(np.asarray(parts.weights), np.asarray(parts.contributions.sum(-1)))
+    colors = color_weights(np.asarray(parts.weights[:, 0]), np.asarray(parts.contributions[:, 0].sum(-1)))
     on_white = colors[..., :3] * colors[..., 3:] + 1 - colors[..., 3:]
     names = [report.classes[k] for k in top]
     rows = [
@@ -242,7 +242,7 @@ def _colors(report: Report) -> list[Section]:
         for image, drawn, name in zip(report.images[first], on_white, names, strict=True)
     ]
     caption = "The dynamic weights of the likeliest class, in the colors that they look for; opaque where they matter."
-    table = MapTable(rows, caption, f"Weights in color of {', '.join(names)}", cell=140, width=420)
+    table = MapTable(rows, caption, f"Weights in color of {', '.join(names)}", cell=140)
     return [Section("What the weights look for", [], [table])]
 
 

@@ -96,7 +96,7 @@ def test_written_sums_add_up_to_the_logit_of_every_image_class_and_layer(visit, 
                 assert number(total) == pytest.approx(EXACT.values[i, k].sum(), abs=1e-4)
                 sign = (
                     -1
-                    if "− " in page.locator("#explorer > div > .equation").inner_text().split("contributions")[1][:4]
+                    if "−" in page.locator("#explorer > div > .equation").inner_text().split("contributions")[1][:4]
                     else 1
                 )
                 assert round(number(total) * 1e4) + sign * round(number(constant) * 1e4) == round(number(logit) * 1e4)
@@ -116,7 +116,7 @@ def test_what_is_left_unexplained_is_not_hidden_in_the_sum(visit, tmp_path):
     k = read(MISREAD)
     assert number(texts[1]) == pytest.approx(EXACT.values[MISREAD, k].sum(), abs=1.01e-4)
     assert number(texts[3]) == pytest.approx(3e-4, abs=1.01e-4)
-    assert "left unexplained" in page.locator("#explorer > div > .equation").inner_text()
+    assert "residual, " in page.locator("#explorer > div > .equation").inner_text()
     assert "NaN" in page.locator("[data-panel=shares] .equation").inner_text()
 
 
@@ -161,6 +161,7 @@ def test_misread_images_come_first_and_images_are_filtered(visit, file):
 def test_a_cell_is_read_by_mouse_and_by_keys_with_its_rank_and_running_sum(visit, file):
     page = visit(file)
     values = EXACT.values[MISREAD, read(MISREAD)]
+    page.locator("canvas.map").scroll_into_view_if_needed()
     box = page.locator("canvas.map").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 3.5 / 8, box["y"] + box["height"] * 2.5 / 8)
     page.wait_for_function("document.querySelector('.readout').textContent.includes('row 2, column 3')")
@@ -169,7 +170,7 @@ def test_a_cell_is_read_by_mouse_and_by_keys_with_its_rank_and_running_sum(visit
     page.wait_for_function("document.querySelector('.readout').textContent.includes('row 3, column 3')")
     pattern = (
         r"column 3: (\S+), (\S+) % of the sum; number (\d+) of 64 by strength, running sum (\S+) ?, "
-        r"with the constant (\S+) of (\S+)\."
+        r"with the bias (\S+) of (\S+)\."
     )
     found = re.search(pattern, page.locator(".readout p").first.inner_text())
     value, share, rank, running, whole, logit = (number(text.lstrip("+")) for text in found.groups())
@@ -185,6 +186,7 @@ def test_a_cell_is_read_by_mouse_and_by_keys_with_its_rank_and_running_sum(visit
 def test_a_region_is_summed_by_brush_and_by_keys(visit, file):
     page = visit(file)
     values = EXACT.values[MISREAD, read(MISREAD)]
+    page.locator("canvas.map").scroll_into_view_if_needed()
     box = page.locator("canvas.map").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 1.5 / 8, box["y"] + box["height"] * 2.5 / 8)
     page.mouse.down()
@@ -290,7 +292,7 @@ def test_figures_are_saved_as_data_and_drawings(visit, file):
     with page.expect_download() as started:
         buttons.nth(0).click()
     data = json.loads(Path(started.value.path()).read_text(encoding="utf-8"))
-    sums = np.sum(data["maps"][0]["contributions"]) + data["maps"][0]["constant"]
+    sums = np.sum(data["maps"][0]["contributions"]) + data["maps"][0]["bias"]
     assert sums == pytest.approx(data["logit"], abs=1e-9)
     for spot in ("#explorer > .saves", "#figure-0 .saves", "#figure-7 .saves"):
         for n, begins in ((1, b"<svg"), (2, b"\x89PNG")):

@@ -52,6 +52,21 @@ def test_everything_is_packed_and_comes_back():
     assert value["complete"]
 
 
+def test_the_text_says_what_is_on_the_page_and_no_more():
+    whole = pages.explorable(panels=False)
+    wanted = "and a bias, which no cell explains. Choose an image, a class, another against it, a layer and a method; p"
+    assert wanted in whole.text
+    some = replace(whole, maps=whole.maps[:1], bias="a constant")
+    assert "explains: a constant. Choose an image, a class and another against it; point" in some.text
+    one = replace(whole.maps[0], method="integrated_gradients")
+    one = replace(one, targets=one.targets[:1, :1], values=one.values[:1, :1], constants=one.constants[:1, :1])
+    alone = Explorable(pages.NAMES, whole.logits[:1], [one])
+    assert "splits a logit into" in alone.text
+    assert "and the output at the baseline; what these miss is the residual. Point at a cell" in alone.text
+    assert "baseline" not in replace(alone, maps=[replace(one, constants=np.zeros((1, 1)))]).text
+    assert "need not sum to the logit. Point" in replace(alone, maps=[replace(one, constants=None)]).text
+
+
 def test_a_budget_is_kept_and_what_is_left_out_is_said():
     rng = np.random.default_rng(0)
     targets = np.tile(np.arange(12), (6, 1))

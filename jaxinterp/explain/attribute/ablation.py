@@ -13,7 +13,7 @@ from jaxinterp.explain.attribute.coalitions import Mask, at_once, game, logits_o
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, called, value_of
+from jaxinterp.explain.program import INPUT, Model, called, value_of
 
 Rule = Literal["mean", "spread"]
 RULES = ("mean", "spread")
@@ -132,7 +132,7 @@ def feature_permutation(
             values = _exchange(layer, part, found.players, values, start, many, *given)
         logits = chosen(called(model, x), rows)
         parts = _mean_drops(rule, found.players, values, logits, places)
-        return Attribution(parts, logits, rows, method="feature_permutation", layer=layer or "x")
+        return Attribution(parts, logits, rows, method="feature_permutation", layer=layer or INPUT)
 
     whole = jnp.broadcast_to(groups, (len(call.x), *groups.shape[1:]))
     with jax.default_matmul_precision("highest"):

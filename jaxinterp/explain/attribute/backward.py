@@ -15,10 +15,7 @@ from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, affordable, as_array, padded, select_targets
 from jaxinterp.explain.explainable import Explainable, require_layers, with_batch
 from jaxinterp.explain.independence import require_independent
-from jaxinterp.explain.program import Model, called
-
-X = "x"
-"""Name, in an `Attribution`, of the examples themselves, before any encoding."""
+from jaxinterp.explain.program import INPUT, Model, called
 
 
 class Call(NamedTuple):
@@ -168,7 +165,7 @@ def completed(
 ) -> Attribution:
     """Return contributions that should sum to the logits less the bias, with what they miss."""
     residual = logits - bias - contributions.reshape(*rows.shape, -1).sum(-1).astype(logits.dtype)
-    return Attribution(contributions, logits, rows, bias, residual, method=method, layer=layer or X)
+    return Attribution(contributions, logits, rows, bias, residual, method=method, layer=layer or INPUT)
 
 
 def shape_at(call: Call, layer: str | None) -> tuple[int, ...]:

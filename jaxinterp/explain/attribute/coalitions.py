@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.checks import require
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, head, in_cache, placed, shape_at
+from jaxinterp.explain.attribute.backward import Call, checked, chosen, head, in_cache, placed, shape_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import Targets, empty, in_batches, padded
-from jaxinterp.explain.program import Model, value_of
+from jaxinterp.explain.program import INPUT, Model, value_of
 
 Mask = Any
 """Integers, the group of each entry, see `grouped`; None for a group of its own of every entry."""
@@ -203,9 +203,9 @@ def _solved(
     contributions = jnp.take_along_axis(parts, places, axis=2).reshape(*rows.shape, *groups.shape[1:])
     contributions = contributions.astype(values.dtype)
     if not complete:
-        return Attribution(contributions, logits, rows, method=method, layer=layer or X)
+        return Attribution(contributions, logits, rows, method=method, layer=layer or INPUT)
     residual = logits - bias - contributions.reshape(*rows.shape, -1).sum(-1)
-    return Attribution(contributions, logits, rows, bias, residual, method=method, layer=layer or X)
+    return Attribution(contributions, logits, rows, bias, residual, method=method, layer=layer or INPUT)
 
 
 def sizes(groups: Int[Array, "shared_or_batch *places"], players: int) -> Int[Array, "shared_or_batch groups"]:

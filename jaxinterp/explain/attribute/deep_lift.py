@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.checks import require, require_finite
-from jaxinterp.explain.attribute.backward import X, checked, chosen, placed
+from jaxinterp.explain.attribute.backward import checked, chosen, placed
 from jaxinterp.explain.attribute.lrp import unspread
 from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, value_at
+from jaxinterp.explain.program import INPUT, Model, value_at
 from jaxinterp.explain.rules import Local, Rules
 
 SMALL = 1e-6
@@ -164,7 +164,7 @@ def _compare(layer: str | None, method: str, model: Model, x: Array, rows: Array
     multipliers, logits, (others,) = passed_back(layer, RESCALE, model, z, x, rows, (start,))
     parts, bias = multipliers * (z - start)[:, None], chosen(others, rows)
     residual = logits - bias - parts.reshape(*rows.shape, -1).sum(-1).astype(logits.dtype)
-    return Attribution(parts, logits, rows, bias, residual, method=method, layer=layer or X)
+    return Attribution(parts, logits, rows, bias, residual, method=method, layer=layer or INPUT)
 
 
 @jax.jit

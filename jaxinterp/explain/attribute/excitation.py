@@ -6,13 +6,13 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked
+from jaxinterp.explain.attribute.backward import checked
 from jaxinterp.explain.attribute.lrp import AlphaBeta, Composite
 from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, value_at
+from jaxinterp.explain.program import INPUT, Model, value_at
 
 
 @on_automatic_axes
@@ -65,4 +65,4 @@ def _back(layer: str | None, bias: bool, model: Model, x: Array, rows: Array) ->
     excitatory = AlphaBeta(1.0, 0.0, bias=bias)
     composite = Composite(conv=excitatory, dense=excitatory)
     parts, logits, _ = passed_back(layer, composite, model, value_at(model, layer, x), x, rows)
-    return Attribution(parts, logits, rows, method="excitation_backprop", layer=layer or X)
+    return Attribution(parts, logits, rows, method="excitation_backprop", layer=layer or INPUT)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked, gradients, in_cache, size_of, slopes_at
+from jaxinterp.explain.attribute.backward import checked, gradients, in_cache, size_of, slopes_at
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches, over_targets
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model
+from jaxinterp.explain.program import INPUT, Model
 
 
 @on_automatic_axes
@@ -88,7 +88,7 @@ def _slopes(net: Any, x: Any, targets: Targets, layer: str | None, max_bytes: in
                 z, (logits, slopes) = x, slopes_at(model, None, x, x, rows)
             else:
                 z, logits, slopes = _at_layer(layer, model, x, rows)
-            return Attribution(_changed(method, z, slopes), logits, rows, method=method, layer=layer or X)
+            return Attribution(_changed(method, z, slopes), logits, rows, method=method, layer=layer or INPUT)
 
         return over_targets(run, rows)
 

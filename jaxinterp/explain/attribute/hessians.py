@@ -25,12 +25,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxinterp.checks import require, require_whole
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen, gradients_of, head, placed, shape_at
+from jaxinterp.explain.attribute.backward import Call, checked, chosen, gradients_of, head, placed, shape_at
 from jaxinterp.explain.attribute.integrated import quadrature
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, Program, value_at
+from jaxinterp.explain.program import INPUT, Model, Program, value_at
 from jaxinterp.explain.propagation import NotPolynomialError, propagate
 
 Line = tuple[Callable[[Array], Array], Array, Array]
@@ -264,7 +264,7 @@ def _told(
 
     parts = jnp.moveaxis(jax.lax.map(one, flat), 0, 2)
     residual = total - parts.reshape(*rows.shape, -1).sum(-1)
-    return Attribution(parts, logits, rows, logits - total, residual, method=method, layer=layer or X)
+    return Attribution(parts, logits, rows, logits - total, residual, method=method, layer=layer or INPUT)
 
 
 def _sums(step: Array, gradients: Array, flat: Array) -> Array:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.checks import require, require_at_least, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, placed
+from jaxinterp.explain.attribute.backward import checked, placed
 from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, value_at
+from jaxinterp.explain.program import INPUT, Model, value_at
 from jaxinterp.explain.rules import Local, Rules, gradient
 
 STABILIZER = 1e-6
@@ -396,4 +396,4 @@ def _propagate(
     z = value_at(model, layer, x)
     relevance, logits, _ = passed_back(layer, composite, model, z, x, rows, bounds, from_logits=True)
     residual = logits - relevance.reshape(*rows.shape, -1).sum(-1).astype(logits.dtype)
-    return Attribution(relevance, logits, rows, jnp.zeros_like(logits), residual, method="lrp", layer=layer or X)
+    return Attribution(relevance, logits, rows, jnp.zeros_like(logits), residual, method="lrp", layer=layer or INPUT)

@@ -10,13 +10,13 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxinterp.checks import require, require_channels_last, require_number, require_whole
-from jaxinterp.explain.attribute.backward import X, checked, chosen, head, placed, shape_at
+from jaxinterp.explain.attribute.backward import checked, chosen, head, placed, shape_at
 from jaxinterp.explain.attribute.blur import blurred
 from jaxinterp.explain.attribute.coalitions import many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, value_at
+from jaxinterp.explain.program import INPUT, Model, value_at
 
 Objective = Literal["deletion", "extremal"]
 BETA = 3
@@ -187,7 +187,7 @@ def _descend(
         masks, logits = (
             jnp.concatenate([*found[:-1], found[-1][:, part - new :]], axis=1) for found in zip(*parts, strict=True)
         )
-        return Attribution(masks, logits, rows, method=method, layer=layer or X)
+        return Attribution(masks, logits, rows, method=method, layer=layer or INPUT)
 
     arrays = call.x, call.rows, *(() if blur else (placed(call, "baseline", baseline, layer),))
     with jax.default_matmul_precision("highest"):

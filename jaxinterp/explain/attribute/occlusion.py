@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxinterp.checks import require, require_at_least, require_channels_last, require_one_of
-from jaxinterp.explain.attribute.backward import X, checked, chosen, logits_at, placed, shape_at
+from jaxinterp.explain.attribute.backward import checked, chosen, logits_at, placed, shape_at
 from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, as_array, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, value_of
+from jaxinterp.explain.program import INPUT, Model, value_of
 
 Rule = Literal["mean", "spread"]
 
@@ -172,4 +172,4 @@ def _given(
     else:
         tall, wide, deep = (axis / axis.sum(1, keepdims=True) for axis in (tall, wide, deep))
     parts = jnp.einsum("nmlbt,nh,mw,lc->bthwc", drops, tall, wide, deep)
-    return Attribution(parts, logits, rows, method="occlusion", layer=layer or X)
+    return Attribution(parts, logits, rows, method="occlusion", layer=layer or INPUT)

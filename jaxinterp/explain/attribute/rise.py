@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jaxinterp.checks import random_key, require, require_channels_last, require_number, require_whole
-from jaxinterp.explain.attribute.backward import X, checked, chosen, placed, shape_at
+from jaxinterp.explain.attribute.backward import checked, chosen, placed, shape_at
 from jaxinterp.explain.attribute.coalitions import at_once, logits_of_versions, many_program
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets, in_batches
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, called, value_of
+from jaxinterp.explain.program import INPUT, Model, called, value_of
 
 
 @on_automatic_axes
@@ -82,7 +82,7 @@ def rise(
         for start in range(0, masks, part):
             sums = _add(layer, part, cells, sums, start, masks, probability, key, many, z, base, x, rows)
         parts = (sums[..., None] / (probability * masks)).astype(kind)
-        return Attribution(parts, chosen(called(model, x), rows), rows, method="rise", layer=layer or X)
+        return Attribution(parts, chosen(called(model, x), rows), rows, method="rise", layer=layer or INPUT)
 
     bytes_all = (each * part + maps * call.x.dtype.itemsize) * len(call.x)
     with jax.default_matmul_precision("highest"):

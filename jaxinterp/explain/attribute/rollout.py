@@ -12,12 +12,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxinterp.checks import require, require_channels_last, require_number, require_one_of
-from jaxinterp.explain.attribute.backward import Call, X, checked, chosen
+from jaxinterp.explain.attribute.backward import Call, checked, chosen
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, TARGETS, Targets, in_batches, over_targets
 from jaxinterp.explain.freeze import softmaxes_of
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, layer_of
+from jaxinterp.explain.program import INPUT, Model, layer_of
 from jaxinterp.explain.tracing import bind_again
 from jaxinterp.explain.units import WRAPPERS, closed_of, opened, scan_carries
 
@@ -162,7 +162,7 @@ def _explained(
     def explain(x: Array, rows: Array) -> Attribution:
         def of_targets(rows: Array) -> Attribution:
             maps, logits = run(call.net.program("logits", x), x, rows)
-            return Attribution(maps, logits, rows, method=method, layer=X)
+            return Attribution(maps, logits, rows, method=method, layer=INPUT)
 
         return of_targets(rows) if alike else over_targets(of_targets, rows)
 

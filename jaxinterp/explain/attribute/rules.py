@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.explain.attribute.backward import X, checked
+from jaxinterp.explain.attribute.backward import checked
 from jaxinterp.explain.attribute.relevance import in_parts, passed_back
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES, Targets
 from jaxinterp.explain.meshes import on_automatic_axes
-from jaxinterp.explain.program import Model, value_at
+from jaxinterp.explain.program import INPUT, Model, value_at
 from jaxinterp.explain.rules import Local, Rules, gradient
 
 
@@ -86,4 +86,4 @@ def deconvolution(
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _back(layer: str | None, kind: type[Rules], method: str, model: Model, x: Array, rows: Array) -> Attribution:
     parts, logits, _ = passed_back(layer, kind(), model, value_at(model, layer, x), x, rows)
-    return Attribution(parts, logits, rows, method=method, layer=layer or X)
+    return Attribution(parts, logits, rows, method=method, layer=layer or INPUT)

@@ -51,7 +51,7 @@ const number = (value, digits = 4) => (Math.abs(value) < 0.5 * 10 ** -digits ? 0
 const signed = (value, digits = 4) => (value >= 0.5 * 10 ** -digits ? "+" : "") + number(value, digits);
 const short = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(+value.toPrecision(3)) : value.toExponential(1)).replaceAll("-", "−");
 const percent = (share) => (Number.isFinite(share) ? `${number(100 * share, Math.abs(share) < 0.1 ? 2 : 1)} %` : "–");
-const words = (name) => ({ decomposition: "exact contributions", decompose: "exact contributions", input: "the input" })[name] ?? name.replace(/^lrp/, "LRP").replaceAll("_", " ");
+const words = (name) => ({ decomposition: "exact contributions", decompose: "exact contributions" })[name] ?? name.replace(/^lrp/, "LRP").replaceAll("_", " ");
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 // Round the parts of a sum so that the written numbers add up to the written total; the parts must sum to it but for
@@ -146,12 +146,10 @@ const charts = {
       y: { label: data.y, grid: true, type: data.log ? "log" : "linear", ...(data.log ? { ticks: 4, tickFormat: "~g" } : { nice: true }), ...(data.range ? { domain: data.range } : {}) },
       color: { domain: data.series.map((one) => one.name), range: data.series.map(strokeOf) },
       marks: [
-        ...(data.rules ?? []).flatMap((rule) => [
-          Plot.ruleY([rule.at], { strokeDasharray: "4 3", stroke: "currentColor", strokeOpacity: 0.7 }),
-          Plot.text([rule], { x: Math.max(...points.map((p) => p.x)), y: "at", text: "text", textAnchor: "end", dy: -7 }),
-        ]),
+        ...(data.rules ?? []).map((rule) => Plot.ruleY([rule.at], { strokeDasharray: "4 3", stroke: "currentColor", strokeOpacity: 0.7 })),
         Plot.line(points, { x: "x", y: "y", z: "name", stroke: "name", strokeWidth: 2, strokeDasharray: null }),
         ...(points.length <= 60 * data.series.length ? [Plot.dot(points, { x: "x", y: "y", fill: "name", r: 2.5, symbol: "name" })] : []),
+        ...(data.rules ?? []).map((rule) => Plot.text([rule], { x: Math.max(...points.map((p) => p.x)), y: "at", text: "text", textAnchor: "end", dy: -10, fill: "currentColor", stroke: style("--card"), strokeWidth: 4 })), // readable where a line crosses it
         Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: (p) => `${p.name}\n${data.x}: ${short(p.x)}\n${data.y}: ${short(p.y)}` })),
       ],
     });
@@ -256,7 +254,8 @@ function svgText(svg) {
 // ---------------------------------------------------------------- tables of maps
 
 async function mapTable(place, data) {
-  const table = make("div", { class: "table-of-maps" });
+  const pairs = data.rows.every((row) => row.cells.length <= 2); // lie side by side
+  const table = make("div", { class: pairs ? "table-of-maps pairs" : "table-of-maps" });
   table.style.setProperty("--cell", `${data.cell}px`);
   place.append(table);
   const drawn = [];
@@ -440,12 +439,13 @@ async function explore(place, data) {
   const indices = order.slice();
   fill(ofLabel, [["", "any"], ...distinct(indices.map(label)).map((k) => [k, classes[k]])], "");
   fill(ofRead, !data.complete ? [["", "any"]] : [["", "any"], ...distinct(indices.map(read)).map((k) => [k, classes[k]])], "");
-  const thumbs = new Map();
+  const thumbs = new Map(), brief = (name) => (name.length > 10 ? `${name.slice(0, 9)}…` : name);
   for (const i of count > 1 ? order : []) {
     const input = make("input", { type: "radio", name: "image", value: i, "aria-label": said(i), onchange: () => choose(i) });
     const { source, name } = data.images[i];
     const picture = source ? make("img", { src: source, alt: "" }) : make("span", { class: "none" }, String(i + 1));
-    const box = make("label", { class: misread(i) ? "misread" : "", title: name ? `${name}: ${said(i)}` : said(i) }, input, picture, !misread(i) ? (data.complete ? classes[read(i)] : label(i) < 0 ? `${i + 1}` : classes[label(i)]).slice(0, 9) : `${classes[label(i)].slice(0, 6)} → ${classes[read(i)].slice(0, 6)}`);
+    const below = misread(i) ? `${brief(classes[label(i)])}\n→ ${brief(classes[read(i)])}` : brief(data.complete ? classes[read(i)] : label(i) < 0 ? `${i + 1}` : classes[label(i)]);
+    const box = make("label", { class: misread(i) ? "misread" : "", title: name ? `${name}: ${said(i)}` : said(i) }, input, picture, below);
     thumbs.set(i, { box, input });
     strip.append(box);
   }
@@ -558,7 +558,7 @@ async function explore(place, data) {
     else {
       pixel.textContent = current().map((map) => {
         const [row, column] = [Math.floor(cursor.y * map.height), Math.floor(cursor.x * map.width)], c = row * map.width + column;
-        const goal = map.constant === null ? ` of their sum ${number(map.total)}` : `, with ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
+        const goal = map.constant === null ? ` of their sum ${number(map.total)}` : `, with the ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
         return `${nameOf(map)}row ${row}, column ${column}: ${signed(map.values[c])}, ${percent(map.values[c] / map.total)} of the sum; number ${map.rank[c]} of ${map.values.length} by strength, running sum ${number(map.running[map.rank[c]])}${goal}.`;
       }).join(" ");
     }
@@ -570,7 +570,8 @@ async function explore(place, data) {
     }).join(" ") : "";
     clear.hidden = !region;
   }
-  const constantWords = (map) => (["decomposition", "decompose"].includes(map.set.method) ? data.constant : "the output at its baseline");
+  const decomposed = (map) => ["decomposition", "decompose"].includes(map.set.method);
+  const constantWords = (map) => (decomposed(map) ? "bias" : "output at the baseline");
 
   function equation(map) {
     const goal = explainedLogit(), line = make("p", { class: "equation" });
@@ -579,13 +580,13 @@ async function explore(place, data) {
       return line;
     }
     const rest = goal - map.total - map.constant, visible = Math.abs(rest) >= Math.max(0.5e-4, 1e-5 * Math.abs(goal)); // half a digit, or float32
-    const { total, parts } = written(visible ? [map.total, map.constant, rest] : [map.total, map.constant], goal);
-    line.append(nameOf(map), make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions ", ...add(parts[1], constantWords(map)));
-    if (visible) line.append(" ", ...add(parts[2], "left unexplained"));
-    else line.append(make("span", { class: "soft" }, ` (off by ${short(rest)}, rounding of float32)`));
+    const terms = [[map.total], ...(decomposed(map) || map.constant ? [[map.constant, constantWords(map)]] : []), ...(visible ? [[rest, `residual, ${percent(rest / goal)} of the logit`]] : [])];
+    const { total, parts } = written(terms.map(([value]) => value), goal);
+    line.append(nameOf(map), make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions", ...terms.slice(1).flatMap(([, what], n) => [" ", ...add(parts[n + 1], what)]));
+    if (!visible) line.append(make("span", { class: "soft" }, ` (absolute residual ${short(rest)}, rounding of float32)`));
     return line;
   }
-  const add = (value, what) => [value < 0 ? "− " : "+ ", make("b", {}, number(Math.abs(value))), ` ${what}`];
+  const add = (value, what) => [value < 0 ? "−\u00a0" : "+\u00a0", make("b", {}, number(Math.abs(value))), ` ${what}`];
 
   let latest = 0;
   async function update() {
@@ -607,9 +608,9 @@ async function explore(place, data) {
     fill(layer, layersOf(state.method).map((name) => [name, words(name)]), state.layer);
     fill(other, [["", "nothing"], ...methods.filter((name) => name !== state.method).map((name) => [name, words(name)])], state.other === state.method ? "" : state.other);
     scales.label.hidden = !second;
-    reading.replaceChildren(`${said(i)[0].toUpperCase()}${said(i).slice(1)}${misread(i) ? " — misread" : ""}.`);
-    const name = data.images[i].name;
-    if (name) reading.append(make("span", { class: "soft" }, ` ${name}`));
+    const name = data.images[i].name, named = name && label(i) < 0; // such as by a file's name, which stays as it is
+    reading.replaceChildren(`${named ? said(i) : said(i)[0].toUpperCase() + said(i).slice(1)}${misread(i) ? " — misread" : ""}.`);
+    if (name && !named) reading.append(make("span", { class: "soft" }, ` ${name}`));
     figures.replaceChildren();
     if (data.images[i].source) figures.append(make("figure", {}, make("figcaption", {}, "The image"), make("img", { class: "shown", src: data.images[i].source, alt: said(i), width: data.size[1], height: data.size[0] })));
     bar.replaceChildren();
@@ -681,7 +682,7 @@ async function explore(place, data) {
   const selection = () => ({
     image: { index: state.image, name: data.images[state.image].name, label: classes[label(state.image)] ?? null, read: classes[read(state.image)] },
     explained: explainedName(), logit: explainedLogit(),
-    maps: current().map((map) => ({ method: map.set.method, layer: map.set.layer, constant: map.constant, sum: map.total, height: map.height, width: map.width, contributions: Array.from(map.values) })),
+    maps: current().map((map) => ({ method: map.set.method, layer: map.set.layer, bias: map.constant, sum: map.total, height: map.height, width: map.width, contributions: Array.from(map.values) })),
   });
   const picture = async () => {
     const shown = [...figures.querySelectorAll("figure")].filter((f) => f.querySelector("img, canvas")), side = 300;
@@ -874,7 +875,7 @@ const readings = {
       if (at < 0 || at >= values.index.shape[0]) { line.textContent = "Not computed for this image."; cancel.textContent = ""; list.replaceChildren(); return; }
       const own = Array.from({ length: m }, (_, n) => share[at * m + n]), most = largestOf(own), output = sum(own) + rest[at] + constant[at];
       const { total, parts } = written([sum(own), rest[at], constant[at]], output);
-      line.replaceChildren(make("b", {}, total), ` ${values.output} of ${classes[target[at]]} = `, make("b", {}, number(parts[0])), ` of the ${own.filter((v) => v).length} shown `, parts[1] < 0 ? "− " : "+ ", make("b", {}, number(Math.abs(parts[1]))), ` of all other ${values.what} `, parts[2] < 0 ? "− " : "+ ", make("b", {}, number(Math.abs(parts[2]))), " constant");
+      line.replaceChildren(make("b", {}, total), ` ${values.output} of ${classes[target[at]]} = `, make("b", {}, number(parts[0])), ` of the ${own.filter((v) => v).length} shown `, parts[1] < 0 ? "− " : "+ ", make("b", {}, number(Math.abs(parts[1]))), ` of all other ${values.what} `, parts[2] < 0 ? "− " : "+ ", make("b", {}, number(Math.abs(parts[2]))), " bias");
       cancel.textContent = gain ? `All ${values.what} that speak for it add ${signed(gain[at], 3)}, all that speak against it ${signed(loss[at], 3)}: most of this cancels, and ${signed(gain[at] + loss[at], 3)} is left. A single share can therefore be larger than the output.` : "";
       list.replaceChildren(...own.map((value, n) => {
         const k = index[at * m + n], canvas = make("canvas", { width, height, role: "img", "aria-label": `${values.captions[k] ?? ""}, share ${signed(value, 3)}` });

@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """A method as it is called here, and what its result says of itself."""
 
     call: Callable
-    layer: str = "x"
+    layer: str = "input"
     complete: bool = False
     name: str | None = None
 
@@ -245,7 +245,7 @@ def test_double_precision_is_kept(method, given):
 
 OF_IMAGES = {"expected_gradients", "deep_lift_shap"}  # their baselines have the shape of the images
 OF_IMAGES |= {"blur_integrated_gradients", "noise_tunnel", "smooth_grad", "smooth_grad_squared", "vargrad"}
-AT_LAYERS = [name for name, row in METHODS.items() if row.layer == "x" and name not in OF_IMAGES]
+AT_LAYERS = [name for name, row in METHODS.items() if row.layer == "input" and name not in OF_IMAGES]
 
 
 @pytest.mark.parametrize("name", each(AT_LAYERS, call=False))

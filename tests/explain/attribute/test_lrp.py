@@ -122,7 +122,7 @@ def test_fewer_examples_before_fewer_targets(budget, part):
     def run(model, x, rows):
         shapes.add(rows.shape)
         blank = jnp.zeros(rows.shape)
-        return Attribution(blank, blank, rows, method="lrp", layer="x")
+        return Attribution(blank, blank, rows, method="lrp", layer="input")
 
     found = in_parts(call, run, (), budget if budget >= 1 else int(budget * whole))
     assert shapes == {part}
