@@ -262,11 +262,16 @@ class Explain:
         """Explain every image; nothing is written unless all can be read."""
         from jaxinterp.app import stages
         from jaxinterp.data.own_files import extensions
+        from jaxinterp.recipe.run_folder import near_runs, read_name
 
         require(self.paths, "IMAGE", "nothing", "the folder of a trained run, then image files; or image files alone")
         first, *rest = self.paths
         in_run = not self.own.net and not first.is_file() and first.suffix.lower() not in extensions()
         images = rest if in_run else list(self.paths)
+        if not images:
+            known = first.is_dir() or near_runs(first)
+            require(known, "IMAGE", f"{first}, which is not there", "an image file, or a run folder and image files")
+            read_name(first)  # which says what is wrong with the folder
         require(images, "IMAGE", "nothing", f"image files after {first}")
         if not self.own.net:
             self.own.require_unused()

@@ -98,7 +98,10 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train", "RUN"),
         ("trian coda/digits", "train"),
         ("train coda/digits --smok", "perhaps you meant --smoke\n"),
-        ("evaluate nowhere/file", "got no config.json, expected a run folder"),
+        ("train cdoa", "RUN: got cdoa, expected coda"),
+        ("evaluate nowhere/file", "nowhere/file: got no such folder, expected a run folder"),
+        (f"evaluate {Path(__file__).parent}", "got no config.json, expected a run folder"),
+        ("explain notes.txt", "IMAGE: got notes.txt"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
         ("report nowhere", "nowhere"),
@@ -117,6 +120,19 @@ def test_a_mistake_is_one_line_and_status_2(
     assert err.startswith("jaxinterp: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "audit {}", "report {}", "explain {} a.png", "explain {}"])
+def test_a_mistyped_folder_has_the_nearest_run_beside_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path / "coda-small-photos", "coda/digits", runs()["coda/digits"].run)
+    (tmp_path / "coda-smal-photo").touch()  # no run
+    status, _, err = run(command.format(tmp_path / "coda-smal-photos"), capsys)
+    assert status == 2
+    assert err == (
+        f"jaxinterp: {tmp_path}/coda-smal-photos: got no such folder, expected {tmp_path}/coda-small-photos\n"
+    )
 
 
 @pytest.mark.parametrize(
