@@ -383,7 +383,8 @@ class Audit:
             require_finished([run_dir])
             check_folder(self.results)
         methods = tuple(self.methods.split(",")) if self.methods else None
-        found = stages.audit(run_dir, methods, self.images, data_dir=self.data_dir)
+        stderr = Console(stderr=True, soft_wrap=True)
+        found = stages.audit(run_dir, methods, self.images, self.data_dir, lambda line: show(stderr, line))
         show(console, found.to_json() if self.json else repr(found))
         if not self.json:
             show(console, f"audit: {run_dir / 'audit.html'}, audit.json")

@@ -295,7 +295,11 @@ def explore(
 
 
 def audit(
-    run_dir: str | Path, methods: Sequence[str] | None = None, images: int = 64, data_dir: str | Path | None = None
+    run_dir: str | Path,
+    methods: Sequence[str] | None = None,
+    images: int = 64,
+    data_dir: str | Path | None = None,
+    log: Log | None = None,
 ) -> Audit:
     """Audit post-hoc methods on a trained run's first test images; write audit.json and audit.html into its folder.
 
@@ -304,12 +308,13 @@ def audit(
         methods: their names, see `explain.methods.catalogue`; all that can be computed by default.
         images: how many images, at most.
         data_dir: the data folder.
+        log: called with a line about each method; by default nothing is said.
     """
     run_dir = Path(run_dir)
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
     x, labels = (part[:images] for part in run.test_data)
-    found = run_audit(run.explainable, x, labels, methods=methods)
+    found = run_audit(run.explainable, x, labels, methods=methods, log=log)
     made = {
         "run": run.name,
         "step": last_step(run_dir),

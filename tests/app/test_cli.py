@@ -245,8 +245,11 @@ def test_results_of_a_smoke_run_leave_the_headlines_alone(
 def test_an_audit_writes_its_page_and_its_results(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, _ = run(f"audit {run_dir} --images 4 --methods gradient,occlusion --results {tmp_path}", capsys)
+    status, out, err = run(f"audit {run_dir} --images 4 --methods gradient,occlusion --results {tmp_path}", capsys)
     assert status == 0
+    first, *lines = err.splitlines()
+    assert first == "2 methods and 7 metrics on 4 examples"
+    assert [line.split(",")[0] for line in lines] == ["1 of 2: gradient", "2 of 2: occlusion"]
     assert "compared with the network's exact decomposition at 'input'" in out
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("audit_coda_digits-")
