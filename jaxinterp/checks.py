@@ -159,6 +159,11 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def counted(number: int, what: str) -> str:
+    """Write a number and what it counts: 1 image, 2 images."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def require_labels(name: str, labels: Any, count: int, classes: int | None = None) -> None:
     """Raise unless labels are `count` integers, at least one, in [0, classes).
 

@@ -283,7 +283,9 @@ class Explain:
         if self.open:
             from jaxinterp.app.view import open_page
 
-            show(console, open_page(stages.explore(trained, images, out / "explorer.html", self.checkpoint)))
+            page = out / "explorer.html"
+            show(console, f"writing {page}: maps by other methods too, to be compared; this takes longer than the above")
+            show(console, open_page(stages.explore(trained, images, page, self.checkpoint)))
 
     def _elsewhere(self, images: Sequence[Path], console: Console) -> Any:
         """Return a network of one's own, or a pretrained one that fits the images."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require, require_labels, require_one_of
+from jaxinterp.checks import counted, require, require_labels, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
@@ -282,7 +282,7 @@ def audit(
     seconds: dict[str, float] = {}
     skipped: dict[str, str] = {}
     say = log or (lambda line: None)
-    say(f"{_count(len(tried), 'method')} and {_count(len(scored), 'metric')} on {_count(len(x), 'example')}")
+    say(f"{counted(len(tried), 'method')} and {counted(len(scored), 'metric')} on {counted(len(x), 'example')}")
     for k, (name, method) in enumerate(tried.items(), 1):
         start, place = time.perf_counter(), f"{k} of {len(tried)}: {name}"
         try:
@@ -321,10 +321,6 @@ def reason(error: Exception) -> str:
     """Return the first line of an error, with its type where the line is not written for users."""
     line = (str(error).splitlines() or [""])[0]
     return line if isinstance(error, ConfigError) else f"{type(error).__name__}: {line}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _chosen(
