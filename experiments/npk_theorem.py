@@ -184,9 +184,7 @@ def invariances(key: PRNGKeyArray) -> dict[str, float]:
     return changes
 
 
-def measure(
-    config: Theorem, log: Callable[[str], None] | None = None
-) -> tuple[dict[str, Curves], dict[str, float]]:
+def measure(config: Theorem, log: Callable[[str], None] | None = None) -> tuple[dict[str, Curves], dict[str, float]]:
     """Measure all curves, panel by panel, and the numbers that are published.
 
     Args:

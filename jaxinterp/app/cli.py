@@ -20,7 +20,7 @@ from tyro.conf import Positional, arg, subcommand
 from jaxinterp import __version__
 from jaxinterp.app.cache import keep_programs
 from jaxinterp.app.code import names_file
-from jaxinterp.app.console import errors_in_one_line, open_console, show, show_table, table_of
+from jaxinterp.app.console import errors_in_one_line, fits, open_console, show, show_table, table_of
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder, write_text
@@ -284,7 +284,9 @@ class Explain:
             from jaxinterp.app.view import open_page
 
             page = out / "explorer.html"
-            show(console, f"writing {page}: maps by other methods too, to be compared; this takes longer than the above")
+            show(
+                console, f"writing {page}: maps by other methods too, to be compared; this takes longer than the above"
+            )
             show(console, open_page(stages.explore(trained, images, page, self.checkpoint)))
 
     def _elsewhere(self, images: Sequence[Path], console: Console) -> Any:
@@ -445,7 +447,10 @@ class Runs:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare trained runs of different settings: one row each, only the settings that differ, then measurements."""
+    """Compare trained runs of different settings: only the settings that differ, then measurements.
+
+    A row for each run; in a terminal that is too narrow for it, a column for each.
+    """
 
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
     """Folders of runs, evaluated or not."""
@@ -466,7 +471,9 @@ class Compare:
             write_text(self.csv, found.to_csv())
         if self.json is not None:
             write_text(self.json, json.dumps(found.to_dict(), indent=2) + "\n")
-        show_table(console, table_of(found.header(names), found.cells(names)))
+        rows = [found.header(names), *found.cells(names)]
+        across, down = (table_of(lines[0], lines[1:]) for lines in (rows, list(zip(*rows, strict=True))))
+        show_table(console, across if fits(console, across) else down)
 
 
 @dataclass(frozen=True)

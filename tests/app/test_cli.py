@@ -303,7 +303,7 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
 
 
 def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = tmp_path / "clo[/red]se"
     shutil.copytree(run_dir, longer)
@@ -326,6 +326,11 @@ def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
     head, *rows = [line.split() for line in out.splitlines()]
     assert head[:4] == ["folder", "epochs", "train.epochs", "test_accuracy"]
     assert [row[:3] for row in rows] == [[str(run_dir), "1", "1"], [str(longer), "2", "2"]]
+    monkeypatch.setenv("COLUMNS", "40")
+    status, out, _ = run(f"compare {run_dir} {longer} --measures test_accuracy", capsys)
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == head[:4]
+    assert [line.split() for line in out.splitlines() if line.startswith("epochs")] == [["epochs", "1", "2"]]
+    monkeypatch.delenv("COLUMNS")
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["settings"] == ["train.epochs"]
     assert found["runs"][1]["settings"] == {"train.epochs": 2}
