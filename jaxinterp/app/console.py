@@ -7,8 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console
 from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 
 from jaxinterp.errors import JaxInterpError

@@ -68,30 +68,30 @@ def list_folder(root: Path) -> Found:
     if twice:
         raise DataError(f"{printable(root)}: got two folders of the part {twice[0]}, expected one")
     known, rows, bad, empty = extensions(), list[_Row](), list[tuple[str, str]](), list[tuple[str, str]]()
-    others = list[str]()
+    unlike = list[str]()
     for top in folders if above else [root]:
         classes, beside = _entries(top)
         strays = strays + beside if above else strays
         for folder in classes:
-            images, passed = len(rows), len(others)
+            images, passed = len(rows), len(unlike)
             for file in sorted(_walk(folder), key=str):
                 name = file.relative_to(root).as_posix()
                 if file.suffix.lower() not in known:
-                    others.append(name)
+                    unlike.append(name)
                 elif size := _size(file):
                     rows.append(_Row(file, folder.name, parts[top] if above else "", size))
                 else:
                     bad.append((name, "empty" if size == 0 else "no such file"))
             if len(rows) == images:
-                left = len(others) - passed
+                left = len(unlike) - passed
                 why = f"a class without images, other files: {left}" if left else "a class without images"
                 empty.append((folder.relative_to(root).as_posix(), why))
     if not rows and not bad and not empty:
         many = f"{len(strays)} files and no folder" if strays else "nothing"
         raise DataError(f"{printable(root)}: got {many}, expected a folder of images for each class")
     notes = [f"left out, beside the classes' folders: {some([path.name for path in strays])}"] if strays else []
-    if others:
-        notes.append(f"left out {len(others)}, no images by their names: {some(others)}")
+    if unlike:
+        notes.append(f"left out {len(unlike)}, no images by their names: {some(unlike)}")
     return Found(rows, [*bad, *empty], notes)
 
 

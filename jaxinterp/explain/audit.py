@@ -156,7 +156,7 @@ class Audit:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def table(self) -> "Table":
-        """Return a table: a row for every method, the nearest to the truth first; the last says how metrics rank them."""
+        """Return a table: a row for every method, the nearest to the truth first; last how metrics rank them."""
         from jaxinterp.figures.html import Table
 
         names = list(DISTANCES) if self.distances else []
