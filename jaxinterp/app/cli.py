@@ -219,12 +219,8 @@ class Plan:
     def __call__(self, console: Console) -> None:
         """Print a column for each stage, and what follows from it."""
         from jaxinterp.app.plan import plan
-        from jaxinterp.app.registry import run_in
-        from jaxinterp.app.training import run_of
 
-        folder = Path(self.run)
-        inside = (folder / "config.json").exists() and not self.data
-        run = override(run_in(folder)[2] if inside else run_of(self.run, self.data, self.data_dir), self.overrides)
+        run = override(configuration(self.run, self.data, self.data_dir), self.overrides)
         stderr = Console(stderr=True, soft_wrap=True)
         name = " ".join([self.run, *self.overrides])
         found = plan(
@@ -490,13 +486,8 @@ class Show:
     def __call__(self, console: Console) -> None:
         """Print a table of the keys."""
         from jaxinterp.app.keys import HEADER, key_rows
-        from jaxinterp.app.registry import run_in
-        from jaxinterp.app.training import run_of
 
-        folder = Path(self.run)
-        inside = (folder / "config.json").exists() and not self.data
-        run = run_in(folder)[2] if inside else run_of(self.run, self.data, self.data_dir)
-        show_table(console, table_of(HEADER, key_rows(run)))
+        show_table(console, table_of(HEADER, key_rows(configuration(self.run, self.data, self.data_dir))))
 
 
 @dataclass(frozen=True)
@@ -571,6 +562,17 @@ Command = (
     | Annotated[View, subcommand("view")]
     | Annotated[GetData, subcommand("data")]
 )
+
+
+def configuration(name: str, data: str, data_dir: Path | None) -> Any:
+    """Return the run of a folder, or of a name as `run_of` takes it; a mistyped folder is refused as one."""
+    from jaxinterp.app.registry import run_in, runs
+    from jaxinterp.app.training import run_of
+    from jaxinterp.recipe.run_folder import near_runs
+
+    folder = Path(name)
+    meant = (folder / "config.json").exists() or (name not in runs() and near_runs(folder))
+    return run_in(folder)[2] if meant and not data else run_of(name, data, data_dir)
 
 
 def assignments(words: Sequence[str], kind: type = Train) -> list[str]:

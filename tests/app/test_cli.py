@@ -122,7 +122,9 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["evaluate {}", "audit {}", "report {}", "explain {} a.png", "explain {}"])
+@pytest.mark.parametrize(
+    "command", ["evaluate {}", "audit {}", "report {}", "show {}", "plan {}", "explain {} a.png", "explain {}"]
+)
 def test_a_mistyped_folder_has_the_nearest_run_beside_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -422,6 +424,23 @@ def test_explain_writes_maps_and_sums_of_images_of_any_size(
             assert abs(entry["residual"]) < 1e-5
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 300
+
+
+def test_a_page_that_takes_long_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(stages, "trained", lambda *_: None)
+    monkeypatch.setattr(stages, "explain", lambda *_, **__: ["explained"])
+    monkeypatch.setattr(
+        stages, "explore", lambda *_: said.append(capsys.readouterr().out) or tmp_path / "explorer.html"
+    )
+    monkeypatch.setattr("webbrowser.open", lambda address: True)
+    status, out, _ = run(f"explain {tmp_path} a.png --open", capsys)
+    first, second = said[0].splitlines()  # before the page is made
+    assert (status, first) == (0, "explained")
+    assert second.startswith(f"writing {tmp_path}/explanations/explorer.html: ")
+    assert out.startswith(f"{tmp_path}/explorer.html: opened")
 
 
 @pytest.mark.parametrize("name", ["missing.png", "text.png", "cut.png"])
