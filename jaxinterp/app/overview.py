@@ -158,8 +158,8 @@ def compose(seen: Sequence[Seen], further: Sequence[Section] = (), folder: Path 
         subtitle=f"{len(seen)} networks of five families, each taken apart exactly",
         exact="Exact: each network's contributions, and its constant if it has one, sum to the logit; the residual is "
         "what they miss of it. Curvature 0 proves that the network is affine at the images once its coefficients are "
-        "held constant; discrepancy 0 that holding them changes no logit. Accuracy and time are measured; maps of other "
-        "methods are approximations.",
+        "held constant; discrepancy 0 that holding them changes no logit. Accuracy and time are measured; maps of "
+        "other methods are approximations.",
         sections=[
             Section("All networks", [text], tables=[Table(header, padded)]),
             *_together(seen),
