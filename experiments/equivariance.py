@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from jaxinterp.app.console import errors_in_one_line
+from jaxinterp.app.console import errors_in_one_line, show
 from jaxinterp.app.publish import one_run, overrides, require_finished, results_file, train_command
 from jaxinterp.app.results import MOTIONS, Results, equivariance_rows, summarize, write_results
 from jaxinterp.app.stages import trained
@@ -94,6 +94,7 @@ def measure(
     labels: Int[np.ndarray, " n"],
     support: int = 3,
     steps: int = 0,
+    log: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Measure one network.
 
@@ -104,6 +105,7 @@ def measure(
         labels: their classes.
         support: side of the maps' filters.
         steps: of training each map on the network's loss after the regression.
+        log: called with a line about the layers, and one before each motion; by default nothing is said.
 
     Returns:
         "accuracy", and for every motion "<motion> accuracy", "<layer> <motion> uncompensated", "… residual" and, of
@@ -113,7 +115,10 @@ def measure(
     known = known_layers(model)
     layers = layers_of(net, images) if known is None else tuple(known[1])
     train, x, y = len(images) // 2, jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
-    for motion, (group, g) in ELEMENTS.items():
+    say = log or (lambda line: None)
+    say(f"layers: {', '.join(layers)}")
+    for k, (motion, (group, g)) in enumerate(ELEMENTS.items(), 1):
+        say(f"{k} of {len(ELEMENTS)}: {motion}")
         if known is not None and (known[0].index(group.elements[g]) >= 0 or isinstance(model, GlassBoxModel)):
             with jax.default_matmul_precision("highest"):
                 numbers = _known(*known, net, x[train:], y[train:], motion) | numbers
@@ -207,9 +212,10 @@ class Program:
         for run_dir in run_dirs:
             run = trained(run_dir, data_dir=self.data_dir)
             images, labels = (part[: self.images] for part in run.test_data)
-            console.print(f"{run_dir}: {len(images)} images", highlight=False)
+            show(console, f"{run_dir}: {len(images)} images")
+            given, log = (run.run.model, run.explainable, images, labels), partial(show, console)
             try:
-                numbers.append(measure(run.run.model, run.explainable, images, labels, self.support, self.steps))
+                numbers.append(measure(*given, self.support, self.steps, log))
             except ValueError as error:
                 raise ConfigError(f"{run_dir}, --images {len(images)}: {error}") from error
             runs.append(run)

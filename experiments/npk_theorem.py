@@ -10,7 +10,7 @@ of the *same* weights (a ReLU network), which does not converge; and for the gat
 m times (App. C), which is how the theorem is tested for a given gating network. About 3 minutes on 2 CPU cores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -184,12 +184,22 @@ def invariances(key: PRNGKeyArray) -> dict[str, float]:
     return changes
 
 
-def measure(config: Theorem) -> tuple[dict[str, Curves], dict[str, float]]:
-    """Measure all curves, panel by panel, and the numbers that are published."""
+def measure(config: Theorem, log: Callable[[str], None] | None = None) -> tuple[dict[str, Curves], dict[str, float]]:
+    """Measure all curves, panel by panel, and the numbers that are published.
+
+    Args:
+        config: sizes, and the seed.
+        log: called with a line before each panel; by default nothing is said.
+
+    Returns:
+        Panel ↦ curves, and name ↦ number.
+    """
     keys = jax.random.split(jax.random.key(config.seed), 5)
     x = jax.random.normal(keys[0], (config.examples, config.features))
     curves, metrics = dict[str, Curves](), dict[str, float]()
     for panel, part, key in zip(("mean", "width", "padded"), (means, rates, padded), keys[1:4], strict=True):
+        if log is not None:
+            log(f"seed {config.seed}, panel {len(curves) + 1} of 3: {(part.__doc__ or '').splitlines()[0]}")
         curves[panel], numbers = part(config, x, key)
         metrics |= numbers
     return curves, metrics | invariances(keys[4])
@@ -236,7 +246,7 @@ class Program:
             if folder is not None:
                 check_folder(folder)
         config = SMOKE if self.smoke else Theorem()
-        runs = [measure(replace(config, seed=seed)) for seed in self.seeds]
+        runs = [measure(replace(config, seed=seed), partial(print, flush=True)) for seed in self.seeds]
         write_bytes(self.out / "npk_theorem.png", picture(plot(config, runs[0][0]), "", "").png)
         metrics = summarize({name: [numbers[name] for _, numbers in runs] for name in runs[0][1]})
         for name, metric in metrics.items():

@@ -16,6 +16,9 @@ from jaxtyping import Array
 
 from jaxinterp.errors import ConfigError
 
+NEAREST = 6
+"""Most names that begin with a mistaken one, or have it in them, that an error gives."""
+
 
 def require(condition: object, name: str, got: object, expected: str) -> None:
     """Raise `name: got A, expected B` unless a condition holds.
@@ -103,31 +106,62 @@ def warn(message: str) -> None:
 
 
 def require_one_of(name: str, value: Any, choices: Iterable[Any], otherwise: str = "") -> None:
-    """Raise unless a value is among the choices; the message gives the closest ones, else `otherwise` or all.
+    """Raise unless a value is among the choices; the message gives the `nearest`, else `otherwise` or all.
 
     Raises:
         ConfigError: it is not.
     """
     known = list(choices)
     if value not in known:
-        close = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=0.7)
+        close = nearest(value, known)
         require(False, name, value, " or ".join(close) or otherwise or f"one of {', '.join(map(str, known))}")
 
 
+def nearest(value: Any, choices: Iterable[Any]) -> list[str]:
+    """Return the names that a mistaken one may mean: of nearly its letters, else those that begin with it or have it.
+
+    Args:
+        value: the mistaken name; upper and lower case are one, and so are hyphens and underscores.
+        choices: the names that are known.
+
+    Returns:
+        A few, the likeliest first; none if no name is near.
+
+    Example:
+        >>> nearest("lrp", ["gradient", "alpha_lrp", "lrp_gamma"]), nearest("Gradeint", ["gradient", "lrp_gamma"])
+        (['lrp_gamma', 'alpha_lrp'], ['gradient'])
+    """
+    names: dict[str, str] = {_plain(choice): str(choice) for choice in choices}
+    wanted = _plain(value)
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.7)
+    holding = sorted((name for name in names if wanted in name), key=lambda name: not name.startswith(wanted))
+    return [names[name] for name in close or holding[: NEAREST if wanted else 0]]
+
+
+def _plain(name: Any) -> str:
+    return str(name).casefold().replace("-", "_")
+
+
 def require_key(key: str, known: Iterable[str], separator: str = ".") -> None:
-    """Raise unless a key such as "train.epochs" is known; the message gives the nearest, or those that end in it.
+    """Raise unless a key such as "train.epochs" is known; the message gives those that end in it, or the nearest.
 
     Raises:
         ConfigError: it is not.
     """
     keys = list(known)
     bare = [one for one in keys if one.endswith(f"{separator}{key}")]
-    require_one_of("KEY", key, keys, " or ".join(bare) or f"a field of the run, such as train{separator}epochs")
+    require(key in keys or not bare, "KEY", key, " or ".join(bare))
+    require_one_of("KEY", key, keys, f"a field of the run, such as train{separator}epochs")
 
 
 def shown(value: Any) -> str:
     """Show a value as an override writes it: the entries of a tuple separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number and what it counts: 1 image, 2 images."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def require_labels(name: str, labels: Any, count: int, classes: int | None = None) -> None:
@@ -140,9 +174,20 @@ def require_labels(name: str, labels: Any, count: int, classes: int | None = Non
     require(count, name, "none", "at least one image and its label")
     fits = found.shape == (count,) and np.issubdtype(found.dtype, np.integer)
     require(fits, name, f"{found.dtype}{found.shape}", f"integers ({count},), one for each image")
-    inside = found.min() >= 0 and (classes is None or found.max() < classes)
+    require_classes(name, found, classes)
+
+
+def require_classes(name: str, values: Any, classes: int | None = None) -> None:
+    """Raise unless integers, of any shape, are in [0, classes); the message gives the one that is farthest out.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    found = np.asarray(values)
+    low, high = (int(found.min()), int(found.max())) if found.size else (0, 0)
     wanted = "classes from 0 on" if classes is None else f"classes in [0, {classes})"
-    require(inside, name, f"{found.min()}..{found.max()}", wanted)
+    require(low >= 0, name, low, wanted)
+    require(not found.size or classes is None or high < classes, name, high, wanted)
 
 
 def require_finite(name: str, values: Array | np.ndarray) -> None:

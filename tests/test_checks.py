@@ -9,11 +9,14 @@ from annotated_types import Ge
 
 from jaxinterp.checks import (
     Checked,
+    nearest,
     random_key,
     require_at_least,
+    require_classes,
     require_finite,
     require_labels,
     require_number,
+    require_one_of,
     require_whole,
     warn,
 )
@@ -41,6 +44,31 @@ def test_labels_of_no_image_are_said_to_be_none():
         require_labels("y", np.zeros(0, int), 0)
     with pytest.raises(ConfigError, match=r"^y: got int64\(2,\), expected integers \(1,\), one for each image$"):
         require_labels("y", np.zeros(2, int), 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("lrp", ["lrp_epsilon", "lrp_gamma", "deep_lrp"]),  # those that begin with it, then those that have it
+        ("lrp-gama", ["lrp_gamma"]),
+        ("Gradient", ["gradient"]),
+        ("smooth", []),
+        ("", []),
+    ],
+)
+def test_a_mistaken_name_has_near_ones(wrong, near):
+    known = ["deep_lrp", "gradient", "lrp_epsilon", "lrp_gamma"]
+    assert nearest(wrong, known) == near
+    with pytest.raises(ConfigError, match="^method: .*expected " + (" or ".join(near) or "one of deep_lrp, gradient")):
+        require_one_of("method", wrong, known)
+
+
+@pytest.mark.parametrize(("values", "farthest"), [(10, 10), ([3, 12, 10], 12), ([-2, 12], -2)])
+def test_the_class_that_is_farthest_out_is_named(values, farthest):
+    require_classes("targets", [0, 9], 10)
+    require_classes("targets", np.zeros(0, int), 10)
+    with pytest.raises(ConfigError, match=rf"^targets: got {farthest}, expected classes in \[0, 10\)$"):
+        require_classes("targets", values, 10)
 
 
 @dataclass(frozen=True)

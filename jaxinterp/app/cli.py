@@ -20,7 +20,7 @@ from tyro.conf import Positional, arg, subcommand
 from jaxinterp import __version__
 from jaxinterp.app.cache import keep_programs
 from jaxinterp.app.code import names_file
-from jaxinterp.app.console import errors_in_one_line, open_console, show, show_table, table_of
+from jaxinterp.app.console import errors_in_one_line, fits, open_console, show, show_table, table_of
 from jaxinterp.checks import require, require_at_least, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder, write_text
@@ -219,12 +219,8 @@ class Plan:
     def __call__(self, console: Console) -> None:
         """Print a column for each stage, and what follows from it."""
         from jaxinterp.app.plan import plan
-        from jaxinterp.app.registry import run_in
-        from jaxinterp.app.training import run_of
 
-        folder = Path(self.run)
-        inside = (folder / "config.json").exists() and not self.data
-        run = override(run_in(folder)[2] if inside else run_of(self.run, self.data, self.data_dir), self.overrides)
+        run = override(configuration(self.run, self.data, self.data_dir), self.overrides)
         stderr = Console(stderr=True, soft_wrap=True)
         name = " ".join([self.run, *self.overrides])
         found = plan(
@@ -262,11 +258,16 @@ class Explain:
         """Explain every image; nothing is written unless all can be read."""
         from jaxinterp.app import stages
         from jaxinterp.data.own_files import extensions
+        from jaxinterp.recipe.run_folder import near_runs, read_name
 
         require(self.paths, "IMAGE", "nothing", "the folder of a trained run, then image files; or image files alone")
         first, *rest = self.paths
         in_run = not self.own.net and not first.is_file() and first.suffix.lower() not in extensions()
         images = rest if in_run else list(self.paths)
+        if not images:
+            known = first.is_dir() or near_runs(first)
+            require(known, "IMAGE", f"{first}, which is not there", "an image file, or a run folder and image files")
+            read_name(first)  # which says what is wrong with the folder
         require(images, "IMAGE", "nothing", f"image files after {first}")
         if not self.own.net:
             self.own.require_unused()
@@ -278,7 +279,11 @@ class Explain:
         if self.open:
             from jaxinterp.app.view import open_page
 
-            show(console, open_page(stages.explore(trained, images, out / "explorer.html", self.checkpoint)))
+            page = out / "explorer.html"
+            show(
+                console, f"writing {page}: maps by other methods too, to be compared; this takes longer than the above"
+            )
+            show(console, open_page(stages.explore(trained, images, page, self.checkpoint)))
 
     def _elsewhere(self, images: Sequence[Path], console: Console) -> Any:
         """Return a network of one's own, or a pretrained one that fits the images."""
@@ -378,7 +383,8 @@ class Audit:
             require_finished([run_dir])
             check_folder(self.results)
         methods = tuple(self.methods.split(",")) if self.methods else None
-        found = stages.audit(run_dir, methods, self.images, data_dir=self.data_dir)
+        stderr = Console(stderr=True, soft_wrap=True)
+        found = stages.audit(run_dir, methods, self.images, self.data_dir, lambda line: show(stderr, line))
         show(console, found.to_json() if self.json else repr(found))
         if not self.json:
             show(console, f"audit: {run_dir / 'audit.html'}, audit.json")
@@ -437,7 +443,10 @@ class Runs:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare trained runs of different settings: one row each, only the settings that differ, then measurements."""
+    """Compare trained runs of different settings: only the settings that differ, then measurements.
+
+    A row for each run; in a terminal that is too narrow for it, a column for each.
+    """
 
     run_dirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_DIR")]
     """Folders of runs, evaluated or not."""
@@ -458,7 +467,9 @@ class Compare:
             write_text(self.csv, found.to_csv())
         if self.json is not None:
             write_text(self.json, json.dumps(found.to_dict(), indent=2) + "\n")
-        show_table(console, table_of(found.header(names), found.cells(names)))
+        rows = [found.header(names), *found.cells(names)]
+        across, down = (table_of(lines[0], lines[1:]) for lines in (rows, list(zip(*rows, strict=True))))
+        show_table(console, across if fits(console, across) else down)
 
 
 @dataclass(frozen=True)
@@ -475,13 +486,8 @@ class Show:
     def __call__(self, console: Console) -> None:
         """Print a table of the keys."""
         from jaxinterp.app.keys import HEADER, key_rows
-        from jaxinterp.app.registry import run_in
-        from jaxinterp.app.training import run_of
 
-        folder = Path(self.run)
-        inside = (folder / "config.json").exists() and not self.data
-        run = run_in(folder)[2] if inside else run_of(self.run, self.data, self.data_dir)
-        show_table(console, table_of(HEADER, key_rows(run)))
+        show_table(console, table_of(HEADER, key_rows(configuration(self.run, self.data, self.data_dir))))
 
 
 @dataclass(frozen=True)
@@ -556,6 +562,17 @@ Command = (
     | Annotated[View, subcommand("view")]
     | Annotated[GetData, subcommand("data")]
 )
+
+
+def configuration(name: str, data: str, data_dir: Path | None) -> Any:
+    """Return the run of a folder, or of a name as `run_of` takes it; a mistyped folder is refused as one."""
+    from jaxinterp.app.registry import run_in, runs
+    from jaxinterp.app.training import run_of
+    from jaxinterp.recipe.run_folder import near_runs
+
+    folder = Path(name)
+    meant = (folder / "config.json").exists() or (name not in runs() and near_runs(folder))
+    return run_in(folder)[2] if meant and not data else run_of(name, data, data_dir)
 
 
 def assignments(words: Sequence[str], kind: type = Train) -> list[str]:

@@ -7,8 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from jaxinterp.errors import JaxInterpError
@@ -16,6 +16,10 @@ from jaxinterp.train.signals import never_lost
 
 WIDE = 10_000
 """Columns of an output that is no terminal: nothing is broken there."""
+PADDING = 2
+"""Columns of a terminal between two of a table."""
+FOLDED = 16
+"""Columns down to which a column of a table, but the first, may fold words where a terminal is too narrow."""
 
 
 def open_console() -> Console:
@@ -38,11 +42,40 @@ def table_of(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = 
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Print a table whose cells are no markup; a terminal too narrow for its longest words breaks lines, not words."""
-    least = Measurement.get(console, console.options.update(width=WIDE, max_width=WIDE, markup=False), table).minimum
-    width, console.width = console.width, max(console.width, least)
+    """Print a table whose cells are no markup: in a terminal as wide as that, elsewhere a line a row, without padding.
+
+    A terminal that is too narrow breaks lines; if it is too narrow for the longest words too, these fold, but for those
+    of the first column.
+    """
+    if console.width >= WIDE:
+        with console.capture() as text:
+            console.print(table, highlight=False, markup=False)
+        for line in text.get().splitlines():
+            show(console, line.rstrip())
+        return
+    whole, words = _lengths(table)
+    widths, room = list(whole), console.width - PADDING * len(whole)
+    for least in (words, [words[0], *(min(FOLDED, one) for one in words[1:])]):
+        while sum(widths) > room and (wide := [i for i, width in enumerate(widths) if width > least[i]]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width, column.overflow = width, "fold"
+    before, console.width = console.width, max(console.width, sum(widths) + PADDING * len(widths))
     console.print(table, highlight=False, markup=False)
-    console.width = width
+    console.width = before
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether the console is so wide that no line of a table is broken."""
+    return sum(_lengths(table)[0]) + PADDING * len(table.columns) <= console.width
+
+
+def _lengths(table: Table) -> tuple[list[int], list[int]]:
+    """Return the length of each column's longest text, and of its longest word."""
+    texts = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    words = [" ".join(column).split() for column in texts]
+    whole, least = ([max(map(cell_len, column), default=0) for column in kind] for kind in (texts, words))
+    return whole, least
 
 
 @contextlib.contextmanager

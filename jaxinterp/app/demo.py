@@ -79,19 +79,23 @@ def demo(run_dir: Path, smoke: bool, console: Console) -> None:
     # The compiler keeps one core busy: two processes use two cores.
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     try:
+        apart, file = ", ".join(others), further(run_dir)
+        show(console, f"trained meanwhile, in a second process that says in {file} how far it is: {apart}")
         beside = {name: pool.submit(train_apart, name, run_dir, smoke) for name in others}
         for name in PACKAGED[: 1 if smoke else None]:
             overview.add(explain_packaged(name))
             add_finished(beside, overview)
         audit_packaged(overview)
         for name in HERE:
-            show(console, f"training {name}; beside it {', '.join(beside) or 'none'}, see {further(run_dir)}")
+            show(console, f"training {name}, {experiment_of(name).source}")
             overview.add(train(name, run_dir, smoke))
             add_finished(beside, overview)
         for name in list(beside):
+            show(console, f"waiting for {name}, trained in the second process, see {file}")
             overview.add(beside.pop(name).result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    show(console, "all networks, those of the package and those trained just now:")
     show_table(console, table_of(HEADER, [one.row for one in overview.seen]))
     show(console, f"report: {run_dir / 'report.html'}")
     show(console, f"more of a network: jaxinterp evaluate {run_dir / 'coda'}; jaxinterp report {run_dir / 'coda'}")
@@ -133,9 +137,10 @@ def audit_packaged(overview: Overview) -> None:
     trained, card = load_trained(AUDITED)
     images, labels = (part[:AUDIT_IMAGES] for part in test_images(card.packaged))
     found = audit(trained.explainable, images, labels, methods=AUDITS)
+    title = f"Which explanation to believe: methods against the truth of {AUDITED}"
+    show(overview.console, f"{title}; {found.caption}:")
     table = found.table()
     show_table(overview.console, table_of(table.header, table.texts))
-    title = f"Which explanation to believe: methods against the truth of {AUDITED}"
     overview.further.append(Section(title, [f"{found.caption}."], tables=[table]))
     overview.write()
 

@@ -16,6 +16,7 @@ from jaxinterp.recipe.config import Run
 from jaxinterp.recipe.presets import Images
 
 PRESETS = tuple(f"{name}/{scale}" for name, family in BUILT_IN.items() for scale in family.scales)
+FAMILIES = tuple(dict.fromkeys(name.split("/")[0] for name in PRESETS))
 IMAGENET = Images("imagenet2012", 256, 3, 1000, 1_281_167)
 SAMPLE = 50  # images of one's own whose sizes are looked at
 
@@ -42,7 +43,7 @@ def is_preset(name: str) -> bool:
         >>> is_preset("coda/small"), is_preset("coda"), is_preset("coda/mnist")
         (True, True, False)
     """
-    return name in PRESETS or name in {one.split("/")[0] for one in PRESETS}
+    return name in PRESETS or name in FAMILIES
 
 
 def look(name: str, data_dir: Path | None = None, part: Literal["train", "test"] = "train") -> Images:

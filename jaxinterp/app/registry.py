@@ -153,7 +153,16 @@ def run_in(run_dir: Path) -> tuple[str, Experiment[Any], Run[Any]]:
             require(inside, "family", family, f"a module, or {SOURCE} in the folder")
             kind = family_named(family, run_dir).Model
         run = read_config(run_dir, kind)
-        return name, Experiment(run, "a run of one's own", headline=False), run
+        return name, Experiment(run, _source(name, run), headline=False), run
     with naming(run_dir / "config.json"):
         experiment = experiment_of(name)
     return name, experiment, read_config(run_dir, type(experiment.run.model))
+
+
+def _source(name: str, run: Run[Any]) -> str:
+    """Say of what kind a run is that is not named: a preset of a family, or settings of the user's."""
+    family = family_of(run)
+    if isinstance(family, NetFamily):
+        return "your own network"
+    fitted = name in {f"{family.name}/{scale}" for scale in family.scales}
+    return f"{family.title}, {'sizes that fit the images' if fitted else 'settings of your own'}"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxinterp.app.registry import family_of, family_reference, keep_source, name_of, run_in, training
-from jaxinterp.checks import require, warn
+from jaxinterp.checks import counted, require, warn
 from jaxinterp.data import Dataset
 from jaxinterp.errors import JaxInterpError
 from jaxinterp.explain.audit import Audit
@@ -290,12 +290,17 @@ def explore(
     content = explored(run.explainable, images, run.classes, names=names, panels=own)
     if given > len(paths):
         content = replace(content, notes=[*content.notes, f"The first {len(paths)} of {given} images are shown."])
-    content.write(file, f"{run.name}: {len(names)} images", f"{run.family.title}, {which} checkpoint")
+    title = f"{run.run_dir.name or run.name}: {counted(len(names), 'image')}"
+    content.write(file, title, f"{run.family.title}, {which} checkpoint")
     return Path(file)
 
 
 def audit(
-    run_dir: str | Path, methods: Sequence[str] | None = None, images: int = 64, data_dir: str | Path | None = None
+    run_dir: str | Path,
+    methods: Sequence[str] | None = None,
+    images: int = 64,
+    data_dir: str | Path | None = None,
+    log: Log | None = None,
 ) -> Audit:
     """Audit post-hoc methods on a trained run's first test images; write audit.json and audit.html into its folder.
 
@@ -304,12 +309,13 @@ def audit(
         methods: their names, see `explain.methods.catalogue`; all that can be computed by default.
         images: how many images, at most.
         data_dir: the data folder.
+        log: called with a line about each method; by default nothing is said.
     """
     run_dir = Path(run_dir)
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
     x, labels = (part[:images] for part in run.test_data)
-    found = run_audit(run.explainable, x, labels, methods=methods)
+    found = run_audit(run.explainable, x, labels, methods=methods, log=log)
     made = {
         "run": run.name,
         "step": last_step(run_dir),
@@ -323,7 +329,13 @@ def audit(
 
 
 def report(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = print) -> Path:
-    """Write report.html into a trained run's folder, evaluated first if that is missing; return the page's path."""
+    """Write report.html into a trained run's folder, evaluated first if that is missing; return the page's path.
+
+    Args:
+        run_dir: the run's folder.
+        data_dir: the data folder.
+        log: called with a line before the evaluation, one about each measurement, and one before the page is written.
+    """
     run_dir = Path(run_dir)
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
@@ -333,7 +345,9 @@ def report(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = p
     history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)
     results = read_json(measured, by_evaluation, *parts) if measured.exists() else {}
     if results.get("step") != last_step(run_dir) or not all((run_dir / file).exists() for file in (MAPS, LOGITS)):
+        log(f"{run_dir}: evaluated first, as it was not since it was trained; this may take minutes")
         results = evaluate(run_dir, data_dir, log)
+    log(f"{run_dir}: writing report.html")
     images, labels = run.test_data
     content = Report(
         trained=run,

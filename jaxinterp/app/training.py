@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from jaxinterp.app import stages
-from jaxinterp.app.presets import PRESETS, is_preset, preset
+from jaxinterp.app.presets import FAMILIES, PRESETS, is_preset, preset
 from jaxinterp.app.registry import experiment_of, family_of, runs
 from jaxinterp.app.run_file import is_file, read_run
 from jaxinterp.checks import require, require_one_of, shown
@@ -45,7 +45,7 @@ def run_of(name: str, data: str = "", data_dir: str | Path | None = None) -> Run
         require(data, "--data", "nothing", f"the images whose sizes {name} fits, such as digits")
         return preset(name, data, folder).run
     if not is_file(name):
-        require_one_of("RUN", name, [*runs(), *PRESETS], "a name that `jaxinterp list` prints")
+        require_one_of("RUN", name, [*runs(), *PRESETS, *FAMILIES], "a name that `jaxinterp list` prints")
     wanted = f"nothing with {name}, which has its own; data.name={data} replaces it, presets such as coda/small fit it"
     require(not data, "--data", data, wanted)
     return read_run(name, folder) if is_file(name) else experiment_of(name).run

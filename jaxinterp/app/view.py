@@ -12,6 +12,7 @@ import numpy as np
 from jaxinterp.checks import require
 from jaxinterp.errors import DataError
 from jaxinterp.explain.attribution import Attribution
+from jaxinterp.recipe.run_folder import near_runs
 
 NEEDED = ("contributions", "logits", "targets")
 MEASURED = ("metrics.jsonl", "evaluation.json")  # files of a run that its report shows
@@ -36,7 +37,8 @@ def page_of(path: Path, data_dir: Path | None = None) -> Path:
 
         return report(path, data_dir)
     known = path.is_file() and path.suffix in (".html", ".npz")
-    require(known, "RUN_DIR|FILE", path, "the folder of a trained run, an .npz file of Attribution.save, or a page")
+    wanted = " or ".join(near_runs(path)) or "the folder of a trained run, an .npz file of Attribution.save, or a page"
+    require(known, "RUN_DIR|FILE", path, wanted)
     if path.suffix == ".html":
         return path
     content, given = read_attribution(path)

@@ -96,7 +96,8 @@ def own_set(
     """List an image classification set of one's own; no picture is decoded.
 
     - folder:PATH, a folder for each class, or train, test and perhaps val (also training, valid, validation, testing)
-      above them; files of deeper folders belong to the class.
+      above them; files of deeper folders belong to the class. Those that are no images by their names are left out,
+      and the set's `notes` count them.
     - csv:FILE, with a header: path (relative to the file), label, and perhaps split; commas, semicolons or tabs.
     - npz:FILE, arrays images and labels, perhaps classes; or train_images, train_labels, test_images, ... or x_train,
       y_train, x_test, ...: pixels (N, H, W[, C]) as `own_arrays` takes them.
@@ -110,8 +111,8 @@ def own_set(
         name: one of the four.
         data_dir: where prepared sets lie, and paths that are not found otherwise; see `load`.
         classes: the classes' names, in the order of their labels; by default all that are found, sorted.
-        on_bad: whether files that cannot be images (empty, or of other types), paths that are missing and classes
-            without images raise or are left out.
+        on_bad: whether image files that are empty, paths that are missing and classes without images raise or are left
+            out.
         test_fraction: in (0, 1).
         seed: of the split and the order.
 

@@ -203,7 +203,7 @@ class BadFiles:
             return []
         line = f"{len(bad)} of {total}: {some([f'{name} ({why})' for name, why in bad])}"
         if self.on_bad == "raise":
-            hint = "data.on_bad=skip of a run leaves these out"
+            hint = "to leave these out, add data.on_bad=skip to the command, in Python on_bad='skip'"
             raise DataError(f"{shown}: got {line}, expected images that can be used; {hint}")
         return [f"left out {line}"]
 

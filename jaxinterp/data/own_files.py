@@ -43,12 +43,11 @@ class _Row(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Files, what cannot be used and why, lines about the set, and classes without any file."""
+    """Files, what cannot be used and why, and lines about the set."""
 
     rows: list[_Row]
     bad: list[tuple[str, str]]
     notes: list[str]
-    empty: list[str]
 
 
 def list_folder(root: Path) -> Found:
@@ -68,27 +67,32 @@ def list_folder(root: Path) -> Found:
     twice = [part for part, count in Counter(parts.values()).items() if above and count > 1]
     if twice:
         raise DataError(f"{printable(root)}: got two folders of the part {twice[0]}, expected one")
-    known, rows, bad, empty = extensions(), list[_Row](), list[tuple[str, str]](), list[str]()
+    known, rows, bad, empty = extensions(), list[_Row](), list[tuple[str, str]](), list[tuple[str, str]]()
+    unlike = list[str]()
     for top in folders if above else [root]:
         classes, beside = _entries(top)
         strays = strays + beside if above else strays
         for folder in classes:
-            count = len(rows)
+            images, passed = len(rows), len(unlike)
             for file in sorted(_walk(folder), key=str):
                 name = file.relative_to(root).as_posix()
                 if file.suffix.lower() not in known:
-                    bad.append((name, "no image by its name"))
+                    unlike.append(name)
                 elif size := _size(file):
                     rows.append(_Row(file, folder.name, parts[top] if above else "", size))
                 else:
                     bad.append((name, "empty" if size == 0 else "no such file"))
-            if len(rows) == count:
-                empty.append(folder.relative_to(root).as_posix())
+            if len(rows) == images:
+                left = len(unlike) - passed
+                why = f"a class without images, other files: {left}" if left else "a class without images"
+                empty.append((folder.relative_to(root).as_posix(), why))
     if not rows and not bad and not empty:
         many = f"{len(strays)} files and no folder" if strays else "nothing"
         raise DataError(f"{printable(root)}: got {many}, expected a folder of images for each class")
     notes = [f"left out, beside the classes' folders: {some([path.name for path in strays])}"] if strays else []
-    return Found(rows, bad, notes, empty)
+    if unlike:
+        notes.append(f"left out {len(unlike)}, no images by their names: {some(unlike)}")
+    return Found(rows, [*bad, *empty], notes)
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -162,7 +166,7 @@ def list_table(path: Path) -> Found:
         raise DataError(f"{line}: got {error}, expected a line of a CSV file") from error
     if not rows and not bad:
         raise DataError(f"{printable(path)}: got no row, expected a path and a label in each")
-    return Found(rows, bad, [], [])
+    return Found(rows, bad, [])
 
 
 def listed_files(
@@ -170,9 +174,7 @@ def listed_files(
 ) -> OwnSet:
     """Make a set of listed files: check its classes, number them, and split it."""
     shown, rows = printable(root), found.rows
-    bad = [*found.bad, *((folder, "a class without images") for folder in found.empty)]
-    refuse_or_note = BadFiles(on_bad)
-    notes = [*found.notes, *refuse_or_note(shown, bad, len(rows) + len(found.bad))]
+    notes = [*found.notes, *BadFiles(on_bad)(shown, found.bad, len(rows) + len(found.bad))]
     if not rows:
         raise DataError(f"{shown}: got no image that can be used, expected at least one")
     present = sorted({row.label for row in rows}, key=_natural)

@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.checks import require, require_labels, require_one_of
+from jaxinterp.checks import counted, require, require_labels, require_one_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 from jaxinterp.explain.batches import MAX_BYTES
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from jaxinterp.figures.html import Table
 
+Log = Callable[[str], None]
 CALLS = 3
 """Calls, after the first, whose median time is a method's."""
 SHOWN = 4
@@ -155,7 +156,7 @@ class Audit:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def table(self) -> "Table":
-        """Return a table: a row for every method, the nearest to the truth first, and one for how metrics rank them."""
+        """Return a table: a row for every method, the nearest to the truth first; last how metrics rank them."""
         from jaxinterp.figures.html import Table
 
         names = list(DISTANCES) if self.distances else []
@@ -172,7 +173,7 @@ class Audit:
             ]
             for name in self.methods
         ]
-        if self.distances:
+        if self.distances and self.best:
             found = [_cell(np.array([self.agreement[metric]["cosine"]])) for metric in self.best]
             rows.append(["ranks methods as the truth", *[""] * (len(names) + 1), *found, ""])
         return Table(header, rows, self.caption)
@@ -230,6 +231,7 @@ def audit(
     truth: Explained | None = None,
     metrics: Mapping[str, Metric | Any] | None = None,
     max_bytes: int = MAX_BYTES,
+    log: Log | None = None,
 ) -> Audit:
     """Measure methods against the exact decomposition of a network, and metrics by whether they rank them as it does.
 
@@ -247,6 +249,8 @@ def audit(
         metrics: name ↦ `Metric`, or (net, method, x, labels) ↦ a result with `scores` of which high is good; by default
             `default_metrics`.
         max_bytes: bytes that one pass may take by estimate.
+        log: called with a line at the start, and with one for each method and the seconds that it took, such as
+            `print`; by default nothing is said.
 
     Returns:
         An `Audit`, which prints as a table.
@@ -277,7 +281,10 @@ def audit(
     scores: dict[str, dict[str, np.ndarray]] = {}
     seconds: dict[str, float] = {}
     skipped: dict[str, str] = {}
-    for name, method in tried.items():
+    say = log or (lambda line: None)
+    say(f"{counted(len(tried), 'method')} and {counted(len(scored), 'metric')} on {counted(len(x), 'example')}")
+    for k, (name, method) in enumerate(tried.items(), 1):
+        start, place = time.perf_counter(), f"{k} of {len(tried)}: {name}"
         try:
             parts = label_attribution(net, method, x, labels)
             own = _comparable(parts, x)
@@ -286,6 +293,7 @@ def audit(
             if methods is not None:
                 raise
             skipped[name] = reason(error)
+            say(f"{place}, left out: {reason(error)}")
             continue
         maps[name], seconds[name] = np.asarray(own), _time(net, method, x, labels)
         gaps[name] = np.asarray(completeness(net, parts).relative[:, 0])
@@ -302,6 +310,7 @@ def audit(
                 skipped[f"{name}, {key}"] = reason(error)
                 continue
             scores[name][key] = np.asarray(result.scores, float)
+        say(f"{place}, {time.perf_counter() - start:.1f} s")
     require(seconds, "methods", "none that can be computed", "; ".join(skipped.values()) or "at least one")
     best = {key: metric.best for key, metric in scored.items()}
     agreement = _agreement(distances, scores, best)

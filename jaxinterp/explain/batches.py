@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxinterp.checks import require, require_at_least
+from jaxinterp.checks import require, require_at_least, require_classes
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
 
@@ -47,9 +47,7 @@ def select_targets(targets: Targets, batch: int, classes: int) -> Int[Array, "ba
         except ValueError as error:
             raise ConfigError("targets: got rows of several lengths, expected (batch, T)") from error
         require(np.issubdtype(values.dtype, np.integer), "targets", values.dtype, f"integers in [0, {classes})")
-        if values.size:
-            low, high = values.min(), values.max()
-            require(low >= 0 and high < classes, "targets", f"{low}..{high}", f"classes in [0, {classes})")
+        require_classes("targets", values, classes)
     array = jnp if isinstance(targets, jax.core.Tracer) else np  # known ones without a program for each batch size
     rows = array.asarray(targets, dtype=np.int32)
     fits = rows.ndim == 0 or (rows.ndim <= 2 and rows.shape[0] == batch and 0 not in rows.shape[1:])

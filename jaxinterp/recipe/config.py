@@ -1,7 +1,6 @@
 """The configuration of a run, composed of parts."""
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator
 
-from jaxinterp.checks import Checked, require, require_key, typed
+from jaxinterp.checks import Checked, nearest, require, require_key, typed
 from jaxinterp.data.own import KINDS, OnBad, is_own
 from jaxinterp.data.pictures import Background, Bits, Conversion, Fit
 from jaxinterp.files import printable
@@ -63,7 +62,7 @@ def _known(name: str) -> str:
         raise PydanticCustomError("data_set", "a name or a path in UTF-8")
     if name not in known and not is_own(name):
         places = ", ".join([*known, *(f"{kind}:{place}" for kind, place in KINDS.items())])
-        close = " or ".join(difflib.get_close_matches(name, known, cutoff=0.7))
+        close = " or ".join(nearest(name, known))
         raise PydanticCustomError("data_set", "{wanted}", {"wanted": close or f"one of {places}"})
     return name
 

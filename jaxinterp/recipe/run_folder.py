@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
-from jaxinterp.checks import expected, require, shown
+from jaxinterp.checks import expected, nearest, require, shown
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import unsealed, write_json, write_text
 from jaxinterp.provenance import versions
@@ -121,6 +121,14 @@ def validate_json(kind: Any, text: str) -> Any:
         require(False, place or "content", first["input"], expected(error))
 
 
+def near_runs(run_dir: Path) -> list[str]:
+    """Return the run folders beside a folder that is not there whose names are the nearest to its own."""
+    if run_dir.exists() or not run_dir.parent.is_dir():
+        return []
+    beside = [path.parent for path in run_dir.parent.glob("*/config.json")]
+    return [str(run_dir.parent / name) for name in nearest(run_dir.name, [path.name for path in beside])]
+
+
 def read_name(run_dir: Path) -> str:
     """Return the name of the run that a folder holds."""
     return str(_read_content(run_dir)["run"])
@@ -156,7 +164,9 @@ def _read_content(run_dir: Path) -> dict[str, Any]:
         content = unsealed(json.loads(path.read_text(encoding="utf-8")))
         content["run"]
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{run_dir}: got no config.json, expected a run folder") from None
+        got = "no config.json" if run_dir.is_dir() else "a file" if run_dir.exists() else "no such folder"
+        wanted = " or ".join(near_runs(run_dir)) or "a run folder"
+        raise ConfigError(f"{run_dir}: got {got}, expected {wanted}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: got a damaged file ({error}), expected a run's configuration") from None
     return content

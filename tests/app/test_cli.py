@@ -98,7 +98,10 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("train", "RUN"),
         ("trian coda/digits", "train"),
         ("train coda/digits --smok", "perhaps you meant --smoke\n"),
-        ("evaluate nowhere/file", "got no config.json, expected a run folder"),
+        ("train cdoa", "RUN: got cdoa, expected coda"),
+        ("evaluate nowhere/file", "nowhere/file: got no such folder, expected a run folder"),
+        (f"evaluate {Path(__file__).parent}", "got no config.json, expected a run folder"),
+        ("explain notes.txt", "IMAGE: got notes.txt"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
         ("report nowhere", "nowhere"),
@@ -117,6 +120,21 @@ def test_a_mistake_is_one_line_and_status_2(
     assert err.startswith("jaxinterp: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate {}", "audit {}", "report {}", "show {}", "plan {}", "explain {} a.png", "explain {}"]
+)
+def test_a_mistyped_folder_has_the_nearest_run_beside_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path / "coda-small-photos", "coda/digits", runs()["coda/digits"].run)
+    (tmp_path / "coda-smal-photo").touch()  # no run
+    status, _, err = run(command.format(tmp_path / "coda-smal-photos"), capsys)
+    assert status == 2
+    assert err == (
+        f"jaxinterp: {tmp_path}/coda-smal-photos: got no such folder, expected {tmp_path}/coda-small-photos\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,8 +247,11 @@ def test_results_of_a_smoke_run_leave_the_headlines_alone(
 def test_an_audit_writes_its_page_and_its_results(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, _ = run(f"audit {run_dir} --images 4 --methods gradient,occlusion --results {tmp_path}", capsys)
+    status, out, err = run(f"audit {run_dir} --images 4 --methods gradient,occlusion --results {tmp_path}", capsys)
     assert status == 0
+    first, *lines = err.splitlines()
+    assert first == "2 methods and 7 metrics on 4 examples"
+    assert [line.split(",")[0] for line in lines] == ["1 of 2: gradient", "2 of 2: occlusion"]
     assert "compared with the network's exact decomposition at 'input'" in out
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("audit_coda_digits-")
@@ -284,7 +305,7 @@ def test_a_folder_keeps_its_configuration(run_dir: Path, capsys: pytest.CaptureF
 
 
 def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = tmp_path / "clo[/red]se"
     shutil.copytree(run_dir, longer)
@@ -307,6 +328,11 @@ def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
     head, *rows = [line.split() for line in out.splitlines()]
     assert head[:4] == ["folder", "epochs", "train.epochs", "test_accuracy"]
     assert [row[:3] for row in rows] == [[str(run_dir), "1", "1"], [str(longer), "2", "2"]]
+    monkeypatch.setenv("COLUMNS", "40")
+    status, out, _ = run(f"compare {run_dir} {longer} --measures test_accuracy", capsys)
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == head[:4]
+    assert [line.split() for line in out.splitlines() if line.startswith("epochs")] == [["epochs", "1", "2"]]
+    monkeypatch.delenv("COLUMNS")
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["settings"] == ["train.epochs"]
     assert found["runs"][1]["settings"] == {"train.epochs": 2}
@@ -400,6 +426,23 @@ def test_explain_writes_maps_and_sums_of_images_of_any_size(
             assert picture.width > 300
 
 
+def test_a_page_that_takes_long_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(stages, "trained", lambda *_: None)
+    monkeypatch.setattr(stages, "explain", lambda *_, **__: ["explained"])
+    monkeypatch.setattr(
+        stages, "explore", lambda *_: said.append(capsys.readouterr().out) or tmp_path / "explorer.html"
+    )
+    monkeypatch.setattr("webbrowser.open", lambda address: True)
+    status, out, _ = run(f"explain {tmp_path} a.png --open", capsys)
+    first, second = said[0].splitlines()  # before the page is made
+    assert (status, first) == (0, "explained")
+    assert second.startswith(f"writing {tmp_path}/explanations/explorer.html: ")
+    assert out.startswith(f"{tmp_path}/explorer.html: opened")
+
+
 @pytest.mark.parametrize("name", ["missing.png", "text.png", "cut.png"])
 def test_an_unreadable_image_is_named_and_nothing_is_written(
     name: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -443,6 +486,13 @@ def test_the_demo_explains_by_a_packaged_network_and_trains_every_family(
         assert float(row[3]) < 1e-4
         assert (folder / f"{name.replace('/', '-')}.png").stat().st_size > 5_000
     assert "ranks methods as the truth" in said
+    lines = said.splitlines()
+    (audited,) = (line for line in lines if line.startswith("Which explanation to believe"))
+    assert "gated-mnist" in audited
+    assert lines[lines.index(audited) + 1].startswith("method ")
+    assert "none" not in said
+    assert all(name in lines[0] for name in trained[2:])
+    assert str(folder / "further.txt") in lines[0]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from jaxinterp.app.training import SweepTable, name_for, run_of
 from jaxinterp.errors import ConfigError
 from jaxinterp.files import unsealed, write_json
 from jaxinterp.recipe import Data, Evaluate, Images, Run, TrainConfig
-from jaxinterp.recipe.run_folder import read_classes, write_classes
+from jaxinterp.recipe.run_folder import read_classes, write_classes, write_config
 
 FAMILY = """
 from dataclasses import dataclass
@@ -170,6 +171,19 @@ def test_a_run_that_cannot_be_had_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "run", "source"),
+    [
+        ("coda/small", run_of("coda/mnist"), "CoDA Net, sizes that fit the images"),
+        ("my.toml", run_of("coda/mnist"), "CoDA Net, settings of your own"),
+        ("gated/small", run_of("coda/mnist"), "CoDA Net, settings of your own"),
+    ],
+)
+def test_the_head_of_a_report_says_of_what_kind_a_run_is(name: str, run: Run[Any], source: str, tmp_path: Path) -> None:
+    write_config(tmp_path, name, run, "coda")
+    assert run_in(tmp_path)[1].source == source
+
+
 # --- a family of one's own ---
 
 
@@ -187,7 +201,7 @@ def test_a_run_of_an_own_family_is_read_without_its_file(
     parts = jaxinterp.decompose(trained.explainable, trained.test_data[0][:2])
     assert float(parts.relative_residual.max()) < 1e-5
     assert said(f"report {folder / 'linear'}", capsys)[0] == 0
-    assert "a run of one" in (folder / "linear" / "report.html").read_text()
+    assert "settings of your own" in (folder / "linear" / "report.html").read_text()
     assert "test_accuracy" in said(f"evaluate {folder / 'linear'}", capsys)[1]
     (folder / "linear" / "family.py").rename(tmp_path / "away.py")
     try:

@@ -122,7 +122,7 @@ def test_a_folder_may_be_a_text(seeds: list[Path]) -> None:
     trained = stages.trained(str(seeds[0]), data_dir="nowhere")
     assert trained.run_dir == seeds[0]
     assert trained.data_dir == Path("nowhere")
-    with pytest.raises(ConfigError, match=r"nowhere: got no config\.json, expected a run folder"):
+    with pytest.raises(ConfigError, match=r"^nowhere: got no such folder, expected a run folder"):
         stages.trained("nowhere")
 
 
@@ -131,7 +131,10 @@ def test_a_report_measures_again_what_was_trained_on(seeds: list[Path], tmp_path
     shutil.copytree(seeds[0], run_dir)
     results = unsealed(json.loads((run_dir / "evaluation.json").read_text()))
     write_json(run_dir / "evaluation.json", {**results, "step": 1, "metrics": {}})
-    stages.report(run_dir)
+    lines: list[str] = []
+    stages.report(run_dir, log=lines.append)
+    assert lines[0].startswith(f"{run_dir}: evaluated first")
+    assert lines[-1] == f"{run_dir}: writing report.html"
     again = json.loads((run_dir / "evaluation.json").read_text())
     assert (again["step"], again["metrics"].keys()) == (results["step"], results["metrics"].keys())
 
@@ -157,6 +160,9 @@ def test_an_explorer_is_of_so_many_images_and_says_what_it_leaves_out(
     assert "The first 2 of 3 images are shown." in html
     assert "1.png" in html
     assert "2.png" not in html
+    assert f"<h1>{seeds[0].name}: 2 images</h1>" in html
+    html = stages.explore(seeds[0], files[:1], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"<h1>{seeds[0].name}: 1 image</h1>" in html
 
 
 def test_an_edited_configuration_is_not_that_of_the_checkpoint(seeds: list[Path], tmp_path: Path) -> None:

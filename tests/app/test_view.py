@@ -93,6 +93,12 @@ def test_what_cannot_be_viewed_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=says):
             page_of(file)
+    (tmp_path / "runs" / "coda-digits").mkdir(parents=True)
+    (tmp_path / "runs" / "coda-digits" / "config.json").touch()
+    with pytest.raises(
+        ConfigError, match=rf"^RUN_DIR\|FILE: got {tmp_path}/runs/coda-digit, .* {tmp_path}/runs/coda-digits$"
+    ):
+        page_of(tmp_path / "runs" / "coda-digit")
     flat = replace(PARTS, contributions=PARTS.contributions.reshape(2, 3, -1))
     flat.save(tmp_path / "flat.npz")
     with pytest.raises(ConfigError, match=r"^contributions:"):

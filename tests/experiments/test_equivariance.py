@@ -45,7 +45,15 @@ def measured(folders, results):
 
 def test_what_is_built_in_holds(trained, tmp_path):
     text, (p4, box) = measured([trained("digits-p4"), trained("digits")], tmp_path / "results")
-    header, *rows = [line for line in text.splitlines() if line.strip()][2:]
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert lines[1:6] == [
+        "layers: block_0, block_1",
+        "1 of 4: h-flip",
+        "2 of 4: v-flip",
+        "3 of 4: turn",
+        "4 of 4: scale",
+    ]
+    header, *rows = lines[12:]  # after a line for each run, for its layers, and for each motion
     assert header.split() == ["network", "layer", "upright", "h-flip", "v-flip", "turn", "scale"]
     (block,) = (row for row in rows if row.split()[0] == "`block_0`")
     law = block[header.index("turn") :].split(" / ")

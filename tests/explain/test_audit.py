@@ -96,8 +96,12 @@ def test_a_method_that_fails_is_skipped_with_its_reason(given, monkeypatch):
     monkeypatch.setattr(
         importlib.import_module("jaxinterp.explain.audit"), "catalogue", lambda net: {"gradient": gradient} | methods
     )
-    found = audit(net, x, metrics={})
+    lines: list[str] = []
+    found = audit(net, x, metrics={}, log=lines.append)
     assert found.methods == ("gradient",)
+    assert lines[0] == "3 methods and 0 metrics on 4 examples"
+    assert [line.split(", ")[0] for line in lines[1:]] == ["1 of 3: gradient", "2 of 3: mine", "3 of 3: other"]
+    assert lines[2].endswith("NotImplementedError: no such type")
     assert found.skipped == {name: line for name, (_, line) in errors.items()}
     with pytest.raises(NotImplementedError):
         audit(net, x, methods=["mine"], metrics={})
@@ -159,6 +163,12 @@ def test_an_audit_is_a_table_json_and_a_picture(found):
     assert "<table>" in shown
     assert "data:image/png" in shown
     assert len(found.plot(images=2).axes) == 2 * (2 + len(found.methods)) + 1
+
+
+def test_without_metrics_no_row_says_how_they_rank(given, capsys):
+    found = audit(*given, methods=["gradient"], metrics={})
+    assert [row[0] for row in found.table().rows] == ["gradient"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_network_without_an_exact_answer_says_so(monkeypatch):

@@ -174,12 +174,16 @@ def test_the_report_of_linear_gates_shows_their_filters(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_theorem_is_measured_drawn_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_theorem_is_measured_drawn_and_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = ["--out", str(tmp_path), "--results", str(tmp_path)]
     with pytest.raises(SystemExit, match="2"):
         npk_theorem.main(["--smoke", *out])
     monkeypatch.setattr(npk_theorem, "Theorem", lambda: npk_theorem.SMOKE)
     npk_theorem.main(["--seeds", "0", *out])
+    places = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert places[:3] == [f"seed 0, panel {k} of 3" for k in (1, 2, 3)]
     assert (tmp_path / "npk_theorem.png").stat().st_size > 10_000
     metrics = json.loads((tmp_path / "gated_theorem.json").read_text())["metrics"]
     assert -1 < metrics["slope_depth_3_rademacher"]["mean"] < -0.2
