@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,17 @@ def maps_beside(
     return MapTable(rows, caption, alt, **options)
 
 
+def data_name(name: str) -> str:
+    """Return the name of a data set for a page that is sent on: of files their own name, without their place.
+
+    Example:
+        >>> data_name("mnist"), data_name("folder:/home/a/photos")
+        ('data set mnist', 'folder photos')
+    """
+    kind, _, place = name.partition(":")
+    return f"{kind} {PurePath(place).name}" if place else f"data set {name}"
+
+
 def words(key: str) -> str:
     """Return the name of a measurement in words.
 
@@ -137,10 +149,10 @@ def compose_page(report: Report) -> Page:
     tiles["removal, mean of the curve"] = f"{metrics['removal_curve_mean']:.3f}"
     tiles |= {"largest relative residual": residual, "curvature": small(metrics, "curvature")}
     tiles["discrepancy"] = small(metrics, "discrepancy")
-    bias = f"the constant {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
+    bias = f"the bias {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
     return Page(
         title=report.trained.name,
-        subtitle=f"{experiment.source} · data set {report.run.data.name} · {len(report.labels)} test images · "
+        subtitle=f"{experiment.source} · {data_name(report.run.data.name)} · {len(report.labels)} test images · "
         f"seed {report.run.train.seed}" + (f" · {trained}" if trained else ""),
         exact=f"Exact: at every level the contributions of a class and its bias ({bias}) sum to its logit. What "
         f"they miss, the residual, is at most {residual}, relative, which is float32 rounding. Accuracy, "
@@ -182,7 +194,7 @@ def audit_page(trained: TrainedRun[Any], found: Audit) -> Page:
         tiles |= {"nearest to the truth": found.methods[0], "its cosine": f"{cosine:.3f}"}
     return Page(
         title=f"{trained.name}: which explanation to believe",
-        subtitle=f"{trained.experiment.source} · data set {trained.run.data.name} · explained: the labels' logits",
+        subtitle=f"{trained.experiment.source} · {data_name(trained.run.data.name)} · explained: the labels' logits",
         exact=f"{found.caption}.",
         tiles=tiles,
         sections=[
