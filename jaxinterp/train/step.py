@@ -1,6 +1,7 @@
 """State and step of training, pure, and the step's two compilations: `jit` over a mesh of devices, and `pmap`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import flax
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from jaxinterp.nn.losses import Batch, LossFn
+from jaxinterp.nn.platform import by_platform
 
 SampleBatch = Callable[[Any, Int32[Array, ""], PRNGKeyArray], Batch]
 Mode = Literal["jit", "pmap"]
@@ -86,8 +88,8 @@ def train_step(
         g = mean_m grad L(params; every grad_accum_steps-th example, from the m-th)
 
     The micro-batches are strided, so that each lies evenly on the devices that share the batch, and are the
-    same under `jit`, under `pmap` and on one device. They are unrolled, because XLA on CPU runs convolutions in a
-    loop many times slower.
+    same under `jit`, under `pmap` and on one device. On a CPU they are unrolled, because XLA runs convolutions in a
+    loop many times slower there; elsewhere they are a loop, whose program is as large as that of one of them.
 
     Args:
         loss_fn: `(params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))`, a mean over the batch.
@@ -104,19 +106,11 @@ def train_step(
     """
     if axis_name is not None:
         key = jax.random.fold_in(key, lax.axis_index(axis_name))
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     strided = jax.tree.map(lambda leaf: leaf.reshape(-1, grad_accum_steps, *leaf.shape[1:]), batch)
-    batch_stats = state.batch_stats
-    mean: Any = None
-    for part in range(grad_accum_steps):
-        mean, strided = lax.optimization_barrier((mean, strided))  # one micro-batch after another, not all at once
-        micro = jax.tree.map(lambda leaf: leaf[:, part], strided)  # noqa: B023
-        (loss, (batch_stats, metrics)), grads = value_and_grad(
-            state.params, batch_stats, micro, jax.random.fold_in(key, part)
-        )
-        parts = jax.tree.map(lambda leaf: leaf / grad_accum_steps, (loss.astype(jnp.float32), grads, metrics))
-        mean = parts if mean is None else jax.tree.map(jnp.add, mean, parts)
-    loss, grads, metrics = mean
+    given = state.params, state.batch_stats, strided, key
+    unrolled, looped = (partial(side, loss_fn, grad_accum_steps) for side in (_unrolled, _looped))
+    whole = unrolled(*given) if grad_accum_steps == 1 else by_platform(unrolled, looped, *given)
+    batch_stats, (loss, grads, metrics) = whole
     if axis_name is not None:
         loss, grads, batch_stats, metrics = lax.pmean((loss, grads, batch_stats, metrics), axis_name)
 
@@ -129,6 +123,41 @@ def train_step(
     new = {**metrics, "count": jnp.float32(1)}
     sums = {name: total + new[name].astype(jnp.float32) for name, total in state.sums.items()}
     return TrainState(step, params, batch_stats, opt_state, sums, jnp.where(bad, step, state.bad_step))
+
+
+def _micro_batch(
+    loss_fn: LossFn, count: int, params: Any, batch_stats: Any, strided: Batch, key: PRNGKeyArray, part: int | Array
+) -> tuple[Any, Any]:
+    """Return the batch statistics after a micro-batch, and its share of the mean loss, gradients and metrics."""
+    micro = jax.tree.map(lambda leaf: leaf[:, part], strided)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (batch_stats, metrics)), grads = value_and_grad(params, batch_stats, micro, jax.random.fold_in(key, part))
+    return batch_stats, jax.tree.map(lambda leaf: leaf / count, (loss.astype(jnp.float32), grads, metrics))
+
+
+def _unrolled(
+    loss_fn: LossFn, count: int, params: Any, batch_stats: Any, strided: Batch, key: PRNGKeyArray
+) -> tuple[Any, Any]:
+    mean: Any = None
+    for part in range(count):
+        mean, strided = lax.optimization_barrier((mean, strided))  # one micro-batch after another, not all at once
+        batch_stats, parts = _micro_batch(loss_fn, count, params, batch_stats, strided, key, part)
+        mean = parts if mean is None else jax.tree.map(jnp.add, mean, parts)
+    return batch_stats, mean
+
+
+def _looped(
+    loss_fn: LossFn, count: int, params: Any, batch_stats: Any, strided: Batch, key: PRNGKeyArray
+) -> tuple[Any, Any]:
+    one = partial(_micro_batch, loss_fn, count, params)
+    shapes = jax.eval_shape(one, batch_stats, strided, key, 0)[1]
+
+    def add(part: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        batch_stats, parts = one(carry[0], strided, key, part)
+        return batch_stats, jax.tree.map(jnp.add, carry[1], parts)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.fori_loop(0, count, add, (batch_stats, zeros))
 
 
 def compile_step(
