@@ -199,7 +199,7 @@ def measure(config: Theorem, log: Callable[[str], None] | None = None) -> tuple[
     curves, metrics = dict[str, Curves](), dict[str, float]()
     for panel, part, key in zip(("mean", "width", "padded"), (means, rates, padded), keys[1:4], strict=True):
         if log is not None:
-            log(f"seed {config.seed}, panel {len(curves) + 1} of 3: {(part.__doc__ or '').splitlines()[0]}")
+            log(f"seed {config.seed}, panel {len(curves) + 1} of 3: {panel}")
         curves[panel], numbers = part(config, x, key)
         metrics |= numbers
     return curves, metrics | invariances(keys[4])

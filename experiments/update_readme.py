@@ -98,7 +98,7 @@ TABLES = (
 )
 SPEED = "× as fast"
 UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name; otherwise a speed
-    "memory": "of its working memory",
+    "memory": "of its memory",
     "error_of_logits": "of the largest logit",
     "_peak": "GiB",
     "_vs_forward": "times its time",
@@ -116,7 +116,7 @@ UNITS = {  # what a benchmark's ratio means, by the beginning or end of its name
     "cores_for": "cores",
     "_ms": "ms",
     "_over_forward": "forward passes",
-    "_over_gemm": "times that of its matrix products",
+    "_over_gemm": "times their time",
     ": programs": "of those before",
     ": seconds": "of those before",
     ": wall_seconds": "of those before",
@@ -131,8 +131,8 @@ SHOWN: Mapping[str, Mapping[str, str]] = {  # what of a benchmark the front page
         "forward_vs_torch": "CoDA S net, a forward pass, over the authors' formulation in PyTorch",
         "train_step_vs_torch": "a training step of it",
         "explain_all_classes_vs_torch_shared_forward": "the contributions to all ten classes",
-        "forward_over_gemm": "its forward pass",
-        "memory_vs_torch": "memory of its training step",
+        "forward_over_gemm": "its forward pass, over all its matrix products",
+        "memory_vs_torch": "memory of its training step, over PyTorch's",
     },
     "coded": {
         "block_vs_literal_torch": "a coded block's step, over the paper's form in PyTorch",

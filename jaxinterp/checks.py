@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from jaxinterp.errors import ConfigError
 
-NEAREST = 6
+NEAREST, LETTERS = 6, 3
 """Most names that begin with a mistaken one, or have it in them, that an error gives."""
 
 
@@ -121,7 +121,8 @@ def nearest(value: Any, choices: Iterable[Any]) -> list[str]:
     """Return the names that a mistaken one may mean: of nearly its letters, else those that begin with it or have it.
 
     Args:
-        value: the mistaken name; upper and lower case are one, and so are hyphens and underscores.
+        value: the mistaken name, a text of three letters or more, else nothing is near; upper and lower case are one,
+            and so are hyphens and underscores.
         choices: the names that are known.
 
     Returns:
@@ -131,11 +132,13 @@ def nearest(value: Any, choices: Iterable[Any]) -> list[str]:
         >>> nearest("lrp", ["gradient", "alpha_lrp", "lrp_gamma"]), nearest("Gradeint", ["gradient", "lrp_gamma"])
         (['lrp_gamma', 'alpha_lrp'], ['gradient'])
     """
+    if not isinstance(value, str) or len(value) < LETTERS:
+        return []
     names: dict[str, str] = {_plain(choice): str(choice) for choice in choices}
     wanted = _plain(value)
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.7)
     holding = sorted((name for name in names if wanted in name), key=lambda name: not name.startswith(wanted))
-    return [names[name] for name in close or holding[: NEAREST if wanted else 0]]
+    return [names[name] for name in close or holding[:NEAREST]]
 
 
 def _plain(name: Any) -> str:
@@ -178,7 +181,7 @@ def require_labels(name: str, labels: Any, count: int, classes: int | None = Non
 
 
 def require_classes(name: str, values: Any, classes: int | None = None) -> None:
-    """Raise unless integers, of any shape, are in [0, classes); the message gives the one that is farthest out.
+    """Raise unless integers, of any shape, are in [0, classes); the message gives the least or the largest.
 
     Raises:
         ConfigError: one is not.

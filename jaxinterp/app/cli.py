@@ -566,12 +566,14 @@ Command = (
 
 def configuration(name: str, data: str, data_dir: Path | None) -> Any:
     """Return the run of a folder, or of a name as `run_of` takes it; a mistyped folder is refused as one."""
+    from jaxinterp.app.presets import is_preset
     from jaxinterp.app.registry import run_in, runs
     from jaxinterp.app.training import run_of
     from jaxinterp.recipe.run_folder import near_runs
 
     folder = Path(name)
-    meant = (folder / "config.json").exists() or (name not in runs() and near_runs(folder))
+    known = name in runs() or is_preset(name)
+    meant = (folder / "config.json").exists() or (not known and near_runs(folder))
     return run_in(folder)[2] if meant and not data else run_of(name, data, data_dir)
 
 

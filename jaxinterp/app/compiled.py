@@ -23,6 +23,7 @@ FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcas
 SLICES = frozenset({"slice", "dynamic-slice", "gather"})
 """Instructions that read no more of their first operand than they return."""
 SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}
+CALLS = ("condition", "body", "to_apply", "calls", "branch_computations", "true_computation", "false_computation")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
@@ -211,7 +212,8 @@ def computations(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     r"""Count a compiled program's collectives, and the bytes of a device's arrays in them.
 
-    Of a gathered array the whole is counted, of a scattered one what goes in.
+    Of a gathered array the whole is counted, of a scattered one what goes in; one in a loop as often as the compiler
+    knows that it runs.
 
     Example:
         >>> hlo = "HloModule m\n\nENTRY %main {\n  %a = f32[8]{0} all-reduce(%p), replica_groups={}\n}\n"
@@ -219,22 +221,42 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         {'all-reduce': (1, 32)}
     """
     counts, sizes = Counter[str](), Counter[str]()
-    shapes = dict[str, str]()
-    for line in text.splitlines():
-        if not (found := INSTRUCTION.match(line)):
-            continue
-        name, shape, operation, rest = found.groups()
-        shapes[name] = shape
-        kind = operation.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            continue
-        operands = size_of(" ".join(shapes.get(one, "") for one in _operands(rest)))
-        # The start of an asynchronous one returns its operands, its results, and perhaps scalars.
-        started = operation != kind and kind != "all-reduce"
-        result = size_of(_elements(shape)[1] if started else shape)
-        counts[kind] += 1
-        sizes[kind] += operands if kind in ("all-reduce", "reduce-scatter") and operands else result
+    main, parts = computations(text)
+    times = _turns(parts, main)
+    for name, part in parts.items():
+        for shape, operation, operands, _ in part.values():
+            kind = operation.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            given = size_of(" ".join(part[one].shape for one in operands if one in part))
+            # The start of an asynchronous one returns its operands, its results, and perhaps scalars.
+            started = operation != kind and kind != "all-reduce"
+            result = size_of(_elements(shape)[1] if started else shape)
+            counts[kind] += times.get(name, 1)
+            sizes[kind] += times.get(name, 1) * (
+                given if kind in ("all-reduce", "reduce-scatter") and given else result
+            )
     return {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
+
+
+def _turns(parts: Mapping[str, Mapping[str, Instruction]], main: str) -> Counter[str]:
+    """Return how often the computations within a program's main part run, as far as its compiler knows."""
+    times = Counter[str]()
+
+    def visit(name: str, turns: int) -> None:
+        times[name] += turns
+        for one in parts.get(name, {}).values():
+            inner = _trips(one.rest) if one.operation == "while" else 1
+            for called in _called(one.rest, *CALLS):
+                visit(called, turns * inner)
+
+    visit(main, 1)
+    return times
+
+
+def _trips(rest: str) -> int:
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
+    return int(known[1]) if known else 1
 
 
 def products(text: str) -> dict[str, int]:
@@ -287,8 +309,7 @@ class _Traffic:
         if operation in FREE or operation.endswith("-done"):
             return 0
         if operation == "while":
-            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
-            return sum(map(self.of, _called(rest, "condition", "body"))) * (int(known[1]) if known else 1)
+            return sum(map(self.of, _called(rest, "condition", "body"))) * _trips(rest)
         if operation == "conditional":
             return min(map(self.of, _called(rest, "branch_computations", "true_computation", "false_computation")))
         if operation == "call":

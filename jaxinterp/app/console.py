@@ -54,20 +54,20 @@ def show_table(console: Console, table: Table) -> None:
             show(console, line.rstrip())
         return
     whole, words = _lengths(table)
-    widths, room = list(whole), console.width - PADDING * len(whole)
+    widths, room = list(whole), console.width - PADDING * (len(whole) - 1)
     for least in (words, [words[0], *(min(FOLDED, one) for one in words[1:])]):
         while sum(widths) > room and (wide := [i for i, width in enumerate(widths) if width > least[i]]):
             widths[max(wide, key=widths.__getitem__)] -= 1
     for column, width in zip(table.columns, widths, strict=True):
         column.width, column.overflow = width, "fold"
-    before, console.width = console.width, max(console.width, sum(widths) + PADDING * len(widths))
+    before, console.width = console.width, max(console.width, sum(widths) + PADDING * (len(widths) - 1))
     console.print(table, highlight=False, markup=False)
     console.width = before
 
 
 def fits(console: Console, table: Table) -> bool:
     """Whether the console is so wide that no line of a table is broken."""
-    return sum(_lengths(table)[0]) + PADDING * len(table.columns) <= console.width
+    return sum(_lengths(table)[0]) + PADDING * (len(table.columns) - 1) <= console.width
 
 
 def _lengths(table: Table) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ from jaxinterp.explain.decompose import decompose
 from jaxinterp.explain.explainable import Explainable
 from jaxinterp.figures.explorer import Panel, Pixels
 from jaxinterp.figures.html import Cell, MapTable, Section, Table
+from jaxinterp.figures.maps import shared_limit
 from jaxinterp.figures.packing import packed
 from jaxinterp.glassbox.figures import deciding_templates
 from jaxinterp.glassbox.network import GlassBox, Orbit
@@ -51,7 +52,9 @@ def _orbit(report: Report, model: GlassBox) -> Section:
     params = report.explainable.variables["params"]["representation"]["orbit"]
     responses = np.asarray(Orbit(model.group, model.templates).apply({"params": params}, moved))
     names = ["as it is", *(f"moved by element {g}" for g in elements[1:])]
-    shown = zip(names, np.asarray(moved), responses[:, :, :RESPONSES_SHOWN], strict=True)
+    first = responses[:, :, :RESPONSES_SHOWN]
+    limit = shared_limit(first, 99.9)  # so that a single response does not pale all others
+    shown = zip(names, np.asarray(moved), np.clip(first, -limit, limit), strict=True)
     rows = [
         [
             Cell(name, image=image, alt=f"The image {name}"),
@@ -113,7 +116,7 @@ def panels(
             "index": np.arange(best.size, dtype=np.int32).reshape(best.shape),
             "share": values.astype(np.float64),
             "rest": sums.sum(1) - values.sum(1, dtype=np.float64),
-            "constant": np.asarray(parts.bias, np.float64)[:, 0] + np.asarray(parts.residual, np.float64)[:, 0],
+            "constant": np.asarray(parts.bias, np.float64)[:, 0],
             "target": targets.astype(np.int32),
             "gain": np.maximum(sums, 0).sum(1),
             "loss": np.minimum(sums, 0).sum(1),

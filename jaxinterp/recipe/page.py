@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,14 +96,14 @@ def maps_beside(
 
 
 def data_name(name: str) -> str:
-    """Return the name of a data set for a page that is sent on: of files their own name, without their place.
+    """Return the name of a data set for a page that is sent on: of own files their name, without their place.
 
     Example:
         >>> data_name("mnist"), data_name("folder:/home/a/photos")
-        ('data set mnist', 'folder photos')
+        ('mnist', 'folder:photos')
     """
     kind, _, place = name.partition(":")
-    return f"{kind} {PurePath(place).name}" if place else f"data set {name}"
+    return f"{kind}:{Path(place).resolve().name}" if place and kind != "tfds" else name
 
 
 def words(key: str) -> str:
@@ -149,11 +149,11 @@ def compose_page(report: Report) -> Page:
     tiles["removal, mean of the curve"] = f"{metrics['removal_curve_mean']:.3f}"
     tiles |= {"largest relative residual": residual, "curvature": small(metrics, "curvature")}
     tiles["discrepancy"] = small(metrics, "discrepancy")
-    bias = f"the bias {net.bias:.3f}" if isinstance(net.bias, float) else net.constant
+    bias = f"{net.bias:.3f}" if isinstance(net.bias, float) else net.constant
     return Page(
         title=report.trained.name,
-        subtitle=f"{experiment.source} · {data_name(report.run.data.name)} · {len(report.labels)} test images · "
-        f"seed {report.run.train.seed}" + (f" · {trained}" if trained else ""),
+        subtitle=f"{experiment.source} · data set {data_name(report.run.data.name)} · "
+        f"{len(report.labels)} test images · seed {report.run.train.seed}" + (f" · {trained}" if trained else ""),
         exact=f"Exact: at every level the contributions of a class and its bias ({bias}) sum to its logit. What "
         f"they miss, the residual, is at most {residual}, relative, which is float32 rounding. Accuracy, "
         "localization and removal are measurements on test images, and post-hoc maps are approximations.",
@@ -194,7 +194,8 @@ def audit_page(trained: TrainedRun[Any], found: Audit) -> Page:
         tiles |= {"nearest to the truth": found.methods[0], "its cosine": f"{cosine:.3f}"}
     return Page(
         title=f"{trained.name}: which explanation to believe",
-        subtitle=f"{trained.experiment.source} · {data_name(trained.run.data.name)} · explained: the labels' logits",
+        subtitle=f"{trained.experiment.source} · data set {data_name(trained.run.data.name)} · "
+        "explained: the labels' logits",
         exact=f"{found.caption}.",
         tiles=tiles,
         sections=[
@@ -375,7 +376,8 @@ def _same_data(name: str, reference: str) -> bool:
 
 def _provenance(report: Report) -> Section:
     """List every field of the configuration, and what the run was made with."""
-    config = [[key, shown(value)] for key, value in report.run.fields().items()]
+    fields = {**report.run.fields(), "data.name": data_name(report.run.data.name)}
+    config = [[key, shown(value)] for key, value in fields.items()]
     device, versions = report.info.get("device", {}), report.info.get("versions", {})
     facts = [["device", f"{device.get('count', '?')} x {device.get('kind', '?')}"]]
     facts += [[key, str(report.info.get(key))] for key in ("started", "commit")]

@@ -51,7 +51,7 @@ class Expansion(Layer, kw_only=True):
 
     def __explainable__(self, variables: Any) -> Explainable:
         """Return the network as it is explained, in x − x0."""
-        fields: dict[str, Any] = {"constant": "its value at the expansion point", "notice": self.warn_outside}
+        fields: dict[str, Any] = {"constant": "the logit at the expansion point", "notice": self.warn_outside}
         return explained_from(self, variables, ("batch_stats", "expansion_point"), **fields)
 
     def expansion_point(self, shape: Sequence[int]) -> Float[Array, "h w c"]:

@@ -490,7 +490,6 @@ def test_the_demo_explains_by_a_packaged_network_and_trains_every_family(
     (audited,) = (line for line in lines if line.startswith("Which explanation to believe"))
     assert "gated-mnist" in audited
     assert lines[lines.index(audited) + 1].startswith("method ")
-    assert "none" not in said
     assert all(name in lines[0] for name in trained[2:])
     assert str(folder / "further.txt") in lines[0]
 

@@ -114,6 +114,14 @@ def test_of_an_asynchronous_collective_the_result_is_counted_once(line: str, fou
     assert collectives(hlo) == found
 
 
+def test_a_collective_in_a_loop_counts_as_often_as_it_runs() -> None:
+    body = "%body {\n  %p = f32[8,4]{1,0} parameter(0)\n  %r = f32[8,4]{1,0} all-reduce(%p), to_apply=%add\n}\n"
+    trips = 'backend_config={"known_trip_count":{"n":"5"}}'
+    loop = f"  %w = f32[8,4] while(%a), condition=%test, body=%body, {trips}\n"
+    main = "ENTRY %m {\n  %a = f32[8,4]{1,0} parameter(0)\n" + loop + "  %b = f32[8,4] all-reduce(%w), to_apply=%add\n}"
+    assert collectives(body + main) == {"all-reduce": (6, 6 * 128)}
+
+
 LOOP = """HloModule m
 
 %slice (a: f32[5,8], b: s32[]) -> f32[8] {

@@ -558,7 +558,7 @@ async function explore(place, data) {
     else {
       pixel.textContent = current().map((map) => {
         const [row, column] = [Math.floor(cursor.y * map.height), Math.floor(cursor.x * map.width)], c = row * map.width + column;
-        const goal = map.constant === null ? ` of their sum ${number(map.total)}` : `, with the ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
+        const goal = map.constant === null || !(decomposed(map) || map.constant) ? ` of their sum ${number(map.total)}` : `, with the ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
         return `${nameOf(map)}row ${row}, column ${column}: ${signed(map.values[c])}, ${percent(map.values[c] / map.total)} of the sum; number ${map.rank[c]} of ${map.values.length} by strength, running sum ${number(map.running[map.rank[c]])}${goal}.`;
       }).join(" ");
     }
@@ -580,7 +580,7 @@ async function explore(place, data) {
       return line;
     }
     const rest = goal - map.total - map.constant, visible = Math.abs(rest) >= Math.max(0.5e-4, 1e-5 * Math.abs(goal)); // half a digit, or float32
-    const terms = [[map.total], ...(decomposed(map) || map.constant ? [[map.constant, constantWords(map)]] : []), ...(visible ? [[rest, `residual, ${percent(rest / goal)} of the logit`]] : [])];
+    const terms = [[map.total], ...(decomposed(map) || map.constant ? [[map.constant, constantWords(map)]] : []), ...(visible ? [[rest, `residual, ${percent(Math.abs(rest / goal))} of it`]] : [])];
     const { total, parts } = written(terms.map(([value]) => value), goal);
     line.append(nameOf(map), make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions", ...terms.slice(1).flatMap(([, what], n) => [" ", ...add(parts[n + 1], what)]));
     if (!visible) line.append(make("span", { class: "soft" }, ` (absolute residual ${short(rest)}, rounding of float32)`));
