@@ -270,7 +270,9 @@ class Explainable:
                 return f"{error.part}: got {_reason(error.__cause__)}, expected {error.wanted}"
             if isinstance(error, ScopeCollectionNotFound):
                 keys = list(self.variables) if isinstance(self.variables, Mapping) else type(self.variables).__name__
-                return f"variables: got {keys}, expected the collections that init returns, such as {{'params': ...}}"
+                missing = re.search(r'collection "(\w+)"', str(error))
+                wanted = f"the collection {missing[1]!r} too" if missing else "another collection"
+                return f"variables: got {keys}, expected {wanted}: all that init returns"
             reason = _reason(error)
             if isinstance(error, TypeError) and "positional argument" in reason:
                 reason += "; variables go into explainable(network, variables)"

@@ -151,9 +151,7 @@ class Explorable:
         what = f"a logit{', or the difference of two,' if several else ''}"
         if first.method in EXACT:
             bias = f"a bias, which no cell explains{f': {self.bias}' if self.bias else ''}"
-            said = (
-                f"Exact maps split {what} into contributions of their cells, for the class and against it, and {bias}."
-            )
+            said = f"Exact maps split {what} into contributions of cells, for the class and against it, and {bias}."
             others = any(part.method not in EXACT for part in self.maps)
             said += " Maps of other methods need not sum to it." if others else ""
         elif first.constants is not None:

@@ -381,8 +381,12 @@ def test_a_refusal_names_what_was_given_and_not_what_became_of_it() -> None:
         assert "encoding" not in str(found.value)
     module = nn.Sequential([nn.Dense(3)])
     variables = module.init(jax.random.key(0), jnp.zeros((1, 4)))
-    with pytest.raises(ConfigError, match=r"^variables: got \['layers_0'\]"):
+    with pytest.raises(ConfigError, match=r"^variables: got \['layers_0'\], expected the collection 'params'"):
         decompose(explainable(module, variables["params"]), jnp.zeros((2, 4)))
+    normed = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True)])
+    params = {"params": normed.init(jax.random.key(0), jnp.zeros((1, 4)))["params"]}
+    with pytest.raises(ConfigError, match=r"^variables: got \['params'\], expected the collection 'batch_stats'"):
+        decompose(explainable(normed, params), jnp.zeros((2, 4)))
     with pytest.raises(ConfigError, match=r"^x: got float32\(2, 5\)") as found:
         decompose(explainable(module, variables), jnp.zeros((2, 5)))
     assert "http" not in str(found.value)

@@ -73,7 +73,8 @@ class Weights(nn.Module):
 
 
 @pytest.mark.simulated
-def test_keys_differ_by_step_micro_batch_and_pmapped_device():
+@pytest.mark.parametrize("side", ["cpu", "gpu"])
+def test_keys_differ_by_step_micro_batch_and_pmapped_device(side):
     mesh = device_mesh(jax.devices()[:4])
     state = copied(init_state(Weights(), draw_loss, TX, KEY, BATCHES[0]), mesh)
     data = jax.tree.map(lambda leaf: leaf.reshape(4, -1, *leaf.shape[1:]), BATCHES[0])
@@ -86,7 +87,8 @@ def test_keys_differ_by_step_micro_batch_and_pmapped_device():
                 for fold in (number, device, part):
                     key = jax.random.fold_in(key, fold)
                 expected.add(float(jax.random.uniform(key)))
-        state = step(state, data, KEY)
+        with target(side):
+            state = step(state, data, KEY)
         assert len(expected) == 8
         np.testing.assert_allclose(float(state.sums["draw"]) - before, np.mean(list(expected)), rtol=1e-5)
 
