@@ -322,6 +322,7 @@ def test_a_finished_run_goes_on_and_is_compared_by_what_differs(
     assert status == 2
     assert "train.epochs=2" in err
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # of the process that runs tests side by side
     files = f"--csv {tmp_path}/c.csv --json {tmp_path}/c.json"
     status, out, _ = run(f"compare {run_dir} {longer} {files}", capsys)
     assert status == 0
