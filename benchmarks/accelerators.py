@@ -106,7 +106,6 @@ def kernel(device: str) -> dict[str, Any]:
     from jaxinterp.gated.architecture import c4gap, gate_shapes
     from jaxinterp.gated.kernels.path import PathKernel
     from jaxinterp.gated.npk_regression import tile_size
-    from jaxinterp.nn.platform import target
 
     machine, layers, shape = machine_named(device), c4gap(128), (32, 32, 3)
     gates = gate_shapes(layers, shape)
@@ -114,7 +113,7 @@ def kernel(device: str) -> dict[str, Any]:
     place = jax.NamedSharding(machine.mesh(1), jax.P())
     x = jax.ShapeDtypeStruct((size, *shape), jnp.float32, sharding=place)
     held = tuple(jax.ShapeDtypeStruct((size, *gate), jnp.bool_, sharding=place) for gate in gates)
-    with target("tpu" if machine.platform == "tpu" else "gpu"):
+    with machine.tracing():
         program, _ = examine(jax.jit(PathKernel(layers, normalize="width")), (x, held, x, held), machine, 1)
     count = math.ceil(IMAGES / size)
     tiles = count * (count + 1) / 2 / machine.count  # half of a symmetric matrix, shared by the devices

@@ -40,7 +40,7 @@ from jaxinterp.glassbox.family import GlassBoxModel
 from jaxinterp.glassbox.learned import GROUPS, LearnedModel
 from jaxinterp.provenance import machine, versions
 from jaxinterp.recipe.config import Model, Run
-from jaxinterp.recipe.family import TrainedRun
+from jaxinterp.recipe.family import Log, TrainedRun
 from jaxinterp.recipe.run_folder import read_name
 from jaxinterp.symmetry.equivariance import equivariance_error, invariance_error, layer_equivariance, split_network
 from jaxinterp.symmetry.groups import (
@@ -94,7 +94,7 @@ def measure(
     labels: Int[np.ndarray, " n"],
     support: int = 3,
     steps: int = 0,
-    log: Callable[[str], None] | None = None,
+    log: Log = lambda line: None,
 ) -> dict[str, float]:
     """Measure one network.
 
@@ -115,10 +115,9 @@ def measure(
     known = known_layers(model)
     layers = layers_of(net, images) if known is None else tuple(known[1])
     train, x, y = len(images) // 2, jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
-    say = log or (lambda line: None)
-    say(f"layers: {', '.join(layers)}")
+    log(f"layers: {', '.join(layers)}")
     for k, (motion, (group, g)) in enumerate(ELEMENTS.items(), 1):
-        say(f"{k} of {len(ELEMENTS)}: {motion}")
+        log(f"{k} of {len(ELEMENTS)}: {motion}")
         if known is not None and (known[0].index(group.elements[g]) >= 0 or isinstance(model, GlassBoxModel)):
             with jax.default_matmul_precision("highest"):
                 numbers = _known(*known, net, x[train:], y[train:], motion) | numbers

@@ -10,7 +10,7 @@ of the *same* weights (a ReLU network), which does not converge; and for the gat
 m times (App. C), which is how the theorem is tested for a given gating network. About 3 minutes on 2 CPU cores.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -34,6 +34,7 @@ from jaxinterp.gated.kernels.path import PathKernel
 from jaxinterp.gated.kernels.tangent import tangent_kernel
 from jaxinterp.gated.network import Gates, GatingNetwork, Network, Weights, open_gates
 from jaxinterp.provenance import machine, versions
+from jaxinterp.recipe.family import Log
 
 Curves = dict[str, list[float]]
 
@@ -184,7 +185,7 @@ def invariances(key: PRNGKeyArray) -> dict[str, float]:
     return changes
 
 
-def measure(config: Theorem, log: Callable[[str], None] | None = None) -> tuple[dict[str, Curves], dict[str, float]]:
+def measure(config: Theorem, log: Log = lambda line: None) -> tuple[dict[str, Curves], dict[str, float]]:
     """Measure all curves, panel by panel, and the numbers that are published.
 
     Args:
@@ -198,8 +199,7 @@ def measure(config: Theorem, log: Callable[[str], None] | None = None) -> tuple[
     x = jax.random.normal(keys[0], (config.examples, config.features))
     curves, metrics = dict[str, Curves](), dict[str, float]()
     for panel, part, key in zip(("mean", "width", "padded"), (means, rates, padded), keys[1:4], strict=True):
-        if log is not None:
-            log(f"seed {config.seed}, panel {len(curves) + 1} of 3: {panel}")
+        log(f"seed {config.seed}, panel {len(curves) + 1} of 3: {panel}")
         curves[panel], numbers = part(config, x, key)
         metrics |= numbers
     return curves, metrics | invariances(keys[4])

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from jaxinterp.errors import ConfigError
 
 NEAREST, LETTERS = 6, 3
-"""Most names that begin with a mistaken one, or have it in them, that an error gives."""
+"""Most names that begin with a mistaken one, or have it in them, that an error gives; letters that one has at least."""
 
 
 def require(condition: object, name: str, got: object, expected: str) -> None:

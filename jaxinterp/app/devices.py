@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import ConfigError
+from jaxinterp.nn.platform import Target, target
 from jaxinterp.train.step import device_mesh
 
 Platform = Literal["tpu", "cuda", "cpu"]
@@ -152,6 +153,11 @@ class Machine:
     def platform(self) -> Platform:
         """Whose compiler it needs."""
         return "cpu" if self.device is None else self.device.platform
+
+    def tracing(self) -> contextlib.AbstractContextManager[None]:
+        """Trace what its platform runs."""
+        kinds: dict[str, Target] = {"tpu": "tpu", "cuda": "gpu"}
+        return target(kinds[self.platform]) if self.platform in kinds else contextlib.nullcontext()
 
     @property
     def count(self) -> int:

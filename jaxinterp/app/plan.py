@@ -5,7 +5,6 @@ Nothing is run, and no data set or weight is read: a program is compiled from sh
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from jaxinterp.checks import require
 from jaxinterp.explain.batches import TARGETS
 from jaxinterp.explain.decompose import decompose
 from jaxinterp.nn.losses import ClassificationLoss
-from jaxinterp.nn.platform import Target, target
 from jaxinterp.nn.weights import variable_shapes
 from jaxinterp.recipe.config import Experiment, Run
 from jaxinterp.recipe.data import Counts, augmentation, counts, targeted
@@ -272,7 +270,7 @@ def plan(
     planner = _Planner(family_of(run), run, machine, counts(run, None if data_dir is None else Path(data_dir)), log)
     chosen = [stage for stage in stages if stage != "train" or trains(planner.family)]
     _ = machine.devices  # which says what is missing
-    with planner.tracing():
+    with machine.tracing():
         if "train" in chosen:
             planner.check()
         compiled: dict[Stage, Callable[[], Part]]
@@ -307,11 +305,6 @@ class _Planner:
     machine: Machine
     counts: Counts
     log: Log
-
-    def tracing(self) -> AbstractContextManager[None]:
-        """Trace what the machine's platform runs."""
-        kinds: dict[str, Target] = {"tpu": "tpu", "cuda": "gpu"}
-        return target(kinds[self.machine.platform]) if self.machine.platform in kinds else nullcontext()
 
     def check(self) -> None:
         """Require what training on the machine requires."""

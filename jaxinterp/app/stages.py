@@ -300,7 +300,7 @@ def audit(
     methods: Sequence[str] | None = None,
     images: int = 64,
     data_dir: str | Path | None = None,
-    log: Log | None = None,
+    log: Log = lambda line: None,
 ) -> Audit:
     """Audit post-hoc methods on a trained run's first test images; write audit.json and audit.html into its folder.
 

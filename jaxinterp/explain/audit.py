@@ -231,7 +231,7 @@ def audit(
     truth: Explained | None = None,
     metrics: Mapping[str, Metric | Any] | None = None,
     max_bytes: int = MAX_BYTES,
-    log: Log | None = None,
+    log: Log = lambda line: None,
 ) -> Audit:
     """Measure methods against the exact decomposition of a network, and metrics by whether they rank them as it does.
 
@@ -281,8 +281,7 @@ def audit(
     scores: dict[str, dict[str, np.ndarray]] = {}
     seconds: dict[str, float] = {}
     skipped: dict[str, str] = {}
-    say = log or (lambda line: None)
-    say(f"{counted(len(tried), 'method')} and {counted(len(scored), 'metric')} on {counted(len(x), 'example')}")
+    log(f"{counted(len(tried), 'method')} and {counted(len(scored), 'metric')} on {counted(len(x), 'example')}")
     for k, (name, method) in enumerate(tried.items(), 1):
         start, place = time.perf_counter(), f"{k} of {len(tried)}: {name}"
         try:
@@ -293,7 +292,7 @@ def audit(
             if methods is not None:
                 raise
             skipped[name] = reason(error)
-            say(f"{place}, left out: {reason(error)}")
+            log(f"{place}, left out: {reason(error)}")
             continue
         maps[name], seconds[name] = np.asarray(own), _time(net, method, x, labels)
         gaps[name] = np.asarray(completeness(net, parts).relative[:, 0])
@@ -310,7 +309,7 @@ def audit(
                 skipped[f"{name}, {key}"] = reason(error)
                 continue
             scores[name][key] = np.asarray(result.scores, float)
-        say(f"{place}, {time.perf_counter() - start:.1f} s")
+        log(f"{place}, {time.perf_counter() - start:.1f} s")
     require(seconds, "methods", "none that can be computed", "; ".join(skipped.values()) or "at least one")
     best = {key: metric.best for key, metric in scored.items()}
     agreement = _agreement(distances, scores, best)

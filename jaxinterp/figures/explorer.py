@@ -265,6 +265,7 @@ def _packed_maps(part: Maps, bits: Bits, chunks: Chunks) -> dict[str, Any]:
     values, scale, total = quantize(part.values, bits)
     return {
         "method": part.method,
+        "exact": part.method in EXACT,
         "layer": part.layer,
         "targets": chunks.put(part.targets.astype(np.uint16)),
         "values": chunks.put(values),

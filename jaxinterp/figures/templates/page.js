@@ -558,7 +558,7 @@ async function explore(place, data) {
     else {
       pixel.textContent = current().map((map) => {
         const [row, column] = [Math.floor(cursor.y * map.height), Math.floor(cursor.x * map.width)], c = row * map.width + column;
-        const goal = map.constant === null || !(decomposed(map) || map.constant) ? ` of their sum ${number(map.total)}` : `, with the ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}`;
+        const goal = leavesOut(map) ? `, with the ${constantWords(map)} ${number(map.running[map.rank[c]] + map.constant)} of ${number(explainedLogit())}` : ` of their sum ${number(map.total)}`;
         return `${nameOf(map)}row ${row}, column ${column}: ${signed(map.values[c])}, ${percent(map.values[c] / map.total)} of the sum; number ${map.rank[c]} of ${map.values.length} by strength, running sum ${number(map.running[map.rank[c]])}${goal}.`;
       }).join(" ");
     }
@@ -570,8 +570,8 @@ async function explore(place, data) {
     }).join(" ") : "";
     clear.hidden = !region;
   }
-  const decomposed = (map) => ["decomposition", "decompose"].includes(map.set.method);
-  const constantWords = (map) => (decomposed(map) ? "bias" : "output at the baseline");
+  const constantWords = (map) => (map.set.exact ? "bias" : "output at the baseline");
+  const leavesOut = (map) => map.constant !== null && (map.set.exact || map.constant !== 0); // a method without a baseline leaves out nothing
 
   function equation(map) {
     const goal = explainedLogit(), line = make("p", { class: "equation" });
@@ -580,7 +580,7 @@ async function explore(place, data) {
       return line;
     }
     const rest = goal - map.total - map.constant, visible = Math.abs(rest) >= Math.max(0.5e-4, 1e-5 * Math.abs(goal)); // half a digit, or float32
-    const terms = [[map.total], ...(decomposed(map) || map.constant ? [[map.constant, constantWords(map)]] : []), ...(visible ? [[rest, `residual, ${percent(Math.abs(rest / goal))} of it`]] : [])];
+    const terms = [[map.total], ...(leavesOut(map) ? [[map.constant, constantWords(map)]] : []), ...(visible ? [[rest, `residual, ${percent(Math.abs(rest / goal))} of it`]] : [])];
     const { total, parts } = written(terms.map(([value]) => value), goal);
     line.append(nameOf(map), make("b", { class: "logit" }, total), ` logit of ${explainedName()} = `, make("b", { class: "sum" }, number(parts[0])), " sum of all contributions", ...terms.slice(1).flatMap(([, what], n) => [" ", ...add(parts[n + 1], what)]));
     if (!visible) line.append(make("span", { class: "soft" }, ` (absolute residual ${short(rest)}, rounding of float32)`));
