@@ -17,6 +17,7 @@ the M and XL nets was published.
 from jaxinterp.coda.family import CoDAModel
 from jaxinterp.coda.network import l_coda, s_coda
 from jaxinterp.recipe.config import Experiment, Optim, Run
+from jaxinterp.recipe.presets import LAPTOP
 from jaxinterp.train import TrainConfig
 
 S = Run(
@@ -77,6 +78,19 @@ HYBRID = FAST.replace(
         "kernel_sizes": (3, 3, 3, 1),
         "strides": (1, 2, 1, 1),
     }
+)
+LAPTOP_RATE = 0.003  # of three, by `python experiments/claims.py tune`
+SMALL = S.replace(**LAPTOP).replace(
+    model={
+        "features": (16, 16, 32, 32, 10),
+        "ranks": (16, 16, 16, 16, 16),
+        "kernel_sizes": (3, 3, 3, 3, 1),
+        "strides": (2, 1, 2, 1, 1),
+        "temperature": 300.0,
+    },
+    optim={"learning_rate": LAPTOP_RATE},
+    train={"epochs": 14},
+    evaluate={"grid_sizes": (3,)},
 )
 
 # Its numbers, recomputed from the authors' result files: Table 1, Fig. 6 and the baselines in it.
@@ -142,6 +156,24 @@ RUNS = {
         )
         for q in (1, 3)
     },
+    "coda/cifar10-laptop": Experiment(SMALL, "ours: five layers of rank 16, for `jaxinterp claims`"),
+    "coda/cifar10-laptop-t10": Experiment(
+        SMALL.replace(model={"temperature": 10.0}), "ours: the same, T = 10", headline=False
+    ),
+    "coda/cifar10-laptop-hybrid": Experiment(
+        SMALL.replace(
+            model={
+                "trunk_depth": 8,
+                "trunk_blocks": 1,
+                "features": (16, 32, 32, 10),
+                "ranks": (16, 16, 16, 16),
+                "kernel_sizes": (3, 3, 3, 1),
+                "strides": (2, 2, 1, 1),
+            }
+        ),
+        "ours: CoDA layers on one block of a ResNet-8",
+        headline=False,
+    ),
 }
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ exit; the authors held out none. The tables of codes for CIFAR-100 and ImageNet 
 
 from typing import Any
 
+from jaxinterp.coded.codes import code_for
 from jaxinterp.coded.family import MEAN, STD, CodedModel
 from jaxinterp.recipe.config import Augment, Experiment, Optim, Run
+from jaxinterp.recipe.presets import LAPTOP
 from jaxinterp.train import TrainConfig
 
 PLAIN: dict[str, Any] = {"codes": ("", "", ""), "mu": 0.0, "drop": 0.0}
@@ -101,6 +103,23 @@ MINI = CIFAR10.replace(
     train={"dtype": "float32", "epochs": 5, "batch_size": 128},
     evaluate={"grids": 20, "occlusion": (9,), "occlusion_stride": 8, "removal_images": 200},
 )
+LAPTOP_RATE, PLAIN_RATE = 0.003, 0.003  # each of three, by `python experiments/claims.py tune`
+SMALL = CIFAR10.replace(augment={"rand_augment": ()}, **{k: v for k, v in LAPTOP.items() if k != "augment"}).replace(
+    augment=LAPTOP["augment"],
+    model={
+        "depths": (1, 2, 2),
+        "features": (64, 128, 256),
+        "widths": (8, 16, 32),
+        "paths": 6,
+        "codes": ("", code_for(10, 3, 6), code_for(10, 2, 6)),
+        "stem": (3, 2),
+        "pool": False,
+        "ghost": 0,
+    },
+    optim={"learning_rate": LAPTOP_RATE, "weight_decay": 0.02, "decay_all": False},
+    train={"epochs": 15, "dtype": "float32"},
+    evaluate={"grid_sizes": ()},
+)
 OURS = {"digits": DIGITS, "mnist": MNIST, "cifar10-mini": MINI}
 TIMES = {
     "digits": "1 min on 2 CPU cores",
@@ -164,6 +183,12 @@ RUNS: dict[str, Experiment[CodedModel]] = {
         )
         for name, config in OURS.items()
     },
+    "coded/cifar10-laptop": Experiment(
+        SMALL, "ours: 6 paths with codes of the paper's rates, for `jaxinterp claims`", headline=False
+    ),
+    "coded/cifar10-laptop-baseline": Experiment(
+        SMALL.replace(model=PLAIN, optim={"learning_rate": PLAIN_RATE}), "ours: all paths on", headline=False
+    ),
     "coded/cifar10": Experiment(CIFAR10, "Table 2, Fig. 2 and 4", paper=REFERENCE),
     "coded/cifar10-baseline": Experiment(CIFAR10.replace(model=PLAIN), "Table 2", paper={"test_accuracy": 0.9366}),
     "coded/cifar100": Experiment(CIFAR100, "Table 2, Fig. 4", paper=CIFAR100_NUMBERS),

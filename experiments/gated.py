@@ -26,6 +26,7 @@ from typing import Any
 
 from jaxinterp.gated.family import GatedModel, Regime
 from jaxinterp.recipe.config import Augment, Data, Evaluate, Experiment, Optim, Run
+from jaxinterp.recipe.presets import LAPTOP
 from jaxinterp.train import TrainConfig
 
 REGIMES: tuple[Regime, ...] = ("frozen", "copied", "decoupled", "learnt", "relu")
@@ -113,6 +114,33 @@ SMALL = RECIPES["c4gap"].replace(
     optim={"learning_rate": 0.001},
     train={"epochs": 60},
 )
+
+CONV_RATE, RESNET_RATE = 0.003, 0.003  # each of three, by `python experiments/claims.py tune`
+SMALLER = RAMP.replace(**LAPTOP).replace(optim={"momentum": 0.0, "weight_decay": 0.02}, evaluate={"grid_sizes": ()})
+CONV = SMALLER.replace(
+    model={"architecture": "c4gap", "depth": 4, "width": 32, "stride": 2, "regime": "relu"},
+    optim={"learning_rate": CONV_RATE},
+    train={"epochs": 10},
+)
+RESNET = SMALLER.replace(
+    model={"architecture": "resnet", "depth": 8, "width": 32, "stride": 2, "regime": "relu"},
+    optim={"learning_rate": RESNET_RATE},
+    train={"epochs": 44},
+)
+# The networks of `jaxinterp claims`; a gate is linear in the image, learnt with the values unless said.
+LAPTOPS: dict[str, tuple[Run[GatedModel], dict[str, Any], str]] = {
+    "conv-dnn": (CONV, MODELS["dnn"], "a ReLU network, four convolutions"),
+    "conv-dlgn": (CONV, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
+    "conv-dlgn-1": (CONV, {"regime": "decoupled", **MODELS["dlgn-1"]}, "its DLGN, values of ones"),
+    "conv-dlgn-permuted": (
+        CONV, {"regime": "decoupled", **MODELS["dlgn-x"], "order": (3, 2, 1, 0)}, "its DLGN, gates in reverse order",
+    ),
+    "conv-frozen": (CONV, {"regime": "frozen"}, "values alone, random gates"),
+    "conv-decoupled": (CONV, {"regime": "decoupled", **MODELS["dgn-x"]}, "its DGN, gates learnt with the values"),
+    "conv-learnt": (CONV, {"regime": "learnt"}, "values alone, gates of the ReLU network"),
+    "resnet8-dnn": (RESNET, MODELS["dnn"], "ResNet-8, the baseline of CoDA and TaylorNet too"),
+    "resnet8-dlgn": (RESNET, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
+}  # fmt: skip
 
 # Of one core among two that were shared; learnt gates with the ReLU network that is trained first.
 MINUTES: dict[str, dict[Regime, int]] = {
@@ -223,6 +251,14 @@ RUNS: dict[str, Experiment[GatedModel]] = {
         "DLGN, Table III: C4GAP-DLGN-SF, width 512",
         paper={"test_accuracy_highest": 0.751},
     ),
+    **{
+        f"gated/cifar10-laptop-{name}": Experiment(
+            base.replace(model=fields, evaluate={"grid_sizes": (3,) if name == "resnet8-dnn" else ()}),
+            f"ours: {what}, for `jaxinterp claims`",
+            headline=False,
+        )
+        for name, (base, fields, what) in LAPTOPS.items()
+    },
     "gated/cifar10-npk-random": Experiment(
         SMALL.replace(model={"regime": "frozen"}), "ours: conv + GAP NPK of 600 16x16 images", headline=False
     ),

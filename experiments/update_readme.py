@@ -277,6 +277,11 @@ def read_benchmark(path: Path) -> dict[str, Any]:
     return content
 
 
+def results_files(folder: Path) -> list[Path]:
+    """Return the results of runs in a folder; what is made of them is in claims.json, which docs/claims.md shows."""
+    return sorted(path for path in folder.glob("*.json") if path.name != "claims.json")
+
+
 def tables(root: Path, everything: bool = False) -> str:
     """Write the tables of a repository's experiments/results/*.json and benchmarks/results/*.json.
 
@@ -284,7 +289,7 @@ def tables(root: Path, everything: bool = False) -> str:
         root: the repository.
         everything: every result, not only the headlines.
     """
-    results = [read_results(path) for path in sorted((root / "experiments" / "results").glob("*.json"))]
+    results = [read_results(path) for path in results_files(root / "experiments" / "results")]
     results = [result for result in results if everything or result.headline]
     benchmarks = [read_benchmark(path) for path in benchmark_files(root / "benchmarks" / "results")]
     written = [metrics_table(table, results) for table in TABLES]

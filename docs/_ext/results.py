@@ -1,5 +1,6 @@
 """Tables from committed results, as directives: papers beside ours, audits, and benchmarks."""
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
@@ -10,7 +11,15 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from experiments.update_readme import TABLES, benchmark_files, markdown, metrics_table, ratio, read_benchmark
+from experiments.update_readme import (
+    TABLES,
+    benchmark_files,
+    markdown,
+    metrics_table,
+    ratio,
+    read_benchmark,
+    results_files,
+)
 from jaxinterp.app.results import Results, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +43,7 @@ WORDS = {
 @cache
 def committed() -> dict[str, Results]:
     """Return all committed results by the run's name."""
-    found = [read_results(path) for path in sorted(RESULTS.glob("*.json"))]
+    found = [read_results(path) for path in results_files(RESULTS)]
     return {result.run: result for result in found}
 
 
@@ -131,6 +140,23 @@ def benchmark_tables() -> str:
     return "\n\n".join(parts)
 
 
+def claims_tables() -> str:
+    """Write the rows of claims.json: a section for each paper, a table of verdicts, and how each row was tested."""
+    rows = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))["rows"]
+    parts = list[str]()
+    for paper in dict.fromkeys(row["paper"] for row in rows):
+        own = [row for row in rows if row["paper"] == paper]
+        head = [["claim", "the paper", "ours", "verdict"]]
+        parts += [f"## {paper}", markdown([*head, *([r["claim"], r["theirs"], r["ours"], r["verdict"]] for r in own)])]
+        for row in own:
+            tried = f" {row['tried'][0].upper()}{row['tried'][1:]}." if row["tried"] else ""
+            parts.append(
+                f"`{row['row']}` ({row['source']}) holds if: {row['rule']}. Budget: {row['budget']}.{tried}\n\n"
+                f"```sh\n{row['command']}\n```"
+            )
+    return "\n\n".join(parts)
+
+
 class Written(SphinxDirective):
     """A directive whose content is Markdown that is written when the site is built."""
 
@@ -142,6 +168,7 @@ class Written(SphinxDirective):
             "paper-table": lambda: paper_table(*self.arguments),
             "own-results": lambda: own_tables(self.arguments),
             "benchmarks": benchmark_tables,
+            "claims": claims_tables,
         }
         text = tables[self.name]()
         for folder in (RESULTS, BENCHMARKS):
@@ -152,6 +179,6 @@ class Written(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives."""
-    for name in ("paper-table", "own-results", "benchmarks"):
+    for name in ("paper-table", "own-results", "benchmarks", "claims"):
         app.add_directive(name, Written)
     return {"parallel_read_safe": True}

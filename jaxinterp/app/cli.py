@@ -416,6 +416,32 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """Print the papers' claims as they were tested on color images at a laptop's budget, each with its verdict."""
+
+    row: Annotated[Positional[str], arg(metavar="ROW")] = ""
+    """One of the rows, to be printed whole; all, a line each, if empty."""
+    json: bool = False
+    """Print the rows as JSON."""
+
+    def __call__(self, console: Console) -> None:
+        """Print a table, or all that is known of one row."""
+        from jaxinterp.app.claims import claims
+
+        rows = {row["row"]: row for row in claims()}
+        require_one_of("ROW", self.row, ("", *rows))
+        chosen = {self.row: rows[self.row]} if self.row else rows
+        if self.json:
+            show(console, json.dumps(list(chosen.values()), indent=2, ensure_ascii=False))
+        elif self.row:
+            for key, text in chosen[self.row].items():
+                show(console, f"{key}: {text}")
+        else:
+            table = [[name, row["claim"], row["ours"], row["verdict"]] for name, row in rows.items()]
+            show_table(console, table_of(("row", "claim", "ours", "verdict"), table))
+
+
+@dataclass(frozen=True)
 class Runs:
     """List the named runs."""
 
@@ -557,6 +583,7 @@ Command = (
     | Annotated[Export, subcommand("export")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Runs, subcommand("list")]
+    | Annotated[Claims, subcommand("claims")]
     | Annotated[Show, subcommand("show")]
     | Annotated[Report, subcommand("report")]
     | Annotated[View, subcommand("view")]

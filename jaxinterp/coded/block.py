@@ -30,7 +30,7 @@ from jaxinterp.nn.batchnorm import BatchNorm
 from jaxinterp.nn.layers import Layer
 from jaxinterp.nn.platform import by_platform
 
-MAX_DENSE_MULTIPLY_ADDS = 1 << 29  # up to here one dense convolution beats one per group, for it compiles faster
+MAX_DENSE_MULTIPLY_ADDS = 1 << 26  # up to here one dense convolution is used: it compiles faster than one per group
 
 
 def grouped_conv(
@@ -40,9 +40,9 @@ def grouped_conv(
 
     On a CPU every group gets a convolution of its own: the backward pass of XLA's grouped convolution is a hundred
     times slower, a dense one with zeros between the groups takes four times as long, products batched over the groups
-    twice. For few images or channels the dense one is used all the same, as it compiles in a tenth of the time. On a
-    TPU it is dense too: the matrix unit, 128 channels wide, pads what is narrower, and the program of ResNeXt-29's step
-    is a third smaller.
+    twice. For very few images or channels the dense one is used all the same, as it compiles in a tenth of the time. On
+    a TPU it is dense too: the matrix unit, 128 channels wide, pads what is narrower, and the program of ResNeXt-29's
+    step is a third smaller.
     """
     d, channels = kernel.shape[2:]
     groups = channels // d

@@ -54,6 +54,7 @@ class CodedModel(Model):
         paths: N, in all stages.
         codes: name of each stage's code (see `coded.codes.load_code`), empty for ordinary blocks.
         stem: kernel side and stride of the first convolution in pixels.
+        pool: whether 3×3 maxima, stride 2, follow it where its stride is not 1.
         mean: of each channel, subtracted; none if empty.
         std: of each channel, divided by; none if empty.
         mu: μ of cross-entropy + μ Σ coding losses.
@@ -74,6 +75,7 @@ class CodedModel(Model):
     paths: Count = 10
     codes: tuple[str, ...] = ("", "cifar10-5-of-10", "cifar10-3-of-10")
     stem: tuple[Count, Count] = (3, 1)
+    pool: bool = True
     mean: tuple[float, ...] = MEAN["cifar10"]
     std: tuple[Positive, ...] = STD["cifar10"]
     mu: NonNegative = 6.0
@@ -208,6 +210,7 @@ class CodedFamily(Family[CodedModel]):
             stages=stages,
             classes=model.classes,
             stem=model.stem,
+            pool=model.pool,
             drop=model.drop,
             ghost=model.ghost or None,
             mean=run.data.mean or model.mean or None,

@@ -107,7 +107,7 @@ def measure_paths(
     if held is not None:
         results["exits"] = _measure_early_exit(case, held, predictions, metrics)
     case = case._replace(images=test_images[:path_images], labels=labels[:path_images])
-    results["removed"] = _measure_removals(case, jax.random.key(seed))
+    results["removed"] = _measure_removals(case, jax.random.key(seed), metrics)
     if model.classes <= MAX_SPECIFICITY_CLASSES:
         results["specificity"] = _measure_specificity(case, metrics)
     return results
@@ -215,7 +215,7 @@ def _time_share(part: Callable[[], Any], reference: Callable[[], Any]) -> float:
     return statistics.median([seconds(part) / seconds(reference) for _ in range(1 + TIMED_ROUNDS)][1:])
 
 
-def _measure_removals(case: _Case, key: PRNGKeyArray) -> dict[str, dict[str, float]]:
+def _measure_removals(case: _Case, key: PRNGKeyArray, metrics: dict[str, float]) -> dict[str, dict[str, float]]:
     """Measure accuracy without k active or inactive paths of the last block of the first code (paper, Fig. 2a)."""
     model, variables, images, labels, batch, log = case
     block = max(i for i, code in enumerate(model.codes) if code == model.codes[0])
@@ -225,6 +225,8 @@ def _measure_removals(case: _Case, key: PRNGKeyArray) -> dict[str, dict[str, flo
         accuracy = accuracy_without(model, variables, images, labels, block, counts, kind == "active", key, batch)
         removed[kind] = {str(count): float(a) for count, a in enumerate(accuracy)}
     last = {kind: list(values.values())[-1] for kind, values in removed.items()}
+    metrics["accuracy_none_removed"] = removed["active"]["0"]
+    metrics |= {f"accuracy_{kind}_removed": accuracy for kind, accuracy in last.items()}
     log(f"most paths removed, active: {last['active']:.4f}, inactive: {last['inactive']:.4f}")
     return removed
 

@@ -94,7 +94,8 @@ class CodedResNeXt(ConvNet):
     Attributes:
         stages: see `Stage`.
         classes: number of outputs.
-        stem: kernel side and stride of the first convolution, in pixels; (7, 2) is followed by 3×3 maxima, stride 2.
+        stem: kernel side and stride of the first convolution, in pixels.
+        pool: whether 3×3 maxima, stride 2, follow it where its stride is not 1.
         drop: probability p of dropping a coded path in training, per image; blocks of one code share the draw.
         ghost: images that share BatchNorm's statistics in training; None for the whole batch.
 
@@ -104,6 +105,7 @@ class CodedResNeXt(ConvNet):
     stages: tuple[Stage, ...]
     classes: int = 10
     stem: tuple[int, int] = (3, 1)
+    pool: bool = True
     drop: float = 0.0
     ghost: int | None = None
 
@@ -223,7 +225,8 @@ class CodedResNeXt(ConvNet):
             name="stem",
         )(x)
         x = nn.relu(BatchNorm(ghost=self.ghost, name="norm_stem", **self.shared)(x, train))
-        return x if strides == 1 else nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        pooled = self.pool and strides > 1
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1))) if pooled else x
 
 
 def coded_cifar10(coded: bool = True, **fields: Any) -> CodedResNeXt:

@@ -104,6 +104,8 @@ def to_torch(network: CodedResNeXt, variables: Mapping[str, Any]) -> dict[str, n
     Returns:
         Names to arrays, with the codes as buffers and BatchNorm's counters, which are 0.
     """
+    pooled = network.pool or network.stem[1] == 1
+    require(pooled, "network", f"pool=False with a stride of {network.stem[1]}", "a pooling, as the authors' have")
     params, stats = (jax.tree.map(np.asarray, dict(variables[kind])) for kind in ("params", "batch_stats"))
     state_dict: dict[str, np.ndarray] = {"net_list.0.weight": params["stem"]["kernel"].transpose(3, 2, 0, 1)}
 

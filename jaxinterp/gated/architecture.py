@@ -188,9 +188,15 @@ def fc(width: int = 128, hidden: int = 5, classes: int = 10, bias: bool = False,
     return (*first, *((Dense(width, bias), Gate()) * hidden), Dense(classes, bias))
 
 
-def c4gap(width: int = 128, classes: int = 10, depth: int = 4, padding: Padding = "zero") -> Architecture:
-    """Build DLGN's C4GAP: gated 3×3 convolutions, global average pooling, a linear head; C1GAP with `depth` 1."""
-    return (*((Conv(width, padding=padding), Gate()) * depth), GlobalAvgPool(), Dense(classes))
+def c4gap(
+    width: int = 128, classes: int = 10, depth: int = 4, padding: Padding = "zero", stride: int = 1
+) -> Architecture:
+    """Build DLGN's C4GAP: gated 3×3 convolutions, global average pooling, a linear head; C1GAP with `depth` 1.
+
+    The first convolution steps by `stride` pixels, 1 in the paper.
+    """
+    first = (Conv(width, strides=(stride, stride), padding=padding), Gate())
+    return (*first, *((Conv(width, padding=padding), Gate()) * (depth - 1)), GlobalAvgPool(), Dense(classes))
 
 
 def vconv(classes: int = 10, pooled: bool = False) -> Architecture:
@@ -208,11 +214,14 @@ def vgg16(classes: int = 10, width: int = 64) -> Architecture:
     return (*layers, GlobalAvgPool(), Dense(classes, True))
 
 
-def resnet(depth: int = 110, classes: int = 10, width: int = 16) -> Architecture:
-    """Build the pre-activation ResNet of DLGN's code base: three groups, option-B shortcuts, `depth` 6n + 2."""
+def resnet(depth: int = 110, classes: int = 10, width: int = 16, stride: int = 1) -> Architecture:
+    """Build the pre-activation ResNet of DLGN's code base: three groups, option-B shortcuts, `depth` 6n + 2.
+
+    The first convolution steps by `stride` pixels, 1 there.
+    """
     blocks, rest = divmod(depth - 2, 6)
     require(not rest and blocks >= 1, "depth", depth, "6n + 2: 8, 14, 20, ..., 110")
-    layers: list[Layer] = [Conv(width)]
+    layers: list[Layer] = [Conv(width, strides=(stride, stride))]
     for group, block in product(range(3), range(blocks)):
         features, first = width * 2**group, group > 0 and block == 0
         strides = (2, 2) if first else (1, 1)

@@ -45,6 +45,7 @@ class GatedModel(Model):
         architecture: fc, c4gap, vconv, gconv, vgg16 or resnet.
         width: units of a layer (fc), channels (c4gap), or channels of the first stage (vgg16, resnet).
         depth: gated layers (fc, c4gap), or all layers (resnet, 6n + 2).
+        stride: step of the first convolution in pixels (c4gap, resnet).
         classes: outputs.
         regime: relu, decoupled, gates, frozen, copied or learnt; see above.
         gates_epochs: epochs of the ReLU network whose gates are taken; as many as the values' if 0.
@@ -65,6 +66,7 @@ class GatedModel(Model):
     width: Count = 128
     depth: Count = 5
     classes: Count = 10
+    stride: Count = 1
     regime: Regime = "decoupled"
     gates_epochs: Natural = 0
     gating: Gating = "relu"
@@ -87,6 +89,8 @@ class GatedModel(Model):
             value = getattr(self, name)
             require(two or value == none, name, value, f"{none!r} with regime=relu, which has one network only")
         seeing = self.architecture != "fc" or self.value_input == "x"
+        stepping = self.architecture in ("c4gap", "resnet") or self.stride == 1
+        require(stepping, "stride", f"{self.stride} with {self.architecture}", "1; c4gap and resnet take another")
         require(seeing, "value_input", "ones with fc", "x: values would see nothing of an image")
 
     @property
@@ -94,11 +98,11 @@ class GatedModel(Model):
         """The architecture."""
         return {
             "fc": lambda: fc(self.width, self.depth, self.classes, bias=True, flatten=True),
-            "c4gap": lambda: c4gap(self.width, self.classes, self.depth),
+            "c4gap": lambda: c4gap(self.width, self.classes, self.depth, stride=self.stride),
             "vconv": lambda: vconv(self.classes),
             "gconv": lambda: vconv(self.classes, pooled=True),
             "vgg16": lambda: vgg16(self.classes, self.width),
-            "resnet": lambda: resnet(self.depth, self.classes, self.width),
+            "resnet": lambda: resnet(self.depth, self.classes, self.width, self.stride),
         }[self.architecture]()
 
 

@@ -180,6 +180,7 @@ class GlassBoxFamily(Family[GlassBoxModel]):
             features, targets = fit
             components = min(model.components, *features.shape)
             ratios = [separability(part, labels).ratio for part in tested]
+            metrics.update({f"separability_{name}_upright": ratios[0], f"separability_{name}_rotated": ratios[1]})
             row = {"name": name, "features": features.shape[1], "J": ratios, "accuracy": {}}
             front = pipeline("lda", blocks, components, model.classes, model.equivariant_weight, seed)[:-1]
             reduced, *tested = front.fit_transform(features), *map(front.transform, tested)

@@ -1,5 +1,6 @@
 """Runs whose sizes fit the images: what is common to the presets of all families."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,14 @@ M = TypeVar("M", bound=Model)
 EPOCHS = (3, 60)  # fewest and most
 MANY = 5000  # images, of which batches are large
 HELD_OUT = 0.1
+
+# What all runs called `*-laptop` share, of networks and of their baselines; each has a learning rate of its own.
+LAPTOP: Mapping[str, Mapping[str, Any]] = {
+    "augment": {"flip": True, "crop_padding": 4, "label_smoothing": 0.1},
+    "optim": {"optimizer": "adamw", "schedule": "onecycle"},
+    "train": {"batch_size": 64, "grad_accum_steps": 1, "val_fraction": 0.02},
+    "evaluate": {"grids": 100, "removal_images": 250, "occlusion": (5, 9), "occlusion_stride": 4},
+}
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,23 @@ def test_list_names_every_run_with_the_papers_numbers(
     assert "test_accuracy 0.932" in " ".join(out.split())
 
 
+def test_claims_are_printed_in_lines_whole_or_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("claims", capsys)
+    assert status == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("ntk-rate"))
+    assert "-0.493 ± 0.017" in line
+    assert line.endswith("holds")
+    status, out, _ = run("claims ntk-rate", capsys)
+    assert status == 0
+    assert "command: python experiments/npk_theorem.py" in out
+    status, out, _ = run("claims ntk-rate --json", capsys)
+    assert (status, json.loads(out)[0]["seeds"]) == (0, 3)
+    status, _, err = run("claims ntk-rat", capsys)
+    assert status == 2
+    assert "ROW" in err
+    assert "ntk-rate" in err
+
+
 def test_train_writes_a_run_folder_and_resumes_it(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"config.json", "run.json", "metrics.jsonl", "checkpoints"} <= {p.name for p in run_dir.iterdir()}
     before = (run_dir / "metrics.jsonl").read_text()

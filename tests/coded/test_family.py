@@ -109,7 +109,10 @@ def test_everything_is_measured_and_reported(folder: Path) -> None:
     metrics = results["metrics"]
     assert metrics["classifier_difference"] < 1e-4
     assert {"decoding_accuracy_block_2", "early_exit_compute", "parameters_kept", "specificity_own"} <= set(metrics)
-    assert results["removed"]["active"]["0"] == results["removed"]["inactive"]["0"]
+    removed = results["removed"]
+    assert removed["active"]["0"] == removed["inactive"]["0"] == metrics["accuracy_none_removed"]
+    for kind in ("active", "inactive"):  # all of them
+        assert list(removed[kind].values())[-1] == metrics[f"accuracy_{kind}_removed"]
     assert len(results["classifiers"]) == 2
     network, variables = load_network(folder / "classifiers" / "1.npz")
     trained = stages.trained(folder)

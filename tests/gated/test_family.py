@@ -87,6 +87,7 @@ def test_a_regime_is_what_is_trained(regime: Regime, frozen: str | None) -> None
         ({"regime": "relu", "order": (1, 0)}, "order"),
         ({"regime": "relu", "value_input": "ones"}, "value_input"),
         ({"value_input": "ones"}, "value_input"),
+        ({"stride": 2}, "stride"),
         ({"order": (1, 1)}, "model.order"),
         ({"architecture": "resnet", "depth": 9}, "model.architecture=resnet: depth"),
         ({"architecture": "vgg16"}, "model.architecture=vgg16: AvgPool"),

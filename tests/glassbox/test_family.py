@@ -48,6 +48,8 @@ def test_evaluation_measures_upright_and_rotated_and_saves_the_classifiers(folde
     assert metrics["equivariance_residual"] < 1e-5
     assert metrics["equivariance_uncompensated"] > 0.3
     assert [row["name"] for row in results["representations"]] == ["orbit", "pixels"]
+    for row in results["representations"]:
+        assert row["J"] == [metrics[f"separability_{row['name']}_{pose}"] for pose in ("upright", "rotated")]
     saved = GlassBoxClassifier.load(folder / "classifiers/svm_rbf", TINY.model.elements)
     images, labels = stages.trained(folder).test_data
     assert saved.accuracy(images, labels) == pytest.approx(metrics["upright_accuracy_svm_rbf"])

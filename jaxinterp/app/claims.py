@@ -1,0 +1,22 @@
+"""The papers' claims and their verdicts, as `experiments/claims.py` wrote them."""
+
+import json
+from typing import Any
+
+from jaxinterp.app.registry import FOLDERS
+from jaxinterp.errors import ConfigError
+
+FILE = "results/claims.json"
+
+
+def claims() -> list[dict[str, Any]]:
+    """Return the rows: row, paper, claim, source, theirs, rule, ours, seeds, command, budget, verdict, tried.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    path = next((folder / FILE for folder in FOLDERS if (folder / FILE).exists()), None)
+    if path is None:
+        raise ConfigError(f"claims: got no {FILE}, expected it in {' or '.join(map(str, FOLDERS))}")
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows

@@ -1,0 +1,120 @@
+"""The papers' claims: rules decide as they say, budgets are matched, and the committed table is that of the results."""
+
+import json
+from importlib import import_module
+
+import pytest
+
+from experiments import claims
+from experiments.claims import CLAIMS, CODA, CODED, PLAIN, RESNET, RESULTS, TAYLOR, TUNED, Evidence
+from jaxinterp.app.registry import runs
+from jaxinterp.app.results import Metric, read_results
+from jaxinterp.errors import ConfigError
+
+
+def evidence(**accuracies: tuple[float, ...]) -> Evidence:
+    names = {"coda": CODA, "resnet": RESNET, "coded": CODED, "plain": PLAIN}
+    return Evidence(
+        {
+            names[key]: {i: {"test_accuracy": value} for i, value in enumerate(values)}
+            for key, values in accuracies.items()
+        }
+    )
+
+
+def row(name: str, found: Evidence) -> dict[str, object]:
+    return next(one for one in claims.table(found)["rows"] if one["row"] == name)
+
+
+def test_a_row_shows_mean_and_deviation_and_its_rule_decides() -> None:
+    close = row("coda-accuracy", evidence(coda=(0.80, 0.82, 0.84), resnet=(0.83, 0.84, 0.85)))
+    assert close["ours"] == "CoDA 82.0% ± 2.0%; ResNet-8 84.0% ± 1.0%"
+    assert close["verdict"] == "holds"
+    assert row("coda-accuracy", evidence(coda=(0.80, 0.82, 0.83), resnet=(0.83, 0.84, 0.85)))["verdict"] == (
+        "does not hold at this scale"
+    )
+    spread = evidence(coded=(0.86, 0.86, 0.86), plain=(0.86, 0.87, 0.88))
+    assert row("coded-accuracy", spread)["verdict"] == "holds"  # by just the baseline's deviation
+    assert row("coded-accuracy", evidence(coded=(0.85,) * 3, plain=(0.86, 0.87, 0.88)))["verdict"].startswith(
+        "does not"
+    )
+
+
+def test_seeds_that_only_one_side_has_are_left_out_and_counted() -> None:
+    part = row("coda-accuracy", evidence(coda=(0.8, 0.1), resnet=(0.8,)))
+    assert part["verdict"] == "does not hold at this scale; 1 of 3 seeds"  # each side with all its seeds: 45 % and 80 %
+    alone = row("coda-accuracy", evidence(coda=(0.8,)))
+    assert (alone["verdict"], alone["ours"]) == ("not run yet", "CoDA 80.0%")
+    paired = Evidence(
+        {claims.DNN: {0: {"test_accuracy": 0.5}, 1: {"test_accuracy": 0.8}}, claims.DLGN: {1: {"test_accuracy": 0.4}}}
+    )
+    assert paired.measure(CLAIMS["dlgn-conv"].shown["ratio"]) == Metric(1, 0.5, 0.0)
+
+
+def test_the_best_post_hoc_method_is_found_by_its_metric() -> None:
+    numbers = {claims.LOCALIZATION: 0.9, f"{claims.LOCALIZATION}_gradient": 0.2, f"{claims.LOCALIZATION}_grad_cam": 0.5}
+    found = Evidence({CODA: {0: numbers}})
+    assert found.measure(claims.best(CODA, claims.LOCALIZATION)) == Metric(1, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("group", [(CODA, RESNET, TAYLOR), (CODED, PLAIN)])
+def test_what_is_compared_is_trained_with_equal_flops(group: tuple[str, ...]) -> None:
+    spent = [claims.budget(runs()[name].run) for name in group]
+    assert max(spent) / min(spent) < 1.08
+
+
+def test_a_budget_is_what_a_closed_form_counts() -> None:
+    run = runs()["gated/digits-relu"].run.replace(model={"width": 8, "depth": 1}, train={"epochs": 2, "batch_size": 16})
+    dense = 64 * 8 + 8 * 10  # multiply-adds an image: forward, weights' gradients, and the second layer's inputs'
+    images = round(1437 * 0.9) // 16 * 16 * 2
+    assert claims.budget(run) == 2 * images * (2 * dense + 8 * 10)
+
+
+def test_learning_rates_are_those_that_tuning_found() -> None:
+    file = RESULTS / "claims" / "tuning.json"
+    trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
+    for name, trial in trials.items():
+        accuracies = trial["accuracies"]
+        assert set(accuracies) == {str(rate) for rate in claims.rates_of(name)}
+        chosen = getattr(import_module(f"experiments.{name.split('/')[0]}"), TUNED[name])
+        assert str(chosen) == max(accuracies, key=accuracies.__getitem__), name
+        assert runs()[name].run.optim.learning_rate == chosen
+
+
+def test_the_committed_table_is_of_the_committed_results() -> None:
+    written = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
+    assert written == json.loads(claims.as_json(claims.table(Evidence.read(RESULTS))))
+    assert len(written["rows"]) >= 15
+    keys = {"paper", "claim", "source", "theirs", "ours", "command", "budget", "verdict"}
+    assert all(keys <= one.keys() and all(one[key] for key in keys) for one in written["rows"])
+
+
+def test_a_row_is_run_seed_by_seed_and_what_is_there_is_left(tmp_path, capsys) -> None:
+    options = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--smoke"]
+    claims.main(["run", "dlgn-conv", "--seeds", "1", *options])
+    files = sorted(path.name for path in (tmp_path / "results" / "claims").iterdir())
+    assert files == ["gated-cifar10-laptop-conv-dlgn-seed-1.json", "gated-cifar10-laptop-conv-dnn-seed-1.json"]
+    found = read_results(tmp_path / "results" / "claims" / files[0])
+    assert (found.run, found.seeds, found.headline) == (claims.DLGN, (1,), False)
+    assert 0 < found.metrics["train_minutes"].mean < 5
+    capsys.readouterr()
+    claims.main(["run", "dlgn-conv", "--seeds", "1", *options])
+    assert capsys.readouterr().out.count("is there") == 2
+    claims.main(["table", "--results", str(tmp_path / "results")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dlgn-conv")]
+    assert "1 of 3 seeds" in line
+
+
+@pytest.mark.parametrize(
+    ("field", "words"), [("ROW", ["run", "coda-acuracy"]), ("--results", ["run", "dlgn-conv", "--smoke"])]
+)
+def test_what_cannot_be_run_is_one_line(field, words, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        claims.main(words)
+    assert end.value.code == 2
+    assert field in capsys.readouterr().err
+
+
+def test_an_unknown_kind_of_network_is_not_tuned(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="RUN"):
+        claims.Tune(("coda/mnist",), results=tmp_path)()
