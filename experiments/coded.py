@@ -117,7 +117,7 @@ SMALL = CIFAR10.replace(augment={"rand_augment": ()}, **{k: v for k, v in LAPTOP
         "ghost": 0,
     },
     optim={"learning_rate": LAPTOP_RATE, "weight_decay": 0.02, "decay_all": False},
-    train={"epochs": 15, "dtype": "float32"},
+    train={"epochs": 20, "dtype": "float32"},
     evaluate={"grid_sizes": ()},
 )
 OURS = {"digits": DIGITS, "mnist": MNIST, "cifar10-mini": MINI}

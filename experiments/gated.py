@@ -115,7 +115,7 @@ SMALL = RECIPES["c4gap"].replace(
     train={"epochs": 60},
 )
 
-CONV_RATE, RESNET_RATE = 0.003, 0.003  # each of three, by `python experiments/claims.py tune`
+CONV_RATE, RESNET_RATE = 0.003, 0.01  # each of three, by `python experiments/claims.py tune`
 SMALLER = RAMP.replace(**LAPTOP).replace(optim={"momentum": 0.0, "weight_decay": 0.02}, evaluate={"grid_sizes": ()})
 CONV = SMALLER.replace(
     model={"architecture": "c4gap", "depth": 4, "width": 32, "stride": 2, "regime": "relu"},
@@ -125,8 +125,9 @@ CONV = SMALLER.replace(
 RESNET = SMALLER.replace(
     model={"architecture": "resnet", "depth": 8, "width": 32, "stride": 2, "regime": "relu"},
     optim={"learning_rate": RESNET_RATE},
-    train={"epochs": 44},
+    train={"epochs": 60},
 )
+SHORT = RESNET.replace(train={"epochs": 20})
 # The networks of `jaxinterp claims`; a gate is linear in the image, learnt with the values unless said.
 LAPTOPS: dict[str, tuple[Run[GatedModel], dict[str, Any], str]] = {
     "conv-dnn": (CONV, MODELS["dnn"], "a ReLU network, four convolutions"),
@@ -139,7 +140,8 @@ LAPTOPS: dict[str, tuple[Run[GatedModel], dict[str, Any], str]] = {
     "conv-decoupled": (CONV, {"regime": "decoupled", **MODELS["dgn-x"]}, "its DGN, gates learnt with the values"),
     "conv-learnt": (CONV, {"regime": "learnt"}, "values alone, gates of the ReLU network"),
     "resnet8-dnn": (RESNET, MODELS["dnn"], "ResNet-8, the baseline of CoDA and TaylorNet too"),
-    "resnet8-dlgn": (RESNET, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
+    "resnet8-short-dnn": (SHORT, MODELS["dnn"], "ResNet-8"),
+    "resnet8-short-dlgn": (SHORT, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
 }  # fmt: skip
 
 # Of one core among two that were shared; learnt gates with the ReLU network that is trained first.

@@ -67,7 +67,7 @@ LAPTOP_RATE = 0.003  # of three, by `python experiments/claims.py tune`
 SMALLER = MINI.replace(**LAPTOP).replace(
     model={"features": (24, 48, 96, 128), "ranks": (48, 96, 128, 128)},
     optim={"learning_rate": LAPTOP_RATE},
-    train={"epochs": 34},
+    train={"epochs": 44},
 )
 CIFAR10 = MINI.replace(
     augment={"crop_padding": 4},

@@ -16,34 +16,30 @@ def evidence(**accuracies: tuple[float, ...]) -> Evidence:
     names = {"coda": CODA, "resnet": RESNET, "coded": CODED, "plain": PLAIN}
     return Evidence(
         {
-            names[key]: {i: {"test_accuracy": value} for i, value in enumerate(values)}
+            names[key]: {i: {"test_accuracy": value, "train_minutes": 2.0} for i, value in enumerate(values)}
             for key, values in accuracies.items()
         }
     )
 
 
-def row(name: str, found: Evidence) -> dict[str, object]:
-    return next(one for one in claims.table(found)["rows"] if one["row"] == name)
-
-
 def test_a_row_shows_mean_and_deviation_and_its_rule_decides() -> None:
-    close = row("coda-accuracy", evidence(coda=(0.80, 0.82, 0.84), resnet=(0.83, 0.84, 0.85)))
+    close = claims.row("coda-accuracy", evidence(coda=(0.80, 0.82, 0.84), resnet=(0.83, 0.84, 0.85)))
     assert close["ours"] == "CoDA 82.0% ± 2.0%; ResNet-8 84.0% ± 1.0%"
     assert close["verdict"] == "holds"
-    assert row("coda-accuracy", evidence(coda=(0.80, 0.82, 0.83), resnet=(0.83, 0.84, 0.85)))["verdict"] == (
+    assert claims.row("coda-accuracy", evidence(coda=(0.80, 0.82, 0.83), resnet=(0.83, 0.84, 0.85)))["verdict"] == (
         "does not hold at this scale"
     )
     spread = evidence(coded=(0.86, 0.86, 0.86), plain=(0.86, 0.87, 0.88))
-    assert row("coded-accuracy", spread)["verdict"] == "holds"  # by just the baseline's deviation
-    assert row("coded-accuracy", evidence(coded=(0.85,) * 3, plain=(0.86, 0.87, 0.88)))["verdict"].startswith(
+    assert claims.row("coded-accuracy", spread)["verdict"] == "holds"  # by just the baseline's deviation
+    assert claims.row("coded-accuracy", evidence(coded=(0.85,) * 3, plain=(0.86, 0.87, 0.88)))["verdict"].startswith(
         "does not"
     )
 
 
 def test_seeds_that_only_one_side_has_are_left_out_and_counted() -> None:
-    part = row("coda-accuracy", evidence(coda=(0.8, 0.1), resnet=(0.8,)))
+    part = claims.row("coda-accuracy", evidence(coda=(0.8, 0.1), resnet=(0.8,)))
     assert part["verdict"] == "does not hold at this scale; 1 of 3 seeds"  # each side with all its seeds: 45 % and 80 %
-    alone = row("coda-accuracy", evidence(coda=(0.8,)))
+    alone = claims.row("coda-accuracy", evidence(coda=(0.8,)))
     assert (alone["verdict"], alone["ours"]) == ("not run yet", "CoDA 80.0%")
     paired = Evidence(
         {claims.DNN: {0: {"test_accuracy": 0.5}, 1: {"test_accuracy": 0.8}}, claims.DLGN: {1: {"test_accuracy": 0.4}}}
