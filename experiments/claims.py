@@ -29,6 +29,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp.app import stages
 from jaxinterp.app.console import errors_in_one_line
+from jaxinterp.app.plan import trains
 from jaxinterp.app.publish import gather
 from jaxinterp.app.registry import family_of, runs
 from jaxinterp.app.results import Metric, read_results, summarize, write_results
@@ -549,7 +550,8 @@ def spent(claim: Claim, evidence: Evidence) -> str:
     for name in claim.runs:
         took = [numbers["train_minutes"] for numbers in evidence.seeds.get(name, {}).values()]
         minutes = f", {np.mean(took):.0f} min" if took else ""
-        parts.append(f"{name}: {budget(runs()[name].run):.1e} FLOP{minutes}")
+        run = runs()[name].run
+        parts.append(f"{name}: {f'{budget(run):.1e} FLOP' if trains(family_of(run)) else 'closed form'}{minutes}")
     return "; ".join(parts) or "published already"
 
 
