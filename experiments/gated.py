@@ -115,7 +115,7 @@ SMALL = RECIPES["c4gap"].replace(
     train={"epochs": 60},
 )
 
-CONV_RATE, RESNET_RATE = 0.003, 0.01  # each of three, by `python experiments/claims.py tune`
+CONV_RATE, RESNET_RATE = 0.01, 0.01  # each of three, by `python experiments/claims.py tune`
 SMALLER = RAMP.replace(**LAPTOP).replace(optim={"momentum": 0.0, "weight_decay": 0.02}, evaluate={"grid_sizes": ()})
 CONV = SMALLER.replace(
     model={"architecture": "c4gap", "depth": 4, "width": 32, "stride": 2, "regime": "relu"},
