@@ -630,7 +630,7 @@ class RunRow:
 
 
 def measure(name: str, seed: int, run_dir: Path, file: Path, data_dir: Path | None, smoke: bool) -> None:
-    """Train and evaluate one seed of a run, and write its results, with the minutes that training took."""
+    """Train and evaluate one seed of a run, and write its results, with the minutes and FLOPs that training took."""
     run = runs()[name].run
     run = (family_of(run).smoke(run) if smoke else run).with_seed(seed)
     result = stages.train(name, run, run_dir, data_dir=data_dir)
@@ -641,8 +641,9 @@ def measure(name: str, seed: int, run_dir: Path, file: Path, data_dir: Path | No
     trained_by = f"jaxinterp train {name}"
     seconds = sum(line["seconds"] for folder in folders for line in read_lines(folder / "metrics.jsonl", trained_by))
     found = gather([run_dir])
-    numbers = {**found.metrics, "train_minutes": Metric(1, seconds / 60, 0.0)}
-    write_results(file, replace(found, metrics=numbers, headline=False))
+    flops = budget(run) if trains(family_of(run)) else 0.0
+    took = summarize({"train_minutes": [seconds / 60], "train_flops": [flops]})
+    write_results(file, replace(found, metrics={**found.metrics, **took}, headline=False))
 
 
 def rates_of(name: str) -> tuple[float, ...]:

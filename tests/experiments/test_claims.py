@@ -85,6 +85,15 @@ def test_the_committed_table_is_of_the_committed_results() -> None:
     assert all(keys <= one.keys() and all(one[key] for key in keys) for one in written["rows"])
 
 
+def test_committed_seeds_were_trained_as_their_runs_are_now() -> None:
+    for path in sorted((RESULTS / "claims").glob("*-seed-*.json")):
+        found = read_results(path)
+        (seed,) = found.seeds
+        assert path.stem == claims.stem(found.run, seed)
+        assert not found.overrides, path
+        assert found.metrics["train_flops"].mean == claims.budget(runs()[found.run].run), path
+
+
 def test_a_row_is_run_seed_by_seed_and_what_is_there_is_left(tmp_path, capsys) -> None:
     options = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--smoke"]
     claims.main(["run", "dlgn-conv", "--seeds", "1", *options])
