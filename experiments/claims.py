@@ -180,7 +180,7 @@ CLAIMS: dict[str, Claim] = {
         {"CoDA": of(CODA), "ResNet-8": of(RESNET)},
         not_below("CoDA", "ResNet-8", 0.02),
         tried="one epoch each on held-out images (train.epochs=1 train.val_fraction=0.1): 52 % as it is; 46 % at "
-        "T = 1000, 27 % at T = 64, 29 % at a rate of 0.03; 49 % with rank 4, twice the features and weights of length 1; "
+        "T = 1000, 27 % at T = 64, 29 % at a rate of 0.03; 49 % with rank 4, twice the features, l2; "
         "seven layers diverge",
     ),
     "coda-localization": Claim(
