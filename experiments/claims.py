@@ -64,7 +64,7 @@ NPK_RANDOM, NPK_LEARNT = "gated/cifar10-npk-random", "gated/cifar10-npk-learnt"
 PAIR = "glassbox/mnist-4-9"
 TUNING = "python experiments/claims.py tune"
 TUNED = {CODA: "LAPTOP_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE", TAYLOR: "LAPTOP_RATE",
-         DNN: "CONV_RATE"}  # fmt: skip
+         DNN: "CONV_RATE", DLGN: "SOFT_RATE", SHORT_DLGN: "RESNET_SOFT_RATE"}  # fmt: skip
 ACCURACY, LOCALIZATION, REMOVAL = "test_accuracy", "localization_3x3_median", "removal_curve_mean"
 
 Numbers = Mapping[str, float]  # metric ↦ number, of one seed of a run

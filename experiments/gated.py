@@ -115,33 +115,33 @@ SMALL = RECIPES["c4gap"].replace(
     train={"epochs": 60},
 )
 
-CONV_RATE, RESNET_RATE = 0.01, 0.01  # each of three, by `python experiments/claims.py tune`
+# Each of three, by `python experiments/claims.py tune`; SOFT: of gates that are trained.
+CONV_RATE, SOFT_RATE, RESNET_RATE, RESNET_SOFT_RATE = 0.01, 0.003, 0.01, 0.003
 SMALLER = RAMP.replace(**LAPTOP).replace(optim={"momentum": 0.0, "weight_decay": 0.02}, evaluate={"grid_sizes": ()})
 CONV = SMALLER.replace(
     model={"architecture": "c4gap", "depth": 4, "width": 32, "stride": 2, "regime": "relu"},
-    optim={"learning_rate": CONV_RATE},
     train={"epochs": 10},
 )
 RESNET = SMALLER.replace(
     model={"architecture": "resnet", "depth": 8, "width": 32, "stride": 2, "regime": "relu"},
-    optim={"learning_rate": RESNET_RATE},
     train={"epochs": 60},
 )
 SHORT = RESNET.replace(train={"epochs": 20})
 # The networks of `jaxinterp claims`; a gate is linear in the image, learnt with the values unless said.
-LAPTOPS: dict[str, tuple[Run[GatedModel], dict[str, Any], str]] = {
-    "conv-dnn": (CONV, MODELS["dnn"], "a ReLU network, four convolutions"),
-    "conv-dlgn": (CONV, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
-    "conv-dlgn-1": (CONV, {"regime": "decoupled", **MODELS["dlgn-1"]}, "its DLGN, values of ones"),
+LAPTOPS: dict[str, tuple[Run[GatedModel], float, dict[str, Any], str]] = {
+    "conv-dnn": (CONV, CONV_RATE, MODELS["dnn"], "a ReLU network, four convolutions"),
+    "conv-dlgn": (CONV, SOFT_RATE, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
+    "conv-dlgn-1": (CONV, SOFT_RATE, {"regime": "decoupled", **MODELS["dlgn-1"]}, "its DLGN, values of ones"),
     "conv-dlgn-permuted": (
-        CONV, {"regime": "decoupled", **MODELS["dlgn-x"], "order": (3, 2, 1, 0)}, "its DLGN, gates in reverse order",
+        CONV, SOFT_RATE, {"regime": "decoupled", **MODELS["dlgn-x"], "order": (3, 2, 1, 0)},
+        "its DLGN, gates in reverse order",
     ),
-    "conv-frozen": (CONV, {"regime": "frozen"}, "values alone, random gates"),
-    "conv-decoupled": (CONV, {"regime": "decoupled", **MODELS["dgn-x"]}, "its DGN, gates learnt with the values"),
-    "conv-learnt": (CONV, {"regime": "learnt"}, "values alone, gates of the ReLU network"),
-    "resnet8-dnn": (RESNET, MODELS["dnn"], "ResNet-8, the baseline of CoDA and TaylorNet too"),
-    "resnet8-short-dnn": (SHORT, MODELS["dnn"], "ResNet-8"),
-    "resnet8-short-dlgn": (SHORT, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
+    "conv-frozen": (CONV, CONV_RATE, {"regime": "frozen"}, "values alone, random gates"),
+    "conv-decoupled": (CONV, SOFT_RATE, {"regime": "decoupled", **MODELS["dgn-x"]}, "its DGN, gates trained too"),
+    "conv-learnt": (CONV, CONV_RATE, {"regime": "learnt"}, "values alone, gates of the ReLU network"),
+    "resnet8-dnn": (RESNET, RESNET_RATE, MODELS["dnn"], "ResNet-8, the baseline of CoDA and TaylorNet too"),
+    "resnet8-short-dnn": (SHORT, RESNET_RATE, MODELS["dnn"], "ResNet-8"),
+    "resnet8-short-dlgn": (SHORT, RESNET_SOFT_RATE, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
 }  # fmt: skip
 
 # Of one core among two that were shared; learnt gates with the ReLU network that is trained first.
@@ -255,11 +255,15 @@ RUNS: dict[str, Experiment[GatedModel]] = {
     ),
     **{
         f"gated/cifar10-laptop-{name}": Experiment(
-            base.replace(model=fields, evaluate={"grid_sizes": (3,) if name == "resnet8-dnn" else ()}),
+            base.replace(
+                model=fields,
+                optim={"learning_rate": rate},
+                evaluate={"grid_sizes": (3,) if name == "resnet8-dnn" else ()},
+            ),
             f"ours: {what}, for `jaxinterp claims`",
             headline=False,
         )
-        for name, (base, fields, what) in LAPTOPS.items()
+        for name, (base, rate, fields, what) in LAPTOPS.items()
     },
     "gated/cifar10-npk-random": Experiment(
         SMALL.replace(model={"regime": "frozen"}), "ours: conv + GAP NPK of 600 16x16 images", headline=False
