@@ -157,7 +157,7 @@ RUNS = {
         )
         for q in (1, 3)
     },
-    "coda/cifar10-laptop": Experiment(SMALL, "ours: five layers of rank 16, for `jaxinterp claims`"),
+    "coda/cifar10-laptop": Experiment(SMALL, "ours: five layers of rank 16, for `jaxinterp claims`", headline=False),
     "coda/cifar10-laptop-short": Experiment(SHORT, "ours: the same in 6 epochs", headline=False),
     "coda/cifar10-laptop-short-t10": Experiment(
         SHORT.replace(model={"temperature": 10.0}), "ours: the same, T = 10", headline=False

@@ -184,7 +184,7 @@ RUNS: dict[str, Experiment[CodedModel]] = {
         for name, config in OURS.items()
     },
     "coded/cifar10-laptop": Experiment(
-        SMALL, "ours: 6 paths with codes of the paper's rates, for `jaxinterp claims`", headline=False
+        SMALL, "ours: 6 paths, of which 3 and 2 serve a class, for `jaxinterp claims`", headline=False
     ),
     "coded/cifar10-laptop-baseline": Experiment(
         SMALL.replace(model=PLAIN, optim={"learning_rate": PLAIN_RATE}), "ours: all paths on", headline=False

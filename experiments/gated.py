@@ -127,7 +127,7 @@ RESNET = SMALLER.replace(
     train={"epochs": 60},
 )
 SHORT = RESNET.replace(train={"epochs": 20})
-# The networks of `jaxinterp claims`; a gate is linear in the image, learnt with the values unless said.
+# The networks of `jaxinterp claims`: where they start from, learning rate, fields, what they are.
 LAPTOPS: dict[str, tuple[Run[GatedModel], float, dict[str, Any], str]] = {
     "conv-dnn": (CONV, CONV_RATE, MODELS["dnn"], "a ReLU network, four convolutions"),
     "conv-dlgn": (CONV, SOFT_RATE, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),

@@ -1,6 +1,5 @@
 """Tables from committed results, as directives: papers beside ours, audits, and benchmarks."""
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
@@ -20,6 +19,7 @@ from experiments.update_readme import (
     read_benchmark,
     results_files,
 )
+from jaxinterp.app.claims import claims
 from jaxinterp.app.results import Results, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def benchmark_tables() -> str:
 
 def claims_tables() -> str:
     """Write the rows of claims.json: a section for each paper, a table of verdicts, and how each row was tested."""
-    rows = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))["rows"]
+    rows = claims()
     parts = list[str]()
     for paper in dict.fromkeys(row["paper"] for row in rows):
         own = [row for row in rows if row["paper"] == paper]
@@ -150,6 +150,7 @@ def claims_tables() -> str:
         parts += [f"## {paper}", markdown([*head, *([r["claim"], r["theirs"], r["ours"], r["verdict"]] for r in own)])]
         for row in own:
             tried = f" {row['tried'][0].upper()}{row['tried'][1:]}." if row["tried"] else ""
+            tried += " The rule was written when these figures were known." if row["known"] else ""
             parts.append(
                 f"`{row['row']}` ({row['source']}) holds if: {row['rule']}. Budget: {row['budget']}.{tried}\n\n"
                 f"```sh\n{row['command']}\n```"

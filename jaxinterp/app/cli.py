@@ -417,7 +417,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Claims:
-    """Print the papers' claims as they were tested on color images at a laptop's budget, each with its verdict."""
+    """Print the papers' claims as they were tested at a laptop's budget, each with its verdict."""
 
     row: Annotated[Positional[str], arg(metavar="ROW")] = ""
     """One of the rows, to be printed whole; all, a line each, if empty."""

@@ -28,7 +28,8 @@ class Metric(Checked):
 class Results(Checked):
     """Results of a run: its command, where and with what they were made, its metrics; whether they are headlines.
 
-    `overrides` are what its configuration has in place of the named run's, its seed aside, as assignments.
+    `overrides` are what its configuration has in place of the named run's, its seed aside, as assignments;
+    `fingerprint` tells the configuration, where seeds are measured one by one and must belong together.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Results(Checked):
     metrics: Mapping[str, Metric]
     headline: bool = True
     overrides: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     @property
     def label(self) -> str:
@@ -77,8 +79,9 @@ def write_results(path: Path, results: Results) -> None:
     from pydantic import TypeAdapter
 
     content = TypeAdapter(Results).dump_python(results, mode="json", exclude_none=True)
-    if not results.overrides:
-        del content["overrides"]
+    for name in ("overrides", "fingerprint"):
+        if not content[name]:
+            del content[name]
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

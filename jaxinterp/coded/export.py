@@ -16,7 +16,7 @@ from jaxinterp.errors import CheckpointError
 from jaxinterp.nn.weights import DAMAGE, Arrays, fault, flat, read_weights, variable_shapes, write_weights
 
 DESCRIPTION = "description"
-FIELDS = ("classes", "stem", "mean", "std")  # of the network, described beside its stages
+FIELDS = ("classes", "stem", "pool", "mean", "std")  # of the network, described beside its stages
 
 
 def export_network(path: str | Path, model: CodedResNeXt, variables: Any) -> None:
@@ -42,7 +42,7 @@ def load_network(path: str | Path) -> tuple[CodedResNeXt, Any]:
     """
     arrays, texts = read_weights(path, "a coded network's file")
     try:
-        fields = json.loads(texts[DESCRIPTION])
+        fields = {"pool": True, **json.loads(texts[DESCRIPTION])}  # which older files do not name
         stages = tuple(
             Stage(**{**stage, "code": stage["code"] and Code(**_with_tuples(stage["code"]))})
             for stage in fields["stages"]

@@ -93,7 +93,7 @@ def costs(model: CodedResNeXt, image_shape: tuple[int, int, int]) -> list[Cost]:
     side, strides = model.stem
     size = -(-size // strides)
     parts = [Cost("stem", 64 * (side**2 * channels + 2), 0, int(size.prod()) * 64 * side**2 * channels)]
-    if strides != 1:
+    if model.pool and strides != 1:
         size = -(-size // 2)
     channels = 64
     for i, (stage, step) in enumerate(model.blocks, 1):

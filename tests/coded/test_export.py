@@ -77,6 +77,20 @@ def rewrite(content, path, **changes):
     np.savez(path, **{**content, "description": np.array(json.dumps(fields | changes))})
 
 
+def test_a_stem_without_pooling_stays_without_and_older_files_pool(network, content, tmp_path):
+    strided, pooled = (network[0].clone(stem=(3, 2), pool=pool) for pool in (False, True))
+    export_network(tmp_path / "strided.npz", strided, network[1])
+    loaded, variables = load_network(tmp_path / "strided.npz")
+    assert loaded == strided
+    images = jax.random.uniform(jax.random.key(2), (2, 16, 16, 1))
+    np.testing.assert_array_equal(loaded.apply(variables, images), strided.apply(network[1], images))
+    assert not np.allclose(pooled.apply(network[1], images), strided.apply(network[1], images))
+    before = json.loads(str(content["description"]))
+    del before["pool"]
+    np.savez(tmp_path / "old.npz", **{**content, "description": np.array(json.dumps(before))})
+    assert load_network(tmp_path / "old.npz")[0].pool
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -16,7 +16,8 @@ from jaxinterp.coded.block import CodedBlock, grouped_conv, path_energies
 from jaxinterp.coded.codes import Code, load_code
 from jaxinterp.coded.network import CodedResNeXt, Stage, coding_loss
 from jaxinterp.coded.surgery import binary_classifier, costs, keep_only
-from jaxinterp.coded.torch_weights import block_from_torch
+from jaxinterp.coded.torch_weights import block_from_torch, to_torch
+from jaxinterp.errors import ConfigError
 from jaxinterp.nn.platform import target
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/coded_resnext_blocks.npz")
@@ -202,6 +203,19 @@ def test_costs_of_the_published_networks(name, parameters, kept, without_shortcu
     assert [part[0] for part in parts] == [kept, parameters]
     assert parts[1][2] == pytest.approx(multiply_adds, rel=3e-3)
     np.testing.assert_allclose((parts[0] / parts[1])[1:], [without_shortcuts, adds_kept], atol=1e-3)
+
+
+def test_without_a_pooling_blocks_see_four_times_the_pixels() -> None:
+    pooled, strided = (TINY.clone(stem=(3, 2), pool=pool) for pool in (True, False))
+    before, after = (costs(net, (16, 16, 1)) for net in (pooled, strided))
+    assert before[0] == after[0]
+    assert [b.multiply_adds * 4 for b in before[1:-1]] == [a.multiply_adds for a in after[1:-1]]
+    assert [b.parameters for b in before] == [a.parameters for a in after]
+    images = jnp.zeros((1, 16, 16, 1))
+    shapes = [jax.eval_shape(net.init_with_output, jax.random.key(0), images) for net in (pooled, strided)]
+    assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
+    with pytest.raises(ConfigError, match=r"^network: got pool=False"):
+        to_torch(strided, shapes[1][1])
 
 
 CODE = Code(("1100", "0110", "0011"))

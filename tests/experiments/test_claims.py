@@ -36,21 +36,65 @@ def test_a_row_shows_mean_and_deviation_and_its_rule_decides() -> None:
     )
 
 
-def test_seeds_that_only_one_side_has_are_left_out_and_counted() -> None:
+def test_a_row_has_the_seeds_that_all_its_runs_have() -> None:
     part = claims.row("coda-accuracy", evidence(coda=(0.8, 0.1), resnet=(0.8,)))
-    assert part["verdict"] == "does not hold at this scale; 1 of 3 seeds"  # each side with all its seeds: 45 % and 80 %
+    assert (part["verdict"], part["ours"], part["seeds"]) == ("holds; 1 of 3 seeds", "CoDA 80.0%; ResNet-8 80.0%", 1)
+    assert "coda/cifar10-laptop: 1.9e+14 FLOP, 2 min" in part["budget"]
     alone = claims.row("coda-accuracy", evidence(coda=(0.8,)))
-    assert (alone["verdict"], alone["ours"]) == ("not run yet", "CoDA 80.0%")
-    paired = Evidence(
-        {claims.DNN: {0: {"test_accuracy": 0.5}, 1: {"test_accuracy": 0.8}}, claims.DLGN: {1: {"test_accuracy": 0.4}}}
-    )
-    assert paired.measure(CLAIMS["dlgn-conv"].shown["ratio"]) == Metric(1, 0.5, 0.0)
+    assert (alone["verdict"], alone["ours"], alone["seeds"]) == ("not run yet", "-", 0)
+    both = {
+        claims.DNN: {0: {"test_accuracy": 0.5}, 1: {"test_accuracy": 0.8}},
+        claims.DLGN: {1: {"test_accuracy": 0.4}},
+    }
+    assert Evidence(both).measure(CLAIMS["dlgn-conv"])["ratio"] == Metric(1, 0.5, 0.0)
+    metrics = claims.table(evidence(coda=(0.8, 0.82), resnet=(0.9, 0.92)))["metrics"]
+    assert metrics["coda_accuracy"] == {"n": 2, "mean": pytest.approx(0.81), "std": pytest.approx(0.02 / 2**0.5)}
+    assert "taylor_accuracy" not in metrics
 
 
 def test_the_best_post_hoc_method_is_found_by_its_metric() -> None:
     numbers = {claims.LOCALIZATION: 0.9, f"{claims.LOCALIZATION}_gradient": 0.2, f"{claims.LOCALIZATION}_grad_cam": 0.5}
-    found = Evidence({CODA: {0: numbers}})
-    assert found.measure(claims.best(CODA, claims.LOCALIZATION)) == Metric(1, 0.5, 0.0)
+    assert claims.best(CODA, claims.LOCALIZATION).value(numbers) == 0.5
+    found = Evidence({CODA: {0: numbers}, RESNET: {0: {}}})  # grids were left out
+    assert claims.row("coda-localization", found)["verdict"] == "not run yet"
+    shown = found.measure(CLAIMS["coda-localization"])
+    assert shown["contributions"] == Metric(1, 0.9, 0.0)
+    assert shown["best post-hoc on ResNet-8"] is None
+
+
+# One number for each label of a row, in order: one of each pair makes it hold, the other does not.
+RULES = {
+    "coda-accuracy": ((0.78, 0.80), (0.77, 0.80)),
+    "coda-localization": ((0.8, 0.7, 0.65), (0.8, 0.7, 0.66)),
+    "coda-removal": ((0.9, 0.8), (0.8, 0.8)),
+    "coda-temperature": ((0.8, 0.79, 0.3, 0.7), (0.8, 0.81, 0.3, 0.7)),
+    "coda-hybrid": ((0.8, 0.7, 0.5, 0.4), (0.8, 0.7, 0.4, 0.5)),
+    "dlgn-conv": ((0.7, 0.6, 0.836), (0.7, 0.6, 0.834)),
+    "dlgn-resnet": ((0.7, 0.6, 0.836), (0.7, 0.6, 0.834)),
+    "gates-learning": ((0.5, 0.6, 0.7, 0.1), (0.5, 0.7, 0.6, 0.9)),
+    "gates-permuted": ((0.58, 0.6), (0.56, 0.6)),
+    "values-of-ones": ((0.58, 0.6), (0.56, 0.6)),
+    "npk-gates": ((0.4, 0.5), (0.5, 0.4)),
+    "ntk-rate": ((-0.46, -0.54), (-0.44, -0.5)),
+    "coded-accuracy": ((0.86, 0.86), (0.85, 0.86)),
+    "coded-classifiers": ((0.86, 0.66, 0.9), (0.86, 0.64, 0.1)),
+    "coded-decoding": ((0.3, 0.5, 0.6, 0.7, 0.71), (0.3, 0.6, 0.5, 0.7, 0.71)),
+    "coded-removals": ((0.8, 0.8, 0.77), (0.8, 0.79, 0.7)),
+    "taylor-accuracy": ((0.78, 0.80), (0.77, 0.80)),
+    "taylor-orders": ((0.1, 0.1, 0.1, 0.76, 0.8), (0.1, 0.1, 0.8, 0.74, 0.8)),
+    "distilled-references": ((0.96, 0.95), (0.96, 0.96)),
+    "box-separability": ((1.0, 2.0, 1.0, 2.0), (1.0, 2.0, 2.0, 1.0)),
+    "box-rotation": ((0.9, 0.895, 0.3), (0.9, 0.88, 0.3)),
+    "box-alexnet": ((0.1, 0.0, 0.0, 0.0, 0.2), (0.2, 0.3, 0.3, 0.3, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_rule_can_hold_and_fail(name: str) -> None:
+    claim = CLAIMS[name]
+    for numbers, holds in zip(RULES[name], (True, False), strict=True):
+        shown = {label: Metric(3, x, 0.0) for label, x in zip(claim.shown, numbers, strict=True)}
+        assert claim.holds(shown) is holds
 
 
 @pytest.mark.parametrize("group", [(CODA, RESNET, TAYLOR), (CODED, PLAIN)])
@@ -69,9 +113,11 @@ def test_a_budget_is_what_a_closed_form_counts() -> None:
 def test_learning_rates_are_those_that_tuning_found() -> None:
     file = RESULTS / "claims" / "tuning.json"
     trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
+    assert set(trials) == set(TUNED)
     for name, trial in trials.items():
         accuracies = trial["accuracies"]
-        assert set(accuracies) == {str(rate) for rate in claims.rates_of(name)}
+        assert set(accuracies) == {str(rate) for rate in claims.RATES}
+        assert trial["fingerprint"] == claims.fingerprint(claims.trial(name, 1.0)), name
         chosen = getattr(import_module(f"experiments.{name.split('/')[0]}"), TUNED[name])
         assert str(chosen) == max(accuracies, key=accuracies.__getitem__), name
         assert runs()[name].run.optim.learning_rate == chosen
@@ -91,6 +137,7 @@ def test_committed_seeds_were_trained_as_their_runs_are_now() -> None:
         (seed,) = found.seeds
         assert path.stem == claims.stem(found.run, seed)
         assert not found.overrides, path
+        assert found.fingerprint == claims.fingerprint(runs()[found.run].run), path
         assert found.metrics["train_flops"].mean == claims.budget(runs()[found.run].run), path
 
 
