@@ -36,6 +36,7 @@ from jaxinterp.app.publish import gather
 from jaxinterp.app.registry import family_of, runs
 from jaxinterp.app.results import Metric, read_results, summarize, write_results
 from jaxinterp.checks import require, require_one_of
+from jaxinterp.errors import NonFiniteError
 from jaxinterp.explain.products import product_flops
 from jaxinterp.files import check_folder, write_text
 from jaxinterp.nn.platform import target
@@ -697,7 +698,10 @@ def measure(name: str, seed: int, run_dir: Path, file: Path, data_dir: Path | No
 
 @dataclass(frozen=True)
 class Tune:
-    """Train each kind of network briefly with four learning rates, and measure them on held-out training images."""
+    """Train each kind of network briefly with four learning rates, and measure them on held-out training images.
+
+    What diverges is entered as 0.
+    """
 
     runs: Positional[tuple[str, ...]] = tuple(TUNED)
     """Which; all if none is given."""
@@ -719,7 +723,12 @@ class Tune:
             for rate in RATES:
                 run = trial(name, rate)
                 run_dir = self.folder / f"{run_file.stem(name)}-{rate}"
-                result = stages.train(name, run, run_dir, data_dir=self.data_dir)
+                try:
+                    result = stages.train(name, run, run_dir, data_dir=self.data_dir)
+                except NonFiniteError as error:
+                    print(error)
+                    accuracies[str(rate)] = 0.0
+                    continue
                 if result.interrupted:
                     raise SystemExit(130)
                 accuracies[str(rate)] = result.summary["last"]["val_accuracy"]
