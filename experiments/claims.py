@@ -438,6 +438,8 @@ CLAIMS: dict[str, Claim] = {
             rising("pixels, upright", "representation, upright")(shown)
             and rising("pixels, rotated", "representation, rotated")(shown)
         ),
+        tried="upright it is lower, and yet classes are told apart (an RBF SVM on it: 98.7 %, glassbox/mnist-4-9); of "
+        "rotated images it is 2.7 times that of pixels",
     ),
     "box-rotation": Claim(
         BOX_PAPER,
