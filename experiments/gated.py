@@ -115,7 +115,7 @@ SMALL = RECIPES["c4gap"].replace(
     train={"epochs": 60},
 )
 
-# Each of three, by `python experiments/claims.py tune`; SOFT: of gates that are trained.
+# Each of four, by `python experiments/claims.py tune`; SOFT: of gates that are trained.
 CONV_RATE, SOFT_RATE, RESNET_RATE, RESNET_SOFT_RATE = 0.01, 0.003, 0.01, 0.003
 SMALLER = RAMP.replace(**LAPTOP).replace(optim={"momentum": 0.0, "weight_decay": 0.02}, evaluate={"grid_sizes": ()})
 CONV = SMALLER.replace(
@@ -125,8 +125,9 @@ CONV = SMALLER.replace(
 RESNET = SMALLER.replace(
     model={"architecture": "resnet", "depth": 8, "width": 32, "stride": 2, "regime": "relu"},
     train={"epochs": 60},
+    evaluate={"grid_sizes": (3,)},
 )
-SHORT = RESNET.replace(train={"epochs": 20})
+SHORT = RESNET.replace(train={"epochs": 20}, evaluate={"grid_sizes": ()})
 # The networks of `jaxinterp claims`: where they start from, learning rate, fields, what they are.
 LAPTOPS: dict[str, tuple[Run[GatedModel], float, dict[str, Any], str]] = {
     "conv-dnn": (CONV, CONV_RATE, MODELS["dnn"], "a ReLU network, four convolutions"),
@@ -255,11 +256,7 @@ RUNS: dict[str, Experiment[GatedModel]] = {
     ),
     **{
         f"gated/cifar10-laptop-{name}": Experiment(
-            base.replace(
-                model=fields,
-                optim={"learning_rate": rate},
-                evaluate={"grid_sizes": (3,) if name == "resnet8-dnn" else ()},
-            ),
+            base.replace(model=fields, optim={"learning_rate": rate}),
             f"ours: {what}, for `jaxinterp claims`",
             headline=False,
         )

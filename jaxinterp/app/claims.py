@@ -10,7 +10,8 @@ FILE = "results/claims.json"
 
 
 def claims() -> list[dict[str, Any]]:
-    """Return the rows: row, paper, claim, source, theirs, rule, ours, seeds, command, budget, verdict, tried.
+    """Return the rows: row, paper, claim, source, theirs, rule, ours, seeds, command, budget, verdict, tried,
+    known.
 
     Raises:
         ConfigError: the file is not there.
