@@ -10,8 +10,10 @@ FILE = "results/claims.json"
 
 
 def claims() -> list[dict[str, Any]]:
-    """Return the rows: row, paper, claim, source, theirs, rule, ours, seeds, command, budget, verdict, tried,
-    known.
+    """Return the rows of the table.
+
+    Returns:
+        Of each: row, paper, claim, source, theirs, rule, ours, seeds, command, budget, verdict, tried, known.
 
     Raises:
         ConfigError: the file is not there.
