@@ -37,7 +37,7 @@ def machine() -> str:
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     parts = [] if device.platform == "cpu" else [f"{jax.device_count()} x {device.device_kind}"]
-    parts += [model, f"{CORES} cores"]
+    parts += [model, f"{CORES} core" + "s" * (CORES != 1)]
     if hasattr(os, "sysconf"):
         parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
     return ", ".join(parts)

@@ -114,7 +114,7 @@ def test_a_budget_is_what_a_closed_form_counts() -> None:
 def test_learning_rates_are_those_that_tuning_found() -> None:
     file = RESULTS / "claims" / "tuning.json"
     trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
-    assert set(trials) <= set(TUNED)
+    assert set(trials) == set(TUNED)
     for name, trial in trials.items():
         accuracies = trial["accuracies"]
         assert set(accuracies) == {str(rate) for rate in claims.RATES}
