@@ -11,6 +11,7 @@ from experiments.claims import CLAIMS, CODA, CODED, PLAIN, RESNET, RESULTS, TAYL
 from jaxinterp.app.registry import runs
 from jaxinterp.app.results import Metric, read_results, write_results
 from jaxinterp.errors import ConfigError
+from jaxinterp.recipe.run_folder import read_lines
 
 
 def evidence(**accuracies: tuple[float, ...]) -> Evidence:
@@ -176,3 +177,22 @@ def test_what_cannot_be_run_is_one_line(field, words, capsys) -> None:
 def test_an_unknown_kind_of_network_is_not_tuned(tmp_path) -> None:
     with pytest.raises(ConfigError, match="RUN"):
         claims.Tune(("coda/mnist",), results=tmp_path)()
+
+
+def test_tuning_measures_every_rate_on_held_out_images_and_keeps_other_trials(tmp_path, monkeypatch) -> None:
+    name, tiny = "gated/digits-relu", {"model": {"width": 8, "depth": 1}, "train": {"epochs": 2, "val_fraction": 0.1}}
+    monkeypatch.setattr(claims, "TUNED", {name: "RATE"})
+    monkeypatch.setattr(claims, "TRIAL", tiny)
+    monkeypatch.setattr(claims, "RATES", (1e-6, 0.01, 1e30))
+    file = tmp_path / "claims" / "tuning.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"trials": {"another": {"accuracies": {}}}}), encoding="utf-8")
+    claims.main(["tune", name, "--folder", str(tmp_path / "runs"), "--results", str(tmp_path)])
+    trials = json.loads(file.read_text(encoding="utf-8"))["trials"]
+    assert set(trials) == {"another", name}
+    accuracies = trials[name]["accuracies"]
+    assert accuracies["0.01"] > accuracies["1e-06"]
+    assert accuracies["1e+30"] == 0.0  # it diverges
+    last = read_lines(tmp_path / "runs" / "gated-digits-relu-0.01" / "metrics.jsonl", "tune")[-1]
+    assert accuracies["0.01"] == pytest.approx(last["val_accuracy"])
+    assert trials[name]["fingerprint"] == claims.fingerprint(claims.trial(name, 0.1))
