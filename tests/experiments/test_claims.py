@@ -195,4 +195,4 @@ def test_tuning_measures_every_rate_on_held_out_images_and_keeps_other_trials(tm
     assert accuracies["1e+30"] == 0.0  # it diverges
     last = read_lines(tmp_path / "runs" / "gated-digits-relu-0.01" / "metrics.jsonl", "tune")[-1]
     assert accuracies["0.01"] == pytest.approx(last["val_accuracy"])
-    assert trials[name]["fingerprint"] == claims.fingerprint(claims.trial(name, 0.1))
+    assert trials[name]["fingerprint"] == claims.fingerprint(claims.trial(name, 1.0))
