@@ -250,6 +250,7 @@ def test_train_writes_a_run_folder_and_resumes_it(run_dir: Path, capsys: pytest.
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_results_of_a_smoke_run_leave_the_headlines_alone(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +265,7 @@ def test_results_of_a_smoke_run_leave_the_headlines_alone(
     assert {"data.max_images=64", "train.epochs=1"} <= set(content["overrides"])
 
 
+@pytest.mark.slow
 def test_an_audit_writes_its_page_and_its_results(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

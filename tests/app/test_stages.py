@@ -25,7 +25,7 @@ from jaxinterp.recipe import evaluation
 from jaxinterp.recipe.run_folder import read_arrays
 
 DIGITS = ("digits", "digits-dlgn", "digits-p4", "digits-learnt")
-FAST = sorted(name for name in runs() if name.split("/")[1] in DIGITS or name == "distill/mnist")
+FAST = sorted(name for name in runs() if name.split("/")[1] in DIGITS)
 SLOW = sorted(set(runs()) - set(FAST))
 
 
@@ -126,6 +126,7 @@ def test_a_folder_may_be_a_text(seeds: list[Path]) -> None:
         stages.trained("nowhere")
 
 
+@pytest.mark.slow
 def test_a_report_measures_again_what_was_trained_on(seeds: list[Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(seeds[0], run_dir)
@@ -149,6 +150,7 @@ def test_report_shows_the_whole_run(seeds: list[Path]) -> None:
         assert text in html
 
 
+@pytest.mark.slow
 def test_an_explorer_is_of_so_many_images_and_says_what_it_leaves_out(
     seeds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_network_trained_with_other_words_is_not_examined(folder: Path, monkey
         stages.trained(folder)
 
 
+@pytest.mark.slow
 def test_everything_is_measured_and_reported(folder: Path) -> None:
     lines: list[str] = []
     results = stages.evaluate(folder, log=lines.append)

@@ -103,6 +103,7 @@ def small(monkeypatch):
         monkeypatch.setattr(npk_regression, name, getattr(npk_regression, name))
 
 
+@pytest.mark.slow
 def test_regression_over_eight_devices_and_over_two_processes_is_the_one_of_one_device(tmp_path, small):
     with jax.default_device(jax.devices()[0]):
         one = fit(tmp_path / "one", None)
