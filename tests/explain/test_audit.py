@@ -44,7 +44,6 @@ def found(given):
     return jaxinterp.audit(*given, methods=FEW)
 
 
-@pytest.mark.slow
 def test_on_a_relu_network_without_biases_two_methods_are_the_truth(given, found):
     net, x = given
     assert found.truth == "the network's exact decomposition at 'input'"
