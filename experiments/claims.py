@@ -224,16 +224,16 @@ CLAIMS: dict[str, Claim] = {
         "A higher temperature T trades accuracy for localization",
         "Fig. 6",
         "T = 10, 1000: accuracy 93.6 %, 93.2 %; localization 0.31, 0.94",
-        "localization rises and accuracy falls from T = 10 to T = 300",
+        "localization rises and accuracy falls from T = 10 to T = 1000",
         {
             "accuracy, T = 10": of(COLD),
-            "accuracy, T = 300": of(HOT),
+            "accuracy, T = 1000": of(HOT),
             "localization, T = 10": of(COLD, LOCALIZATION, ".3f"),
-            "localization, T = 300": of(HOT, LOCALIZATION, ".3f"),
+            "localization, T = 1000": of(HOT, LOCALIZATION, ".3f"),
         },
         lambda shown: (
-            rising("localization, T = 10", "localization, T = 300")(shown)
-            and rising("accuracy, T = 300", "accuracy, T = 10")(shown)
+            rising("localization, T = 10", "localization, T = 1000")(shown)
+            and rising("accuracy, T = 1000", "accuracy, T = 10")(shown)
         ),
     ),
     "coda-hybrid": Claim(

@@ -86,13 +86,13 @@ SMALL = S.replace(**LAPTOP).replace(
         "ranks": (16, 16, 16, 16, 16),
         "kernel_sizes": (3, 3, 3, 3, 1),
         "strides": (2, 1, 2, 1, 1),
-        "temperature": 300.0,
+        "temperature": 1000.0,
     },
     optim={"learning_rate": LAPTOP_RATE},
     train={"epochs": 20},
     evaluate={"grid_sizes": (3,)},
 )
-SHORT = SMALL.replace(train={"epochs": 6})
+SHORT = SMALL.replace(train={"epochs": 6}, evaluate={"grids": 50, "occlusion": ()})
 
 # Its numbers, recomputed from the authors' result files: Table 1, Fig. 6 and the baselines in it.
 REFERENCE_NAME = "the S net on CIFAR-10, T = 1000"
@@ -171,7 +171,8 @@ RUNS = {
                 "ranks": (16, 16, 16, 16),
                 "kernel_sizes": (3, 3, 3, 1),
                 "strides": (2, 2, 1, 1),
-            }
+            },
+            evaluate={"occlusion": (5, 9)},
         ),
         "ours: CoDA layers on one block of a ResNet-8",
         headline=False,
