@@ -67,6 +67,7 @@ PAIR = "glassbox/mnist-4-9"
 TUNING = "python experiments/claims.py tune"
 TUNED = {CODA: "LAPTOP_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE", TAYLOR: "LAPTOP_RATE",
          DNN: "CONV_RATE", DLGN: "SOFT_RATE", SHORT_DLGN: "RESNET_SOFT_RATE"}  # fmt: skip
+LONGER = {CODA: 3}  # epochs of a trial: after one, the best rate was not the one that led the real run
 ACCURACY, LOCALIZATION, REMOVAL = "test_accuracy", "localization_3x3_median", "removal_curve_mean"
 
 Numbers = Mapping[str, float]  # metric ↦ number, of one seed of a run
@@ -343,6 +344,8 @@ CLAIMS: dict[str, Claim] = {
         "not below the same ResNeXt by more than its deviation",
         {"coded": of(CODED), "baseline": of(PLAIN)},
         not_below("coded", "baseline"),
+        tried="six epochs each on held-out images (train.epochs=6 train.val_fraction=0.1): 77.1 % as it is, 78.3 % "
+        "without path drop (model.drop=0), baseline 78.6 %; but without it paths are no classifiers",
     ),
     "coded-classifiers": Claim(
         CODED_PAPER,
@@ -356,6 +359,8 @@ CLAIMS: dict[str, Claim] = {
             "parameters": of(CODED, "parameters_kept_without_shortcuts"),
         },
         lambda shown: shown["precision"].mean >= 0.85 and shown["recall"].mean >= 0.65,
+        tried="thresholds are of the best F1 on training images without augmentation, in the paper's code with it; six "
+        "epochs each on held-out images: precision 71 %, recall 73 %, without path drop (model.drop=0) 42 %, 60 %",
     ),
     "coded-decoding": Claim(
         CODED_PAPER,
@@ -512,7 +517,7 @@ def fingerprint(run: Run[Any]) -> str:
 def trial(name: str, rate: float) -> Run[Any]:
     """Return a network's run as it is tried with a learning rate."""
     tried: Run[Any] = runs()[name].run.replace(**TRIAL).replace(optim={"learning_rate": rate})
-    return tried
+    return tried.replace(train={"epochs": LONGER[name]}) if name in LONGER else tried
 
 
 @dataclass(frozen=True)
