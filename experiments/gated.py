@@ -144,6 +144,11 @@ LAPTOPS: dict[str, tuple[Run[GatedModel], float, dict[str, Any], str]] = {
     "resnet8-short-dnn": (SHORT, RESNET_RATE, MODELS["dnn"], "ResNet-8"),
     "resnet8-short-dlgn": (SHORT, RESNET_SOFT_RATE, {"regime": "decoupled", **MODELS["dlgn-x"]}, "its DLGN"),
 }  # fmt: skip
+# Training with another run on the other core; conv-learnt with the ReLU network that is trained first.
+LAPTOP_MINUTES = {
+    "conv-dlgn": 18, "conv-dlgn-1": 15, "conv-dlgn-permuted": 16, "conv-frozen": 8, "conv-decoupled": 14,
+    "conv-learnt": 15, "resnet8-dnn": 57,
+}  # fmt: skip
 
 # Of one core among two that were shared; learnt gates with the ReLU network that is trained first.
 MINUTES: dict[str, dict[Regime, int]] = {
@@ -258,6 +263,7 @@ RUNS: dict[str, Experiment[GatedModel]] = {
         f"gated/cifar10-laptop-{name}": Experiment(
             base.replace(model=fields, optim={"learning_rate": rate}),
             f"ours: {what}, for `jaxinterp claims`",
+            time=f"{LAPTOP_MINUTES[name]} min on one CPU core" if name in LAPTOP_MINUTES else "not measured",
             headline=False,
         )
         for name, (base, rate, fields, what) in LAPTOPS.items()
