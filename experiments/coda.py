@@ -158,7 +158,10 @@ RUNS = {
         for q in (1, 3)
     },
     "coda/cifar10-laptop": Experiment(
-        SMALL, "ours: five layers of rank at most 16, for `jaxinterp claims`", headline=False
+        SMALL,
+        "ours: five layers of rank at most 16, for `jaxinterp claims`",
+        time="61 min on one CPU core",
+        headline=False,
     ),
     "coda/cifar10-laptop-short": Experiment(SHORT, "ours: the same in 6 epochs", headline=False),
     "coda/cifar10-laptop-short-t10": Experiment(
