@@ -7,11 +7,11 @@
 
 Networks of `LAPTOP` (in `jaxinterp.recipe.presets`; the runs `*-laptop*`) have the same augmentation, schedule, batch
 and optimizer, and each kind a learning rate of its own, tuned on a tenth of the training images that is held out, with
-as many trials for a baseline as for a paper's network. CoDA Net, coded network and TaylorNet have baselines of equal
-training FLOPs; gated networks have ReLU networks of equal epochs, and take twice their FLOPs. The accuracy is the last
-epoch's on the test images. Each seed of a run leaves one file in results/claims, so that rows can be filled on several
-days and machines; a file whose run has been configured differently since is refused. A row says where its rule was
-written when its figures were known.
+as many trials for a baseline as for a paper's network; docs/claims.md names what more was tried. CoDA Net, coded
+network and TaylorNet have baselines of equal training FLOPs; gated networks have ReLU networks of equal epochs, and
+take twice their FLOPs. The accuracy is the last epoch's on the test images. Each seed of a run leaves one file in
+results/claims, so that rows can be filled on several days and machines; a file whose run has been configured
+differently since is refused. A row says where its rule was written when its figures were known.
 """
 
 import json
