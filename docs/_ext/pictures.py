@@ -45,6 +45,15 @@ def material() -> tuple[Any, np.ndarray, np.ndarray, Any]:
     return net, x, labels, jaxinterp.decompose(net, x, labels)
 
 
+@cache
+def compared() -> list[Any]:
+    """Return the sixteen digits' explanation by each method that is compared."""
+    net, x, labels, _ = material()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [method(net, x, labels) for method in COMPARED.values()]
+
+
 def draw(name: str, kind: str, folder: Path) -> Path | None:
     """Draw a method's or metric's picture unless it is there; None for those that have none."""
     if name in WITHOUT:
@@ -143,8 +152,7 @@ def bars(name: str) -> Any:
     heights, cosines = list[float](), list[float]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for method in COMPARED.values():
-            parts = method(net, x, labels)
+        for method, parts in zip(COMPARED.values(), compared(), strict=True):
             pair = [np.asarray(found.maps(x.shape[1:3]))[:, 0].reshape(len(x), -1) for found in (exact, parts)]
             sizes = np.prod([np.linalg.norm(one, axis=1) for one in pair], axis=0)
             cosines.append(float(((pair[0] * pair[1]).sum(1) / np.where(sizes > 0, sizes, 1)).mean()))
