@@ -147,7 +147,7 @@ LAPTOPS: dict[str, tuple[Run[GatedModel], float, dict[str, Any], str]] = {
 # Training with another run on the other core; conv-learnt with the ReLU network that is trained first.
 LAPTOP_MINUTES = {
     "conv-dlgn": 18, "conv-dlgn-1": 15, "conv-dlgn-permuted": 16, "conv-frozen": 8, "conv-decoupled": 14,
-    "conv-learnt": 15, "resnet8-dnn": 57, "resnet8-short-dnn": 23,
+    "conv-learnt": 15, "resnet8-dnn": 57, "resnet8-short-dnn": 23, "resnet8-short-dlgn": 58,
 }  # fmt: skip
 
 # Of one core among two that were shared; learnt gates with the ReLU network that is trained first.
