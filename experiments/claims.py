@@ -188,9 +188,9 @@ CLAIMS: dict[str, Claim] = {
         {"CoDA": of(CODA), "ResNet-8": of(RESNET)},
         not_below("CoDA", "ResNet-8", 0.02),
         tried="seed 0 of an earlier shape, whose last layer sees 19 pixels of the image in place of 34 (features 16, "
-        "16, 32, 32, 10, ranks 16, kernels 3, 3, 3, 3, 1, strides 2, 1, 2, 1, 1): 84.2 % at T = 300, 83.0 % at T "
-        "= 1000; of that shape one epoch each on held-out images (train.epochs=1 train.val_fraction=0.1): 46 % at"
-        " T = 1000, 52 % at T = 300, 27 % at T = 64; at T = 300 49 % with rank 4, twice the features, l2; seven "
+        "16, 32, 32, 10, ranks 16, kernels 3, 3, 3, 3, 1, strides 2, 1, 2, 1, 1): 84.2 % at T = 300, 83.0 % at "
+        "T = 1000; of that shape one epoch each on held-out images (train.epochs=1 train.val_fraction=0.1): 46 % "
+        "at T = 1000, 52 % at T = 300, 27 % at T = 64; at T = 300 49 % with rank 4, twice the features, l2; seven "
         "layers diverge",
     ),
     "coda-localization": Claim(
