@@ -345,8 +345,8 @@ CLAIMS: dict[str, Claim] = {
         {"coded": of(CODED), "baseline": of(PLAIN)},
         not_below("coded", "baseline"),
         tried="six epochs each on held-out images (train.epochs=6 train.val_fraction=0.1): 77.1 % as it is, 78.3 % "
-        "without path drop (model.drop=0), 77.6 % with half of it, 76.4 % with a third of the coding loss (model.mu=2), "
-        "baseline 78.6 %; but without path drop paths are no classifiers",
+        "without path drop (model.drop=0), 77.6 % with half of it, 76.4 % with a third of the coding loss "
+        "(model.mu=2), baseline 78.6 %; but without path drop paths are no classifiers",
     ),
     "coded-classifiers": Claim(
         CODED_PAPER,
@@ -417,8 +417,8 @@ CLAIMS: dict[str, Claim] = {
         },
         lambda shown: shown["orders to 8"].mean >= shown["whole"].mean - 0.05,
         known=True,
-        tried="known were those of taylor/cifar10-mini (40 % of orders to 4, 59 % to 8); seed 0 at a rate of 0.003: 75.4 % "
-        "to 8, of 77.7 %; on MNIST 99.3 % of orders to 4 (taylor/mnist)",
+        tried="known were those of taylor/cifar10-mini (40 % of orders to 4, 59 % to 8); seed 0 at a rate of 0.003: "
+        "75.4 % to 8, of 77.7 %; on MNIST 99.3 % of orders to 4 (taylor/mnist)",
     ),
     "distilled-references": Claim(
         TAYLOR_PAPER,
