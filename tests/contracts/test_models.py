@@ -336,7 +336,7 @@ UNFROZEN = {
 }
 
 
-@pytest.mark.parametrize("name", UNFROZEN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "vit")) for name in UNFROZEN])
 def test_a_network_without_a_frozen_version_keeps_the_contracts(name):
     build, held = UNFROZEN[name]
     net, images = build(), jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
