@@ -49,9 +49,7 @@ def material() -> tuple[Any, np.ndarray, np.ndarray, Any]:
 def compared() -> list[Any]:
     """Return the sixteen digits' explanation by each method that is compared."""
     net, x, labels, _ = material()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [method(net, x, labels) for method in COMPARED.values()]
+    return [method(net, x, labels) for method in COMPARED.values()]
 
 
 def draw(name: str, kind: str, folder: Path) -> Path | None:
