@@ -62,7 +62,9 @@ RESNET, SHORT_DNN, SHORT_DLGN, DNN, DLGN, ONES, PERMUTED, FROZEN, DECOUPLED, LEA
         "conv-dlgn-permuted", "conv-frozen", "conv-decoupled", "conv-learnt",
     )
 )  # fmt: skip
-NPK_RANDOM, NPK_LEARNT = "gated/cifar10-npk-random", "gated/cifar10-npk-learnt"
+NPK_RANDOM, NPK_LEARNT, FLAT_RANDOM, FLAT_LEARNT = (
+    f"gated/cifar10-npk-{name}" for name in ("random", "learnt", "fc-random", "fc-learnt")
+)
 PAIR = "glassbox/mnist-4-9"
 TUNING = "python experiments/claims.py tune"
 TUNED = {CODA: "LAPTOP_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE", TAYLOR: "LAPTOP_RATE",
@@ -259,6 +261,9 @@ CLAIMS: dict[str, Claim] = {
             "best post-hoc on it": best(HYBRID, LOCALIZATION),
         },
         lambda shown: rising("CoDA", "hybrid")(shown) and rising("best post-hoc on it", "its contributions")(shown),
+        tried="seed 0, 12 grids of held-out images (own, occlusion 9, Grad-CAM): 0.546, 0.611, 0.563; at T = 10000 "
+        "(train.val_fraction=0.1 model.temperature=10000) 0.616, 0.694, 0.598, and held-out accuracy falls from 76.0 "
+        "to 72.0 %",
     ),
     "dlgn-conv": Claim(
         DLGN_PAPER,
@@ -312,15 +317,29 @@ CLAIMS: dict[str, Claim] = {
         "What gates have learnt lies in their path kernel: regression with it beats that of random gates",
         "ours, after the paper's Sec. 5: it compares networks",
         "-",
-        "learnt gates above random gates",
+        "learnt gates above random gates, fully connected, 10,000 images",
+        {
+            "random": of(FLAT_RANDOM, "npk_test_accuracy"),
+            "learnt": of(FLAT_LEARNT, "npk_test_accuracy"),
+        },
+        rising("random", "learnt"),
+        known=True,
+        tried="on MNIST, 60,000 images, one seed: 97.9 % and 98.4 % (gated/mnist-npk-random, -learnt)",
+    ),
+    "npk-gates-conv": Claim(
+        NPF_PAPER,
+        "What gates have learnt lies in their path kernel: regression with it beats that of random gates",
+        "ours, after the paper's Sec. 5: it compares networks",
+        "-",
+        "learnt gates above random gates, convolutions, 600 images",
         {
             "random": of(NPK_RANDOM, "npk_test_accuracy"),
             "learnt": of(NPK_LEARNT, "npk_test_accuracy"),
         },
         rising("random", "learnt"),
-        known=True,
-        tried="300 test and 600 training images of 16x16 pixels; on MNIST, 60,000 images, one seed: 97.9 % and 98.4 % "
-        "(gated/mnist-npk-random, -learnt)",
+        tried="600 training and 300 test images of 16x16 pixels, all that the kernel of convolutions allows here: a "
+        "share of 300 images has a standard error of 3 points, and gates learnt from 600 images make a network of "
+        "39 %, random ones too; seed 0 was known when row npk-gates, of more images, was added",
     ),
     "ntk-rate": Claim(
         NPF_PAPER,

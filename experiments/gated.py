@@ -115,6 +115,8 @@ SMALL = RECIPES["c4gap"].replace(
     train={"epochs": 60},
 )
 
+FLAT = KERNEL.replace(data={"name": "cifar10", "channels": 3, "max_images": 10_000}, model={"kernel_images": 10_000})
+
 # Each of four, by `python experiments/claims.py tune`; SOFT: of gates that are trained.
 CONV_RATE, SOFT_RATE, RESNET_RATE, RESNET_SOFT_RATE = 0.01, 0.003, 0.01, 0.003
 SMALLER = RAMP.replace(**LAPTOP).replace(optim={"momentum": 0.0, "weight_decay": 0.02}, evaluate={"grid_sizes": ()})
@@ -275,7 +277,22 @@ RUNS: dict[str, Experiment[GatedModel]] = {
         headline=False,
     ),
     "gated/cifar10-npk-learnt": Experiment(
-        SMALL.replace(model={"regime": "learnt"}), "ours: the same, learnt gates", headline=False
+        SMALL.replace(model={"regime": "learnt"}),
+        "ours: the same, learnt gates",
+        time="3 min on one CPU core, and as much for the kernel",
+        headline=False,
+    ),
+    "gated/cifar10-npk-fc-random": Experiment(
+        FLAT.replace(model={"regime": "frozen"}),
+        "ours: fully connected NPK of 10,000 images",
+        time="2 min on one CPU core, and 7 for the kernel",
+        headline=False,
+    ),
+    "gated/cifar10-npk-fc-learnt": Experiment(
+        FLAT.replace(model={"regime": "learnt"}),
+        "ours: the same, learnt gates",
+        time="4 min on one CPU core, and 7 for the kernel",
+        headline=False,
     ),
 }
 
