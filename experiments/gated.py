@@ -270,30 +270,17 @@ RUNS: dict[str, Experiment[GatedModel]] = {
         )
         for name, (base, rate, fields, what) in LAPTOPS.items()
     },
-    "gated/cifar10-npk-random": Experiment(
-        SMALL.replace(model={"regime": "frozen"}),
-        "ours: conv + GAP NPK of 600 16x16 images",
-        time="3 min on one CPU core, and as much for the kernel",
-        headline=False,
-    ),
-    "gated/cifar10-npk-learnt": Experiment(
-        SMALL.replace(model={"regime": "learnt"}),
-        "ours: the same, learnt gates",
-        time="3 min on one CPU core, and as much for the kernel",
-        headline=False,
-    ),
-    "gated/cifar10-npk-fc-random": Experiment(
-        FLAT.replace(model={"regime": "frozen"}),
-        "ours: fully connected NPK of 10,000 images",
-        time="2 min on one CPU core, and 7 for the kernel",
-        headline=False,
-    ),
-    "gated/cifar10-npk-fc-learnt": Experiment(
-        FLAT.replace(model={"regime": "learnt"}),
-        "ours: the same, learnt gates",
-        time="4 min on one CPU core, and 7 for the kernel",
-        headline=False,
-    ),
+    **{
+        f"gated/cifar10-npk-{name}": Experiment(
+            base.replace(model={"regime": regime}), f"ours: {what}", time=f"{took} min on one CPU core", headline=False
+        )
+        for name, base, regime, what, took in (
+            ("random", SMALL, "frozen", "conv + GAP NPK of 600 16x16 images", "8"),
+            ("learnt", SMALL, "learnt", "the same, learnt gates", "8"),
+            ("fc-random", FLAT, "frozen", "fully connected NPK of 10,000 images", "5"),
+            ("fc-learnt", FLAT, "learnt", "the same, learnt gates", "7"),
+        )
+    },
 }
 
 REFERENCE_NAME = "fully connected networks on MNIST with Adam, learnt gates"
