@@ -274,6 +274,8 @@ CLAIMS: dict[str, Claim] = {
         "ratio at least 0.835, at equal epochs",
         {"DNN": of(DNN), "DLGN": of(DLGN), "ratio": ratio(DLGN, DNN)},
         lambda shown: shown["ratio"].mean >= 0.835,
+        tried="six epochs each of the DLGN on held-out images (train.epochs=6 train.val_fraction=0.1): 55.9 % as it is, "
+        "50.6 % at a rate of 0.01 (optim.learning_rate=0.01)",
     ),
     "dlgn-resnet": Claim(
         DLGN_PAPER,
