@@ -15,38 +15,40 @@ differently since is refused. A row says where its rule was written when its fig
 """
 
 import json
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cache, partial
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp.app import run_file, stages
 from jaxinterp.app.console import errors_in_one_line
-from jaxinterp.app.plan import trains
-from jaxinterp.app.publish import gather
-from jaxinterp.app.registry import family_of, runs
-from jaxinterp.app.results import Metric, read_results, summarize, write_results
+from jaxinterp.app.evidence import (
+    SEEDS,
+    Claim,
+    Evidence,
+    Published,
+    as_json,
+    best,
+    fingerprint,
+    measure,
+    not_below,
+    of,
+    ratio,
+    rising,
+    stem,
+    table,
+)
+from jaxinterp.app.registry import runs
 from jaxinterp.checks import require, require_one_of
 from jaxinterp.errors import NonFiniteError
-from jaxinterp.explain.products import product_flops
 from jaxinterp.files import check_folder, write_text
-from jaxinterp.nn.platform import target
 from jaxinterp.provenance import machine, versions
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.data import counts
-from jaxinterp.recipe.run_folder import read_lines
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SEEDS = (0, 1, 2)
 RATES = (0.001, 0.003, 0.01, 0.03)
 TRIAL: Mapping[str, Mapping[str, Any]] = {"train": {"epochs": 1, "val_fraction": 0.1}}
 
@@ -70,108 +72,7 @@ TUNING = "python experiments/claims.py tune"
 TUNED = {CODA: "LAPTOP_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE", TAYLOR: "LAPTOP_RATE",
          DNN: "CONV_RATE", DLGN: "SOFT_RATE", SHORT_DLGN: "RESNET_SOFT_RATE"}  # fmt: skip
 LONGER = {CODA: 3, TAYLOR: 6}  # epochs of a trial: after one, the best rate was not the one that leads in a long run
-ACCURACY, LOCALIZATION, REMOVAL = "test_accuracy", "localization_3x3_median", "removal_curve_mean"
-
-Numbers = Mapping[str, float]  # metric ↦ number, of one seed of a run
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A number computed seed by seed from the metrics of runs.
-
-    Attributes:
-        runs: the runs.
-        value: their metrics, one mapping a run ↦ the number.
-        form: how it is written.
-    """
-
-    runs: tuple[str, ...]
-    value: Callable[..., float]
-    form: str = ".1%"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A metric of results that are in the repository already; attributes as there, and how it is written."""
-
-    file: str
-    metric: str
-    form: str = ".1%"
-
-
-def of(run: str, metric: str = ACCURACY, form: str = ".1%") -> Quantity:
-    """Return a metric of a run."""
-    return Quantity((run,), lambda numbers: numbers[metric], form)
-
-
-def ratio(run: str, other: str, metric: str = ACCURACY) -> Quantity:
-    """Return a run's metric over another run's."""
-    return Quantity((run, other), lambda ours, theirs: ours[metric] / theirs[metric], ".3f")
-
-
-def best(run: str, metric: str) -> Quantity:
-    """Return the highest value of a metric that a post-hoc method has on a run."""
-
-    def value(numbers: Numbers) -> float:
-        found = [number for name, number in numbers.items() if name.startswith(f"{metric}_")]
-        if not found:
-            raise KeyError(metric)
-        return max(found)
-
-    return Quantity((run,), value, ".3f")
-
-
-Shown = Mapping[str, Metric]
-Rule = Callable[[Shown], bool]
-
-
-def not_below(ours: str, theirs: str, points: float = 0.0) -> Rule:
-    """Return the rule that a mean is not below another's by more than some points, or than the other's deviation.
-
-    `points` are shares: 0.02 of an accuracy are two percentage points.
-    """
-    return lambda shown: shown[ours].mean >= shown[theirs].mean - max(points, shown[theirs].std)
-
-
-def rising(*names: str) -> Rule:
-    """Return the rule that means rise from name to name."""
-    return lambda shown: all(shown[a].mean < shown[b].mean for a, b in pairwise(names))
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One row: what a paper says, and how it is tested here.
-
-    Attributes:
-        paper: its short name.
-        claim: what it says, in our words of fact.
-        source: where it says so.
-        theirs: its figures.
-        rule: when the row holds, in words.
-        shown: label ↦ the numbers that are shown, and compared.
-        holds: the rule, of their means over seeds.
-        tried: what was tried where a row does not hold, and what a reader must know.
-        command: how to redo what was published before; None where `run` does it.
-        known: whether the figures were known when the rule was written.
-    """
-
-    paper: str
-    claim: str
-    source: str
-    theirs: str
-    rule: str
-    shown: Mapping[str, Quantity | Published]
-    holds: Rule
-    tried: str = ""
-    command: str | None = None
-    known: bool = False
-
-    @property
-    def runs(self) -> tuple[str, ...]:
-        """The runs that are trained for the row."""
-        wanted = [run for one in self.shown.values() if isinstance(one, Quantity) for run in one.runs]
-        return tuple(dict.fromkeys(wanted))
-
+LOCALIZATION, REMOVAL = "localization_3x3_median", "removal_curve_mean"
 
 CODA_PAPER = "Böhle et al., CVPR 2021"
 DLGN_PAPER = "Lakshminarayanan & Singh, arXiv 2110.03403"
@@ -536,160 +437,10 @@ METRICS = {
 }
 
 
-def fingerprint(run: Run[Any]) -> str:
-    """Return a number that tells a configuration, its seed aside, by the fields that differ from their defaults."""
-    run, told = run.with_seed(0), dict[str, Any]()
-    for part in fields(run):
-        own = getattr(run, part.name)
-        told |= {f"{part.name}.{f.name}": v for f in fields(own) if (v := getattr(own, f.name)) != f.default}
-    return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"
-
-
 def trial(name: str, rate: float) -> Run[Any]:
     """Return a network's run as it is tried with a learning rate."""
     tried: Run[Any] = runs()[name].run.replace(**TRIAL).replace(optim={"learning_rate": rate})
     return tried.replace(train={"epochs": LONGER[name]}) if name in LONGER else tried
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured.
-
-    Attributes:
-        seeds: run ↦ seed ↦ metrics.
-        published: name of a file ↦ its metrics.
-    """
-
-    seeds: Mapping[str, Mapping[int, Numbers]]
-    published: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, results: Path) -> "Evidence":
-        """Read a folder of results.
-
-        Raises:
-            ConfigError: a seed's file is damaged, or its run has been configured differently since.
-        """
-        seeds = dict[str, dict[int, Numbers]]()
-        for path in sorted((results / "claims").glob("*-seed-*.json")):
-            found = read_results(path)
-            require_one_of(f"{path}: run", found.run, runs())
-            now = fingerprint(runs()[found.run].run)
-            require(
-                found.fingerprint == now, str(path), "another configuration", f"that of {found.run}; delete the file"
-            )
-            seeds.setdefault(found.run, {})[found.seeds[0]] = {k: one.mean for k, one in found.metrics.items()}
-        wanted = {one.file for claim in CLAIMS.values() for one in claim.shown.values() if isinstance(one, Published)}
-        files = {name: results / f"{name}.json" for name in wanted}
-        return cls(seeds, {name: read_results(path).metrics for name, path in files.items() if path.exists()})
-
-    def measure(self, claim: Claim) -> dict[str, Metric | None]:
-        """Return a row's numbers, mean and deviation over the seeds that all its runs have; None if there are none."""
-        common = set.intersection(*(set(self.seeds.get(run, {})) for run in claim.runs)) if claim.runs else set[int]()
-        return {label: self._number(quantity, sorted(common)) for label, quantity in claim.shown.items()}
-
-    def _number(self, quantity: Quantity | Published, seeds: Sequence[int]) -> Metric | None:
-        if isinstance(quantity, Published):
-            return self.published.get(quantity.file, {}).get(quantity.metric)
-        try:
-            values = [quantity.value(*(self.seeds[run][seed] for run in quantity.runs)) for seed in seeds]
-        except KeyError:  # not measured, such as grids for which too few images are classified right
-            return None
-        return summarize({"value": values})["value"] if values else None
-
-
-def written(metric: Metric, form: str) -> str:
-    """Write a mean with its deviation.
-
-    Example:
-        >>> written(Metric(3, 0.8312, 0.004), ".1%")
-        '83.1% ± 0.4%'
-    """
-    return f"{metric.mean:{form}}" + (f" ± {metric.std:{form}}" if metric.n > 1 else "")
-
-
-def verdict(claim: Claim, found: Mapping[str, Metric | None]) -> str:
-    """Return whether a claim holds at this scale, and how much of it was measured."""
-    shown = {label: metric for label, metric in found.items() if metric is not None}
-    if len(shown) < len(found):
-        return "not run yet"
-    answer = "holds" if claim.holds(shown) else "does not hold at this scale"
-    seeds = min(metric.n for metric in shown.values())
-    return answer if seeds >= len(SEEDS) else f"{answer}; {seeds} of {len(SEEDS)} seeds"
-
-
-@cache
-def budget(run: Run[Any]) -> float:
-    """Return the FLOPs of training: of the matrix products and convolutions of all steps, forward and backward.
-
-    0 of what is fitted in closed form.
-    """
-    family = family_of(run)
-    if not trains(family):
-        return 0.0
-    network = family.network(run, run.train.dtype)
-    loss = jax.grad(family.loss(run, network), has_aux=True)
-    number = jax.ShapeDtypeStruct((run.train.batch_size,), jnp.int32)
-    image = jax.ShapeDtypeStruct((run.train.batch_size, *run.data.image_shape), jnp.float32)
-    with target("gpu"):  # without the loops over chunks, and what these compute twice, that only a CPU has
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        variables = dict(jax.eval_shape(network.init, key, image))
-        params, batch = variables.pop("params"), {"image": image, "label": number}
-        step = product_flops(jax.make_jaxpr(loss)(params, variables.get("batch_stats", {}), batch, key)).total()
-    first = family.pretrain(run)
-    steps = counts(run, None).train // run.train.batch_size * run.train.epochs
-    return float(step * steps) + (0.0 if first is None else budget(first))
-
-
-def spent(claim: Claim, evidence: Evidence) -> str:
-    """Write what training the runs of a row takes: FLOPs, and minutes a seed where it was measured."""
-    parts = []
-    for name in claim.runs:
-        took = [numbers["train_minutes"] for numbers in evidence.seeds.get(name, {}).values()]
-        minutes = f", {np.mean(took):.0f} min" if took else ""
-        flops = budget(runs()[name].run)
-        parts.append(f"{name}: {f'{flops:.1e} FLOP' if flops else 'closed form'}{minutes}")
-    files = [f"{one.file}.json" for one in claim.shown.values() if isinstance(one, Published)]
-    return "; ".join(parts) or f"trained before: {', '.join(dict.fromkeys(files))}"
-
-
-def row(name: str, evidence: Evidence) -> dict[str, Any]:
-    """Return a row of claims.json."""
-    claim = CLAIMS[name]
-    found = evidence.measure(claim)
-    known = {label: metric for label, metric in found.items() if metric is not None}
-    return {
-        "row": name,
-        "paper": claim.paper,
-        "claim": claim.claim,
-        "source": claim.source,
-        "theirs": claim.theirs,
-        "rule": claim.rule,
-        "ours": "; ".join(f"{label} {written(one, claim.shown[label].form)}" for label, one in known.items()) or "-",
-        "seeds": min((metric.n for metric in known.values()), default=0),
-        "command": claim.command or f"python experiments/claims.py run {name}",
-        "budget": spent(claim, evidence),
-        "verdict": verdict(claim, found),
-        "tried": claim.tried,
-        "known": claim.known,
-    }
-
-
-def table(evidence: Evidence) -> dict[str, Any]:
-    """Return the content of claims.json: rows, and numbers by name."""
-    numbers = {key: evidence.measure(CLAIMS[name])[label] for key, (name, label) in METRICS.items()}
-    metrics = {key: {"n": one.n, "mean": one.mean, "std": one.std} for key, one in numbers.items() if one is not None}
-    return {"rows": [row(name, evidence) for name in CLAIMS], "metrics": metrics}
-
-
-def as_json(content: Any) -> str:
-    """Write JSON in lines."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def stem(run: str, seed: int) -> str:
-    """Return the name of the folder and of the file of one seed of a run."""
-    return f"{run_file.stem(run)}-seed-{seed}"
 
 
 @dataclass(frozen=True)
@@ -723,22 +474,6 @@ class RunRow:
                     continue
                 measure(name, seed, self.runs / stem(name, seed), file, self.data_dir, self.smoke)
                 print(f"results: {file}", flush=True)
-
-
-def measure(name: str, seed: int, run_dir: Path, file: Path, data_dir: Path | None, smoke: bool) -> None:
-    """Train and evaluate one seed of a run, and write its results, with the minutes and FLOPs that training took."""
-    run = runs()[name].run
-    run = (family_of(run).smoke(run) if smoke else run).with_seed(seed)
-    result = stages.train(name, run, run_dir, data_dir=data_dir)
-    if result.interrupted:
-        raise SystemExit(130)
-    stages.evaluate(run_dir, data_dir=data_dir, log=partial(print, flush=True))
-    folders = [folder for folder in (run_dir, run_dir / stages.PRETRAINED) if (folder / "metrics.jsonl").exists()]
-    trained_by = f"jaxinterp train {name}"
-    seconds = sum(line["seconds"] for folder in folders for line in read_lines(folder / "metrics.jsonl", trained_by))
-    found = gather([run_dir])
-    took = summarize({"train_minutes": [seconds / 60], "train_flops": [budget(run)]})
-    write_results(file, replace(found, metrics={**found.metrics, **took}, headline=False, fingerprint=fingerprint(run)))
 
 
 @dataclass(frozen=True)
@@ -793,7 +528,7 @@ class Table:
     def __call__(self) -> None:
         """Write the file, and print a line a row."""
         require(self.results.is_dir(), "--results", self.results, "a folder of results")
-        content = table(Evidence.read(self.results))
+        content = table(CLAIMS, METRICS, Evidence.read(self.results, CLAIMS.values()))
         write_text(self.results / "claims.json", as_json(content))
         for one in content["rows"]:
             print(f"{one['row']}: {one['verdict']}: {one['ours']}")
