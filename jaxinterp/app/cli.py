@@ -321,6 +321,8 @@ class Evaluate:
     """Folder of the data sets; default $TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     results: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder in which to write <run>.json, the mean and spread over the seeds; overrides stand in its name."""
+    held_out: bool = False
+    """Measure on the training images that were held out instead, as one does to choose; goes to held_out.json."""
 
     def __call__(self, console: Console) -> None:
         """Write evaluation.json into every folder, and print the means."""
@@ -329,6 +331,13 @@ class Evaluate:
         from jaxinterp.app.results import write_results
 
         require(not (self.own.net and self.run_dirs), "RUN_DIR", self.run_dirs, "nothing beside --net")
+        if self.held_out:
+            require(
+                not self.own.net, "--held-out", "a network of your own", "a run, which holds images out of training"
+            )
+            require(
+                self.results is None, "--results", self.results, "nothing beside --held-out, which publishes nothing"
+            )
         run_dirs: tuple[Path, ...] = self.run_dirs
         if self.own.net or not run_dirs:
             run_dirs = (self.own.folder(None, self.data_dir, self.out),)
@@ -339,10 +348,11 @@ class Evaluate:
         if self.results is not None:
             require_finished(run_dirs)
             check_folder(self.results)
+        measure = stages.evaluate_held_out if self.held_out else stages.evaluate
         for run_dir in run_dirs:
-            stages.evaluate(run_dir, data_dir=self.data_dir)
-        summary = gather(run_dirs, self.results)
-        show_table(console, metrics_table(summary, unfinished(run_dirs)))
+            measure(run_dir, data_dir=self.data_dir)
+        summary = gather(run_dirs, self.results, self.held_out)
+        show_table(console, metrics_table(summary, unfinished(run_dirs, self.held_out)))
         if file is not None:
             write_results(file, summary)
             show(console, f"results: {file}")

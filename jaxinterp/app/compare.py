@@ -10,7 +10,7 @@ from typing import Any
 from jaxinterp.app.registry import run_in
 from jaxinterp.checks import require, require_one_of, shown
 from jaxinterp.files import printable
-from jaxinterp.recipe.run_folder import read_json, unfinished_line
+from jaxinterp.recipe.run_folder import EVALUATION, read_json, unfinished_line
 from jaxinterp.train.log import count_epochs
 
 FEW = ("test_accuracy", "test_accuracy_best", "val_accuracy", "completeness_residual", "removal_curve_mean")
@@ -103,7 +103,7 @@ def _measured(run_dir: Path) -> Mapping[str, float]:
     summary = read_json(info, "jaxinterp train").get("summary", {}) if info.exists() else {}
     found = {key: value for key, value in summary.get("last", {}).items() if key not in ("epoch", "step")}
     found |= {f"{key}_best": summary["best"][key] for key in ("test_accuracy",) if key in summary.get("best", {})}
-    path = run_dir / "evaluation.json"
+    path = run_dir / EVALUATION
     return found | (read_json(path, f"jaxinterp evaluate {run_dir}", "metrics")["metrics"] if path.exists() else {})
 
 

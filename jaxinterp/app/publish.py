@@ -14,8 +14,9 @@ from jaxinterp.checks import require, shown
 from jaxinterp.explain.audit import Audit
 from jaxinterp.provenance import machine
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.run_folder import read_json, unfinished_line
+from jaxinterp.recipe.run_folder import EVALUATION, HELD_OUT, read_json, unfinished_line
 
+HELD_OUT_OPTION = " --held-out"
 MAX_NAME = 100  # characters of overrides in the name of a file
 
 
@@ -84,26 +85,27 @@ def train_command(name: str, configurations: Sequence[Run[Any]], info: Mapping[s
     return " && ".join(" ".join(["jaxinterp train", name, *overrides(name, one), "--seeds", seeds]) for one in runs)
 
 
-def gather(run_dirs: Sequence[Path], out: Path | None = None) -> Results:
+def gather(run_dirs: Sequence[Path], out: Path | None = None, held_out: bool = False) -> Results:
     """Collect the metrics of one run over its seeds.
 
     Args:
         run_dirs: evaluated run folders of the same configuration and different seeds.
         out: the folder that results are written to, as the command names it.
+        held_out: collect what was measured on held-out images.
 
     Returns:
         Mean and spread of every metric, with the paper's number where the configuration is the paper's.
     """
     name, configurations, infos = one_run(run_dirs)
     experiment, seeds = run_in(run_dirs[0])[1], tuple(run.train.seed for run in configurations)
-    evaluations = [read_json(d / "evaluation.json", f"jaxinterp evaluate {d}", "metrics") for d in run_dirs]
+    evaluations = _evaluations(run_dirs, held_out)
     parts = [part for info in infos for part in (info, *info["resumed"])]
     measured = [evaluation["metrics"] for evaluation in evaluations]
     same = all(metrics.keys() == measured[0].keys() for metrics in measured)
     require(same, shown(tuple(map(str, run_dirs))), "different metrics", "the same; evaluate all of them again")
     values = {key: [metrics[key] for metrics in measured] for key in measured[0]}
     folders = f"runs/{name.replace('/', '-')}-seed-"
-    into = f" --results {out}" if out else ""
+    into = (HELD_OUT_OPTION if held_out else "") + (f" --results {out}" if out else "")
     changed = tuple(overrides(name, configurations[0]))
     evaluate = " ".join(["jaxinterp evaluate", *(f"{folders}{s}" for s in seeds)]) + into
     return Results(
@@ -161,7 +163,13 @@ def metrics_table(results: Results, unfinished: Sequence[str] = ()) -> Table:
     return table
 
 
-def unfinished(run_dirs: Sequence[Path]) -> list[str]:
+def unfinished(run_dirs: Sequence[Path], held_out: bool = False) -> list[str]:
     """Return a line for every evaluated run that had not ended when it was measured."""
-    found = {d: read_json(d / "evaluation.json", f"jaxinterp evaluate {d}").get("unfinished") for d in run_dirs}
-    return [f"{run_dir.name} is {line}" for run_dir, line in found.items() if line]
+    found = zip(run_dirs, _evaluations(run_dirs, held_out), strict=True)
+    return [f"{run_dir.name} is {one['unfinished']}" for run_dir, one in found if one.get("unfinished")]
+
+
+def _evaluations(run_dirs: Sequence[Path], held_out: bool) -> list[dict[str, Any]]:
+    """Read what was measured of every folder's run."""
+    file, option = (HELD_OUT, HELD_OUT_OPTION) if held_out else (EVALUATION, "")
+    return [read_json(d / file, f"jaxinterp evaluate {d}{option}", "metrics") for d in run_dirs]

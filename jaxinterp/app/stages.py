@@ -25,12 +25,20 @@ from jaxinterp.figures.html import picture, write
 from jaxinterp.files import check_folder, printable, write_arrays, write_bytes, write_json, write_text
 from jaxinterp.provenance import commit, machine, versions
 from jaxinterp.recipe.config import Run
-from jaxinterp.recipe.data import check_fits, record, resolved, split, training_data, with_outputs
+from jaxinterp.recipe.data import check_fits, record, require_recorded, resolved, split, training_data, with_outputs
 from jaxinterp.recipe.evaluation import measure
 from jaxinterp.recipe.explored import explored
 from jaxinterp.recipe.family import Family, Job, Log, Report, TrainedRun
 from jaxinterp.recipe.page import audit_page, compose_page, likeliest, top_maps
-from jaxinterp.recipe.run_folder import read_arrays, read_json, read_lines, unfinished_line, write_config
+from jaxinterp.recipe.run_folder import (
+    EVALUATION,
+    HELD_OUT,
+    read_arrays,
+    read_json,
+    read_lines,
+    unfinished_line,
+    write_config,
+)
 from jaxinterp.train import Checkpoints, FitResult, predict
 from jaxinterp.train.lock import LOCK, only_trainer
 from jaxinterp.train.result import Which
@@ -164,10 +172,10 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     # One function for both, which is compiled once.
     apply = last.network.apply
     logits = {which: predict(apply, one.variables, images, batch) for which, one in epochs.items()}
-    results, first_maps = measure(last, logits, log)
+    results, first_maps = measure(last, last.test_data, logits, log)
     write_arrays(run_dir / MAPS, first_maps)
     write_arrays(run_dir / LOGITS, logits)
-    write_json(run_dir / "evaluation.json", results)  # in case the family's own measures fail
+    write_json(run_dir / EVALUATION, results)  # in case the family's own measures fail
     further = last.family.measure(last, log)
     results["metrics"] |= further.pop("metrics", {})
     results |= further
@@ -178,7 +186,42 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     if unfinished := unfinished_line(run_dir, last.run):
         results["unfinished"] = unfinished
         warn(f"{run_dir}: {unfinished}")
-    write_json(run_dir / "evaluation.json", results)
+    write_json(run_dir / EVALUATION, results)
+    return results
+
+
+def evaluate_held_out(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = print) -> dict[str, Any]:
+    """Measure a trained run on the images that it held out of training; write held_out.json into its folder.
+
+    By these numbers a network or its parameters may be chosen, which those of `evaluate`, of test images, are no longer
+    fair to. Only the last epoch is measured: the best one was chosen on these images.
+
+    Args:
+        run_dir: the run's folder.
+        data_dir: the data folder.
+        log: called with a line about each measurement.
+
+    Returns:
+        `metrics`: name ↦ number, as of `evaluate`, but `val_accuracy`, and without the family's own.
+
+    Raises:
+        ConfigError: the run held nothing out.
+    """
+    run_dir = Path(run_dir)
+    check_folder(run_dir)
+    last = trained(run_dir, data_dir=data_dir)
+    held = training_data(last.run, last.data_dir)[1]
+    share = last.run.train.val_fraction
+    require(held is not None, "train.val_fraction", share, f"a run with held-out images; {run_dir} has none")
+    assert held is not None
+    data = require_recorded(run_dir, held).floats(), held.labels
+    logits = {"last": predict(last.network.apply, last.variables, data[0], last.run.train.eval_batch)}
+    metrics = measure(last, data, logits, log)[0]["metrics"]
+    results: dict[str, Any] = {"metrics": {"val_accuracy": metrics.pop("test_accuracy"), **metrics}}
+    if unfinished := unfinished_line(run_dir, last.run):
+        results["unfinished"] = unfinished
+        warn(f"{run_dir}: {unfinished}")
+    write_json(run_dir / HELD_OUT, results)
     return results
 
 
@@ -339,7 +382,7 @@ def report(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = p
     run_dir = Path(run_dir)
     check_folder(run_dir)
     run = trained(run_dir, data_dir=data_dir)
-    measured, sources = run_dir / "evaluation.json", run_dir / "data.json"
+    measured, sources = run_dir / EVALUATION, run_dir / "data.json"
     by_training, by_evaluation = training(run.name, run.run), f"jaxinterp evaluate {run_dir}"
     parts = ("metrics", "localization", "grids", "removal", "residuals")
     history, info = read_lines(run_dir / "metrics.jsonl", by_training), read_json(run_dir / "run.json", by_training)

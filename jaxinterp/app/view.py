@@ -12,10 +12,10 @@ import numpy as np
 from jaxinterp.checks import require
 from jaxinterp.errors import DataError
 from jaxinterp.explain.attribution import Attribution
-from jaxinterp.recipe.run_folder import near_runs
+from jaxinterp.recipe.run_folder import EVALUATION, near_runs
 
 NEEDED = ("contributions", "logits", "targets")
-MEASURED = ("metrics.jsonl", "evaluation.json")  # files of a run that its report shows
+MEASURED = ("metrics.jsonl", EVALUATION)  # files of a run that its report shows
 
 
 def page_of(path: Path, data_dir: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import ConfigError
 from jaxinterp.explain.attribution import Attribution
@@ -25,13 +25,17 @@ Maps = Float[np.ndarray, "cells height width"]
 
 
 def measure(
-    trained: TrainedRun[Any], logits: Mapping[str, Float[np.ndarray, "n classes"]], log: Log
+    trained: TrainedRun[Any],
+    data: tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]],
+    logits: Mapping[str, Float[np.ndarray, "n classes"]],
+    log: Log,
 ) -> tuple[dict[str, Any], dict[str, Maps]]:
-    """Measure a trained network and all explanations of it on test images.
+    """Measure a trained network and all explanations of it.
 
     Args:
         trained: the run, with the variables of the last epoch.
-        logits: of all test images, with the variables of the epochs to compare: "last", and "best" if there is one.
+        data: test images in [0, 1], and their labels.
+        logits: of all of them, with the variables of the epochs to compare: "last", and "best" if there is one.
         log: called with a line about each measurement.
 
     Returns:
@@ -44,7 +48,7 @@ def measure(
     Source: CVPR 2021 (CoDA Nets), Sec. 5.2.
     """
     options, batch, net = trained.run.evaluate, trained.run.train.eval_batch, trained.explainable
-    images, labels = trained.test_data
+    images, labels = data
     metrics = {f"test_accuracy{_suffix(k)}": float((v.argmax(1) == labels).mean()) for k, v in logits.items()}
     results: dict[str, Any] = {"metrics": metrics, "localization": {}, "grids": {}}
     first_maps: dict[str, Maps] = {}

@@ -56,9 +56,11 @@ class Evaluation(TypedDict, total=False):
     unfinished: str
 
 
+EVALUATION, HELD_OUT = "evaluation.json", "held_out.json"  # what was measured on test images, on held-out ones
 SHAPES: dict[str, Any] = {
     "run.json": RunInfo,
-    "evaluation.json": Evaluation,
+    EVALUATION: Evaluation,
+    HELD_OUT: Evaluation,
     "data.json": dict[str, dict[str, str]],
     "metrics.jsonl": dict[str, float],
     CLASSES: dict[str, list[str]],
@@ -107,7 +109,7 @@ def naming(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def validate_json(kind: Any, text: str) -> Any:
+def validate_json(kind: Any, text: str | bytes) -> Any:
     """Return the dataclass that a JSON text holds; raise for a field that is unknown, missing or out of range."""
     from pydantic import TypeAdapter, ValidationError
 

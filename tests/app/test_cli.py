@@ -104,6 +104,8 @@ def test_options_of_a_runs_fields_are_assignments() -> None:
         ("explain notes.txt", "IMAGE: got notes.txt"),
         ("evaluate nowhere", "nowhere"),
         ("evaluate", "RUN_DIR"),
+        ("evaluate --held-out --net a.py:b --data digits", "--held-out"),
+        ("evaluate nowhere --held-out --results out", "--results"),
         ("report nowhere", "nowhere"),
         ("audit nowhere", "nowhere"),
         ("audit nowhere --images 0", "--images: got 0"),

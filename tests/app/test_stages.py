@@ -22,7 +22,8 @@ from jaxinterp.explain.metrics.localization import tile_grid
 from jaxinterp.figures.explorer import Explorable
 from jaxinterp.files import unsealed, write_json
 from jaxinterp.recipe import evaluation
-from jaxinterp.recipe.run_folder import read_arrays
+from jaxinterp.recipe.data import training_data
+from jaxinterp.recipe.run_folder import read_arrays, read_json
 
 FAST = ("coda/digits", "gated/digits-dlgn", "taylor/digits")  # tests of families train the others of digits
 SLOW = sorted(set(runs()) - set(FAST))
@@ -65,6 +66,36 @@ def test_evaluation_measures_every_method(seeds: list[Path]) -> None:
     np.testing.assert_allclose(maps["decomposition"], want, rtol=1e-3, atol=1e-5 * float(abs(want).max()))
 
 
+def test_held_out_images_are_measured_as_test_images_are(seeds: list[Path]) -> None:
+    lines = list[str]()
+    found = stages.evaluate_held_out(seeds[0], log=lines.append)
+    assert read_json(seeds[0] / "held_out.json", "jaxinterp evaluate --held-out") == found
+    tested = json.loads((seeds[0] / "evaluation.json").read_text())["metrics"]
+    assert set(found["metrics"]) == set(tested) - {"test_accuracy", "test_accuracy_best"} | {"val_accuracy"}
+    assert found["metrics"]["removal_curve_mean"] != tested["removal_curve_mean"]
+    summary = json.loads((seeds[0] / "run.json").read_text())["summary"]
+    assert found["metrics"]["val_accuracy"] == pytest.approx(summary["last"]["val_accuracy"])
+    run = stages.trained(seeds[0])
+    held = training_data(run.run, None)[1]
+    assert held is not None
+    assert found["metrics"]["completeness_residual"] == pytest.approx(
+        np.abs(evaluation.exactness(run.explainable, held.floats()).residuals).max(), rel=0.5
+    )
+    gathered = gather(seeds[:1], held_out=True)
+    assert gathered.command.endswith("jaxinterp evaluate runs/coda-digits-seed-0 --held-out")
+    assert gathered.metrics["val_accuracy"].mean == found["metrics"]["val_accuracy"]
+    with pytest.raises(ConfigError, match=r"jaxinterp evaluate .* --held-out"):
+        gather(seeds[1:], held_out=True)
+
+
+def test_a_run_that_held_nothing_out_has_no_held_out_images(tmp_path: Path) -> None:
+    run = family_of(runs()["gated/digits-relu"].run).smoke(runs()["gated/digits-relu"].run)
+    stages.train("gated/digits-relu", run.replace(train={"val_fraction": 0.0}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train\.val_fraction: got 0\.0"):
+        stages.evaluate_held_out(tmp_path / "run")
+    assert not (tmp_path / "run" / "held_out.json").exists()
+
+
 def test_a_method_that_shows_nothing_is_measured_and_the_log_says_so(
     seeds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +106,7 @@ def test_a_method_that_shows_nothing_is_measured_and_the_log_says_so(
     monkeypatch.setattr(evaluation, "compared", lambda *given: {"nothing": nothing})
     trained, lines = stages.trained(seeds[0]), list[str]()
     logits = np.asarray(trained.explainable.logits(trained.test_data[0]))
-    results, _ = evaluation.measure(trained, {"last": logits}, lines.append)
+    results, _ = evaluation.measure(trained, trained.test_data, {"last": logits}, lines.append)
     assert results["metrics"]["localization_2x2_median_nothing"] == 0
     assert np.isfinite(list(results["metrics"].values())).all()
     assert any(line.startswith("localization 2x2, 0 of ") for line in lines)
