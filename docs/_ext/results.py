@@ -150,9 +150,9 @@ def claims_tables() -> str:
         parts += [f"## {paper}", markdown([*head, *([r["claim"], r["theirs"], r["ours"], r["verdict"]] for r in own)])]
         for row in own:
             tried = f" {row['tried'][0].upper()}{row['tried'][1:]}." if row["tried"] else ""
-            tried += " The rule was written when these figures were known." if row["known"] else ""
+            known = f" Figures known when the rule was written: {row['known']}." if row["known"] else ""
             parts.append(
-                f"`{row['row']}` ({row['source']}) holds if: {row['rule']}. Budget: {row['budget']}.{tried}\n\n"
+                f"`{row['row']}` ({row['source']}) holds if: {row['rule']}. Budget: {row['budget']}.{tried}{known}\n\n"
                 f"```sh\n{row['command']}\n```"
             )
     return "\n\n".join(parts)

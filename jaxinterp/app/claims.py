@@ -1,10 +1,10 @@
 """The papers' claims and their verdicts, as `experiments/claims.py` wrote them."""
 
-import json
 from typing import Any
 
 from jaxinterp.app.registry import FOLDERS
 from jaxinterp.errors import ConfigError
+from jaxinterp.recipe.run_folder import read_json
 
 FILE = "results/claims.json"
 
@@ -16,10 +16,10 @@ def claims() -> list[dict[str, Any]]:
         Of each: row, paper, claim, source, theirs, rule, ours, seeds, command, budget, verdict, tried, known.
 
     Raises:
-        ConfigError: the file is not there.
+        ConfigError: the file is not there, or damaged.
     """
     path = next((folder / FILE for folder in FOLDERS if (folder / FILE).exists()), None)
     if path is None:
         raise ConfigError(f"claims: got no {FILE}, expected it in {' or '.join(map(str, FOLDERS))}")
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows: list[dict[str, Any]] = read_json(path, "python experiments/claims.py table", "rows")["rows"]
     return rows

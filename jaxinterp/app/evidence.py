@@ -18,7 +18,7 @@ from jaxinterp.app.plan import trains
 from jaxinterp.app.publish import gather
 from jaxinterp.app.registry import family_of, runs
 from jaxinterp.app.results import Metric, read_results, summarize, write_results
-from jaxinterp.checks import require, require_one_of
+from jaxinterp.checks import require
 from jaxinterp.explain.products import product_flops
 from jaxinterp.nn.platform import target
 from jaxinterp.recipe.config import Run
@@ -48,11 +48,19 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Published:
-    """A metric of results that are in the repository already; attributes as there, and how it is written."""
+    """A metric of results that are in the repository already.
+
+    Attributes:
+        file: its name, without .json.
+        metric: as the file has it.
+        form: how it is written.
+        run: the run that was trained for it; empty if none was.
+    """
 
     file: str
     metric: str
     form: str = ".1%"
+    run: str = ""
 
 
 def of(run: str, metric: str = ACCURACY, form: str = ".1%") -> Quantity:
@@ -82,7 +90,7 @@ Rule = Callable[[Shown], bool]
 
 
 def not_below(ours: str, theirs: str, points: float = 0.0) -> Rule:
-    """Return the rule that a mean is not below another's by more than some points, or than the other's deviation.
+    """Return the rule that a mean is not below another's by more than some points, or than the other's std over seeds.
 
     `points` are shares: 0.02 of an accuracy are two percentage points.
     """
@@ -108,7 +116,7 @@ class Claim:
         holds: the rule, of their means over seeds.
         tried: what was tried where a row does not hold, and what a reader must know.
         command: how to redo what was published before; None where `run` does it.
-        known: whether the figures were known when the rule was written.
+        known: which figures were known when the rule was written.
     """
 
     paper: str
@@ -120,7 +128,7 @@ class Claim:
     holds: Rule
     tried: str = ""
     command: str | None = None
-    known: bool = False
+    known: str = ""
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -129,7 +137,7 @@ class Claim:
         return tuple(dict.fromkeys(wanted))
 
 
-def fingerprint(run: Run[Any]) -> str:
+def config_fingerprint(run: Run[Any]) -> str:
     """Return a number that tells a configuration, its seed aside, by the fields that differ from their defaults."""
     run, told = run.with_seed(0), dict[str, Any]()
     for part in fields(run):
@@ -155,13 +163,16 @@ class Evidence:
         """Read a folder of results: every seed's file, and what claims show of the published ones.
 
         Raises:
-            ConfigError: a seed's file is damaged, or its run has been configured differently since.
+            ConfigError: a seed's file is damaged or misnamed, or its run has been configured differently since.
         """
         seeds = dict[str, dict[int, Numbers]]()
         for path in sorted((results / "claims").glob("*-seed-*.json")):
             found = read_results(path)
-            require_one_of(f"{path}: run", found.run, runs())
-            now = fingerprint(runs()[found.run].run)
+            require(found.run in runs(), f"{path}: run", found.run, "a named run, see `jaxinterp list`")
+            named = [stem(found.run, seed) for seed in found.seeds]
+            require(named == [path.stem], str(path), f"results of {', '.join(named) or 'no seed'}", f"of {path.stem}")
+            require("train_minutes" in found.metrics, str(path), "no train_minutes", "what `claims.py run` writes")
+            now = config_fingerprint(runs()[found.run].run)
             require(
                 found.fingerprint == now, str(path), "another configuration", f"that of {found.run}; delete the file"
             )
@@ -171,9 +182,12 @@ class Evidence:
         return cls(seeds, {name: read_results(path).metrics for name, path in files.items() if path.exists()})
 
     def measure(self, claim: Claim) -> dict[str, Metric | None]:
-        """Return a row's numbers, mean and deviation over the seeds that all its runs have; None if there are none."""
-        common = set.intersection(*(set(self.seeds.get(run, {})) for run in claim.runs)) if claim.runs else set[int]()
-        return {label: self._number(quantity, sorted(common)) for label, quantity in claim.shown.items()}
+        """Return a row's numbers, mean and std over the seeds that all its runs have; None of what was not measured."""
+        return {label: self._number(quantity, self.common(claim)) for label, quantity in claim.shown.items()}
+
+    def common(self, claim: Claim) -> list[int]:
+        """Return the seeds that all runs of a row have."""
+        return sorted(set.intersection(*(set(self.seeds.get(run, {})) for run in claim.runs))) if claim.runs else []
 
     def _number(self, quantity: Quantity | Published, seeds: Sequence[int]) -> Metric | None:
         if isinstance(quantity, Published):
@@ -186,7 +200,7 @@ class Evidence:
 
 
 def written(metric: Metric, form: str) -> str:
-    """Write a mean with its deviation.
+    """Write a mean with its std.
 
     Example:
         >>> written(Metric(3, 0.8312, 0.004), ".1%")
@@ -195,11 +209,13 @@ def written(metric: Metric, form: str) -> str:
     return f"{metric.mean:{form}}" + (f" ± {metric.std:{form}}" if metric.n > 1 else "")
 
 
-def verdict(claim: Claim, found: Mapping[str, Metric | None]) -> str:
-    """Return whether a claim holds at this scale, and how much of it was measured."""
+def verdict(claim: Claim, evidence: Evidence) -> str:
+    """Return whether a claim holds at this scale, or why that is not known, and how many seeds say so."""
+    found = evidence.measure(claim)
     shown = {label: metric for label, metric in found.items() if metric is not None}
-    if len(shown) < len(found):
-        return "not run yet"
+    if lacking := [label for label in found if label not in shown]:
+        tested = evidence.common(claim)
+        return f"not testable here: a seed has no {', no '.join(lacking)}" if tested else "not run yet"
     answer = "holds" if claim.holds(shown) else "does not hold at this scale"
     seeds = min(metric.n for metric in shown.values())
     return answer if seeds >= len(SEEDS) else f"{answer}; {seeds} of {len(SEEDS)} seeds"
@@ -230,14 +246,15 @@ def budget(run: Run[Any]) -> float:
 
 def spent(claim: Claim, evidence: Evidence) -> str:
     """Write what training the runs of a row takes: FLOPs, and minutes a seed where it was measured."""
+    trained_before = [one.run for one in claim.shown.values() if isinstance(one, Published) and one.run]
     parts = []
-    for name in claim.runs:
+    for name in dict.fromkeys([*claim.runs, *trained_before]):
+        experiment = runs()[name]
         took = [numbers["train_minutes"] for numbers in evidence.seeds.get(name, {}).values()]
-        minutes = f", {np.mean(took):.0f} min" if took else ""
-        flops = budget(runs()[name].run)
-        parts.append(f"{name}: {f'{flops:.1e} FLOP' if flops else 'closed form'}{minutes}")
-    files = [f"{one.file}.json" for one in claim.shown.values() if isinstance(one, Published)]
-    return "; ".join(parts) or f"trained before: {', '.join(dict.fromkeys(files))}"
+        minutes = f"{np.mean(took):.0f} min" if took else experiment.time
+        flops = budget(experiment.run)
+        parts.append(f"{name}: {f'{flops:.1e} FLOP' if flops else 'closed form'}, {minutes}")
+    return "; ".join(parts) or "nothing is trained"
 
 
 def row(name: str, claim: Claim, evidence: Evidence) -> dict[str, Any]:
@@ -253,9 +270,9 @@ def row(name: str, claim: Claim, evidence: Evidence) -> dict[str, Any]:
         "rule": claim.rule,
         "ours": "; ".join(f"{label} {written(one, claim.shown[label].form)}" for label, one in known.items()) or "-",
         "seeds": min((metric.n for metric in known.values()), default=0),
-        "command": claim.command or f"python experiments/claims.py run {name}",
+        "command": claim.command or f"python experiments/claims.py run {name} --results runs/claims",
         "budget": spent(claim, evidence),
-        "verdict": verdict(claim, found),
+        "verdict": verdict(claim, evidence),
         "tried": claim.tried,
         "known": claim.known,
     }
@@ -299,4 +316,6 @@ def measure(name: str, seed: int, run_dir: Path, file: Path, data_dir: Path | No
     seconds = sum(line["seconds"] for folder in folders for line in read_lines(folder / "metrics.jsonl", trained_by))
     found = gather([run_dir])
     took = summarize({"train_minutes": [seconds / 60], "train_flops": [budget(run)]})
-    write_results(file, replace(found, metrics={**found.metrics, **took}, headline=False, fingerprint=fingerprint(run)))
+    write_results(
+        file, replace(found, metrics={**found.metrics, **took}, headline=False, fingerprint=config_fingerprint(run))
+    )

@@ -88,7 +88,7 @@ def write_results(path: Path, results: Results) -> None:
 def read_results(path: Path) -> Results:
     """Read what `write_results` wrote; the error for a damaged file names it and the fault."""
     with naming(path):
-        results: Results = validate_json(Results, path.read_text(encoding="utf-8"))
+        results: Results = validate_json(Results, path.read_bytes())
     return results
 
 
