@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from jaxinterp.app import run_file, stages
-from jaxinterp.app.console import errors_in_one_line
+from jaxinterp.app.console import command_of, errors_in_one_line
 from jaxinterp.app.evidence import (
     SEEDS,
     Claim,
@@ -365,8 +364,8 @@ CLAIMS: dict[str, Claim] = {
         "-",
         "nearest reference in the embedding, MNIST: half a point better than one real image a class",
         {
-            "one reference a class": Published("distill_mnist", "one_reference_accuracy", run="distill/mnist"),
-            "one real image a class": Published("distill_mnist", "one_real_image_accuracy", run="distill/mnist"),
+            "one reference a class": Published("distill_mnist", "one_reference_accuracy", ".2%", "distill/mnist"),
+            "one real image a class": Published("distill_mnist", "one_real_image_accuracy", ".2%", "distill/mnist"),
         },
         lambda shown: shown["one reference a class"].mean >= shown["one real image a class"].mean + 0.005,
         known="all of this row",
@@ -477,15 +476,19 @@ class RunRow:
         own = self.results.resolve() != RESULTS
         require(own or not self.smoke, "--results", "the repository's with --smoke", "another folder")
         check_folder(self.results)
-        for seed in self.seeds:
-            for name in claim.runs:
-                file = self.results / "claims" / f"{stem(name, seed)}.json"
-                if file.exists():
-                    print(f"{file} is there")
-                    continue
-                measure(name, seed, self.runs / stem(name, seed), file, self.data_dir, self.smoke)
-                print(f"results: {file}", flush=True)
-        if not self.smoke:
+        pairs = [(name, seed) for seed in self.seeds for name in claim.runs]
+        for number, (name, seed) in enumerate(pairs, 1):
+            file = self.results / "claims" / f"{stem(name, seed)}.json"
+            if file.exists():
+                print(f"{file} is there")
+                continue
+            print(f"{name}, seed {seed} ({number} of {len(pairs)})", flush=True)
+            folder = self.runs / f"{stem(name, seed)}{'-smoke' if self.smoke else ''}"
+            measure(name, seed, folder, file, self.data_dir, self.smoke)
+            print(f"results: {file}", flush=True)
+        if self.smoke:
+            print(f"{self.row}: no verdict, as this was a smoke run")
+        else:
             found = row(self.row, claim, Evidence.read(self.results, [claim]))
             print(f"{self.row}: {found['verdict']}: {found['ours']}")
 
@@ -546,6 +549,7 @@ class Table:
     def __call__(self) -> None:
         """Write the file, and print a line a row."""
         require(self.results.is_dir(), "--results", self.results, "a folder of results")
+        check_folder(self.results)
         content = table(CLAIMS, METRICS, Evidence.read(self.results, CLAIMS.values()))
         write_text(self.results / "claims.json", as_json(content))
         for one in content["rows"]:
@@ -560,7 +564,7 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the commands; status 2 for a mistake that the user can mend."""
     with errors_in_one_line():
-        tyro.cli(Command, prog="claims.py", description=__doc__, args=arguments)()  # type: ignore[arg-type]
+        command_of(Command, arguments, "claims.py", __doc__)()
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from jaxinterp.app.console import errors_in_one_line, show
+from jaxinterp.app.console import command_of, errors_in_one_line, show
 from jaxinterp.app.publish import one_run, overrides, require_finished, results_file, train_command
 from jaxinterp.app.results import MOTIONS, Results, equivariance_rows, summarize, write_results
 from jaxinterp.app.stages import trained
@@ -239,7 +238,7 @@ class Program:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; status 2 if a run cannot be measured."""
     with errors_in_one_line():
-        tyro.cli(Program, prog="equivariance.py", args=arguments)(Console())
+        command_of(Program, arguments, "equivariance.py", __doc__)(Console())
 
 
 if __name__ == "__main__":

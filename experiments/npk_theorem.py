@@ -20,11 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
-from jaxinterp.app.console import errors_in_one_line
+from jaxinterp.app.console import command_of, errors_in_one_line
 from jaxinterp.app.results import Results, summarize, write_results
 from jaxinterp.checks import require
 from jaxinterp.figures.html import picture
@@ -262,7 +261,7 @@ class Program:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; status 2 if a folder cannot be written."""
     with errors_in_one_line():
-        tyro.cli(Program, prog="npk_theorem.py", args=arguments)()
+        command_of(Program, arguments, "npk_theorem.py", __doc__)()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The command `jaxinterp`: its commands with their options, and how errors are shown."""
 
-import contextlib
 import difflib
-import io
 import json
 import re
 import sys
@@ -20,11 +18,10 @@ from tyro.conf import Positional, arg, subcommand
 from jaxinterp import __version__
 from jaxinterp.app.cache import keep_programs
 from jaxinterp.app.code import names_file
-from jaxinterp.app.console import errors_in_one_line, fits, open_console, show, show_table, table_of
+from jaxinterp.app.console import command_of, errors_in_one_line, fits, open_console, show, show_table, table_of
 from jaxinterp.checks import require, require_at_least, require_one_of
-from jaxinterp.errors import ConfigError
 from jaxinterp.files import check_folder, write_text
-from jaxinterp.recipe.overrides import in_one_line, override
+from jaxinterp.recipe.overrides import override
 
 PAPER_NUMBERS = ("test_accuracy", "test_accuracy_highest", "localization_3x3_median", "removal_curve_mean")
 FAMILIES = ("coda", "gated", "coded", "taylor", "glassbox")  # that have presets
@@ -429,7 +426,7 @@ class Export:
 class Claims:
     """Print the papers' claims as they were tested at a laptop's budget, each with its verdict."""
 
-    row: Annotated[Positional[str], arg(metavar="ROW")] = ""
+    row: Annotated[Positional[str], arg(metavar="[ROW]")] = ""
     """One of the rows, to be printed whole; all, a line each, if empty."""
     json: bool = False
     """Print the rows as JSON."""
@@ -439,7 +436,8 @@ class Claims:
         from jaxinterp.app.claims import claims
 
         rows = {row["row"]: row for row in claims()}
-        require_one_of("ROW", self.row, ("", *rows))
+        if self.row:
+            require_one_of("ROW", self.row, rows)
         chosen = {self.row: rows[self.row]} if self.row else rows
         if self.json:
             show(console, json.dumps(list(chosen.values()), indent=2, ensure_ascii=False))
@@ -676,14 +674,7 @@ def parse(kind: Any, words: Sequence[str], prog: str, description: str | None = 
         require(count == 1, option, f"it {count} times", "it once")
     with_fields = {"train": Train, "plan": Plan}.get("train" if kind is Train else "".join(words[:1]))
     arguments = list(words) if with_fields is None else assignments(join_seeds(words), with_fields)
-    box, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, prog=prog, description=description, args=arguments, config=options)
-    except SystemExit as stop:
-        if stop.code:
-            raise ConfigError(in_one_line(box.getvalue())) from None
-        raise
+    return command_of(kind, arguments, prog, description, tyro.conf.FlagCreatePairsOff)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,12 +6,15 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import tyro
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from jaxinterp.errors import JaxInterpError
+from jaxinterp.errors import ConfigError, JaxInterpError
+from jaxinterp.recipe.overrides import in_one_line
 from jaxinterp.train.signals import never_lost
 
 WIDE = 10_000
@@ -76,6 +79,29 @@ def _lengths(table: Table) -> tuple[list[int], list[int]]:
     words = [" ".join(column).split() for column in texts]
     whole, least = ([max(map(cell_len, column), default=0) for column in kind] for kind in (texts, words))
     return whole, least
+
+
+def command_of(kind: Any, words: Sequence[str] | None, prog: str, description: str | None, *options: Any) -> Any:
+    """Return the command that words ask for; leave after help.
+
+    Args:
+        kind: of command, as `tyro.cli` takes it.
+        words: the words; of the command line if None.
+        prog: the name of the program.
+        description: what help begins with.
+        options: of tyro.
+
+    Raises:
+        ConfigError: a word is no option or has no such value.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, prog=prog, description=description, args=words, config=options)
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(in_one_line(box.getvalue())) from None
+        raise
 
 
 @contextlib.contextmanager

@@ -117,6 +117,8 @@ def validate_json(kind: Any, text: str | bytes) -> Any:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise ConfigError(f"got a damaged file ({first['ctx']['error']}), expected JSON") from error
         place, cause = ".".join(map(str, first["loc"])), first.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):  # a field's own check
             raise ConfigError(f"{place}.{cause}" if place else str(cause)) from error

@@ -95,7 +95,11 @@ def test_a_row_is_run_seed_by_seed_and_what_is_there_is_left(tmp_path, capsys) -
     found = read_results(tmp_path / "results" / "claims" / files[0])
     assert (found.run, found.seeds, found.headline) == (claims.DLGN, (1,), False)
     assert 0 < found.metrics["train_minutes"].mean < 5
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "gated/cifar10-laptop-conv-dlgn, seed 1 (2 of 2)" in said
+    assert said.splitlines()[-1].startswith("dlgn-conv: no verdict")
+    # apart from those of real runs, which would not go on from them
+    assert all(folder.name.endswith("-smoke") for folder in (tmp_path / "runs").iterdir())
     claims.main(["run", "dlgn-conv", "--seeds", "1", *options])
     assert capsys.readouterr().out.count("is there") == 2
     with pytest.raises(SystemExit):  # of another configuration than the run's own: it does not count
@@ -115,13 +119,16 @@ def test_a_row_is_run_seed_by_seed_and_what_is_there_is_left(tmp_path, capsys) -
         ("ROW", ["run", "coda-acuracy"]),
         ("npk_theorem.py", ["run", "ntk-rate"]),
         ("--results", ["run", "dlgn-conv", "--smoke"]),
+        ("--results", ["table", "--results", "nowhere"]),
+        ("--seeds", ["run", "dlgn-conv", "--seeds", "x"]),
     ],
 )
 def test_what_cannot_be_run_is_one_line(field, words, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         claims.main(words)
     assert end.value.code == 2
-    assert field in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert field in line
 
 
 def test_an_unknown_kind_of_network_is_not_tuned(tmp_path) -> None:
