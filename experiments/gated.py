@@ -148,7 +148,7 @@ LAPTOPS: dict[str, tuple[Run[GatedModel], float, dict[str, Any], str]] = {
 }  # fmt: skip
 # Training with another run on the other core; conv-learnt with the ReLU network that is trained first.
 LAPTOP_MINUTES = {
-    "conv-dlgn": 18, "conv-dlgn-1": 15, "conv-dlgn-permuted": 16, "conv-frozen": 8, "conv-decoupled": 14,
+    "conv-dnn": 6, "conv-dlgn": 18, "conv-dlgn-1": 15, "conv-dlgn-permuted": 16, "conv-frozen": 8, "conv-decoupled": 14,
     "conv-learnt": 15, "resnet8-dnn": 57, "resnet8-short-dnn": 23, "resnet8-short-dlgn": 58,
 }  # fmt: skip
 
@@ -265,7 +265,7 @@ RUNS: dict[str, Experiment[GatedModel]] = {
         f"gated/cifar10-laptop-{name}": Experiment(
             base.replace(model=fields, optim={"learning_rate": rate}),
             f"ours: {what}, for `jaxinterp claims`",
-            time=f"{LAPTOP_MINUTES[name]} min on one CPU core" if name in LAPTOP_MINUTES else "not measured",
+            time=f"{LAPTOP_MINUTES[name]} min on one CPU core",
             headline=False,
         )
         for name, (base, rate, fields, what) in LAPTOPS.items()
