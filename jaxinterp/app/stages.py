@@ -193,8 +193,8 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
 def evaluate_held_out(run_dir: str | Path, data_dir: str | Path | None = None, log: Log = print) -> dict[str, Any]:
     """Measure a trained run on the images that it held out of training; write held_out.json into its folder.
 
-    By these numbers a network or its parameters may be chosen, which those of `evaluate`, of test images, are no longer
-    fair to. Only the last epoch is measured: the best one was chosen on these images.
+    Choose networks and their parameters by these numbers, and the test images of `evaluate` remain unseen. Only the
+    last epoch is measured: the best one was chosen on these images.
 
     Args:
         run_dir: the run's folder.
