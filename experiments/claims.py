@@ -124,8 +124,8 @@ CLAIMS: dict[str, Claim] = {
             and shown["contributions"].mean >= shown["best post-hoc on ResNet-8"].mean + 0.15
         ),
         tried="the earlier shape of row coda-accuracy at T = 300, seed 0: 0.559 against 0.639 of occlusion on itself. "
-        "Six epochs each without label smoothing, 12 grids of held-out "
-        "images, occlusion 9 in parentheses: that shape at T = 1000 0.53 (0.58); a last layer that sees 31 pixels "
+        "Six epochs each without label smoothing, 12 grids of held-out images, occlusion 9 in parentheses: that shape "
+        "at T = 1000 0.53 (0.58); a last layer that sees 31 pixels "
         "(kernels of 3) 0.59 (0.64), at T = 3000 0.67 (0.62); as it is now, kernels of 4 in the first two layers,"
         " 0.67 (0.57), at T = 6000 0.65 (0.53)",
     ),

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -139,11 +139,7 @@ class Claim:
 
 def config_fingerprint(run: Run[Any]) -> str:
     """Return a number that tells a configuration, its seed aside, by the fields that differ from their defaults."""
-    run, told = run.with_seed(0), dict[str, Any]()
-    for part in fields(run):
-        own = getattr(run, part.name)
-        told |= {f"{part.name}.{f.name}": v for f in fields(own) if (v := getattr(own, f.name)) != f.default}
-    return f"{zlib.crc32(json.dumps(told, sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(json.dumps(run.with_seed(0).own_fields(), sort_keys=True).encode()):08x}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +179,8 @@ class Evidence:
 
     def measure(self, claim: Claim) -> dict[str, Metric | None]:
         """Return a row's numbers, mean and std over the seeds that all its runs have; None of what was not measured."""
-        return {label: self._number(quantity, self.common(claim)) for label, quantity in claim.shown.items()}
+        seeds = self.common(claim)
+        return {label: self._number(quantity, seeds) for label, quantity in claim.shown.items()}
 
     def common(self, claim: Claim) -> list[int]:
         """Return the seeds that all runs of a row have."""
@@ -209,12 +206,15 @@ def written(metric: Metric, form: str) -> str:
     return f"{metric.mean:{form}}" + (f" ± {metric.std:{form}}" if metric.n > 1 else "")
 
 
-def verdict(claim: Claim, evidence: Evidence) -> str:
-    """Return whether a claim holds at this scale, or why that is not known, and how many seeds say so."""
-    found = evidence.measure(claim)
-    shown = {label: metric for label, metric in found.items() if metric is not None}
-    if lacking := [label for label in found if label not in shown]:
-        tested = evidence.common(claim)
+def verdict(claim: Claim, shown: Shown, tested: bool) -> str:
+    """Return whether a claim holds at this scale, or why that is not known, and how many seeds say so.
+
+    Args:
+        claim: the claim.
+        shown: its numbers, as far as they were measured.
+        tested: whether all its runs have a seed in common.
+    """
+    if lacking := [label for label in claim.shown if label not in shown]:
         return f"not testable here: a seed has no {', no '.join(lacking)}" if tested else "not run yet"
     answer = "holds" if claim.holds(shown) else "does not hold at this scale"
     seeds = min(metric.n for metric in shown.values())
@@ -259,8 +259,7 @@ def spent(claim: Claim, evidence: Evidence) -> str:
 
 def row(name: str, claim: Claim, evidence: Evidence) -> dict[str, Any]:
     """Return a row of claims.json."""
-    found = evidence.measure(claim)
-    known = {label: metric for label, metric in found.items() if metric is not None}
+    known = {label: metric for label, metric in evidence.measure(claim).items() if metric is not None}
     return {
         "row": name,
         "paper": claim.paper,
@@ -272,7 +271,7 @@ def row(name: str, claim: Claim, evidence: Evidence) -> dict[str, Any]:
         "seeds": min((metric.n for metric in known.values()), default=0),
         "command": claim.command or f"python experiments/claims.py run {name} --results runs/claims",
         "budget": spent(claim, evidence),
-        "verdict": verdict(claim, evidence),
+        "verdict": verdict(claim, known, bool(evidence.common(claim))),
         "tried": claim.tried,
         "known": claim.known,
     }

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -121,9 +121,7 @@ def fingerprint(family: Family[Any], run: Run[Any]) -> dict[str, Any]:
     Without defaults, so that a field that a later version adds changes nothing of a run that does not use it; and
     without the number of epochs, as a run may go on.
     """
-    parts = {part.name: getattr(run, part.name) for part in fields(run)}
-    defaults = {f"{name}.{one.name}": one.default for name, part in parts.items() for one in fields(part)}
-    own = {key: value for key, value in run.fields().items() if key != "train.epochs" and value != defaults[key]}
+    own = {key: value for key, value in run.own_fields().items() if key != "train.epochs"}
     values: dict[str, Any] = json.loads(json.dumps({"run": own, **family.fingerprint(run)}))
     return values
 
@@ -183,10 +181,7 @@ def evaluate(run_dir: str | Path, data_dir: str | Path | None = None, log: Log =
     if "highest" in summary:
         results["metrics"]["test_accuracy_highest"] = summary["highest"]["test_accuracy"]
     results["step"] = step
-    if unfinished := unfinished_line(run_dir, last.run):
-        results["unfinished"] = unfinished
-        warn(f"{run_dir}: {unfinished}")
-    write_json(run_dir / EVALUATION, results)
+    _write_measured(run_dir / EVALUATION, results, last.run)
     return results
 
 
@@ -218,11 +213,16 @@ def evaluate_held_out(run_dir: str | Path, data_dir: str | Path | None = None, l
     logits = {"last": predict(last.network.apply, last.variables, data[0], last.run.train.eval_batch)}
     metrics = measure(last, data, logits, log)[0]["metrics"]
     results: dict[str, Any] = {"metrics": {"val_accuracy": metrics.pop("test_accuracy"), **metrics}}
-    if unfinished := unfinished_line(run_dir, last.run):
-        results["unfinished"] = unfinished
-        warn(f"{run_dir}: {unfinished}")
-    write_json(run_dir / HELD_OUT, results)
+    _write_measured(run_dir / HELD_OUT, results, last.run)
     return results
+
+
+def _write_measured(path: Path, results: dict[str, Any], run: Run[Any]) -> None:
+    """Write what was measured into a run's folder; of a run that has not ended, say so there and in a warning."""
+    if unfinished := unfinished_line(path.parent, run):
+        results["unfinished"] = unfinished
+        warn(f"{path.parent}: {unfinished}")
+    write_json(path, results)
 
 
 def explain(

@@ -294,6 +294,12 @@ class Run(Generic[M]):
         parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
 
+    def own_fields(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, by key."""
+        parts = {part.name: dataclasses.fields(getattr(self, part.name)) for part in dataclasses.fields(self)}
+        defaults = {f"{name}.{one.name}": one.default for name, part in parts.items() for one in part}
+        return {key: value for key, value in self.fields().items() if value != defaults[key]}
+
     def sweep(self: AnyRun, **choices: Any) -> "Sweep[AnyRun]":
         """Return one run for every combination of values.
 
