@@ -70,10 +70,11 @@ NPK_RANDOM, NPK_LEARNT, FLAT_RANDOM, FLAT_LEARNT = (
 )
 PAIR = "glassbox/mnist-4-9"
 TUNING = "python experiments/claims.py tune"
-TUNED = {CODA: "LAPTOP_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE", TAYLOR: "LAPTOP_RATE",
+TUNED = {CODA: "LAPTOP_RATE", COLD: "COLD_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE",
+         TAYLOR: "LAPTOP_RATE",
          DNN: "CONV_RATE", FROZEN: "CONV_RATE", DLGN: "SOFT_RATE", DECOUPLED: "SOFT_RATE",
          SHORT_DLGN: "RESNET_SOFT_RATE"}  # fmt: skip
-LONGER = {CODA: 3, TAYLOR: 6}  # epochs of a trial: after one, the best rate was not the one that leads in a long run
+LONGER = {CODA: 3, COLD: 3, TAYLOR: 6}  # epochs of a trial: after one, another rate leads than in a long run
 LOCALIZATION, REMOVAL = "localization_3x3_median", "removal_curve_mean"
 
 CODA_PAPER = "Böhle et al., CVPR 2021"
@@ -158,9 +159,10 @@ CLAIMS: dict[str, Claim] = {
             rising("localization, T = 10", "localization, T = 3000")(shown)
             and rising("accuracy, T = 3000", "accuracy, T = 10")(shown)
         ),
-        tried="the higher T of this rule is the T of row coda-localization, and was changed with it; T = 10 has the "
-        "rate of the other, not one of its own: with seed 1 its loss rises to 3.6 in the first epoch, and it ends at "
-        "37.9 %, which is left out here until its rate is tuned",
+        tried="the higher T of this rule is the T of row coda-localization, and was changed with it; T = 10 had the "
+        "rate of the other at first, 0.01, and with it 78.8 % on the test images with seed 0 and 37.9 % with seed 1, "
+        "whose loss rose to 3.6 in the first epoch; its own rate, 0.003, was then tuned on held-out images, as the "
+        "other's was (67.0 % after three epochs, against 31.1 % of 0.01)",
     ),
     "coda-hybrid": Claim(
         "Böhle et al., TPAMI 2022",
