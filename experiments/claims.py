@@ -71,10 +71,9 @@ NPK_RANDOM, NPK_LEARNT, FLAT_RANDOM, FLAT_LEARNT = (
 PAIR = "glassbox/mnist-4-9"
 TUNING = "python experiments/claims.py tune"
 TUNED = {CODA: "LAPTOP_RATE", COLD: "COLD_RATE", RESNET: "RESNET_RATE", CODED: "LAPTOP_RATE", PLAIN: "PLAIN_RATE",
-         TAYLOR: "LAPTOP_RATE",
-         DNN: "CONV_RATE", FROZEN: "CONV_RATE", DLGN: "SOFT_RATE", DECOUPLED: "SOFT_RATE",
+         TAYLOR: "LAPTOP_RATE", DNN: "CONV_RATE", FROZEN: "CONV_RATE", DLGN: "SOFT_RATE", DECOUPLED: "SOFT_RATE",
          SHORT_DLGN: "RESNET_SOFT_RATE"}  # fmt: skip
-LONGER = {CODA: 3, COLD: 3, TAYLOR: 6}  # epochs of a trial: after one, another rate leads than in a long run
+LONGER = {CODA: 3, COLD: 3, TAYLOR: 6}  # epochs of a trial: one misled for CODA and TAYLOR
 LOCALIZATION, REMOVAL = "localization_3x3_median", "removal_curve_mean"
 
 CODA_PAPER = "Böhle et al., CVPR 2021"

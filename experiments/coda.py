@@ -79,7 +79,8 @@ HYBRID = FAST.replace(
         "strides": (1, 2, 1, 1),
     }
 )
-LAPTOP_RATE, COLD_RATE = 0.01, 0.003  # of four each, by `python experiments/claims.py tune`; at T = 3000, at T = 10
+LAPTOP_RATE = 0.01  # of four, by `python experiments/claims.py tune`
+COLD_RATE = 0.003  # the same at T = 10
 SMALL = S.replace(**LAPTOP).replace(
     model={
         "features": (16, 24, 32, 32, 10),
